@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Finds the files that ship beside the code: BPF objects, plugins, units.
+
+In a source tree they stand at its top (``build/bpf``, ``plugins``); in an
+installed wheel under ``mptcpd_ebpf/_data`` (see ``scripts/hatch_build.py``).
+"""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = _PACKAGE / "_data"
+
+
+def bpf_object(name: str) -> Path:
+    """The path of a compiled BPF object, ``name`` without ``.bpf.o``.
+
+    Raises FileNotFoundError, with the way out, if it was never built.
+    """
+    folder = _INSTALLED / "bpf" if _INSTALLED.is_dir() else _PACKAGE.parent / "build" / "bpf"
+    path = folder / f"{name}.bpf.o"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the BPF object is not built; run 'make bpf'")
+    return path
+
+
+def plugin_folder() -> Path:
+    """The folder of the shipped plugins."""
+    return _INSTALLED / "plugins" if _INSTALLED.is_dir() else _PACKAGE.parent / "plugins"

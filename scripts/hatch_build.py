@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Puts what stands outside the package into the wheel.
+
+The BPF objects (compiled here if they are not there yet) and the shipped plugins
+land under ``mptcpd_ebpf/_data``; ``mptcpd_ebpf.resources`` finds them there or in
+the source tree.  A wheel therefore installs without a compiler.
+"""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class DataHook(BuildHookInterface):  # type: ignore[misc]
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if version == "editable":
+            return  # the source tree itself is used
+        root = Path(self.root)
+        subprocess.run(["make", "bpf"], cwd=root, check=True)
+        included = build_data["force_include"]
+        for built in sorted((root / "build" / "bpf").glob("*.bpf.o")):
+            included[str(built)] = f"mptcpd_ebpf/_data/bpf/{built.name}"
+        for folder in ("plugins", "etc", "systemd"):
+            for path in sorted((root / folder).iterdir()):
+                if path.is_file():
+                    included[str(path)] = f"mptcpd_ebpf/_data/{folder}/{path.name}"
