@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Everything the core can ask for, as plain records.
+
+Each command carries the reason for it in words.  Those under "the kernel's path
+managers" become one generic netlink request each (include/uapi/linux/mptcp_pm.h);
+the last two never leave user space.
+"""
+
+from enum import IntFlag
+
+from msgspec import Struct
+
+from mptcpd_ebpf.core.address import SockAddr
+
+
+class EndpointFlag(IntFlag):
+    """MPTCP_PM_ADDR_FLAG_* of include/uapi/linux/mptcp_pm.h."""
+
+    SIGNAL = 1
+    SUBFLOW = 2
+    BACKUP = 4
+    FULLMESH = 8
+    IMPLICIT = 16
+    LAMINAR = 32
+
+
+class Command(Struct, frozen=True, kw_only=True, tag=True, tag_field="command"):
+    """Base of all commands."""
+
+    reason: str
+    """Why, in one line for a person."""
+
+
+# --- the kernel's path managers: one connection (userspace mode)
+
+
+class CreateSubflow(Command, frozen=True):
+    token: int
+    local_ip: str
+    local_id: int
+    remote: SockAddr
+    remote_id: int = 0
+    if_index: int = 0
+    backup: bool = False
+
+
+class DestroySubflow(Command, frozen=True):
+    token: int
+    local: SockAddr
+    remote: SockAddr
+
+
+class SetBackup(Command, frozen=True):
+    """Sends MP_PRIO for one subflow (RFC 8684, 3.3.8)."""
+
+    token: int
+    local: SockAddr
+    remote: SockAddr
+    backup: bool
+
+
+class AnnounceAddress(Command, frozen=True):
+    """Sends ADD_ADDR (RFC 8684, 3.4.1)."""
+
+    token: int
+    ip: str
+    address_id: int
+    port: int = 0
+    if_index: int = 0
+
+
+class WithdrawAddress(Command, frozen=True):
+    """Sends REMOVE_ADDR (RFC 8684, 3.4.2): the peer closes the subflows of that id."""
+
+    token: int
+    address_id: int
+
+
+# --- the kernel's path managers: endpoints and limits (in-kernel mode)
+
+
+class AddEndpoint(Command, frozen=True):
+    ip: str
+    address_id: int = 0
+    """0 lets the kernel choose."""
+    flags: EndpointFlag = EndpointFlag.SUBFLOW
+    if_index: int = 0
+    port: int = 0
+
+
+class RemoveEndpoint(Command, frozen=True):
+    address_id: int
+    ip: str = ""
+    """Needed only for address id 0."""
+
+
+class ChangeEndpoint(Command, frozen=True):
+    """Sets or clears backup and fullmesh of an endpoint, and with it of its subflows."""
+
+    address_id: int
+    ip: str
+    flags: EndpointFlag
+
+
+class FlushEndpoints(Command, frozen=True):
+    pass
+
+
+class SetLimits(Command, frozen=True):
+    subflows: int
+    add_addr_accepted: int
+
+
+# --- the daemon itself
+
+
+class RequestSample(Command, frozen=True):
+    """Asks for a Sampled event with the exact present values."""
+
+
+class WakeAt(Command, frozen=True):
+    """Asks for the plugin's `wake` handler at `at` (CLOCK_MONOTONIC nanoseconds)."""
+
+    at: int
+
+
+KernelCommand = (
+    CreateSubflow
+    | DestroySubflow
+    | SetBackup
+    | AnnounceAddress
+    | WithdrawAddress
+    | AddEndpoint
+    | RemoveEndpoint
+    | ChangeEndpoint
+    | FlushEndpoints
+    | SetLimits
+)
+
+AnyCommand = KernelCommand | RequestSample | WakeAt
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """A command that the engine let through or refused, with its author."""
+
+    id: int
+    at: int
+    """CLOCK_MONOTONIC, nanoseconds."""
+    plugin: str
+    command: AnyCommand
+    refused: str | None = None
+    """Why the engine kept it from the kernel, None if it did not."""

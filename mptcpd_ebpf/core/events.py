@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Everything the core can be told, as plain records.
+
+One record type serves the engine, the journal, the control socket and replay, so
+they are msgspec structs: tagged, frozen, and nothing but data.  Times are
+CLOCK_MONOTONIC nanoseconds and come beside the event, as `now`.
+
+Tokens are the connection's local token in host order.  Address ids are None where
+the kernel did not say.
+"""
+
+from typing import Any
+
+from msgspec import Struct
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
+
+
+class Event(Struct, frozen=True, kw_only=True, tag=True, tag_field="event"):
+    """Base of all events."""
+
+
+# --- connections and subflows: generic netlink mptcp_pm_events
+# (kernel: include/uapi/linux/mptcp_pm.h)
+
+
+class ConnectionCreated(Event, frozen=True):
+    """MPTCP_EVENT_CREATED: both sides agreed to use MPTCP."""
+
+    token: int
+    local: SockAddr
+    remote: SockAddr
+    server_side: bool = False
+    deny_join_id0: bool = False
+    """The peer asks not to join its initial address (RFC 8684, 3.1, the C flag)."""
+    if_index: int | None = None
+
+
+class ConnectionEstablished(Event, frozen=True):
+    """MPTCP_EVENT_ESTABLISHED: fully established, subflows may be created."""
+
+    token: int
+    local: SockAddr
+    remote: SockAddr
+    server_side: bool = False
+    deny_join_id0: bool = False
+    if_index: int | None = None
+
+
+class ConnectionClosed(Event, frozen=True):
+    token: int
+
+
+class AddressAnnounced(Event, frozen=True):
+    """The peer sent ADD_ADDR (RFC 8684, 3.4.1); port is 0 when it named none."""
+
+    token: int
+    address_id: int
+    ip: str
+    port: int = 0
+
+
+class AddressWithdrawn(Event, frozen=True):
+    """The peer sent REMOVE_ADDR (RFC 8684, 3.4.2)."""
+
+    token: int
+    address_id: int
+
+
+class SubflowEstablished(Event, frozen=True):
+    """A join succeeded.  The initial subflow has no such event."""
+
+    token: int
+    local: SockAddr
+    remote: SockAddr
+    local_id: int | None = None
+    remote_id: int | None = None
+    backup: bool = False
+    if_index: int | None = None
+    error: int = 0
+
+
+class SubflowClosed(Event, frozen=True):
+    token: int
+    local: SockAddr
+    remote: SockAddr
+    local_id: int | None = None
+    remote_id: int | None = None
+    backup: bool = False
+    if_index: int | None = None
+    error: int = 0
+    """The socket's errno, 0 if none."""
+    reset_reason: int | None = None
+    """MP_TCPRST reason (RFC 8684, 3.6), None if the peer sent none."""
+    reset_flags: int | None = None
+
+
+class SubflowPriority(Event, frozen=True):
+    """The peer sent MP_PRIO (RFC 8684, 3.3.8)."""
+
+    token: int
+    local: SockAddr
+    remote: SockAddr
+    local_id: int | None = None
+    remote_id: int | None = None
+    backup: bool = False
+    if_index: int | None = None
+
+
+class ListenerCreated(Event, frozen=True):
+    local: SockAddr
+
+
+class ListenerClosed(Event, frozen=True):
+    local: SockAddr
+
+
+# --- the local network: rtnetlink
+
+
+class LinkChanged(Event, frozen=True):
+    """An interface is new or changed."""
+
+    if_index: int
+    name: str
+    up: bool
+    """Administratively up (IFF_UP)."""
+    running: bool
+    """Has carrier and is operational (IFF_RUNNING)."""
+    loopback: bool = False
+    point_to_point: bool = False
+
+
+class LinkRemoved(Event, frozen=True):
+    if_index: int
+
+
+class LocalAddressChanged(Event, frozen=True):
+    """An address of ours is new or changed.  `ip` is the local one, also on point-to-point."""
+
+    if_index: int
+    ip: str
+    prefix_len: int
+    scope: int = 0
+    """rtnetlink scope: 0 universe, 200 site, 253 link, 254 host."""
+    tentative: bool = False
+    """Duplicate address detection has not ended (or failed): not usable yet."""
+    deprecated: bool = False
+    temporary: bool = False
+
+
+class LocalAddressRemoved(Event, frozen=True):
+    if_index: int
+    ip: str
+
+
+class DefaultRouteAdded(Event, frozen=True):
+    if_index: int
+    ipv6: bool
+    gateway: str | None = None
+    metric: int = 0
+    table: int = 254
+
+
+class DefaultRouteRemoved(Event, frozen=True):
+    if_index: int
+    ipv6: bool
+    gateway: str | None = None
+    metric: int = 0
+    table: int = 254
+
+
+# --- the probes
+
+
+class AlarmRaised(Event, frozen=True):
+    """A probe saw a subflow cross a threshold."""
+
+    kind: AlarmKind
+    measurement: Measurement
+    value: int = 0
+    """What crossed: microseconds for rtt, no-progress and stall, per cent for loss, a count."""
+    limit: int = 0
+    """The threshold it crossed, in the same unit."""
+
+
+class SubflowEnded(Event, frozen=True):
+    """The probes' last word about a subflow (`measurement.closed`)."""
+
+    measurement: Measurement
+
+
+class Sampled(Event, frozen=True):
+    """The answer to a RequestSample: every live subflow of the namespace, read at one moment."""
+
+    measurements: list[Measurement]
+
+
+# --- the daemon's own life
+
+
+class Tick(Event, frozen=True):
+    """The deadline that the engine asked for has come."""
+
+
+class CommandAnswered(Event, frozen=True):
+    """The kernel's answer to a decision's command."""
+
+    decision_id: int
+    errno: int = 0
+    explanation: str = ""
+
+
+class EventsLost(Event, frozen=True):
+    """A source overflowed; a Resynchronised follows."""
+
+    source: str
+
+
+class LiveConnection(Struct, frozen=True, kw_only=True):
+    """A connection as found by asking the kernel, not by having watched it."""
+
+    token: int
+    local: SockAddr
+    remote: SockAddr
+    server_side: bool | None = None
+
+
+class Resynchronised(Event, frozen=True):
+    """The whole truth, read anew: what is not in here is gone."""
+
+    connections: list[LiveConnection]
+    subflows: list[Measurement]
+    links: list[LinkChanged]
+    addresses: list[LocalAddressChanged]
+    routes: list[DefaultRouteAdded]
+
+
+class ConfigChanged(Event, frozen=True):
+    """New configuration, validated; plain data so that a recording can hold it."""
+
+    config: dict[str, Any]
+
+
+class Paused(Event, frozen=True):
+    """From now on nothing is decided."""
+
+
+class Resumed(Event, frozen=True):
+    pass
+
+
+AnyEvent = (
+    ConnectionCreated
+    | ConnectionEstablished
+    | ConnectionClosed
+    | AddressAnnounced
+    | AddressWithdrawn
+    | SubflowEstablished
+    | SubflowClosed
+    | SubflowPriority
+    | ListenerCreated
+    | ListenerClosed
+    | LinkChanged
+    | LinkRemoved
+    | LocalAddressChanged
+    | LocalAddressRemoved
+    | DefaultRouteAdded
+    | DefaultRouteRemoved
+    | AlarmRaised
+    | SubflowEnded
+    | Sampled
+    | Tick
+    | CommandAnswered
+    | EventsLost
+    | Resynchronised
+    | ConfigChanged
+    | Paused
+    | Resumed
+)

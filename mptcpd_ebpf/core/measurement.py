@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What is measured of one subflow at one moment.
+
+Every source fills the same record: the CO-RE probes, the ``iter/tcp`` iterator, bcc,
+inet_diag.  A field that a source cannot see is None, never 0.  Counters are
+cumulative since the subflow opened.  Names follow the kernel's ``struct tcp_sock``
+(include/linux/tcp.h) and ``struct mptcp_subflow_context`` (net/mptcp/protocol.h)
+where it has one.
+"""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from mptcpd_ebpf.core.address import SockAddr
+
+
+class Owner(Struct, frozen=True, kw_only=True):
+    """The process that opened a connection; on a server, the listener's owner."""
+
+    pid: int | None = None
+    comm: str | None = None
+    cgroup: int | None = None
+    """cgroup v2 id: the inode number of its folder."""
+    uid: int | None = None
+
+
+class Measurement(Struct, frozen=True, kw_only=True):
+    """One subflow, measured at `at`."""
+
+    at: int
+    """CLOCK_MONOTONIC, nanoseconds (``bpf_ktime_get_ns``)."""
+    netns: int | None = None
+    """Inode of the network namespace (``net->ns.inum``)."""
+    token: int
+    """The connection's local token, host order (RFC 8684, 3.2)."""
+    local: SockAddr
+    remote: SockAddr
+    local_id: int | None = None
+    remote_id: int | None = None
+    subflow_id: int | None = None
+    if_index: int | None = None
+    cookie: int | None = None
+    state: int | None = None
+    """TCP state, ``include/net/tcp_states.h``: 1 established, 2 SYN sent …"""
+    opened_at: int | None = None
+    """CLOCK_MONOTONIC, nanoseconds, of the subflow's birth."""
+
+    srtt_us: int | None = None
+    """Smoothed RTT, microseconds (``tcp_sock.srtt_us >> 3``)."""
+    min_rtt_us: int | None = None
+    rtt_us: int | None = None
+    """Newest raw sample, microseconds (``tcp_sock.rack.rtt_us``)."""
+    rttvar_us: int | None = None
+    rtt_histogram: list[int] | None = None
+    """Raw samples counted by log2 of their microseconds; slot i holds [2^i, 2^(i+1))."""
+
+    segments_out: int | None = None
+    """Data segments sent, retransmissions included (``data_segs_out``)."""
+    bytes_sent: int | None = None
+    bytes_acked: int | None = None
+    delivered: int | None = None
+    """Segments delivered to the peer (``tcp_sock.delivered``)."""
+    retransmits: int | None = None
+    """Segments retransmitted (``total_retrans``)."""
+    bytes_retrans: int | None = None
+    lost: int | None = None
+    """Segments marked lost (``tcp_sock.lost``)."""
+    timeouts: int | None = None
+    """Retransmission timeouts in a row right now (``icsk_retransmits``)."""
+    reordering: int | None = None
+    """Reordering events seen (``reord_seen``)."""
+    cwnd: int | None = None
+    in_flight: int | None = None
+    """Segments sent and not yet acknowledged (``packets_out``)."""
+    rto_us: int | None = None
+    idle_us: int | None = None
+    """Microseconds since the last segment came back on this subflow."""
+
+    backup: bool | None = None
+    """We asked the peer to treat it as backup (``request_bkup``)."""
+    backup_by_peer: bool | None = None
+    stale: bool | None = None
+    initial: bool | None = None
+    """Opened by MP_CAPABLE rather than MP_JOIN."""
+
+    stalled_us: int | None = None
+    """Time the connection stood still because of this subflow (see docs/probes.md)."""
+    connection_bytes_acked: int | None = None
+    connection_reinjected: int | None = None
+    """Bytes of the connection sent again on another subflow."""
+    owner: Owner | None = None
+    closed: bool = False
+    """The subflow's last word."""
+
+
+class AlarmKind(StrEnum):
+    """Why a probe woke user space."""
+
+    RTT = "rtt"
+    LOSS = "loss"
+    TIMEOUTS = "timeouts"
+    NO_PROGRESS = "no-progress"
+    STALL = "stall"
+
+
+class Thresholds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When the probes raise an alarm; written to the kernel at run time.
+
+    A threshold of 0 switches its alarm off.
+    """
+
+    rtt_factor_percent: int = 300
+    """A raw sample above this share of the baseline (the subflow's own slow average)…"""
+    rtt_floor_us: int = 20_000
+    """…and at least this far above it, in microseconds, is one strike."""
+    rtt_strikes: int = 2
+    """Strikes in a row that raise the RTT alarm."""
+    sibling_factor_percent: int = 400
+    """srtt above this share of the best sibling's raises the RTT alarm too, if it rose."""
+    loss_window: int = 32
+    """Segments the loss window spans."""
+    loss_percent: int = 10
+    """Share of the window retransmitted or lost that raises the loss alarm."""
+    timeouts: int = 2
+    """Retransmission timeouts in a row."""
+    no_progress_us: int = 100_000
+    """Data in flight and nothing came back for this long plus the current RTO's RTT part."""
+    stall_us: int = 100_000
+    """Stalled time within one second blamed on the subflow."""
+    min_interval_us: int = 100_000
+    """At most one alarm per subflow and this interval."""
