@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the core knows of the world: connections with their subflows, links, addresses, routes.
+
+`tracker` alone changes it; plugins and observers read it.  Everything is keyed and
+kept in insertion order, so that walking it is the same in every run.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mptcpd_ebpf.core.address import SockAddr, is_ipv6
+from mptcpd_ebpf.core.measurement import Measurement, Owner
+
+SubflowKey = tuple[SockAddr, SockAddr]
+"""Local and remote address of a subflow; with the token, its name within a namespace."""
+
+SCOPE_LINK = 253
+SCOPE_HOST = 254
+
+
+class State(StrEnum):
+    """Where a connection or subflow stands."""
+
+    PROVISIONAL = "provisional"
+    """Only a probe spoke of it so far; dropped if netlink does not follow."""
+    OPENING = "opening"
+    """Its handshake is under way (a join we asked for, a connection not fully established)."""
+    ESTABLISHED = "established"
+    CLOSED = "closed"
+    """Netlink's last word came; kept a moment for the probes' last word."""
+
+
+@dataclass(slots=True)
+class Subflow:
+    """One TCP connection of an MPTCP connection."""
+
+    token: int
+    local: SockAddr
+    remote: SockAddr
+    state: State = State.ESTABLISHED
+    initial: bool = False
+    """Opened by MP_CAPABLE."""
+    local_id: int | None = None
+    remote_id: int | None = None
+    if_index: int | None = None
+    backup: bool = False
+    """We marked it backup."""
+    backup_by_peer: bool = False
+    opened_at: int | None = None
+    """CLOCK_MONOTONIC nanoseconds, None if it is older than the daemon and nobody knows."""
+    measured: Measurement | None = None
+    """The newest measurement."""
+    error: int = 0
+    reset_reason: int | None = None
+
+    @property
+    def key(self) -> SubflowKey:
+        return (self.local, self.remote)
+
+    @property
+    def usable(self) -> bool:
+        """Can carry data now."""
+        return self.state is State.ESTABLISHED
+
+    def __str__(self) -> str:
+        return f"{self.local} → {self.remote}"
+
+
+@dataclass(slots=True)
+class Connection:
+    """One MPTCP connection of this namespace."""
+
+    token: int
+    local: SockAddr
+    remote: SockAddr
+    """Of the initial subflow."""
+    state: State = State.OPENING
+    server_side: bool | None = None
+    """None if it is older than the daemon and the kernel does not tell."""
+    deny_join_id0: bool = False
+    opened_at: int | None = None
+    announced: dict[int, SockAddr] = field(default_factory=dict)
+    """Addresses the peer announced, by their id; port 0 when it named none."""
+    subflows: dict[SubflowKey, Subflow] = field(default_factory=dict)
+    owner: Owner | None = None
+    stalled_us: int | None = None
+    bytes_acked: int | None = None
+    reinjected: int | None = None
+
+    def usable_subflows(self) -> list[Subflow]:
+        return [subflow for subflow in self.subflows.values() if subflow.usable]
+
+
+@dataclass(slots=True)
+class Link:
+    """A network interface."""
+
+    if_index: int
+    name: str
+    up: bool
+    running: bool
+    loopback: bool = False
+    point_to_point: bool = False
+
+
+@dataclass(slots=True)
+class LocalAddress:
+    """An address of this namespace."""
+
+    if_index: int
+    ip: str
+    prefix_len: int
+    scope: int = 0
+    tentative: bool = False
+    deprecated: bool = False
+    temporary: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class DefaultRoute:
+    if_index: int
+    ipv6: bool
+    gateway: str | None = None
+    metric: int = 0
+    table: int = 254
+
+
+@dataclass(slots=True)
+class World:
+    """All of it."""
+
+    connections: dict[int, Connection] = field(default_factory=dict)
+    """By token."""
+    links: dict[int, Link] = field(default_factory=dict)
+    addresses: dict[tuple[int, str], LocalAddress] = field(default_factory=dict)
+    """By interface index and address."""
+    routes: dict[DefaultRoute, None] = field(default_factory=dict)
+    listeners: dict[SockAddr, int] = field(default_factory=dict)
+    """MPTCP listeners and how often each was opened."""
+
+    def interface_name(self, if_index: int | None) -> str | None:
+        link = self.links.get(if_index) if if_index is not None else None
+        return link.name if link else None
+
+    def interface_of(self, ip: str) -> int | None:
+        """The interface that holds one of our addresses."""
+        for address in self.addresses.values():
+            if address.ip == ip:
+                return address.if_index
+        return None
+
+    def usable_addresses(self) -> list[LocalAddress]:
+        """Addresses a subflow can start from now.
+
+        Their interface is up, running and no loopback; they are neither tentative nor
+        deprecated, and neither link- nor host-scoped.
+        """
+        usable = []
+        for address in self.addresses.values():
+            link = self.links.get(address.if_index)
+            if (
+                link is not None
+                and link.up
+                and link.running
+                and not link.loopback
+                and not address.tentative
+                and not address.deprecated
+                and address.scope < SCOPE_LINK
+                and not address.ip.startswith("169.254.")
+            ):
+                usable.append(address)
+        return usable
+
+    def has_default_route(self, if_index: int, ip: str) -> bool:
+        return any(
+            route.if_index == if_index and route.ipv6 == is_ipv6(ip) for route in self.routes
+        )
