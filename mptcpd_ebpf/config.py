@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The configuration: its keys, their defaults, and a reader that reports every mistake at once.
+
+A document is YAML.  It is read in three steps:
+
+1. `yamldoc.Document` turns the text into plain data and remembers where each key
+   stands; duplicate keys are mistakes here.
+2. It walks the data beside the msgspec structs below, which state each key's type
+   and range once, and collects what does not fit.
+3. Each plugin that is named must load, and its options must fit the ``Options``
+   struct that the plugin itself declares.
+
+Only a document without mistakes becomes a `Config`; the others end in one
+`ConfigError` that lists all of them as ``file:line:column: key: reason``.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from mptcpd_ebpf.core.measurement import Thresholds
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.yamldoc import Document, KeyPath, Mistake
+
+DEFAULT_FILE = Path("/etc/mptcpd-ebpf.yaml")
+"""Read by the daemon when no other file is named, if it exists."""
+
+MAX_BYTES = 256 * 1024
+"""A configuration above this size is refused unread."""
+
+COMMAND_LINE = "command line"
+"""Where mistakes in `Settings.overrides` are said to be."""
+
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+"""A plugin's name, which is also its file's."""
+
+Pattern = Annotated[str, Meta(min_length=1, max_length=64)]
+"""An interface name; ``*`` and ``?`` match as in a shell."""
+
+
+class ProbeBackend(StrEnum):
+    """Where measurements come from."""
+
+    AUTO = "auto"
+    """The best that this kernel allows."""
+    CORE = "core"
+    """CO-RE eBPF probes, or no start."""
+    NETLINK = "netlink"
+    """No probes: what netlink and inet_diag tell."""
+
+
+class OnExit(StrEnum):
+    """What becomes of the subflows and endpoints that the daemon made."""
+
+    REMOVE = "remove"
+    KEEP = "keep"
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: keys that are not declared are mistakes."""
+
+
+class Interfaces(_Section, frozen=True):
+    """Which interfaces the daemon may use for subflows and endpoints."""
+
+    allow: list[Pattern] = []
+    """Only these; empty means all."""
+    deny: list[Pattern] = []
+    """Never these; beats `allow`."""
+
+
+class ProbeSettings(_Section, frozen=True):
+    backend: ProbeBackend = ProbeBackend.AUTO
+    thresholds: Thresholds = Thresholds()
+
+
+class Metrics(_Section, frozen=True):
+    enabled: bool = False
+    """Answer ``GET /metrics`` on the control socket."""
+    listen: Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]{1,5}$")] | None = None
+    """Also answer it on this TCP address, ``ip:port``; needs `enabled`."""
+
+
+class Limits(_Section, frozen=True):
+    destructive_per_second: Annotated[int, Meta(ge=0, le=1000)] = 10
+    """Subflows destroyed or demoted and endpoints removed, per second, over all plugins."""
+
+
+class Config(_Section, frozen=True):
+    """One whole configuration; the defaults observe and manage nothing."""
+
+    path_manager: Name | list[Name] | None = None
+    """The plugins that decide, by priority of their own; None observes only."""
+    plugins: dict[Name, dict[str, Any]] = {}
+    """Options by plugin, checked against the plugin's own ``Options``."""
+    plugin_dir: str | None = None
+    """A folder searched for plugins before the shipped ones."""
+    interfaces: Interfaces = Interfaces()
+    probes: ProbeSettings = ProbeSettings()
+    control: str | None = None
+    """Path of the control socket; None is `control_client.default_path`."""
+    metrics: Metrics = Metrics()
+    on_exit: OnExit = OnExit.REMOVE
+    log_level: LogLevel = LogLevel.INFO
+    limits: Limits = Limits()
+
+    @property
+    def path_managers(self) -> tuple[str, ...]:
+        """The names in `path_manager`, whichever way it was written."""
+        if self.path_manager is None:
+            return ()
+        if isinstance(self.path_manager, str):
+            return (self.path_manager,)
+        return tuple(self.path_manager)
+
+
+class ConfigError(Failure):
+    """A configuration that cannot be used, with every mistake in it."""
+
+    def __init__(self, mistakes: list[Mistake]) -> None:
+        self.mistakes = sorted(
+            mistakes, key=lambda mistake: (mistake.line or 0, mistake.column or 0)
+        )
+        if len(mistakes) == 1:
+            text = str(mistakes[0])
+        else:
+            text = f"{len(mistakes)} mistakes in the configuration:\n" + "\n".join(
+                f"  {mistake}" for mistake in self.mistakes
+            )
+        super().__init__(text, ExitCode.CONFIG)
+
+
+OptionsOf = Callable[[str, Path | None], type[Struct]]
+"""Finds a plugin's ``Options`` by the plugin's name, given `Config.plugin_dir`.
+
+Raises `Failure` when there is no such plugin or it does not load.
+"""
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Where the daemon's configuration comes from; read at start and at every reload."""
+
+    file: Path | None = None
+    overrides: dict[str, Any] = {}
+    """Dotted keys given on the command line; they beat the file."""
+
+    def load(self, options_of: OptionsOf | None = None) -> Config:
+        """Reads the file and the overrides anew.  Raises `ConfigError` with every mistake."""
+        return load(self.file, self.overrides, options_of)
+
+
+def load(
+    file: Path | None,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    options_of: OptionsOf | None = None,
+) -> Config:
+    """Reads `file`, lays `overrides` over it and checks the result.
+
+    Without `options_of` the options of plugins are not looked at.
+    Raises `ConfigError` with every mistake.
+    """
+    if file is None:
+        return parse("", "defaults", overrides, options_of)
+    return parse(_read(file), str(file), overrides, options_of)
+
+
+def parse(
+    text: str,
+    file: str,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    options_of: OptionsOf | None = None,
+) -> Config:
+    """`load` for text that is already there; `file` names it in mistakes."""
+    document = Document(text, file)
+    for key, value in overrides.items():
+        document.lay_over(tuple(key.split(".")), value, COMMAND_LINE)
+    data = {} if document.data is None else document.data
+    document.check(data, Config)
+    if isinstance(data, dict) and options_of is not None:
+        _check_plugins(document, data, options_of)
+    if document.mistakes:
+        raise ConfigError(document.mistakes)
+    return msgspec.convert(data, Config)
+
+
+def _check_plugins(document: Document, data: dict[str, Any], options_of: OptionsOf) -> None:
+    """Every plugin that is named must load, and its options must be its own."""
+    folder = data.get("plugin_dir")
+    folder = Path(folder) if isinstance(folder, str) else None
+    named = data.get("path_manager") or []
+    given = data.get("plugins") or {}
+    wanted: dict[str, KeyPath] = {}
+    for name in [named] if isinstance(named, str) else named:
+        wanted[name] = ("path_manager",)
+    wanted |= {name: ("plugins", name) for name in given}
+    for name, path in wanted.items():
+        try:
+            options = options_of(name, folder)
+        except Failure as failure:
+            document.mistake(path, str(failure))
+            continue
+        document.check(given.get(name, {}), options, ("plugins", name))
+
+
+def _read(file: Path) -> str:
+    """The file's text.  Raises `ConfigError` if it cannot be read, trusted or decoded."""
+
+    def refused(reason: str, line: int | None = None, column: int | None = None) -> ConfigError:
+        return ConfigError([Mistake(str(file), line, column, "", reason)])
+
+    try:
+        with file.open("rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            raw = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise refused(f"cannot be read: {error.strerror}") from None
+    if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
+        raise refused(f"everyone can write this file; run 'chmod o-w {file}'")
+    if len(raw) > MAX_BYTES:
+        raise refused(f"is larger than {MAX_BYTES // 1024} KiB")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = raw[: error.start]
+        column = error.start - before.rfind(b"\n")
+        raise refused("is not UTF-8 text", before.count(b"\n") + 1, column) from None

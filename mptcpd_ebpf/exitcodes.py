@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How every command ends: its exit code, and the one exception that carries it to `main`.
+
+The numbers follow sysexits.h where it has one for the case.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes, the same for all commands."""
+
+    OK = 0
+    CHECK_FAILED = 1
+    """`doctor` found something that fails."""
+    USAGE = 64
+    """The command line is wrong (EX_USAGE)."""
+    NO_DAEMON = 69
+    """Nobody answers at the control socket (EX_UNAVAILABLE)."""
+    NO_MPTCP = 71
+    """The kernel has no MPTCP, or has it switched off (EX_OSERR)."""
+    HELD = 75
+    """Another daemon holds the namespace or the control path (EX_TEMPFAIL)."""
+    PRIVILEGE = 77
+    """Not allowed (EX_NOPERM)."""
+    CONFIG = 78
+    """The configuration is wrong (EX_CONFIG)."""
+    INTERRUPTED = 130
+    """Ctrl-C, as shells count it."""
+
+
+class Failure(Exception):  # noqa: N818 - it is what `main` ends with, not a bug
+    """Something a person must hear of: what happened, where, and the way out.
+
+    `main` prints the text after ``mptcpd-ebpf: `` and exits with `exit_code`.
+    """
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""YAML whose every mistake is found, with its place, in one reading.
+
+`Document` composes the text with pyyaml and turns it into plain data, remembering
+where each key stands; `Document.check` then walks the data beside a msgspec struct.
+Both only collect `Mistake`s, so that a person sees all of them at once.
+
+The language is YAML 1.1 without what a configuration has no use for and an attacker
+has: aliases (a few lines can expand to gigabytes), tags, merge keys, endless nesting.
+"""
+
+import difflib
+import re
+from enum import Enum
+from typing import Any
+
+import msgspec
+import yaml
+from msgspec import Struct
+
+MAX_DEPTH = 32
+"""Nesting above this depth is refused."""
+
+KeyPath = tuple[str | int, ...]
+"""The way from the top of a document to a value: keys and list positions."""
+
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = {f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null")}
+_TEXT = {f"{_TAG}{kind}" for kind in ("timestamp", "value")}
+"""What YAML 1.1 makes of unquoted dates and of ``=``; here they are text."""
+
+
+class Mistake(Struct, frozen=True):
+    """One thing wrong with a document."""
+
+    file: str
+    line: int | None
+    """From 1; None if it did not come from a line."""
+    column: int | None
+    key: str
+    """Dotted path of the key, empty for the document itself."""
+    reason: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return f"{place}: {self.key}: {self.reason}" if self.key else f"{place}: {self.reason}"
+
+
+def dotted(path: KeyPath) -> str:
+    """``("a", "b", 0)`` as ``a.b[0]``."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else part
+    return text
+
+
+class Document:
+    """One text, its data and its mistakes.
+
+    `data` is None, a dict, a list or a scalar; it is complete only while `mistakes`
+    is empty, but good enough to look for more of them.
+    """
+
+    def __init__(self, text: str, file: str) -> None:
+        self.file = file
+        self.mistakes: list[Mistake] = []
+        self._places: dict[KeyPath, tuple[str, int | None, int | None]] = {}
+        self.data: Any = self._compose(text)
+
+    def mistake(self, path: KeyPath, reason: str) -> None:
+        """Adds a mistake at a key, or at the nearest key above it that has a place.
+
+        A key with a mistake gets no second one: the first may have caused it.
+        """
+        if any(dotted(path) == known.key for known in self.mistakes):
+            return
+        at = path
+        while at and at not in self._places:
+            at = at[:-1]
+        file, line, column = self._places.get(at, (self.file, 1, 1))
+        self.mistakes.append(Mistake(file, line, column, dotted(path), reason))
+
+    def lay_over(self, path: KeyPath, value: Any, origin: str) -> None:
+        """Sets a value that did not come from the text; mistakes in it name `origin`."""
+        if self.data is None:
+            self.data = {}
+        inner = self.data
+        for part in path[:-1]:
+            if not isinstance(inner, dict):
+                return  # a mistake that `check` reports
+            inner = inner.setdefault(part, {})
+        if isinstance(inner, dict):
+            inner[path[-1]] = value
+            self._places[path] = (origin, None, None)
+
+    # --- from text to data
+
+    def _compose(self, text: str) -> Any:
+        try:
+            if not self._is_tame(text):
+                return None
+            loader = Loader(text)
+            try:
+                node = loader.get_single_node()
+                return None if node is None else self._plain(loader, node, ())
+            finally:
+                loader.dispose()
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            reason = " ".join(filter(None, (error.context, error.problem)))
+            self._add(mark, f"not YAML: {reason}")
+        except yaml.reader.ReaderError as error:
+            self._add_at(text, error.position, "not YAML: a control character")
+        return None
+
+    def _is_tame(self, text: str) -> bool:
+        """Looks at the bare events first: composing recurses, and follows aliases."""
+        depth = 0
+        for event in yaml.parse(text, Loader=Loader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    self._add(event.start_mark, f"nested deeper than {MAX_DEPTH} levels")
+                    return False
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            elif isinstance(event, yaml.AliasEvent):
+                self._add(event.start_mark, "aliases (*) are not supported; repeat the value")
+                return False
+        return True
+
+    def _plain(self, loader: Any, node: yaml.Node, path: KeyPath) -> Any:
+        """The node as plain data."""
+        if path not in self._places:
+            self._place(path, node.start_mark)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(loader, item, (*path, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self._plain_mapping(loader, node, path)
+        if node.tag in _TEXT:
+            return node.value
+        if node.tag not in _PLAIN:
+            self.mistake(path, f"tag {node.tag.removeprefix(_TAG)!r} is not supported")
+            return None
+        try:
+            return loader.construct_object(node)
+        except (ValueError, yaml.constructor.ConstructorError):
+            self.mistake(path, f"{_shown(node.value)} is no {node.tag.removeprefix(_TAG)}")
+            return None
+
+    def _plain_mapping(self, loader: Any, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == f"{_TAG}merge":
+                self._add(key_node.start_mark, "a key must be plain text")
+                continue
+            key = key_node.value
+            inner = (*path, key)
+            if key in data:
+                first = self._places[inner][1]
+                self._add(
+                    key_node.start_mark, f"given a second time (first in line {first})", inner
+                )
+                continue
+            self._place(inner, key_node.start_mark)
+            data[key] = self._plain(loader, value_node, inner)
+        return data
+
+    def _place(self, path: KeyPath, mark: Any) -> None:
+        self._places[path] = (self.file, mark.line + 1, mark.column + 1)
+
+    def _add(self, mark: Any, reason: str, path: KeyPath = ()) -> None:
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        self.mistakes.append(Mistake(self.file, line, column, dotted(path), reason))
+
+    def _add_at(self, text: str, position: int, reason: str) -> None:
+        line_start = text.rfind("\n", 0, position) + 1
+        line = text.count("\n", 0, position) + 1
+        self.mistakes.append(Mistake(self.file, line, position - line_start + 1, "", reason))
+
+    # --- from data to mistakes
+
+    def check(self, data: Any, wanted: Any, path: KeyPath = ()) -> None:
+        """Adds a mistake for everything in `data`, at `path`, that does not fit the type."""
+        if isinstance(wanted, type) and issubclass(wanted, Struct):
+            self._check_struct(data, wanted, path)
+            return
+        try:
+            msgspec.convert(data, wanted)
+        except msgspec.ValidationError as error:
+            reason, below = _taken_apart(str(error), data)
+            if isinstance(wanted, type) and issubclass(wanted, Enum):
+                allowed = ", ".join(str(member.value) for member in wanted)
+                reason = f"{_shown(data)} is none of {allowed}"
+            self.mistake((*path, *below), reason)
+
+    def _check_struct(self, data: Any, wanted: type[Struct], path: KeyPath) -> None:
+        if not isinstance(data, dict):
+            self.mistake(path, f"expected keys and values, got {_shown(data)}")
+            return
+        fields = {field.encode_name: field for field in msgspec.structs.fields(wanted)}
+        for key, value in data.items():
+            if key in fields:
+                self.check(value, fields[key].type, (*path, key))
+                continue
+            close = difflib.get_close_matches(key, fields, n=1)
+            known = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}"
+            self.mistake((*path, key), f"unknown key; {known}")
+        for key, field in fields.items():
+            if field.required and key not in data:
+                self.mistake(path, f"the key {key!r} is missing")
+
+
+def _shown(value: Any) -> str:
+    """A value as an error message shows it: short, and never several lines."""
+    if isinstance(value, dict):
+        return "keys and values"
+    if isinstance(value, list):
+        return "a list"
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "…" + text[0]
+
+
+_BELOW = re.compile(r" - at `(key in )?\$(.*)`$")
+_STEP = re.compile(r"\[(\d+)\]|\.([A-Za-z0-9_-]+)")
+_WORDS = {
+    "`str`": "text",
+    "`int`": "a whole number",
+    "`float`": "a number",
+    "`bool`": "true or false",
+    "`null`": "nothing",
+    "`array`": "a list",
+    "`object`": "keys and values",
+}
+
+
+def _taken_apart(message: str, data: Any) -> tuple[str, KeyPath]:
+    """Splits msgspec's ``Expected …, got … - at `$[1].x` `` into reason and place below `data`."""
+    below: list[str | int] = []
+    match = _BELOW.search(message)
+    if match:
+        message = message[: match.start()]
+        for index, key in _STEP.findall(match.group(2)):
+            below.append(int(index) if index else key)
+            data = data[below[-1]] if _holds(data, below[-1]) else None
+    for type_name, words in _WORDS.items():
+        message = message.replace(type_name, words)
+    reason = message[:1].lower() + message[1:]
+    if "expected text" in reason and isinstance(data, bool | int | float):
+        reason += "; put quotes around it"
+    return reason, tuple(below)
+
+
+def _holds(data: Any, part: str | int) -> bool:
+    if isinstance(data, dict):
+        return part in data
+    return isinstance(data, list) and isinstance(part, int) and part < len(data)
