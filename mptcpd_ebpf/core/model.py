@@ -21,13 +21,11 @@ SCOPE_HOST = 254
 class State(StrEnum):
     """Where a connection or subflow stands."""
 
-    PROVISIONAL = "provisional"
-    """Only a probe spoke of it so far; dropped if netlink does not follow."""
     OPENING = "opening"
     """Its handshake is under way (a join we asked for, a connection not fully established)."""
     ESTABLISHED = "established"
     CLOSED = "closed"
-    """Netlink's last word came; kept a moment for the probes' last word."""
+    """One source said its last word; gone when the other did, or soon after."""
 
 
 @dataclass(slots=True)
@@ -79,6 +77,8 @@ class Connection:
     """None if it is older than the daemon and the kernel does not tell."""
     deny_join_id0: bool = False
     opened_at: int | None = None
+    local_ids: dict[str, int] = field(default_factory=dict)
+    """The address ids (never 0) that the kernel uses for our addresses in this connection."""
     announced: dict[int, SockAddr] = field(default_factory=dict)
     """Addresses the peer announced, by their id; port 0 when it named none."""
     subflows: dict[SubflowKey, Subflow] = field(default_factory=dict)

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The engine: one event in, decisions and the next deadline out.
+
+    event ─▶ tracker ─▶ notices ─▶ plugins ─▶ commands ─▶ guard ─▶ decisions
+
+It holds no socket and reads no clock: the same events at the same times give the same
+decisions, which is what unit tests and `replay` live on.  A plugin that raises is
+excluded, with the reason kept; the others and the model go on.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
+from typing import Any
+
+from msgspec import Struct
+
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import (
+    Command,
+    Decision,
+    DestroySubflow,
+    RequestSample,
+    SetBackup,
+    WakeAt,
+)
+from mptcpd_ebpf.core.guard import Guard
+from mptcpd_ebpf.core.model import Connection, Subflow, World
+from mptcpd_ebpf.core.notice import Notice
+from mptcpd_ebpf.core.plugin import Context, Plugin
+from mptcpd_ebpf.core.tracker import Tracker
+
+Serve = Callable[[Connection], str | None]
+"""Names the plugin that serves a connection; None leaves it to the kernel."""
+
+Budget = Callable[[Callable[[], list[Command]]], list[Command]]
+"""Runs a handler and raises if it takes too long; the daemon's, for the core has no clock."""
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """A plugin that was excluded."""
+
+    plugin: str
+    handler: str
+    error: str
+
+
+class Outcome(Struct, kw_only=True):
+    """What one event led to."""
+
+    decisions: list[Decision]
+    faults: list[Fault]
+    finals: list[Subflow]
+    """Subflows about which every source has said its last word."""
+
+
+def serve_none(_connection: Connection) -> None:
+    """Leaves every connection to the kernel."""
+
+
+def no_budget(handler: Callable[[], list[Command]]) -> list[Command]:
+    return handler()
+
+
+class Engine:
+    """Plugins around one model.
+
+    `plugins` in any order; `serve` names who serves a connection;
+    `destructive_per_second` bounds destroying and demoting over all connections.
+    """
+
+    def __init__(
+        self,
+        plugins: Sequence[Plugin] = (),
+        serve: Serve = serve_none,
+        *,
+        destructive_per_second: int = 200,
+        seed: int = 0,
+        budget: Budget = no_budget,
+    ) -> None:
+        self._tracker = Tracker()
+        self._guard = Guard(destructive_per_second)
+        self._random = Random(seed)
+        self._budget = budget
+        self._next_id = 1
+        self._unanswered: dict[int, Decision] = {}
+        self._wake_at: dict[str, int] = {}
+        self._plugins: dict[str, Plugin] = {}
+        self._serve = serve
+        self._servants: dict[int, str | None] = {}
+        self.excluded: dict[str, Fault] = {}
+        self.paused = False
+        self._install(plugins)
+
+    @property
+    def world(self) -> World:
+        return self._tracker.world
+
+    @property
+    def plugins(self) -> list[str]:
+        """The names of the plugins at work, in order of priority."""
+        return [name for name in self._plugins if name not in self.excluded]
+
+    @property
+    def deadline(self) -> int | None:
+        """When a Tick is due, CLOCK_MONOTONIC nanoseconds; None if nothing waits."""
+        waiting = [at for at in (self._tracker.deadline, *self._wake_at.values()) if at is not None]
+        return min(waiting, default=None)
+
+    def servant(self, token: int) -> str | None:
+        """The plugin that serves a connection."""
+        return self._servants.get(token)
+
+    def start(self, now: int) -> Outcome:
+        """Lets the plugins take up what the model holds already."""
+        outcome = Outcome(decisions=[], faults=[], finals=[])
+        for plugin in self._plugins.values():
+            self._call(outcome, plugin, "init", (), now)
+        return outcome
+
+    def stop(self, now: int) -> Outcome:
+        """Lets the plugins say their last word."""
+        outcome = Outcome(decisions=[], faults=[], finals=[])
+        for plugin in self._plugins.values():
+            self._call(outcome, plugin, "exit", (), now)
+        return outcome
+
+    def reconfigure(self, plugins: Sequence[Plugin], serve: Serve, now: int) -> Outcome:
+        """Replaces the plugins; the new ones start from the live connections."""
+        outcome = self.stop(now)
+        self._serve = serve
+        self._install(plugins)
+        started = self.start(now)
+        outcome.decisions += started.decisions
+        outcome.faults += started.faults
+        return outcome
+
+    def handle(self, event: ev.Event, now: int) -> Outcome:
+        """Takes in one event.  `now`: CLOCK_MONOTONIC, nanoseconds."""
+        outcome = Outcome(decisions=[], faults=[], finals=[])
+        if isinstance(event, ev.CommandAnswered):
+            self._answered(outcome, event, now)
+        elif isinstance(event, ev.Paused):
+            self.paused = True
+        elif isinstance(event, ev.Resumed):
+            if self.paused:
+                self.paused = False
+                self._wake_at.clear()
+                resumed = self.start(now)
+                outcome.decisions += resumed.decisions
+                outcome.faults += resumed.faults
+        else:
+            for notice in self._tracker.apply(event, now):
+                self._tell(outcome, notice, now)
+        for notice in self._tracker.expire(now):
+            self._tell(outcome, notice, now)
+        self._wake(outcome, now)
+        return outcome
+
+    # --- telling the plugins
+
+    def _install(self, plugins: Sequence[Plugin]) -> None:
+        self._plugins = {p.name: p for p in sorted(plugins, key=lambda p: -p.priority)}
+        self._wake_at.clear()
+        self.excluded.clear()
+        self._servants = {
+            token: self._serve(connection)
+            for token, connection in self._tracker.world.connections.items()
+        }
+
+    def _tell(self, outcome: Outcome, notice: Notice, now: int) -> None:
+        if notice.handler == "subflow_final":
+            outcome.finals.append(notice.args[0])
+            return
+        if notice.connection is None:
+            for plugin in self._plugins.values():
+                self._call(outcome, plugin, notice.handler, notice.args, now)
+            return
+        token = notice.connection.token
+        if notice.handler == "new_connection":
+            self._servants[token] = self._serve(notice.connection)
+        servant = self._plugins.get(self._servants.get(token) or "")
+        if servant is not None:
+            self._call(outcome, servant, notice.handler, notice.args, now)
+        if notice.handler == "connection_closed":
+            self._servants.pop(token, None)
+
+    def _wake(self, outcome: Outcome, now: int) -> None:
+        for name in [name for name, at in self._wake_at.items() if at <= now]:
+            del self._wake_at[name]
+            self._call(outcome, self._plugins[name], "wake", (), now)
+
+    def _answered(self, outcome: Outcome, event: ev.CommandAnswered, now: int) -> None:
+        decision = self._unanswered.pop(event.decision_id, None)
+        if decision is None:
+            return
+        command = decision.command
+        if isinstance(command, SetBackup | DestroySubflow):
+            key = (command.local, command.remote)
+            if event.errno or isinstance(command, SetBackup):
+                # A destruction that succeeded counts until netlink tells of it.
+                self._guard.settled(command.token, key)
+            connection = self.world.connections.get(command.token)
+            if isinstance(command, SetBackup) and connection is not None and not event.errno:
+                # The kernel reports only the peer's MP_PRIO, never our own.
+                if (subflow := connection.subflows.get(key)) is not None:
+                    subflow.backup = command.backup
+        plugin = self._plugins.get(decision.plugin)
+        if plugin is not None:
+            args = (decision, event.errno, event.explanation)
+            self._call(outcome, plugin, "answered", args, now)
+
+    def _call(
+        self, outcome: Outcome, plugin: Plugin, handler: str, args: tuple[Any, ...], now: int
+    ) -> None:
+        if self.paused or plugin.name in self.excluded:
+            return
+        method: Callable[..., Iterable[Command]] = getattr(plugin, handler)
+        if getattr(type(plugin), handler) is getattr(Plugin, handler):
+            return
+        ctx = Context(self.world, now, self._random)
+        try:
+            commands = self._budget(lambda: list(method(ctx, *args)))
+        except Exception as error:  # a plugin is foreign code: whatever it raises stays here
+            fault = Fault(
+                plugin=plugin.name, handler=handler, error=f"{type(error).__name__}: {error}"
+            )
+            self.excluded[plugin.name] = fault
+            self._wake_at.pop(plugin.name, None)
+            outcome.faults.append(fault)
+            return
+        for command in commands:
+            self._decide(outcome, plugin.name, command, now)
+
+    def _decide(self, outcome: Outcome, plugin: str, command: Any, now: int) -> None:
+        if isinstance(command, WakeAt):
+            held = self._wake_at.get(plugin)
+            self._wake_at[plugin] = command.at if held is None else min(held, command.at)
+            return
+        decision = Decision(
+            id=self._next_id,
+            at=now,
+            plugin=plugin,
+            command=command,
+            refused=self._guard.refusal(command, self.world, now),
+        )
+        self._next_id += 1
+        if decision.refused is None and not isinstance(command, RequestSample):
+            self._unanswered[decision.id] = decision
+        outcome.decisions.append(decision)

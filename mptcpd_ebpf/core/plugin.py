@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The base class of plugins: who decides what happens to subflows.
+
+A plugin is told what happened through handlers and answers with commands, each with
+its reason.  All handlers are optional.  Connection events go to the one plugin that
+serves the connection; links, addresses, routes and listeners go to every plugin, in
+order of priority.  The names and their arguments follow mptcpd's plugin.h.
+
+A handler gets a `Context`, must not block and does no input or output: it may be run
+again from a recording, and it has to decide the same.
+"""
+
+from collections.abc import Iterable
+from random import Random
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from msgspec import Struct
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.commands import Command, Decision
+from mptcpd_ebpf.core.events import AlarmRaised
+from mptcpd_ebpf.core.model import Connection, DefaultRoute, Link, LocalAddress, Subflow, World
+
+Commands = Iterable[Command]
+"""What a handler returns: a list, or what a generator yields."""
+
+Mode = Literal["kernel", "userspace", "any"]
+
+
+class Context(NamedTuple):
+    """What a handler may look at besides its arguments."""
+
+    world: World
+    """To read, never to change."""
+    now: int
+    """CLOCK_MONOTONIC, nanoseconds."""
+    random: Random
+    """Seeded by the engine: the only source of chance that replays."""
+
+
+class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of a plugin's options; its fields are the keys under `plugins: NAME:`."""
+
+
+class Plugin:
+    """Derive from this, set `name`, and override the handlers you need."""
+
+    name: ClassVar[str]
+    """How configuration and reports call it."""
+    priority: ClassVar[int] = 0
+    """Higher is told first."""
+    mode: ClassVar[Mode] = "any"
+    """The kernel path manager it needs for new connections."""
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Any = None) -> None:
+        """`options` is an instance of the class's own `Options`."""
+        self.options = options if options is not None else self.Options()
+
+    def init(self, ctx: Context) -> Commands:
+        """The engine starts, reloads or resumes.
+
+        Links, addresses and connections that live already are in `ctx.world`; they are
+        not told one by one.
+        """
+        return ()
+
+    def exit(self, ctx: Context) -> Commands:
+        """The plugin's last word before it is unloaded."""
+        return ()
+
+    # --- connections
+
+    def new_connection(self, ctx: Context, connection: Connection) -> Commands:
+        return ()
+
+    def connection_established(self, ctx: Context, connection: Connection) -> Commands:
+        """From now on subflows can be created."""
+        return ()
+
+    def connection_closed(self, ctx: Context, connection: Connection) -> Commands:
+        return ()
+
+    def new_address(
+        self, ctx: Context, connection: Connection, address_id: int, address: SockAddr
+    ) -> Commands:
+        """The peer announced an address; its port is 0 if it named none."""
+        return ()
+
+    def address_removed(
+        self, ctx: Context, connection: Connection, address_id: int, address: SockAddr | None
+    ) -> Commands:
+        return ()
+
+    def new_subflow(self, ctx: Context, connection: Connection, subflow: Subflow) -> Commands:
+        return ()
+
+    def subflow_closed(self, ctx: Context, connection: Connection, subflow: Subflow) -> Commands:
+        """`subflow.error` and `subflow.reset_reason` tell why, if the kernel did."""
+        return ()
+
+    def subflow_priority(self, ctx: Context, connection: Connection, subflow: Subflow) -> Commands:
+        """The peer changed `subflow.backup_by_peer`."""
+        return ()
+
+    # --- what the probes see
+
+    def alarm(
+        self, ctx: Context, connection: Connection, subflow: Subflow, alarm: AlarmRaised
+    ) -> Commands:
+        """The subflow crossed a threshold; `alarm.measurement` is its state at that moment."""
+        return ()
+
+    def sampled(self, ctx: Context) -> Commands:
+        """Exact values, asked for with RequestSample, now stand in the world's subflows."""
+        return ()
+
+    # --- the local network
+
+    def new_interface(self, ctx: Context, link: Link) -> Commands:
+        return ()
+
+    def update_interface(self, ctx: Context, link: Link) -> Commands:
+        return ()
+
+    def delete_interface(self, ctx: Context, link: Link) -> Commands:
+        return ()
+
+    def new_local_address(self, ctx: Context, address: LocalAddress) -> Commands:
+        """New, or changed: a tentative address comes again when it is usable."""
+        return ()
+
+    def delete_local_address(self, ctx: Context, address: LocalAddress) -> Commands:
+        return ()
+
+    def new_default_route(self, ctx: Context, route: DefaultRoute) -> Commands:
+        return ()
+
+    def delete_default_route(self, ctx: Context, route: DefaultRoute) -> Commands:
+        return ()
+
+    def listener_created(self, ctx: Context, address: SockAddr) -> Commands:
+        return ()
+
+    def listener_closed(self, ctx: Context, address: SockAddr) -> Commands:
+        return ()
+
+    # --- its own doing
+
+    def wake(self, ctx: Context) -> Commands:
+        """The time of a WakeAt has come.  Only the earliest one asked for is kept."""
+        return ()
+
+    def answered(self, ctx: Context, decision: Decision, errno: int, explanation: str) -> Commands:
+        """The kernel answered one of its commands: 0, or an errno with words."""
+        return ()
