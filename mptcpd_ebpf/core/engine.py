@@ -217,7 +217,7 @@ class Engine:
         method: Callable[..., Iterable[Command]] = getattr(plugin, handler)
         if getattr(type(plugin), handler) is getattr(Plugin, handler):
             return
-        ctx = Context(self.world, now, self._random)
+        ctx = Context(self.world, now, self._random, lambda: self._served_by(plugin.name))
         try:
             commands = self._budget(lambda: list(method(ctx, *args)))
         except Exception as error:  # a plugin is foreign code: whatever it raises stays here
@@ -230,6 +230,10 @@ class Engine:
             return
         for command in commands:
             self._decide(outcome, plugin.name, command, now)
+
+    def _served_by(self, plugin: str) -> list[Connection]:
+        connections = self.world.connections
+        return [c for token, c in connections.items() if self._servants.get(token) == plugin]
 
     def _decide(self, outcome: Outcome, plugin: str, command: Any, now: int) -> None:
         if isinstance(command, WakeAt):

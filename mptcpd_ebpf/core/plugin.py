@@ -10,7 +10,7 @@ A handler gets a `Context`, must not block and does no input or output: it may b
 again from a recording, and it has to decide the same.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -36,6 +36,8 @@ class Context(NamedTuple):
     """CLOCK_MONOTONIC, nanoseconds."""
     random: Random
     """Seeded by the engine: the only source of chance that replays."""
+    served: Callable[[], list[Connection]]
+    """The live connections that this plugin serves."""
 
 
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
