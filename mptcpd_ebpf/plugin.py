@@ -2,6 +2,7 @@
 """What a plugin author imports, and nothing else is needed."""
 
 from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.address_ids import AddressIds
 from mptcpd_ebpf.core.commands import (
     AddEndpoint,
     AnnounceAddress,
@@ -34,6 +35,7 @@ from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
 
 __all__ = [
     "AddEndpoint",
+    "AddressIds",
     "AlarmKind",
     "AlarmRaised",
     "AnnounceAddress",
