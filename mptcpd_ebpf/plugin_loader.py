@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Finds a plugin by name and loads it.
+
+Looked for, in this order: ``NAME.py`` in the configured `plugin_dir`, among the shipped
+plugins, and the entry points of installed packages (group ``mptcpd_ebpf.plugins``).
+Files are loaded afresh each time under a private module name, so that a reload takes
+up what changed and no plugin shadows a library.
+
+A plugin runs with the daemon's privileges: a file or folder that somebody else could
+write is refused.
+"""
+
+import importlib.util
+import inspect
+import os
+import stat
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from msgspec import Struct
+
+from mptcpd_ebpf.core.plugin import Plugin
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.resources import plugin_folder
+
+ENTRY_POINTS = "mptcpd_ebpf.plugins"
+
+
+def load(name: str, plugin_dir: Path | None = None) -> type[Plugin]:
+    """The plugin's class.  Raises `Failure` (CONFIG) naming the plugin, the cause and the way out."""
+    for folder in filter(None, (plugin_dir, plugin_folder())):
+        path = folder / f"{name}.py"
+        if path.is_file():
+            _refuse_writable_by_others(folder)
+            _refuse_writable_by_others(path)
+            return _class_in(_module_from(path, name), name, str(path))
+    for entry in entry_points(group=ENTRY_POINTS, name=name):
+        try:
+            found = entry.load()
+        except Exception as error:
+            raise _broken(name, f"entry point {entry.value}", error) from error
+        if isinstance(found, ModuleType):
+            return _class_in(found, name, entry.value)
+        if not (inspect.isclass(found) and issubclass(found, Plugin)):
+            raise Failure(
+                f"plugin {name}: entry point {entry.value} names no Plugin class", ExitCode.CONFIG
+            )
+        return found
+    raise Failure(
+        f"plugin {name}: there is none of that name; known: {', '.join(available(plugin_dir))}",
+        ExitCode.CONFIG,
+    )
+
+
+def options_of(name: str, plugin_dir: Path | None) -> type[Struct]:
+    """The struct that describes the plugin's options."""
+    return load(name, plugin_dir).Options
+
+
+def available(plugin_dir: Path | None = None) -> list[str]:
+    """The names that can be loaded, sorted."""
+    names = {
+        path.stem
+        for folder in filter(None, (plugin_dir, plugin_folder()))
+        for path in folder.glob("*.py")
+    }
+    names |= {entry.name for entry in entry_points(group=ENTRY_POINTS)}
+    return sorted(names)
+
+
+def _module_from(path: Path, name: str) -> ModuleType:
+    private = f"_mptcpd_ebpf_plugin_{name}"
+    spec = importlib.util.spec_from_file_location(private, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up while the file still runs.
+    sys.modules[private] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _broken(name, str(path), error) from error
+    return module
+
+
+def _class_in(module: ModuleType, name: str, where: str) -> type[Plugin]:
+    for found in vars(module).values():
+        if (
+            inspect.isclass(found)
+            and issubclass(found, Plugin)
+            and found is not Plugin
+            and getattr(found, "name", None) == name
+        ):
+            return found
+    raise Failure(
+        f"plugin {name}: {where} defines no Plugin class with name = {name!r}", ExitCode.CONFIG
+    )
+
+
+def _broken(name: str, where: str, error: Exception) -> Failure:
+    line = ""
+    for frame in inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []:
+        if frame.filename == where:
+            line = f":{frame.lineno}"
+    return Failure(
+        f"plugin {name}: {where}{line} does not load: {type(error).__name__}: {error}",
+        ExitCode.CONFIG,
+    )
+
+
+def _refuse_writable_by_others(path: Path) -> None:
+    found = path.stat()
+    foreign = found.st_uid not in (0, os.geteuid())
+    if foreign or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Failure(
+            f"{path}: somebody else could write it, and a plugin runs with the daemon's "
+            f"privileges; make it root's own (chown root, chmod go-w)",
+            ExitCode.CONFIG,
+        )
