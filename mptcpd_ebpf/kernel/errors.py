@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What can be wrong between us and the kernel, as exceptions whose text is for people.
+
+Each says the place, the cause and the way out in one line; the commands print it
+and choose their exit code by the class.
+"""
+
+import errno
+import os
+
+
+class KernelError(Exception):
+    """Base of all: the kernel cannot or will not do what was asked."""
+
+
+class MptcpMissingError(KernelError):
+    """This kernel has no MPTCP."""
+
+
+class NotPermittedError(KernelError):
+    """The process lacks a capability, or the place is read-only."""
+
+
+class NamespaceTakenError(KernelError):
+    """Another daemon holds this network namespace."""
+
+    def __init__(self, message: str, pid: int) -> None:
+        super().__init__(message)
+        self.pid = pid
+
+
+class NetlinkRefusedError(KernelError):
+    """A netlink request was answered with an error."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.errno = code
+
+
+def errno_words(code: int) -> str:
+    """``EINVAL (Invalid argument)``."""
+    return f"{errno.errorcode.get(code, code)} ({os.strerror(code)})"

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A client of the kernel's MPTCP path managers in one network namespace, blocking or async.
+
+It belongs to the namespace in which the calling thread opens it (see `transport`).
+Every answer is awaited; a refusal comes back as a value with its explanation, because
+a command that the kernel refuses is news, not an accident.
+"""
+
+from typing import NamedTuple, Self
+
+from mptcpd_ebpf.core.commands import KernelCommand
+from mptcpd_ebpf.kernel import pm
+from mptcpd_ebpf.kernel.errors import MptcpMissingError, NetlinkRefusedError
+from mptcpd_ebpf.kernel.generic import Family, family
+from mptcpd_ebpf.kernel.netlink import Operation, T
+from mptcpd_ebpf.kernel.pm_errors import explain
+from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, Requester
+
+
+class CommandAnswer(NamedTuple):
+    """The kernel's answer."""
+
+    errno: int
+    """0: done."""
+    explanation: str
+    """Why not, in one line; empty if done."""
+
+
+def mptcp_family(requester: Requester) -> Family:
+    """Raises MptcpMissingError on a kernel without the path-manager family."""
+    found = requester.run(family(pm.FAMILY))
+    if found is None:
+        raise MptcpMissingError(
+            "this kernel has no MPTCP (generic netlink knows no mptcp_pm): boot one with "
+            "CONFIG_MPTCP=y, which the distributions' own kernels have"
+        )
+    return found
+
+
+class PmClient:
+    """Commands and questions for the kernel's path managers.
+
+    The plain methods block for as long as the kernel works; those named `…_async` let
+    other tasks go on while an answer is outstanding, and any number may be.
+    """
+
+    def __init__(self) -> None:
+        """Raises MptcpMissingError on a kernel without MPTCP."""
+        self._requester = Requester(NETLINK_GENERIC)
+        try:
+            self._family = mptcp_family(self._requester).id
+        except BaseException:
+            self._requester.close()
+            raise
+
+    def close(self) -> None:
+        self._requester.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def execute(self, command: KernelCommand) -> CommandAnswer:
+        """Carries out one command."""
+        return _answer(await self._requester.run_async(pm.command(self._family, command)))
+
+    def execute_now(self, command: KernelCommand) -> CommandAnswer:
+        """`execute`, blocking."""
+        return _answer(self._requester.run(pm.command(self._family, command)))
+
+    def endpoints(self) -> list[pm.Endpoint]:
+        """The namespace's endpoints.  Raises NetlinkRefusedError."""
+        return self._read(pm.endpoints(self._family))
+
+    def endpoint(self, address_id: int) -> pm.Endpoint:
+        """One endpoint.  Raises NetlinkRefusedError with EINVAL if there is none of that id."""
+        return self._read(pm.endpoint(self._family, address_id))[0]
+
+    def connection_addresses(self, token: int) -> list[pm.Endpoint]:
+        """Local addresses that one connection in userspace mode knows, with their ids.
+
+        Raises NetlinkRefusedError, also where the kernel (before 6.10) cannot tell.
+        """
+        return self._read(pm.connection_addresses(self._family, token))
+
+    def limits(self) -> pm.Limits:
+        """Limits of the in-kernel path manager.  Raises NetlinkRefusedError."""
+        found = self._read(pm.limits(self._family))
+        assert found is not None
+        return found
+
+    def _read(self, operation: Operation[tuple[pm.Answer, T]]) -> T:
+        answer, found = self._requester.run(operation)
+        if answer.reply.errno:
+            raise NetlinkRefusedError(explain(answer), answer.reply.errno)
+        return found
+
+
+def _answer(answer: pm.Answer) -> CommandAnswer:
+    return CommandAnswer(answer.reply.errno, explain(answer))
