@@ -12,7 +12,7 @@ BPF_SOURCES := $(wildcard bpf/*.bpf.c)
 BPF_OBJECTS := $(BPF_SOURCES:bpf/%.bpf.c=build/bpf/%.bpf.o)
 BPF_ARCH := $(shell uname -m | sed 's/x86_64/x86/;s/aarch64/arm64/')
 
-.PHONY: setup demo test check bench bpf dist clean
+.PHONY: setup demo test check bench bpf preload dist clean
 
 setup:
 	@scripts/setup
@@ -40,6 +40,13 @@ build/bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h)
 	@mkdir -p $(@D)
 	$(CLANG) -O2 -g -Wall -Werror -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Ibpf -c $< -o $@.tmp
 	$(STRIP) -g $@.tmp
+	mv $@.tmp $@
+
+preload: build/preload/libmptcpd-ebpf-preload.so
+
+build/preload/libmptcpd-ebpf-preload.so: preload/mptcp_preload.c
+	@mkdir -p $(@D)
+	$(CLANG) -O2 -fPIC -shared -fvisibility=hidden -Wall -Wextra -Werror -Wl,-z,relro,-z,now -s $< -o $@.tmp
 	mv $@.tmp $@
 
 dist: setup

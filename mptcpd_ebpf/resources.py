@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Finds the files that ship beside the code: BPF objects, plugins, units.
+"""Finds the files that ship beside the code: BPF objects, the preload library, plugins, units.
 
 In a source tree they stand at its top (``build/bpf``, ``plugins``); in an
 installed wheel under ``mptcpd_ebpf/_data`` (see ``scripts/hatch_build.py``).
@@ -20,6 +20,18 @@ def bpf_object(name: str) -> Path:
     path = folder / f"{name}.bpf.o"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the BPF object is not built; run 'make bpf'")
+    return path
+
+
+def preload_library() -> Path:
+    """The path of the library that `mptcpd_ebpf.mptcpize` puts before a program's libc.
+
+    Raises FileNotFoundError, with the way out, if it was never built.
+    """
+    folder = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "build"
+    path = folder / "preload" / "libmptcpd-ebpf-preload.so"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the preload library is not built; run 'make preload'")
     return path
 
 

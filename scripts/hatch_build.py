@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Puts what stands outside the package into the wheel.
 
-The BPF objects (compiled here if they are not there yet) and the shipped plugins
-land under ``mptcpd_ebpf/_data``; ``mptcpd_ebpf.resources`` finds them there or in
-the source tree.  A wheel therefore installs without a compiler.
+The BPF objects and the preload library (compiled here if they are not there yet) and
+the shipped plugins land under ``mptcpd_ebpf/_data``; ``mptcpd_ebpf.resources`` finds
+them there or in the source tree.  A wheel therefore installs without a compiler, and
+is for the architecture it was built on.
 """
 
 import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,15 @@ class DataHook(BuildHookInterface):  # type: ignore[misc]
         if version == "editable":
             return  # the source tree itself is used
         root = Path(self.root)
-        subprocess.run(["make", "bpf"], cwd=root, check=True)
+        subprocess.run(["make", "bpf", "preload"], cwd=root, check=True)
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{platform}"
         included = build_data["force_include"]
         for built in sorted((root / "build" / "bpf").glob("*.bpf.o")):
             included[str(built)] = f"mptcpd_ebpf/_data/bpf/{built.name}"
+        for built in sorted((root / "build" / "preload").glob("*.so")):
+            included[str(built)] = f"mptcpd_ebpf/_data/preload/{built.name}"
         for folder in ("plugins", "etc", "systemd"):
             for path in sorted((root / folder).iterdir()):
                 if path.is_file():
