@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Who has a socket open: from its inode to a process, by way of /proc.
+
+There is no index from sockets to processes; the links in every process's fd folder must
+be read.  The work is bounded: processes of our own network namespace come first, the
+search ends when every inode is found, and after `MAX_LINKS` links it gives up.  Without
+CAP_SYS_PTRACE (or in another PID namespace) other users' processes stay unseen; what
+cannot be seen is left out, never guessed.
+"""
+
+import os
+from collections.abc import Iterator
+
+from mptcpd_ebpf.core.measurement import Owner
+from mptcpd_ebpf.kernel import netns
+
+MAX_LINKS = 200_000
+"""Links read at most: about half a second's work."""
+_CGROUP2 = "/sys/fs/cgroup"
+_PREFIX = "socket:["
+
+
+def owners(inodes: set[int], *, max_links: int = MAX_LINKS) -> dict[int, Owner]:
+    """The first process found for each socket inode; those not found are left out."""
+    wanted = {f"{_PREFIX}{inode}]": inode for inode in inodes if inode}
+    found: dict[int, Owner] = {}
+    left = max_links
+    for pid in _near_first():
+        if not wanted or left <= 0:
+            break
+        for link in _links(pid):
+            left -= 1
+            inode = wanted.pop(link, None)
+            if inode is not None:
+                found[inode] = describe(pid)
+    return found
+
+
+def describe(pid: int) -> Owner:
+    """What /proc says of a process; a field it does not say is None."""
+    try:
+        uid = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        uid = None
+    return Owner(pid=pid, comm=comm(pid), cgroup=_cgroup(pid), uid=uid)
+
+
+def comm(pid: int) -> str | None:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return None
+
+
+def _cgroup(pid: int) -> int | None:
+    """The cgroup v2 id: inode of the folder; None without a v2 hierarchy in the usual place."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                if line.startswith("0::"):
+                    return os.stat(_CGROUP2 + line[3:].rstrip("\n")).st_ino
+    except OSError:
+        pass
+    return None
+
+
+def _near_first() -> Iterator[int]:
+    here = netns.inode()
+    elsewhere = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            pid = int(name)
+            if netns.inode_of(pid) == here:
+                yield pid
+            else:
+                elsewhere.append(pid)
+    yield from elsewhere
+
+
+def _links(pid: int) -> Iterator[str]:
+    folder = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        try:
+            yield os.readlink(f"{folder}/{name}")
+        except OSError:
+            continue  # closed meanwhile
