@@ -25,6 +25,10 @@ class ExitCode(IntEnum):
     """Not allowed (EX_NOPERM)."""
     CONFIG = 78
     """The configuration is wrong (EX_CONFIG)."""
+    NOT_EXECUTABLE = 126
+    """`exec` found the program but cannot run it, as shells count it."""
+    NOT_FOUND = 127
+    """`exec` found no such program, as shells count it."""
     INTERRUPTED = 130
     """Ctrl-C, as shells count it."""
 
