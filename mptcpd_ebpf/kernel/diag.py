@@ -23,7 +23,7 @@ from mptcpd_ebpf.core.address import SockAddr, unmapped
 from mptcpd_ebpf.core.events import LiveConnection
 from mptcpd_ebpf.core.measurement import Measurement, Owner
 from mptcpd_ebpf.kernel import netns
-from mptcpd_ebpf.kernel.errors import NetlinkRefusedError, errno_words
+from mptcpd_ebpf.kernel.errors import NetlinkRefused, errno_words
 from mptcpd_ebpf.kernel.netlink import Request, attributes, number, u32
 from mptcpd_ebpf.kernel.owners import owners
 from mptcpd_ebpf.kernel.transport import NETLINK_SOCK_DIAG, Requester
@@ -125,11 +125,19 @@ class Snapshot(NamedTuple):
     subflows: list[Measurement]
 
 
+def subflows() -> list[Measurement]:
+    """Every live subflow of the calling thread's namespace; of owners, only what costs nothing.
+
+    Raises NetlinkRefused.
+    """
+    return snapshot(with_owners=False).subflows
+
+
 def snapshot(*, with_owners: bool = True) -> Snapshot:
     """Every live connection of the calling thread's namespace with its subflows.
 
     `with_owners` looks up the processes too (see `owners` for what that costs).
-    Raises NetlinkRefusedError.
+    Raises NetlinkRefused.
     """
     here = netns.inode()
     with Requester(NETLINK_SOCK_DIAG) as requester:
@@ -144,7 +152,7 @@ def snapshot(*, with_owners: bool = True) -> Snapshot:
     if with_owners:
         found = owners({row.inode for row in sockets.values()})
         by_token = {token: found.get(row.inode, by_token[token]) for token, row in sockets.items()}
-    subflows = []
+    measured = []
     server_side: dict[int, bool] = {}
     for row in rows:
         details = _ulp(row)
@@ -154,18 +162,18 @@ def snapshot(*, with_owners: bool = True) -> Snapshot:
         flags = number(details.get(_FLAGS, b""))
         if not flags & _JOIN:
             server_side[token] = not flags & _MCAP_LOC
-        subflows.append(_measurement(row, details, token, flags, at, here, by_token[token]))
+        measured.append(_measurement(row, details, token, flags, at, here, by_token[token]))
     connections = [
         LiveConnection(
             token=token, local=row.local, remote=row.remote, server_side=server_side.get(token)
         )
         for token, row in sockets.items()
     ]
-    return Snapshot(connections, subflows)
+    return Snapshot(connections, measured)
 
 
 def listeners() -> list[SockAddr]:
-    """Where MPTCP sockets listen in the calling thread's namespace.  Raises NetlinkRefusedError."""
+    """Where MPTCP sockets listen in the calling thread's namespace.  Raises NetlinkRefused."""
     with Requester(NETLINK_SOCK_DIAG) as requester:
         return [
             row.local
@@ -195,7 +203,7 @@ def _dump(requester: Requester, family: int, protocol: int, states: int) -> list
         body += u32(_REQ_PROTOCOL, protocol)
     reply = requester.ask(Request(_SOCK_DIAG_BY_FAMILY, body, dump=True, fixed=_REQUEST.size))
     if reply.errno:
-        raise NetlinkRefusedError(
+        raise NetlinkRefused(
             f"listing the sockets: {errno_words(reply.errno)} {reply.message}".rstrip()
             + "; the kernel needs INET_DIAG, INET_TCP_DIAG and INET_MPTCP_DIAG",
             reply.errno,

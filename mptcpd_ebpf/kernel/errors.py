@@ -2,7 +2,8 @@
 """What can be wrong between us and the kernel, as exceptions whose text is for people.
 
 Each says the place, the cause and the way out in one line; the commands print it
-and choose their exit code by the class.
+and choose their exit code by the class.  The names say what is the matter, which
+"…Error" would not add to.
 """
 
 import errno
@@ -13,15 +14,15 @@ class KernelError(Exception):
     """Base of all: the kernel cannot or will not do what was asked."""
 
 
-class MptcpMissingError(KernelError):
+class MptcpMissing(KernelError):  # noqa: N818
     """This kernel has no MPTCP."""
 
 
-class NotPermittedError(KernelError):
+class NotPermitted(KernelError):  # noqa: N818
     """The process lacks a capability, or the place is read-only."""
 
 
-class NamespaceTakenError(KernelError):
+class NamespaceTaken(KernelError):  # noqa: N818
     """Another daemon holds this network namespace."""
 
     def __init__(self, message: str, pid: int) -> None:
@@ -29,7 +30,7 @@ class NamespaceTakenError(KernelError):
         self.pid = pid
 
 
-class NetlinkRefusedError(KernelError):
+class NetlinkRefused(KernelError):  # noqa: N818
     """A netlink request was answered with an error."""
 
     def __init__(self, message: str, code: int) -> None:

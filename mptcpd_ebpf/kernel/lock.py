@@ -8,33 +8,43 @@ accepting: connecting to it is enough for SO_PEERCRED to name the holder (unix(7
 
 import socket
 import struct
+from typing import NoReturn, Self
 
 from mptcpd_ebpf.kernel import owners
-from mptcpd_ebpf.kernel.errors import NamespaceTakenError
+from mptcpd_ebpf.kernel.errors import NamespaceTaken
 
 _NAME = "\0mptcpd-ebpf/lock"
 _CREDENTIALS = struct.Struct("=iII")
 
 
-def take() -> socket.socket:
-    """Takes the calling thread's namespace; closing the socket gives it back.
+class NamespaceLock:
+    """Holds the calling thread's namespace while used as a context."""
 
-    Raises NamespaceTakenError, with the holder's pid, while another process has it.
-    """
-    lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        lock.bind(_NAME)
-        lock.listen()
-    except OSError:
-        lock.close()
-        found = holder()
-        pid, name = (found[0], f"{found[1] or '?'}, uid {found[2]}") if found else (0, "unknown")
-        raise NamespaceTakenError(
-            f"process {pid or '?'} ({name}) manages this network namespace already: stop it first, "
-            "or start this one in another namespace",
-            pid,
-        ) from None
-    return lock
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        """Raises NamespaceTaken, with the holder's pid, while another process has it."""
+        try:
+            self._socket.bind(_NAME)
+            self._socket.listen()
+        except OSError:
+            self._socket.close()
+            _raise_taken()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+def _raise_taken() -> NoReturn:
+    found = holder()
+    pid, name, uid = found or (0, None, None)
+    raise NamespaceTaken(
+        f"process {pid or '?'} ({name or 'name unknown'}, uid {'?' if uid is None else uid}) manages "
+        "this network namespace already: stop it first, or start this one in another namespace",
+        pid,
+    )
 
 
 def holder() -> tuple[int, str | None, int] | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 
 from mptcpd_ebpf.core.commands import KernelCommand
 from mptcpd_ebpf.kernel import pm
-from mptcpd_ebpf.kernel.errors import MptcpMissingError, NetlinkRefusedError
+from mptcpd_ebpf.kernel.errors import MptcpMissing, NetlinkRefused
 from mptcpd_ebpf.kernel.generic import Family, family
 from mptcpd_ebpf.kernel.netlink import Operation, T
 from mptcpd_ebpf.kernel.pm_errors import explain
@@ -27,10 +27,10 @@ class CommandAnswer(NamedTuple):
 
 
 def mptcp_family(requester: Requester) -> Family:
-    """Raises MptcpMissingError on a kernel without the path-manager family."""
+    """Raises MptcpMissing on a kernel without the path-manager family."""
     found = requester.run(family(pm.FAMILY))
     if found is None:
-        raise MptcpMissingError(
+        raise MptcpMissing(
             "this kernel has no MPTCP (generic netlink knows no mptcp_pm): boot one with "
             "CONFIG_MPTCP=y, which the distributions' own kernels have"
         )
@@ -45,7 +45,7 @@ class PmClient:
     """
 
     def __init__(self) -> None:
-        """Raises MptcpMissingError on a kernel without MPTCP."""
+        """Raises MptcpMissing on a kernel without MPTCP."""
         self._requester = Requester(NETLINK_GENERIC)
         try:
             self._family = mptcp_family(self._requester).id
@@ -71,22 +71,22 @@ class PmClient:
         return _answer(self._requester.run(pm.command(self._family, command)))
 
     def endpoints(self) -> list[pm.Endpoint]:
-        """The namespace's endpoints.  Raises NetlinkRefusedError."""
+        """The namespace's endpoints.  Raises NetlinkRefused."""
         return self._read(pm.endpoints(self._family))
 
     def endpoint(self, address_id: int) -> pm.Endpoint:
-        """One endpoint.  Raises NetlinkRefusedError with EINVAL if there is none of that id."""
+        """One endpoint.  Raises NetlinkRefused with EINVAL if there is none of that id."""
         return self._read(pm.endpoint(self._family, address_id))[0]
 
     def connection_addresses(self, token: int) -> list[pm.Endpoint]:
         """Local addresses that one connection in userspace mode knows, with their ids.
 
-        Raises NetlinkRefusedError, also where the kernel (before 6.10) cannot tell.
+        Raises NetlinkRefused, also where the kernel (before 6.10) cannot tell.
         """
         return self._read(pm.connection_addresses(self._family, token))
 
     def limits(self) -> pm.Limits:
-        """Limits of the in-kernel path manager.  Raises NetlinkRefusedError."""
+        """Limits of the in-kernel path manager.  Raises NetlinkRefused."""
         found = self._read(pm.limits(self._family))
         assert found is not None
         return found
@@ -94,7 +94,7 @@ class PmClient:
     def _read(self, operation: Operation[tuple[pm.Answer, T]]) -> T:
         answer, found = self._requester.run(operation)
         if answer.reply.errno:
-            raise NetlinkRefusedError(explain(answer), answer.reply.errno)
+            raise NetlinkRefused(explain(answer), answer.reply.errno)
         return found
 
 

@@ -41,7 +41,7 @@ from mptcpd_ebpf.kernel.netlink import (
 )
 from mptcpd_ebpf.kernel.pm import EVENT_GROUP
 from mptcpd_ebpf.kernel.pm_client import mptcp_family
-from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, MessagesLostError, Requester, Subscription
+from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, MessagesLost, Requester, Subscription
 
 SOURCE = "mptcp_pm events"
 """How `EventsLost` names this source."""
@@ -255,7 +255,7 @@ class PmEvents:
     def open(cls, *, receive_buffer: int = RECEIVE_BUFFER) -> Self:
         """Subscribes.
 
-        Raises MptcpMissingError on a kernel without MPTCP, NotPermittedError without CAP_NET_ADMIN.
+        Raises MptcpMissing on a kernel without MPTCP, NotPermitted without CAP_NET_ADMIN.
         """
         with Requester(NETLINK_GENERIC) as requester:
             group = mptcp_family(requester).groups[EVENT_GROUP]
@@ -291,6 +291,6 @@ class PmEvents:
                 event = decode(data, length)
                 if event is not None:
                     events.append(event)
-        except (MessagesLostError, ValueError, struct.error):
+        except (MessagesLost, ValueError, struct.error):
             events.append(EventsLost(source=SOURCE))
         return events

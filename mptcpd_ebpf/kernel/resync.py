@@ -1,31 +1,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The whole truth of one network namespace, read anew: at start, and after events were lost."""
 
-from collections.abc import Callable
-
 from mptcpd_ebpf.core.events import Resynchronised
-from mptcpd_ebpf.kernel import diag, network
+from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.kernel import diag, rtnetlink
 from mptcpd_ebpf.kernel.transport import NETLINK_ROUTE, Requester
 
 
-def resynchronise(
-    sockets: Callable[[], diag.Snapshot] = diag.snapshot,
-) -> Resynchronised:
+def snapshot(subflows: list[Measurement] | None = None) -> Resynchronised:
     """Reads connections, subflows, links, addresses and default routes.
 
-    `sockets` finds the connections; the probes' iterator sees more than inet_diag.
+    `subflows` are those that a better source has measured just now (the probes' iterator);
+    without it inet_diag's stand in.
     Subscribe before calling it: what changes meanwhile then comes as events, and events
     tell what is, so hearing of something twice does no harm.
-    Raises NetlinkRefusedError.
+    Raises NetlinkRefused.
     """
     with Requester(NETLINK_ROUTE) as requester:
-        links = network.links(requester)
-        addresses = network.addresses(requester)
-        routes = network.default_routes(requester)
-    connections, subflows = sockets()
+        links = rtnetlink.links(requester)
+        addresses = rtnetlink.addresses(requester)
+        routes = rtnetlink.default_routes(requester)
+    found = diag.snapshot()
     return Resynchronised(
-        connections=connections,
-        subflows=subflows,
+        connections=found.connections,
+        subflows=found.subflows if subflows is None else subflows,
         links=links,
         addresses=addresses,
         routes=routes,

@@ -1,212 +1,262 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""rtnetlink as records: links, local addresses and default routes out of the kernel's messages.
+"""The local network of one namespace: what is there, and what changes, as core events.
 
-Pure: bytes in, records out; `network` does the asking and listening.  A record is the
-core event that states the fact, beside what the kernel's bookkeeping needs and the
-core does not (`AddressKey`).  Numbers are those of include/uapi/linux/rtnetlink.h,
-if_link.h, if_addr.h and if.h.
+The kernel does not report everything.  An IPv4 route that goes with its interface or
+with its source address goes without a message (net/ipv4/fib_frontend.c,
+fib_disable_ip and fib_sync_down_addr; IPv6 is silent too where
+net.ipv6.route.skip_notify_on_dev_down is set), and one that is replaced is reported
+as the new one only.  `NetworkState` therefore remembers what was told and says what
+follows; `RouteEvents` asks again for the routes after a link changed or an address went.
 
-A default route has a destination of length 0 and type unicast; blackhole and
-unreachable ones lead nowhere and are no routes here.  One with several next hops is
-one record per next hop.
+It also keeps quiet about messages that change nothing (a Wi-Fi scan sends a link
+message each time), and takes an address for gone only when its last instance is:
+the same address may stand twice on an interface, with two prefixes or peers.
 """
 
-import socket
-from collections.abc import Iterator
-from struct import Struct
-from typing import NamedTuple
+import struct
+from collections.abc import Iterable
+from typing import Self
 
-from mptcpd_ebpf.core.events import DefaultRouteAdded, LinkChanged, LocalAddressChanged
-from mptcpd_ebpf.kernel.netlink import (
-    Buffer,
-    Request,
-    attributes,
-    number,
-    u32,
+from mptcpd_ebpf.core.events import (
+    DefaultRouteAdded,
+    DefaultRouteRemoved,
+    Event,
+    EventsLost,
+    LinkChanged,
+    LinkRemoved,
+    LocalAddressChanged,
+    LocalAddressRemoved,
+)
+from mptcpd_ebpf.kernel import route_messages as rt
+from mptcpd_ebpf.kernel.errors import NetlinkRefused, errno_words
+from mptcpd_ebpf.kernel.netlink import NLM_F_REPLACE, Buffer, Request, messages
+from mptcpd_ebpf.kernel.transport import (
+    NETLINK_ROUTE,
+    MessagesLost,
+    Requester,
+    Subscription,
 )
 
-RTM_NEWLINK = 16
-RTM_DELLINK = 17
-RTM_GETLINK = 18
-RTM_NEWADDR = 20
-RTM_DELADDR = 21
-RTM_GETADDR = 22
-RTM_NEWROUTE = 24
-RTM_DELROUTE = 25
-RTM_GETROUTE = 26
-
-GROUPS = {"link": 1, "ipv4 address": 5, "ipv4 route": 7, "ipv6 address": 9, "ipv6 route": 11}
-"""Multicast groups, RTNLGRP_*."""
-
-IFINFOMSG = Struct("=BxHiII")
-"""Family, type, index, flags, change."""
-IFADDRMSG = Struct("=BBBBI")
-"""Family, prefix length, flags, scope, index."""
-RTMSG = Struct("=BBBBBBBBI")
-"""Family, destination length, source length, tos, table, protocol, scope, type, flags."""
-RTNEXTHOP = Struct("=HBBi")
-"""Length, flags, hops, interface index."""
-
-_IFF_UP = 0x1
-_IFF_LOOPBACK = 0x8
-_IFF_POINTOPOINT = 0x10
-_IFF_RUNNING = 0x40
-_IFLA_IFNAME = 3
-_IFLA_EXT_MASK = 29
-_RTEXT_FILTER_SKIP_STATS = 1 << 3
-
-_IFA_ADDRESS = 1
-_IFA_LOCAL = 2
-_IFA_FLAGS = 8
-_IFA_F_TEMPORARY = 0x01  # of an IPv4 address the same bit says "secondary"
-_IFA_F_OPTIMISTIC = 0x04
-_IFA_F_DADFAILED = 0x08
-_IFA_F_DEPRECATED = 0x20
-_IFA_F_TENTATIVE = 0x40
-
-_RTA_OIF = 4
-_RTA_GATEWAY = 5
-_RTA_PRIORITY = 6
-_RTA_MULTIPATH = 9
-_RTA_TABLE = 15
-_RTA_VIA = 18
-_RTN_UNICAST = 1
-_RTM_F_CLONED = 0x200
-_RTNH_F_DEAD = 0x1
-_VIA_FAMILY = Struct("=H")
+SOURCE = "rtnetlink events"
+"""How `EventsLost` names this source."""
+RECEIVE_BUFFER = 4 << 20
+_BATCH = 256
 
 
-class AddressKey(NamedTuple):
-    """What the kernel tells addresses apart by."""
-
-    if_index: int
-    ip: str
-    prefix_len: int
-    peer: bytes
+def links(requester: Requester) -> list[LinkChanged]:
+    """All interfaces.  Raises NetlinkRefused."""
+    found = (rt.link(part, 0, len(part)) for part in _dump(requester, rt.dump_links()))
+    return [link for link in found if link is not None]
 
 
-def link(data: Buffer, start: int, end: int) -> LinkChanged | None:
-    """None for a bridge's word about its ports, which comes under the same message type."""
-    family, _type, index, flags, _change = IFINFOMSG.unpack_from(data, start)
-    if family != socket.AF_UNSPEC:
-        return None
-    found = attributes(data, start + IFINFOMSG.size, end)
-    return LinkChanged(
-        if_index=index,
-        name=found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "surrogateescape"),
-        up=bool(flags & _IFF_UP),
-        running=bool(flags & _IFF_RUNNING),
-        loopback=bool(flags & _IFF_LOOPBACK),
-        point_to_point=bool(flags & _IFF_POINTOPOINT),
-    )
+def addresses(requester: Requester) -> list[LocalAddressChanged]:
+    """All local addresses, IPv4 and IPv6.  Raises NetlinkRefused."""
+    return [event for _key, event in _addresses(requester)]
 
 
-def address(data: Buffer, start: int, end: int) -> tuple[AddressKey, LocalAddressChanged] | None:
-    """None for a family that is not IP."""
-    family, prefix_len, flags, scope, index = IFADDRMSG.unpack_from(data, start)
-    if family not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    found = attributes(data, start + IFADDRMSG.size, end)
-    # On a point-to-point link IFA_ADDRESS is the peer's; ours is IFA_LOCAL. Elsewhere
-    # they are equal, or (IPv6) IFA_LOCAL is absent.
-    raw = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
-    if raw is None:
-        return None
-    if _IFA_FLAGS in found:
-        flags = number(found[_IFA_FLAGS])
-    ip = socket.inet_ntop(family, raw)
-    unverified = flags & _IFA_F_TENTATIVE and not flags & _IFA_F_OPTIMISTIC
-    return AddressKey(index, ip, prefix_len, found.get(_IFA_ADDRESS, b"")), LocalAddressChanged(
-        if_index=index,
-        ip=ip,
-        prefix_len=prefix_len,
-        scope=scope,
-        tentative=bool(unverified or flags & _IFA_F_DADFAILED),
-        deprecated=bool(flags & _IFA_F_DEPRECATED),
-        temporary=family == socket.AF_INET6 and bool(flags & _IFA_F_TEMPORARY),
-    )
+def default_routes(requester: Requester) -> list[DefaultRouteAdded]:
+    """Default routes of all tables, IPv4 and IPv6.  Raises NetlinkRefused."""
+    return _routes(requester, ipv6=False) + _routes(requester, ipv6=True)
 
 
-def default_route(data: Buffer, start: int, end: int) -> list[DefaultRouteAdded]:
-    """The next hops of a default route; empty for every other route."""
-    family, dst_len, _src_len, _tos, table, _protocol, _scope, kind, flags = RTMSG.unpack_from(
-        data, start
-    )
-    if dst_len or kind != _RTN_UNICAST or flags & _RTM_F_CLONED:
-        return []
-    if family not in (socket.AF_INET, socket.AF_INET6):
-        return []
-    found = attributes(data, start + RTMSG.size, end)
-    table = number(found[_RTA_TABLE]) if _RTA_TABLE in found else table
-    metric = number(found.get(_RTA_PRIORITY, b""))
+def _addresses(requester: Requester) -> list[tuple[rt.AddressKey, LocalAddressChanged]]:
+    found = (rt.address(part, 0, len(part)) for part in _dump(requester, rt.dump_addresses()))
+    return [address for address in found if address is not None]
 
-    def hop(if_index: int, inner: dict[int, bytes]) -> DefaultRouteAdded:
-        return DefaultRouteAdded(
-            if_index=if_index,
-            ipv6=family == socket.AF_INET6,
-            gateway=_gateway(family, inner),
-            metric=metric,
-            table=table,
-        )
 
-    if _RTA_OIF in found:
-        return [] if flags & _RTNH_F_DEAD else [hop(number(found[_RTA_OIF]), found)]
+def _routes(requester: Requester, *, ipv6: bool) -> list[DefaultRouteAdded]:
     return [
-        hop(if_index, inner)
-        for if_index, hop_flags, inner in _next_hops(found.get(_RTA_MULTIPATH, b""))
-        if not hop_flags & _RTNH_F_DEAD
+        hop
+        for part in _dump(requester, rt.dump_routes(ipv6=ipv6))
+        for hop in rt.default_route(part, 0, len(part))
     ]
 
 
-def _gateway(family: int, found: dict[int, bytes]) -> str | None:
-    if _RTA_GATEWAY in found:
-        return socket.inet_ntop(family, found[_RTA_GATEWAY])
-    if _RTA_VIA in found:  # an IPv4 route through an IPv6 gateway
-        via = found[_RTA_VIA]
-        return socket.inet_ntop(_VIA_FAMILY.unpack_from(via)[0], via[_VIA_FAMILY.size :])
-    return None
+def _dump(requester: Requester, request: Request) -> list[bytes]:
+    reply = requester.ask(request)
+    if reply.errno:
+        raise NetlinkRefused(
+            f"reading the local network: {errno_words(reply.errno)} {reply.message}".rstrip(),
+            reply.errno,
+        )
+    return reply.parts
 
 
-def _next_hops(data: bytes) -> Iterator[tuple[int, int, dict[int, bytes]]]:
-    start = 0
-    while start + RTNEXTHOP.size <= len(data):
-        length, flags, _hops, if_index = RTNEXTHOP.unpack_from(data, start)
-        if length < RTNEXTHOP.size or start + length > len(data):
-            raise ValueError(f"next hop of {length} bytes at offset {start} of {len(data)}")
-        yield if_index, flags, attributes(data, start + RTNEXTHOP.size, start + length)
-        start += (length + 3) & ~3
+class NetworkState:
+    """What was told of links, addresses and routes; turns messages into what is news.  Pure."""
+
+    def __init__(self) -> None:
+        self.links: dict[int, LinkChanged] = {}
+        self.routes: dict[DefaultRouteAdded, None] = {}
+        self._instances: dict[tuple[int, str], dict[rt.AddressKey, LocalAddressChanged]] = {}
+        self.routes_uncertain = False
+        """Routes may have gone without a word since this was last cleared."""
+
+    def seed(
+        self,
+        links: Iterable[LinkChanged],
+        addresses: Iterable[tuple[rt.AddressKey, LocalAddressChanged]],
+        routes: Iterable[DefaultRouteAdded],
+    ) -> None:
+        """Starts anew from dumps."""
+        self.links = {link.if_index: link for link in links}
+        self._instances = {}
+        for key, event in addresses:
+            self._instances.setdefault((key.if_index, key.ip), {})[key] = event
+        self.routes = dict.fromkeys(routes)
+        self.routes_uncertain = False
+
+    def handle(self, kind: int, flags: int, data: Buffer, start: int, end: int) -> list[Event]:
+        """Takes one message.  Raises ValueError or struct.error if it is mangled."""
+        if end - start < rt.MINIMUM.get(kind, 0):
+            raise ValueError(f"rtnetlink message type {kind} of {end - start} bytes")
+        match kind:
+            case rt.RTM_NEWLINK | rt.RTM_DELLINK:
+                link = rt.link(data, start, end)
+                if link is None:
+                    return []
+                return self._link(link) if kind == rt.RTM_NEWLINK else self._link_gone(link)
+            case rt.RTM_NEWADDR | rt.RTM_DELADDR:
+                found = rt.address(data, start, end)
+                if found is None:
+                    return []
+                return self._address(*found, gone=kind == rt.RTM_DELADDR)
+            case rt.RTM_NEWROUTE:
+                hops = rt.default_route(data, start, end)
+                return self._route(hops, replaces=bool(flags & NLM_F_REPLACE))
+            case rt.RTM_DELROUTE:
+                return [
+                    self._forget(hop)
+                    for hop in rt.default_route(data, start, end)
+                    if hop in self.routes
+                ]
+        return []
+
+    def settle_routes(self, present: Iterable[DefaultRouteAdded]) -> list[Event]:
+        """Takes the default routes as they are now, and says what has changed."""
+        now = dict.fromkeys(present)
+        gone = [route for route in self.routes if route not in now]
+        new = [route for route in now if route not in self.routes]
+        self.routes.update(dict.fromkeys(new))
+        self.routes_uncertain = False
+        return [*map(self._forget, gone), *new]
+
+    def _link(self, link: LinkChanged) -> list[Event]:
+        before = self.links.get(link.if_index)
+        if before == link:
+            return []
+        self.links[link.if_index] = link
+        if before is not None and (before.up, before.running) != (link.up, link.running):
+            self.routes_uncertain = True
+        return [link]
+
+    def _link_gone(self, link: LinkChanged) -> list[Event]:
+        if self.links.pop(link.if_index, None) is None:
+            return []
+        self.routes_uncertain = True
+        return [LinkRemoved(if_index=link.if_index)]
+
+    def _address(
+        self, key: rt.AddressKey, event: LocalAddressChanged, *, gone: bool
+    ) -> list[Event]:
+        name = (key.if_index, key.ip)
+        instances = self._instances.setdefault(name, {})
+        if not gone:
+            if instances.get(key) == event:
+                return []
+            instances[key] = event
+            return [event]
+        known = instances.pop(key, None)
+        self.routes_uncertain = True
+        if instances:
+            return [next(reversed(instances.values()))]
+        del self._instances[name]
+        return [LocalAddressRemoved(if_index=key.if_index, ip=key.ip)] if known else []
+
+    def _route(self, hops: list[DefaultRouteAdded], *, replaces: bool) -> list[Event]:
+        events: list[Event] = []
+        if replaces and hops:
+            slot = _slot(hops[0])
+            replaced = [r for r in self.routes if _slot(r) == slot and r not in hops]
+            events += map(self._forget, replaced)
+        for hop in hops:
+            if hop not in self.routes:
+                self.routes[hop] = None
+                events.append(hop)
+        return events
+
+    def _forget(self, route: DefaultRouteAdded) -> DefaultRouteRemoved:
+        del self.routes[route]
+        return DefaultRouteRemoved(
+            if_index=route.if_index,
+            ipv6=route.ipv6,
+            gateway=route.gateway,
+            metric=route.metric,
+            table=route.table,
+        )
 
 
-def dump_links() -> Request:
-    body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    return Request(
-        RTM_GETLINK,
-        body + u32(_IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS),
-        dump=True,
-        fixed=IFINFOMSG.size,
-    )
+def _slot(route: DefaultRouteAdded) -> tuple[bool, int, int]:
+    """The place in a table that a replacing route takes over."""
+    return route.ipv6, route.table, route.metric
 
 
-def dump_addresses() -> Request:
-    body = IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    return Request(RTM_GETADDR, body, dump=True, fixed=IFADDRMSG.size)
+class RouteEvents:
+    """The subscription to one namespace's links, addresses and routes (the calling thread's)."""
 
+    def __init__(self, subscription: Subscription, requester: Requester) -> None:
+        self._subscription = subscription
+        self._requester = requester
+        self._state = NetworkState()
+        self._seed()
 
-def dump_routes(*, ipv6: bool, if_index: int = 0) -> Request:
-    """All tables' unicast routes, or those through one interface."""
-    family = socket.AF_INET6 if ipv6 else socket.AF_INET
-    body = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, _RTN_UNICAST, 0)
-    if if_index:
-        body += u32(_RTA_OIF, if_index)
-    return Request(RTM_GETROUTE, body, dump=True, fixed=RTMSG.size)
+    @classmethod
+    def open(cls, *, receive_buffer: int = RECEIVE_BUFFER) -> Self:
+        """Subscribes first, then reads what is there, so that nothing falls between."""
+        subscription = Subscription.open(
+            NETLINK_ROUTE, list(rt.GROUPS.values()), receive_buffer=receive_buffer
+        )
+        requester = Requester(NETLINK_ROUTE)
+        try:
+            return cls(subscription, requester)
+        except BaseException:
+            subscription.close()
+            requester.close()
+            raise
 
+    def fileno(self) -> int:
+        """Readable when events wait."""
+        return self._subscription.fileno()
 
-MINIMUM = {
-    RTM_NEWLINK: IFINFOMSG.size,
-    RTM_DELLINK: IFINFOMSG.size,
-    RTM_NEWADDR: IFADDRMSG.size,
-    RTM_DELADDR: IFADDRMSG.size,
-    RTM_NEWROUTE: RTMSG.size,
-    RTM_DELROUTE: RTMSG.size,
-}
-"""Shortest body of each message type that is heard."""
+    def close(self) -> None:
+        self._subscription.close()
+        self._requester.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self) -> list[Event]:
+        """The events that wait, at most a few hundred; never blocks for want of them.
+
+        Where the kernel dropped some, or one cannot be understood, an `EventsLost`
+        stands in their place and what is there has been read anew.
+        """
+        events: list[Event] = []
+        try:
+            for data, length in self._subscription.receive(_BATCH):
+                for kind, flags, _sequence, start, end in messages(data, length):
+                    events += self._state.handle(kind, flags, data, start, end)
+        except (MessagesLost, ValueError, struct.error):
+            events.append(EventsLost(source=SOURCE))
+            self._seed()
+        if self._state.routes_uncertain:
+            events += self._state.settle_routes(default_routes(self._requester))
+        return events
+
+    def _seed(self) -> None:
+        self._state.seed(
+            links(self._requester), _addresses(self._requester), default_routes(self._requester)
+        )

@@ -11,13 +11,11 @@ connections created afterwards.
 
 import errno
 from pathlib import Path
-from typing import NamedTuple
 
-from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissingError, NotPermittedError
+from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NotPermitted
 
 _FOLDER = Path("/proc/sys/net/mptcp")
 _BY_TYPE = {"0": "kernel", "1": "userspace"}
-USERSPACE = "userspace"
 
 
 def read_all() -> dict[str, str]:
@@ -36,42 +34,47 @@ def read_all() -> dict[str, str]:
 
 
 def enabled() -> bool:
-    """Whether sockets may use MPTCP.  Raises MptcpMissingError."""
+    """Whether sockets may use MPTCP.  Raises MptcpMissing."""
     return _read("enabled") == "1"
 
 
-def path_manager() -> str:
-    """Name of the path manager that new connections get.  Raises MptcpMissingError."""
-    name, value = _setting()
-    return value if name == "path_manager" else _BY_TYPE.get(value, value)
+class PathManagerSetting:
+    """Which path manager new connections get, and what it was before we changed it."""
 
+    def __init__(self) -> None:
+        self._before: str | None = None
+        self._ours: str | None = None
 
-class PathManagerChange(NamedTuple):
-    """What was set, and what stood there before."""
+    def current(self) -> str:
+        """Name of the path manager that new connections get.  Raises MptcpMissing."""
+        name, value = _setting()
+        return value if name == "path_manager" else _BY_TYPE.get(value, value)
 
-    before: str
-    after: str
+    def set(self, path_manager: str) -> str:
+        """Chooses the path manager for new connections; returns the one before.
+
+        Raises MptcpMissing, NotPermitted where the sysctl cannot be written, or
+        KernelError if this kernel has no path manager of that name.
+        """
+        before = self.current()
+        if before != path_manager:
+            _choose(path_manager)
+            if self._before is None:
+                self._before = before
+            self._ours = path_manager
+        return before
 
     def restore(self) -> bool:
-        """Puts the former one back unless someone else has changed it since; says whether it did.
+        """Puts the first one back unless someone else has changed it since; says whether it did.
 
-        Raises NotPermittedError.
+        Raises NotPermitted.
         """
-        if self.before == self.after or path_manager() != self.after:
+        before, ours = self._before, self._ours
+        self._before = self._ours = None
+        if before is None or before == ours or self.current() != ours:
             return False
-        _choose(self.before)
+        _choose(before)
         return True
-
-
-def use_userspace() -> PathManagerChange:
-    """Gives new connections to the userspace path manager.
-
-    Raises MptcpMissingError, or NotPermittedError where the sysctl cannot be written.
-    """
-    before = path_manager()
-    if before != USERSPACE:
-        _choose(USERSPACE)
-    return PathManagerChange(before, USERSPACE)
 
 
 def _choose(path_manager: str) -> None:
@@ -85,12 +88,12 @@ def _choose(path_manager: str) -> None:
     except OSError as error:
         by_hand = f"set it from outside: sysctl -w net.mptcp.{name}={value}"
         if error.errno == errno.EROFS:
-            raise NotPermittedError(
+            raise NotPermitted(
                 f"{file} is read-only, as in a container: {by_hand}, "
                 "or mount /proc/sys writable here"
             ) from None
         if isinstance(error, PermissionError):
-            raise NotPermittedError(
+            raise NotPermitted(
                 f"{file} may not be written: CAP_NET_ADMIN and root are needed; or {by_hand}"
             ) from None
         raise KernelError(f"{file} does not take {value!r}: {error.strerror}") from None
@@ -99,7 +102,7 @@ def _choose(path_manager: str) -> None:
 def _setting() -> tuple[str, str]:
     try:
         return "path_manager", _read("path_manager")
-    except MptcpMissingError:
+    except MptcpMissing:
         return "pm_type", _read("pm_type")
 
 
@@ -111,4 +114,4 @@ def _read(name: str) -> str:
             why = "this kernel has no MPTCP: boot one with CONFIG_MPTCP=y"
         else:
             why = "this kernel's MPTCP is too old: 5.19 or newer is needed"
-        raise MptcpMissingError(f"{_FOLDER / name} is missing: {why}") from None
+        raise MptcpMissing(f"{_FOLDER / name} is missing: {why}") from None

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Self
 
-from mptcpd_ebpf.kernel.errors import KernelError, NotPermittedError, errno_words
+from mptcpd_ebpf.kernel.errors import KernelError, NotPermitted, errno_words
 from mptcpd_ebpf.kernel.netlink import Operation, Pending, Reply, Request, T, messages
 
 NETLINK_ROUTE = 0
@@ -207,7 +207,7 @@ class Subscription:
     """A socket that hears multicast groups and asks nothing.
 
     `receive` yields the datagrams that are there, each as (buffer, length); the
-    buffer is used again for the next one.  It raises `MessagesLostError` when the kernel
+    buffer is used again for the next one.  It raises `MessagesLost` when the kernel
     dropped messages because the socket's buffer was full.
     """
 
@@ -219,7 +219,7 @@ class Subscription:
     def open(cls, protocol: int, groups: list[int], *, receive_buffer: int) -> Self:
         """Subscribes to `groups` with a receive buffer of `receive_buffer` bytes.
 
-        Raises NotPermittedError where a group needs CAP_NET_ADMIN and we lack it.
+        Raises NotPermitted where a group needs CAP_NET_ADMIN and we lack it.
         """
         sock = _open(protocol)
         try:
@@ -231,7 +231,7 @@ class Subscription:
                 sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
         except PermissionError:
             sock.close()
-            raise NotPermittedError(
+            raise NotPermitted(
                 "hearing the kernel's MPTCP events needs CAP_NET_ADMIN in the user namespace "
                 "that owns this network namespace: run as root or add the capability"
             ) from None
@@ -264,13 +264,13 @@ class Subscription:
                 return
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
-                    raise MessagesLostError from None
+                    raise MessagesLost from None
                 raise
             if length > _DATAGRAM:
-                raise MessagesLostError
+                raise MessagesLost
             if sender[0] == 0:  # only the kernel's word counts
                 yield buffer, length
 
 
-class MessagesLostError(Exception):
+class MessagesLost(Exception):  # noqa: N818
     """Messages were lost."""
