@@ -194,7 +194,11 @@ def parse(
         _check_plugins(document, data, options_of)
     if document.mistakes:
         raise ConfigError(document.mistakes)
-    return msgspec.convert(data, Config)
+    config = msgspec.convert(data, Config)
+    if config.metrics.listen is not None and not config.metrics.enabled:
+        document.mistake(("metrics", "listen"), "has no effect while metrics.enabled is false")
+        raise ConfigError(document.mistakes)
+    return config
 
 
 def _check_plugins(document: Document, data: dict[str, Any], options_of: OptionsOf) -> None:

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line.  Each command is a module of this package that exports `command`.
+
+A command's module is imported only when it is asked for, so that each pays for its own
+imports alone.  `main` turns every way of ending into an exit code (`exitcodes`) and at
+most one message on stderr.
+"""
+
+import importlib
+import pkgutil
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from mptcpd_ebpf import __version__
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+
+PROGRAM = "mptcpd-ebpf"
+
+
+class _LazyGroup(click.Group):
+    """Finds its commands among the modules beside this one."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        modules = (module.name for module in pkgutil.iter_modules(__path__))
+        return sorted(name for name in modules if not name.startswith("_"))
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in self.list_commands(context):
+            return None
+        found = importlib.import_module(f"{__name__}.{name}").command
+        assert isinstance(found, click.Command)
+        return found
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""
+    \b
+    Try it:
+      mptcpd-ebpf doctor                          can this machine do it?
+      mptcpd-ebpf daemon --path-manager=adaptive  manage this network namespace
+      mptcpd-ebpf ls                              what are the subflows doing?
+
+    \b
+    Exit codes: 0 fine, 1 a check failed, 64 usage, 69 no daemon there, 71 the kernel
+    lacks MPTCP, 75 another daemon holds the namespace, 77 privilege, 78 configuration.
+    """,
+)
+@click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def group() -> None:
+    """Keeps Multipath TCP connections on good paths.
+
+    A daemon measures every subflow with eBPF probes in the kernel and lets plugins
+    create, destroy or demote subflows; the other commands ask it, or look at the kernel.
+    """
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line and exits."""
+    # A reader that goes away (`ls | head`) ends us silently, as it does other tools.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        code: Any = group.main(arguments, PROGRAM, standalone_mode=False)
+    except Failure as failure:
+        code = _say(str(failure), failure.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else PROGRAM
+        code = _say(f"{error.format_message()} (see '{command} --help')", ExitCode.USAGE)
+    except click.ClickException as error:
+        code = _say(error.format_message(), ExitCode.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        code = ExitCode.INTERRUPTED
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _say(message: str, code: ExitCode) -> ExitCode:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Options that several commands share."""
+
+import click
+
+from mptcpd_ebpf import control_client
+
+control = click.option(
+    "--control",
+    metavar="PATH",
+    help="The daemon's control socket.  [default: "
+    f"{control_client.RUN_FOLDER}/<inode of this network namespace>.sock]",
+)
+
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object with a schema number."
+)

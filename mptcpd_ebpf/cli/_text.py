@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Numbers and tables as plain text.  What is not known is a dash, never 0."""
+
+from collections.abc import Sequence
+
+UNKNOWN = "–"
+
+_SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def number(value: int | None) -> str:
+    return UNKNOWN if value is None else str(value)
+
+
+def milliseconds(us: int | None) -> str:
+    """Microseconds as milliseconds, with the digits that matter."""
+    if us is None:
+        return UNKNOWN
+    ms = us / 1000
+    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 1000 else f"{ms:.0f}"
+
+
+def size(count: int | None) -> str:
+    """Bytes in decimal units."""
+    if count is None:
+        return UNKNOWN
+    value = float(count)
+    for unit in _SIZES:
+        if value < 999.5 or unit == _SIZES[-1]:
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines with the columns of `rows` aligned: the first `left` of them left, the rest right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``mptcpd-ebpf ls``: connections and their subflows, as a table or as JSON."""
+
+import json
+
+import click
+
+from mptcpd_ebpf import control_client
+from mptcpd_ebpf.cli import _options, _text
+from mptcpd_ebpf.schema import Connections, ConnectionView, SubflowView
+
+_HEADINGS = ("", "SUBFLOW", "IF", "STATE", "RTT ms", "MIN", "VAR", "SENT", "ACKED",
+             "RETRANS", "LOST", "RTO", "CWND", "FLIGHT")  # fmt: skip
+_LEFT = 4
+"""Columns of text, aligned to the left; the others are numbers."""
+
+
+@click.command()
+@_options.control
+@_options.as_json
+def command(control: str | None, as_json: bool) -> None:
+    """Show the MPTCP connections and what their subflows measure.
+
+    \b
+    RTT, MIN, VAR  smoothed, least and variation of the round-trip time, milliseconds
+    SENT, ACKED    bytes sent, and acknowledged by the peer
+    RETRANS, LOST  segments sent again; segments taken for lost
+    RTO            retransmission timeouts in a row, right now
+    CWND, FLIGHT   congestion window and segments in flight
+    stalled        time the sender stood still because of a slow path
+
+    What is not known is shown as –, and as null in --json.  Times are exact at the
+    moment of asking.
+    """
+    answer: Connections = control_client.get(
+        control or control_client.default_path(), "/v1/connections"
+    )
+    if as_json:
+        click.echo(json.dumps(answer))
+    elif not answer["connections"]:
+        click.echo("no MPTCP connections")
+    else:
+        click.echo(table(answer))
+
+
+def table(answer: Connections) -> str:
+    """The connections as text, each followed by its subflows, columns aligned over all."""
+    rows: list[tuple[str, ...]] = [_HEADINGS]
+    for connection in answer["connections"]:
+        rows += [_subflow(subflow) for subflow in connection["subflows"]]
+    lines = _text.aligned(rows, _LEFT)
+    shown = [lines[0]]
+    at = 1
+    for connection in answer["connections"]:
+        shown.append(_connection(connection))
+        shown += lines[at : at + len(connection["subflows"])]
+        at += len(connection["subflows"])
+    return "\n".join(shown)
+
+
+def _connection(connection: ConnectionView) -> str:
+    side = {True: "server", False: "client", None: "side unknown"}[connection["server_side"]]
+    if connection["pid"] is None:
+        owner = "process unknown"
+    else:
+        owner = f"{connection['comm'] or '?'}[{connection['pid']}]"
+    stalled = connection["stalled_ms"]
+    facts = [
+        connection["token"],
+        side,
+        owner,
+        f"{connection['local']} → {connection['remote']}",
+        f"acked {_text.size(connection['bytes_acked'])}",
+        f"stalled {_text.UNKNOWN if stalled is None else f'{stalled:.0f} ms'}",
+    ]
+    if connection["announced"]:
+        facts.append("announced " + ", ".join(a["ip"] for a in connection["announced"]))
+    return "  ".join(facts)
+
+
+def _subflow(subflow: SubflowView) -> tuple[str, ...]:
+    ids = f"{_text.number(subflow['local_id'])}>{_text.number(subflow['remote_id'])}"
+    return (
+        f"  {ids}",
+        f"{subflow['local']} → {subflow['remote']}",
+        subflow["interface"] or _text.UNKNOWN,
+        "backup" if subflow["backup"] else subflow["state"],
+        _text.milliseconds(subflow["srtt_us"]),
+        _text.milliseconds(subflow["min_rtt_us"]),
+        _text.milliseconds(subflow["rttvar_us"]),
+        _text.size(subflow["bytes_sent"]),
+        _text.size(subflow["bytes_acked"]),
+        _text.number(subflow["retransmits"]),
+        _text.number(subflow["lost"]),
+        _text.number(subflow["timeouts"]),
+        _text.number(subflow["cwnd"]),
+        _text.number(subflow["in_flight"]),
+    )

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``mptcpd-ebpf pause``: from now on the daemon decides nothing."""
+
+import click
+
+from mptcpd_ebpf import control_client
+from mptcpd_ebpf.cli import _options
+
+
+@click.command()
+@_options.control
+def command(control: str | None) -> None:
+    """Stop deciding, at once.
+
+    The daemon goes on measuring and stays subscribed to the kernel's events, so that
+    joins are still accepted; it sends no command until 'resume'.  Subflows stay as
+    they are.
+    """
+    control_client.post(control or control_client.default_path(), "/v1/pause")
+    click.echo("paused")

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``mptcpd-ebpf status``: what the daemon is doing, in a few lines or as JSON."""
+
+import json
+import time
+
+import click
+
+from mptcpd_ebpf import control_client
+from mptcpd_ebpf.cli import _options
+from mptcpd_ebpf.schema import Status
+
+
+@click.command()
+@_options.control
+@_options.as_json
+def command(control: str | None, as_json: bool) -> None:
+    """Show what the daemon is doing: plugins, probes, counts, losses."""
+    status: Status = control_client.get(control or control_client.default_path(), "/v1/status")
+    click.echo(json.dumps(status) if as_json else text(status))
+
+
+def text(status: Status) -> str:
+    """The status as lines of name and value."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status["started_at"]))
+    lost = {cause: n for cause, n in status["events_lost"].items() if n}
+    lost |= {cause: n for cause, n in (status["probes"]["lost"] or {}).items() if n}
+    lines = [
+        ("daemon", f"{status['version']}, process {status['pid']}, since {since}"),
+        ("namespace", str(status["netns"])),
+        ("deciding", _deciding(status)),
+        ("kernel's path manager", status["path_manager"] or "unknown"),
+        ("probes", f"{status['probes']['backend']}: {status['probes']['reason']}"),
+        ("connections", f"{status['connections']} with {status['subflows']} subflows"),
+        ("decisions", f"{status['decisions']}, {status['decisions_refused']} of them refused"),
+        ("lost", ", ".join(f"{n} {cause}" for cause, n in lost.items()) or "nothing"),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _deciding(status: Status) -> str:
+    if not status["plugins"]:
+        return "no: no plugin is configured, observing only"
+    plugins = [
+        f"{plugin['name']} (excluded: {plugin['excluded']})" if plugin["excluded"]
+        else plugin["name"]
+        for plugin in status["plugins"]
+    ]  # fmt: skip
+    return ("paused: " if status["paused"] else "") + ", ".join(plugins)

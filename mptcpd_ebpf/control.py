@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The control socket: what a running daemon can be asked and told, as HTTP and JSON.
+
+``curl --unix-socket PATH http://localhost/v1/status`` works; docs/control.md lists the
+requests.  The daemon gives the data through `ControlSource` and tells what happens
+through `ControlServer.publish`; nothing here knows how it works inside.
+"""
+
+import asyncio
+import logging
+import time
+from http import HTTPStatus
+from typing import Protocol
+
+from mptcpd_ebpf import view
+from mptcpd_ebpf.config import ConfigError, Metrics
+from mptcpd_ebpf.control_socket import SocketFile
+from mptcpd_ebpf.core.commands import Decision
+from mptcpd_ebpf.core.events import Event
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.httpserver import (
+    STREAM,
+    Answer,
+    HttpServer,
+    Routes,
+    error_answer,
+    json_answer,
+    server_sent_event,
+)
+from mptcpd_ebpf.schema import SCHEMA, Connections, DecisionView, Status
+
+log = logging.getLogger(__name__)
+
+
+def epoch_ns() -> int:
+    """What to add to CLOCK_MONOTONIC nanoseconds to get nanoseconds since 1970."""
+    return time.time_ns() - time.monotonic_ns()
+
+
+class ControlSource(Protocol):
+    """What the daemon gives to the control socket."""
+
+    async def connections(self) -> Connections:
+        """Every connection, with exact present values (`view.connections`)."""
+
+    def status(self) -> Status: ...
+
+    def decisions(self) -> list[DecisionView]:
+        """The newest decisions, oldest first, bounded (`view.decision`)."""
+
+    async def pause(self) -> None: ...
+
+    async def resume(self) -> None: ...
+
+    async def reload(self) -> None:
+        """Reads the configuration anew.  Raises `ConfigError`, and the old one stays."""
+
+
+class ControlServer:
+    """Serves one `ControlSource` until closed."""
+
+    def __init__(self, source: ControlSource, metrics: Metrics) -> None:
+        self._source = source
+        self._metrics = metrics
+        self._http = HttpServer()
+        self._listeners: list[asyncio.Server] = []
+        self._file: SocketFile | None = None
+        self._routes: Routes = {
+            ("GET", "/v1/connections"): self._connections,
+            ("GET", "/v1/status"): self._status,
+            ("GET", "/v1/decisions"): self._decisions,
+            ("GET", "/v1/events"): STREAM,
+            ("POST", "/v1/pause"): self._pause,
+            ("POST", "/v1/resume"): self._resume,
+            ("POST", "/v1/reload"): self._reload,
+        }
+        if metrics.enabled:
+            self._routes["GET", "/metrics"] = self._scrape
+
+    async def start(self, path: str) -> None:
+        """Listens at `path`, and for metrics on TCP if configured.
+
+        Raises `Failure`: HELD if a live daemon listens there, PRIVILEGE or CONFIG if the
+        place cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        self._file = SocketFile(path)
+        greeting = server_sent_event("hello", {"schema": SCHEMA})
+        self._listeners.append(
+            await loop.create_unix_server(
+                lambda: self._http.client(self._routes, greeting), sock=self._file.socket
+            )
+        )
+        if self._metrics.listen is not None:
+            try:
+                await self._listen_tcp(self._metrics.listen)
+            except Failure:
+                self.close()
+                raise
+
+    async def _listen_tcp(self, where: str) -> None:
+        host, _, port = where.rpartition(":")
+        routes: Routes = {("GET", "/metrics"): self._scrape}
+        try:
+            server = await asyncio.get_running_loop().create_server(
+                lambda: self._http.client(routes), host.strip("[]"), int(port)
+            )
+        except (OSError, OverflowError) as error:
+            raise Failure(
+                f"metrics.listen: cannot listen on {where}: {error}", ExitCode.CONFIG
+            ) from None
+        self._listeners.append(server)
+
+    def close(self) -> None:
+        """Ends the streams, closes idle connections and removes the socket file."""
+        for listener in self._listeners:
+            listener.close()
+        self._http.close()
+        if self._file is not None:
+            self._file.close()
+
+    def publish(self, item: Event | Decision) -> None:
+        """Tells an event or a decision to whoever streams; never blocks."""
+        if not self._http.has_streams:
+            return
+        if isinstance(item, Decision):
+            chunk = server_sent_event("decision", view.decision(item, epoch_ns()))
+        else:
+            chunk = server_sent_event("event", view.event(item))
+        self._http.broadcast(chunk)
+
+    # --- requests
+
+    async def _connections(self) -> Answer:
+        return json_answer(await self._source.connections())
+
+    async def _status(self) -> Answer:
+        return json_answer(self._source.status())
+
+    async def _decisions(self) -> Answer:
+        return json_answer({"schema": SCHEMA, "decisions": self._source.decisions()})
+
+    async def _pause(self) -> Answer:
+        await self._source.pause()
+        return await self._status()
+
+    async def _resume(self) -> Answer:
+        await self._source.resume()
+        return await self._status()
+
+    async def _reload(self) -> Answer:
+        try:
+            await self._source.reload()
+        except ConfigError as error:
+            return error_answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        return await self._status()
+
+    async def _scrape(self) -> Answer:
+        from mptcpd_ebpf import metrics  # prometheus_client: only a scrape pays for it
+
+        body = metrics.exposition(self._source.status(), await self._source.connections())
+        return Answer(HTTPStatus.OK, body, metrics.CONTENT_TYPE)

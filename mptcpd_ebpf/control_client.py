@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Asks a daemon over its control socket: HTTP over AF_UNIX, standard library only.
+
+It also knows where the socket is: both sides must agree on the default path, and
+the commands should not import the server for it.
+"""
+
+import http.client
+import json
+import os
+import socket
+from typing import Any
+
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+
+RUN_FOLDER = "/run/mptcpd-ebpf"
+"""Where control sockets stand unless told otherwise."""
+
+MAX_PATH_BYTES = 107
+"""``sun_path`` holds 108 bytes, the closing NUL among them (unix(7))."""
+
+TIMEOUT_SECONDS = 15.0
+"""A daemon that stays silent for so long is as good as not there."""
+
+
+def default_path() -> str:
+    """The control socket of this network namespace's daemon.
+
+    The namespace's inode is in the name, so that daemons in several namespaces that
+    share /run do not collide.
+    """
+    return f"{RUN_FOLDER}/{os.stat('/proc/self/ns/net').st_ino}.sock"
+
+
+def check_length(path: str) -> None:
+    """Raises `Failure` if the kernel's socket address cannot hold the path."""
+    length = len(os.fsencode(path))
+    if length > MAX_PATH_BYTES:
+        raise Failure(
+            f"control path {path!r} has {length} bytes; a Unix socket's path may have "
+            f"{MAX_PATH_BYTES}: choose a shorter one",
+            ExitCode.CONFIG,
+        )
+
+
+def get(path: str, target: str) -> Any:
+    """The JSON that the daemon answers to ``GET target``."""
+    return _ask(path, "GET", target)
+
+
+def post(path: str, target: str) -> Any:
+    """The JSON that the daemon answers to ``POST target``."""
+    return _ask(path, "POST", target)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _ask(path: str, method: str, target: str) -> Any:
+    """One request.  Raises `Failure` for every way in which it can fail."""
+    check_length(path)
+    connection = _UnixConnection(path)
+    try:
+        connection.request(method, target)
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    except FileNotFoundError:
+        raise Failure(
+            f"no daemon: {path} does not exist; start 'mptcpd-ebpf daemon' in this network "
+            "namespace, or name its socket with --control",
+            ExitCode.NO_DAEMON,
+        ) from None
+    except ConnectionRefusedError:
+        raise Failure(
+            f"no daemon: nobody listens at {path} any more; start 'mptcpd-ebpf daemon'",
+            ExitCode.NO_DAEMON,
+        ) from None
+    except PermissionError:
+        raise Failure(
+            f"{path}: permission denied; the control socket belongs to the daemon's user, "
+            "run this as root",
+            ExitCode.PRIVILEGE,
+        ) from None
+    except TimeoutError:
+        raise Failure(
+            f"the daemon at {path} did not answer within {TIMEOUT_SECONDS:.0f} s",
+            ExitCode.NO_DAEMON,
+        ) from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Failure(
+            f"{path}: what listens there does not answer as the daemon does ({error})",
+            ExitCode.NO_DAEMON,
+        ) from None
+    finally:
+        connection.close()
+    if response.status != 200:
+        reason = answer.get("error") if isinstance(answer, dict) else None
+        raise Failure(
+            f"the daemon refused {method} {target}: {reason or response.reason}",
+            ExitCode.CONFIG if response.status == 422 else ExitCode.CHECK_FAILED,
+        )
+    return answer

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The control socket's file: made for the owner alone, never taken from a living daemon.
+
+A file that a dead daemon left is replaced; what is no socket is never touched; at the
+end the file goes only if it is still ours.
+"""
+
+import errno
+import os
+import socket
+import stat
+
+from mptcpd_ebpf.control_client import RUN_FOLDER, check_length
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class SocketFile:
+    """A listening Unix socket at a path, mode 0600, until `close`."""
+
+    def __init__(self, path: str) -> None:
+        """Raises `Failure` naming the path, the cause and the way out."""
+        check_length(path)
+        self.path = path
+        try:
+            if os.path.dirname(path) == RUN_FOLDER:
+                os.makedirs(RUN_FOLDER, mode=0o755, exist_ok=True)
+            _clear(path)
+            self.socket = _bind(path)
+            self._identity = _identity(path)
+        except OSError as error:
+            if error.errno in _NOT_ALLOWED:
+                raise Failure(
+                    f"control path {path}: {error.strerror}; run as root, or choose a place of "
+                    "your own with --control",
+                    ExitCode.PRIVILEGE,
+                ) from None
+            hint = "; make its folder first" if error.errno == errno.ENOENT else ""
+            raise Failure(f"control path {path}: {error.strerror}{hint}", ExitCode.CONFIG) from None
+
+    def close(self) -> None:
+        """Closes the socket and removes the file, unless somebody else's stands there now."""
+        self.socket.close()
+        try:
+            if _identity(self.path) == self._identity:
+                os.unlink(self.path)
+        except OSError:
+            pass  # gone already, or its folder is
+
+
+def _bind(path: str) -> socket.socket:
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    mask = os.umask(0o177)  # so that not even for a moment others can connect
+    try:
+        bound.bind(path)
+        bound.listen()
+    except OSError:
+        bound.close()
+        raise
+    finally:
+        os.umask(mask)
+    return bound
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.lstat(path)
+    return (status.st_dev, status.st_ino)
+
+
+def _clear(path: str) -> None:
+    """Removes a dead daemon's socket.  Raises `Failure` for anything else that stands there."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise Failure(
+            f"control path {path}: a file that is no socket stands there; remove it or choose "
+            "another path",
+            ExitCode.CONFIG,
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            pass
+        except (TimeoutError, BlockingIOError):
+            raise _held(path, "a process that does not answer") from None
+        else:
+            raise _held(path, _owner(probe))
+    os.unlink(path)
+
+
+def _owner(connected: socket.socket) -> str:
+    """Who listens at the other end (SO_PEERCRED)."""
+    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return f"process {int.from_bytes(raw[:4], 'little')}"
+
+
+def _held(path: str, owner: str) -> Failure:
+    return Failure(
+        f"control path {path}: in use by {owner}; stop it, or choose another path with --control",
+        ExitCode.HELD,
+    )

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A small HTTP/1.1 server on asyncio and h11 in which everything has a bound.
+
+h11 knows the protocol; this file moves the bytes and cuts off who exceeds a bound:
+connections, streams, the size of a request, the time to send it and to read its
+answer, the backlog of a stream.  Nobody is waited for: a client that does not read
+fills its own socket and loses it.
+
+A path's handler returns a whole `Answer`; a path whose handler is `STREAM` answers with
+server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html),
+fed by `HttpServer.broadcast`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import h11
+import msgspec
+
+log = logging.getLogger(__name__)
+
+MAX_CLIENTS = 64
+MAX_STREAMS = 32
+"""Fewer than clients, so that streams cannot keep requests out."""
+MAX_HEAD_BYTES = 16 * 1024
+MAX_BODY_BYTES = 64 * 1024
+REQUEST_SECONDS = 10.0
+"""To send a whole request; and after an answer, to read it and send the next one."""
+MAX_BACKLOG_BYTES = 256 * 1024
+"""Bytes of a stream that its reader may leave unread."""
+
+
+class Answer(NamedTuple):
+    status: HTTPStatus
+    body: bytes
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Handler = Callable[[], Awaitable[Answer]]
+STREAM = "stream"
+"""Stands for the handler of a path that streams."""
+
+Routes = dict[tuple[str, str], Handler | str]
+"""Handlers by method and path."""
+
+
+def json_answer(data: Any, status: HTTPStatus = HTTPStatus.OK) -> Answer:
+    """`data` as JSON, with a last newline for terminals."""
+    return Answer(status, msgspec.json.encode(data) + b"\n")
+
+
+def error_answer(status: HTTPStatus, reason: str) -> Answer:
+    return json_answer({"error": reason}, status)
+
+
+def server_sent_event(name: str, data: Any) -> bytes:
+    """One event of a stream: its name and its data as one line of JSON."""
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(data))
+
+
+class HttpServer:
+    """The clients of any number of listeners; pass `client` to asyncio as protocol factory."""
+
+    def __init__(self) -> None:
+        self._clients: dict[_Client, None] = {}
+        self._streams: dict[_Client, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def client(self, routes: Routes, greeting: bytes = b"") -> asyncio.Protocol:
+        """A new client that may ask for `routes`; its stream begins with `greeting`."""
+        return _Client(self, routes, greeting)
+
+    @property
+    def has_streams(self) -> bool:
+        return bool(self._streams)
+
+    def broadcast(self, chunk: bytes) -> None:
+        """Sends bytes down every stream; cuts off the readers that are too far behind."""
+        for client in list(self._streams):
+            client.send_chunk(chunk)
+
+    def close(self) -> None:
+        """Ends streams and connections; answers under way are still sent."""
+        for client in list(self._clients):
+            client.end()
+
+    # --- for the clients
+
+    def admit(self, client: "_Client") -> bool:
+        if len(self._clients) >= MAX_CLIENTS:
+            return False
+        self._clients[client] = None
+        return True
+
+    def admit_stream(self, client: "_Client") -> bool:
+        if len(self._streams) >= MAX_STREAMS:
+            return False
+        self._streams[client] = None
+        return True
+
+    def forget(self, client: "_Client") -> None:
+        self._clients.pop(client, None)
+        self._streams.pop(client, None)
+
+    def run(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Client(asyncio.Protocol):
+    """One connection: reads a request, answers it, reads the next."""
+
+    def __init__(self, server: HttpServer, routes: Routes, greeting: bytes) -> None:
+        self._server = server
+        self._routes = routes
+        self._greeting = greeting
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._transport: asyncio.Transport
+        self._deadline: asyncio.TimerHandle | None = None
+        self._request: h11.Request | None = None
+        self._body_bytes = 0
+        self._answering = False
+        self._streaming = False
+
+    # --- asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if self._server.admit(self):
+            self._arm()
+        else:
+            self._send(error_answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections"))
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self._streaming:
+            return  # nothing can follow the request for a stream
+        self._http.receive_data(data)
+        self._advance()
+
+    def eof_received(self) -> bool:
+        if self._streaming or not self._answering:
+            return False
+        self._http.receive_data(b"")
+        return True  # a half-closed client still gets its answer
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._disarm()
+        self._server.forget(self)
+
+    # --- requests
+
+    def _advance(self) -> None:
+        while not self._answering and not self._transport.is_closing():
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError as error:
+                status = HTTPStatus(error.error_status_hint)
+                self._refuse(error_answer(status, f"not HTTP: {error}"))
+                return
+            if isinstance(event, h11.Request):
+                self._request = event
+                self._body_bytes = 0
+                if self._http.they_are_waiting_for_100_continue:
+                    self._write(h11.InformationalResponse(status_code=100, headers=[]))
+            elif isinstance(event, h11.Data):
+                self._body_bytes += len(event.data)
+                if self._body_bytes > MAX_BODY_BYTES:
+                    reason = f"a request's body may have {MAX_BODY_BYTES} bytes"
+                    self._refuse(error_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason))
+                    return
+            elif isinstance(event, h11.EndOfMessage):
+                assert self._request is not None
+                self._disarm()
+                self._dispatch(self._request)
+            elif isinstance(event, h11.ConnectionClosed):
+                self._transport.close()
+                return
+            else:  # NEED_DATA, or PAUSED until the answer is sent
+                return
+
+    def _dispatch(self, request: h11.Request) -> None:
+        method = request.method.decode("ascii")
+        path = request.target.decode("ascii", "replace").partition("?")[0]
+        handler = self._routes.get((method, path))
+        if isinstance(handler, str):
+            self._begin_stream()
+        elif handler is not None:
+            self._answering = True
+            self._transport.pause_reading()
+            self._server.run(self._answer(handler, f"{method} {path}"))
+        else:
+            self._send(self._no_such(method, path))
+            self._next()
+
+    def _no_such(self, method: str, path: str) -> Answer:
+        allowed = sorted(known for known, at in self._routes if at == path)
+        if allowed:
+            reason = f"{path} knows {', '.join(allowed)}, not {method}"
+            answer = error_answer(HTTPStatus.METHOD_NOT_ALLOWED, reason)
+            return answer._replace(headers=(("Allow", ", ".join(allowed)),))
+        paths = ", ".join(sorted({at for _, at in self._routes}))
+        return error_answer(HTTPStatus.NOT_FOUND, f"no such path; there are {paths}")
+
+    async def _answer(self, handler: Handler, what: str) -> None:
+        try:
+            answer = await handler()
+        except Exception:
+            log.exception("control socket: %s failed", what)
+            answer = error_answer(
+                HTTPStatus.INTERNAL_SERVER_ERROR, "the daemon's log has the cause"
+            )
+        self._answering = False
+        if self._transport.is_closing():
+            return
+        self._send(answer)
+        self._transport.resume_reading()
+        self._next()
+        self._advance()
+
+    def _next(self) -> None:
+        """After an answer: the same client's next request, or the end."""
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            self._arm()
+        else:
+            self._arm()  # the answer must be read in time, too
+            self._transport.close()
+
+    def _refuse(self, answer: Answer) -> None:
+        """Answers a request that is not read to its end, and hangs up."""
+        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._send(answer)
+        self._transport.close()
+
+    # --- answers
+
+    def _send(self, answer: Answer) -> None:
+        headers = [
+            ("Content-Type", answer.content_type),
+            ("Content-Length", str(len(answer.body))),
+            *answer.headers,
+        ]
+        self._write(h11.Response(status_code=answer.status, headers=headers))
+        if self._request is None or self._request.method != b"HEAD":
+            self._write(h11.Data(data=answer.body))
+        self._write(h11.EndOfMessage())
+
+    def _write(self, event: Any) -> None:
+        data = self._http.send(event)
+        if data:
+            self._transport.write(data)
+
+    # --- streams
+
+    def _begin_stream(self) -> None:
+        if not self._server.admit_stream(self):
+            reason = f"{MAX_STREAMS} streams are open already"
+            self._send(error_answer(HTTPStatus.SERVICE_UNAVAILABLE, reason))
+            self._next()
+            return
+        self._answering = self._streaming = True
+        headers = [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")]
+        self._write(h11.Response(status_code=HTTPStatus.OK, headers=headers))
+        self.send_chunk(self._greeting)
+
+    def send_chunk(self, chunk: bytes) -> None:
+        """Sends a piece of the stream, or cuts off a reader that is too far behind."""
+        if self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() > MAX_BACKLOG_BYTES:
+            log.warning("control socket: a stream's reader is too slow and was cut off")
+            self._server.forget(self)
+            self._transport.abort()
+            return
+        self._write(h11.Data(data=chunk))
+
+    def end(self) -> None:
+        """The server closes: the end of a stream, or of an idle connection."""
+        if self._streaming:
+            self._write(h11.EndOfMessage())
+        if self._streaming or not self._answering:
+            self._transport.close()
+
+    # --- the deadline
+
+    def _arm(self) -> None:
+        self._disarm()
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(REQUEST_SECONDS, self._transport.abort)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the control socket tells, in the words of Prometheus.
+
+Nothing is counted here: every scrape reads the daemon's own numbers.  Subflows are
+summed by interface, because a label per connection would make a new time series of
+every connection.  Names follow https://prometheus.io/docs/practices/naming/.
+"""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from mptcpd_ebpf.schema import Connections, Status, SubflowView
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+Family = CounterMetricFamily | GaugeMetricFamily
+
+
+def exposition(status: Status, connections: Connections) -> bytes:
+    """The text a scrape gets."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Snapshot(status, connections))
+    return generate_latest(registry)
+
+
+class _Snapshot(Collector):
+    """One moment as metric families; the interface `CollectorRegistry` asks for."""
+
+    def __init__(self, status: Status, connections: Connections) -> None:
+        self._status = status
+        self._connections = connections
+
+    def collect(self) -> Iterator[Family]:
+        yield from _daemon(self._status)
+        yield from _paths(self._connections)
+
+
+def _daemon(status: Status) -> Iterator[Family]:
+    yield GaugeMetricFamily(
+        "mptcpd_ebpf_start_time_seconds",
+        "When the daemon started, seconds since 1970.",
+        status["started_at"],
+    )
+    yield GaugeMetricFamily(
+        "mptcpd_ebpf_paused", "1 while nothing is decided.", float(status["paused"])
+    )
+    yield CounterMetricFamily(
+        "mptcpd_ebpf_decisions", "Commands that plugins asked for.", status["decisions"]
+    )
+    yield CounterMetricFamily(
+        "mptcpd_ebpf_decisions_refused",
+        "Commands that the daemon did not send to the kernel.",
+        status["decisions_refused"],
+    )
+    lost = CounterMetricFamily(
+        "mptcpd_ebpf_event_overflows", "Overflows of an event source.", labels=["source"]
+    )
+    for source, count in status["events_lost"].items():
+        lost.add_metric([source], count)
+    yield lost
+    if status["probes"]["lost"] is not None:
+        records = CounterMetricFamily(
+            "mptcpd_ebpf_probe_records_lost", "What the probes could not keep.", labels=["cause"]
+        )
+        for cause, count in status["probes"]["lost"].items():
+            records.add_metric([cause], count)
+        yield records
+
+
+def _paths(connections: Connections) -> Iterator[Family]:
+    yield GaugeMetricFamily(
+        "mptcpd_ebpf_connections", "Live MPTCP connections.", len(connections["connections"])
+    )
+    by_interface: dict[str, list[SubflowView]] = {}
+    for connection in connections["connections"]:
+        for subflow in connection["subflows"]:
+            by_interface.setdefault(subflow["interface"] or "", []).append(subflow)
+    count = GaugeMetricFamily(
+        "mptcpd_ebpf_subflows", "Live subflows.", labels=["interface", "backup"]
+    )
+    srtt = GaugeMetricFamily(
+        "mptcpd_ebpf_subflow_srtt_seconds",
+        "Mean smoothed round-trip time of the live subflows.",
+        labels=["interface"],
+    )
+    for interface, subflows in by_interface.items():
+        for backup in (False, True):
+            number = sum(subflow["backup"] is backup for subflow in subflows)
+            count.add_metric([interface, str(backup).lower()], number)
+        known = [subflow["srtt_us"] for subflow in subflows if subflow["srtt_us"] is not None]
+        if known:
+            srtt.add_metric([interface], sum(known) / len(known) / 1e6)
+    yield count
+    yield srtt

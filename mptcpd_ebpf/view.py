@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The core's model and records as the daemon tells them: plain data in the shapes of `schema`.
+
+Pure functions.  The core counts CLOCK_MONOTONIC nanoseconds; people want the time of
+day, so callers pass `epoch_ns`: what to add to get nanoseconds since 1970.
+"""
+
+from typing import Any
+
+from msgspec import Struct
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.commands import Decision
+from mptcpd_ebpf.core.events import Event
+from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.core.model import Connection, State, Subflow, World
+from mptcpd_ebpf.schema import (
+    SCHEMA,
+    Announced,
+    Connections,
+    ConnectionView,
+    DecisionView,
+    SubflowView,
+)
+
+_LISTED = (State.OPENING, State.ESTABLISHED)
+"""Provisional entries may turn out to be nothing, closed ones wait for last words only."""
+
+
+def connections(world: World, epoch_ns: int) -> Connections:
+    """What ``ls`` shows."""
+    return {
+        "schema": SCHEMA,
+        "connections": [
+            _connection(world, connection, epoch_ns)
+            for connection in world.connections.values()
+            if connection.state in _LISTED
+        ],
+    }
+
+
+def decision(made: Decision, epoch_ns: int) -> DecisionView:
+    """One decision, with its command's fields in `command`."""
+    fields = _plain_struct(made.command)
+    local, remote = fields.get("local", fields.get("local_ip")), fields.get("remote")
+    return {
+        "id": made.id,
+        "t": _seconds(made.at + epoch_ns),
+        "plugin": made.plugin,
+        "action": type(made.command).__name__,
+        "token": fields.get("token"),
+        "subflow": f"{local} → {remote}" if local is not None and remote is not None else None,
+        "reason": made.command.reason,
+        "refused": made.refused,
+        "command": fields,
+    }
+
+
+def event(happened: Event) -> dict[str, Any]:
+    """One event: its fields, tokens in hexadecimal, addresses as text."""
+    return {"event": type(happened).__name__, **_plain_struct(happened)}
+
+
+def token_text(token: int) -> str:
+    """A token as it is shown everywhere: eight hexadecimal digits."""
+    return f"{token:08x}"
+
+
+_UNSEEN = Measurement(at=0, token=0, local=SockAddr("", 0), remote=SockAddr("", 0))
+
+
+def _connection(world: World, connection: Connection, epoch_ns: int) -> ConnectionView:
+    owner = connection.owner
+    stalled_us = connection.stalled_us
+    return {
+        "token": token_text(connection.token),
+        "server_side": connection.server_side,
+        "local": str(connection.local),
+        "remote": str(connection.remote),
+        "pid": owner.pid if owner else None,
+        "comm": owner.comm if owner else None,
+        "stalled_ms": None if stalled_us is None else stalled_us / 1000,
+        "bytes_acked": connection.bytes_acked,
+        "announced": [
+            _announced(address_id, address) for address_id, address in connection.announced.items()
+        ],
+        "subflows": [
+            _subflow(world, subflow, epoch_ns)
+            for subflow in connection.subflows.values()
+            if subflow.state in _LISTED
+        ],
+    }
+
+
+def _announced(address_id: int, address: SockAddr) -> Announced:
+    return {"id": address_id, "ip": address.ip, "port": address.port or None}
+
+
+def _subflow(world: World, subflow: Subflow, epoch_ns: int) -> SubflowView:
+    seen = subflow.measured or _UNSEEN
+    return {
+        "local": str(subflow.local),
+        "remote": str(subflow.remote),
+        "local_id": subflow.local_id,
+        "remote_id": subflow.remote_id,
+        "interface": world.interface_name(subflow.if_index),
+        "state": subflow.state.value,
+        "backup": subflow.backup or subflow.backup_by_peer,
+        "srtt_us": seen.srtt_us,
+        "min_rtt_us": seen.min_rtt_us,
+        "rtt_us": seen.rtt_us,
+        "rttvar_us": seen.rttvar_us,
+        "retransmits": seen.retransmits,
+        "lost": seen.lost,
+        "timeouts": seen.timeouts,
+        "segments_out": seen.segments_out,
+        "bytes_sent": seen.bytes_sent,
+        "bytes_acked": seen.bytes_acked,
+        "cwnd": seen.cwnd,
+        "in_flight": seen.in_flight,
+        "opened_at": None if subflow.opened_at is None else _seconds(subflow.opened_at + epoch_ns),
+    }
+
+
+def _seconds(ns: int) -> float:
+    """Nanoseconds as seconds, to the microsecond: what a float still holds exactly enough."""
+    return round(ns / 1e9, 6)
+
+
+def _plain_struct(record: Struct) -> dict[str, Any]:
+    return {name: _plain(name, getattr(record, name)) for name in record.__struct_fields__}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name == "token":
+        return token_text(value)
+    if isinstance(value, SockAddr):
+        return str(value)
+    if isinstance(value, Struct):
+        return _plain_struct(value)
+    if isinstance(value, list):
+        return [_plain("", item) for item in value]
+    return value
