@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Hosts, paths, faults and traffic in network namespaces, for tests of what speaks MPTCP.
+
+    with Lab(paths=[Path(delay_ms=10, rate_mbit=20), Path(delay_ms=40)]) as lab:
+        lab.client.run(["ping", "-c1", lab.paths[0].server_ip])
+        lab.paths[0].set(loss_percent=30)
+
+docs/lab.md is the guide.  Names are imported when first used, so that the pytest
+plugin, which every pytest run loads, costs a run that does not use it nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mptcpd_ebpf.lab.errors import LabError, UnavailableError
+    from mptcpd_ebpf.lab.host import Host
+    from mptcpd_ebpf.lab.impairment import Burst, Direction, Impairment
+    from mptcpd_ebpf.lab.lab import Lab
+    from mptcpd_ebpf.lab.live import LiveLink, LivePath
+    from mptcpd_ebpf.lab.schedule import RunningSchedule, Step
+    from mptcpd_ebpf.lab.topology import Bottleneck, Path, Topology
+    from mptcpd_ebpf.lab.traffic import (
+        Bulk,
+        RequestResponse,
+        Running,
+        ShortConnections,
+        Stream,
+    )
+
+_HOMES = {
+    "Bottleneck": "topology",
+    "Bulk": "traffic",
+    "Burst": "impairment",
+    "Direction": "impairment",
+    "Host": "host",
+    "Impairment": "impairment",
+    "Lab": "lab",
+    "LabError": "errors",
+    "LiveLink": "live",
+    "LivePath": "live",
+    "Path": "topology",
+    "RequestResponse": "traffic",
+    "Running": "traffic",
+    "RunningSchedule": "schedule",
+    "ShortConnections": "traffic",
+    "Step": "schedule",
+    "Stream": "traffic",
+    "Topology": "topology",
+    "UnavailableError": "errors",
+}
+
+__all__ = [
+    "Bottleneck",
+    "Bulk",
+    "Burst",
+    "Direction",
+    "Host",
+    "Impairment",
+    "Lab",
+    "LabError",
+    "LiveLink",
+    "LivePath",
+    "Path",
+    "RequestResponse",
+    "Running",
+    "RunningSchedule",
+    "ShortConnections",
+    "Step",
+    "Stream",
+    "Topology",
+    "UnavailableError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The two ways to impair a link: the kernel's netem, or the NFQUEUE emulator.
+
+Both limit the rate with the kernel's token bucket, so what they differ in is delay,
+jitter and loss.  `choose` tries netem where it would be used and falls back to the
+emulator; a seed asks for the emulator where tc(8) cannot seed netem.
+"""
+
+from typing import Protocol
+
+from mptcpd_ebpf.lab.emulation import Emulation, Link, State
+from mptcpd_ebpf.lab.errors import UnavailableError
+from mptcpd_ebpf.lab.host import Host
+from mptcpd_ebpf.lab.impairment import Impairment
+from mptcpd_ebpf.lab.topology import BackendName
+
+_NETEM_LIMIT = 200_000  # packets; netem's own 1000 is too few for 25 ms at 1 Gbit/s
+_ORDERED = "rate 100gbit"  # with a rate, netem never lets a packet overtake (sch_netem.c)
+
+
+class Backend(Protocol):
+    name: str
+
+    def prepare(self) -> None:
+        """Sets everything up, before the first `apply`."""
+
+    def apply(self, link: int, states: dict[int, State]) -> None:
+        """Makes the given directions (UP, DOWN) of link number `link` so."""
+
+    def drop_options(self, link: int, subtypes: dict[int, list[int]]) -> None:
+        """Drops, by direction, what carries an MPTCP option of these subtypes."""
+
+    def interface_is_new(self, link: int, direction: int) -> None:
+        """The interface of a direction was made anew and holds no qdisc of ours."""
+
+    def flush(self, link: int) -> None:
+        """Drops what is on its way."""
+
+    def close(self) -> None:
+        """Ends it; raises LabError if it had not worked to the end."""
+
+
+class _Shaper:
+    """The token buckets of all links: which are set, and how to change them in place."""
+
+    def __init__(self, links: list[Link]) -> None:
+        self.links = links
+        self.set: dict[tuple[int, int], list[str]] = {}
+
+    def change(self, link: int, wanted: dict[int, list[str]]) -> None:
+        """Brings the root qdiscs of the given directions to the wanted lines.
+
+        A line is "KIND …" as in ``tc qdisc replace dev DEV root handle 1: KIND …``; a
+        second one goes below the first.  No line removes all.
+        """
+        batches: dict[Host, list[str]] = {}
+        for direction, lines in wanted.items():
+            host, device = self.links[link].devices[direction]
+            old = self.set.get((link, direction), [])
+            if lines == old:
+                continue
+            batch = batches.setdefault(host, [])
+            shape = [line.split()[0] for line in lines]
+            if shape != [line.split()[0] for line in old] and old:
+                batch.append(f"qdisc del dev {device} root")
+                old = []
+            for depth, line in enumerate(lines):
+                if depth >= len(old) or old[depth] != line:
+                    where = "root handle 1:" if depth == 0 else "parent 1:1 handle 2:"
+                    batch.append(f"qdisc replace dev {device} {where} {line}")
+            self.set[link, direction] = lines
+        for host, batch in batches.items():
+            host.batch("tc", batch)
+
+
+def _bucket(value: Impairment) -> list[str]:
+    """The rate limit as a tc line.  A burst is a millisecond's worth, at least 16 kB."""
+    if value.rate_mbit is None:
+        return []
+    burst = max(16_384, round(value.rate_mbit * 1000 / 8))
+    return [f"tbf rate {value.rate_mbit * 1e6:.0f}bit burst {burst} latency {value.queue_ms:g}ms"]
+
+
+class Netem:
+    """sch_netem on the routers' interfaces, the token bucket below it."""
+
+    name = "netem"
+
+    def __init__(self, links: list[Link], seed: int | None) -> None:
+        self.seed = seed
+        self.shaper = _Shaper(links)
+        self.emulation = Emulation(links, seed)
+
+    def prepare(self) -> None:
+        pass
+
+    def apply(self, link: int, states: dict[int, State]) -> None:
+        self.shaper.change(
+            link,
+            {direction: self._lines(link, direction, state) for direction, state in states.items()},
+        )
+
+    def _lines(self, link: int, direction: int, state: State) -> list[str]:
+        value, blackhole = state
+        words = ["netem", f"limit {_NETEM_LIMIT}"]
+        if value.delay_ms:
+            words.append(f"delay {value.delay_ms:g}ms")
+            if value.jitter_ms:
+                words.append(f"{value.jitter_ms:g}ms")
+        if blackhole:
+            words.append("loss random 100%")
+        elif value.burst is not None:
+            b = value.burst
+            words.append(
+                f"loss gemodel {b.enter_percent:g}% {b.leave_percent:g}% "
+                f"{b.loss_percent:g}% {b.good_loss_percent:g}%"
+            )
+        elif value.loss_percent:
+            words.append(f"loss random {value.loss_percent:g}%")
+        if value.jitter_ms and not value.reorder:
+            words.append(_ORDERED)
+        if self.seed is not None:
+            words.append(f"seed {(self.seed * 1000 + link * 2 + direction) % 2**64}")
+        idle = len(words) == 2 + (self.seed is not None)
+        bucket = _bucket(value)
+        return bucket if idle else [" ".join(words), *bucket]
+
+    def drop_options(self, link: int, subtypes: dict[int, list[int]]) -> None:
+        # netem knows no options: an emulator that delays nothing looks at the packets.
+        self.emulation.start()
+        self.emulation.divert(link)
+        self.emulation.drop_options(link, subtypes)
+
+    def interface_is_new(self, link: int, direction: int) -> None:
+        self.shaper.set.pop((link, direction), None)
+
+    def flush(self, link: int) -> None:
+        for direction, (host, device) in enumerate(self.shaper.links[link].devices):
+            lines = self.shaper.set.pop((link, direction), [])
+            if lines:
+                host.batch("tc", [f"qdisc del dev {device} root"])
+                self.shaper.change(link, {direction: lines})
+
+    def close(self) -> None:
+        self.emulation.close()
+
+
+class Nfqueue:
+    """The emulator process, its NFQUEUE rules, and token buckets behind it."""
+
+    name = "nfqueue"
+
+    def __init__(self, links: list[Link], seed: int | None) -> None:
+        self.shaper = _Shaper(links)
+        self.emulation = Emulation(links, seed)
+
+    def prepare(self) -> None:
+        self.emulation.start()
+        for number in range(len(self.shaper.links)):
+            self.emulation.divert(number)
+
+    def apply(self, link: int, states: dict[int, State]) -> None:
+        self.emulation.impair(link, states)
+        self.shaper.change(link, {d: _bucket(value) for d, (value, _) in states.items()})
+
+    def drop_options(self, link: int, subtypes: dict[int, list[int]]) -> None:
+        self.emulation.drop_options(link, subtypes)
+
+    def interface_is_new(self, link: int, direction: int) -> None:
+        self.shaper.set.pop((link, direction), None)
+
+    def flush(self, link: int) -> None:
+        self.emulation.flush(link)
+
+    def close(self) -> None:
+        self.emulation.close()
+
+
+def choose(name: BackendName, scratch: Host, links: list[Link], seed: int | None) -> Backend:
+    """The backend to use; `scratch` is a host on whose loopback netem is tried.
+
+    Raises UnavailableError if the one that was asked for does not work here.
+    """
+    if name == "nfqueue":
+        return Nfqueue(links, seed)
+    options = "" if seed is None else f"seed {seed}"
+    missing = _try_netem(scratch, options)
+    if missing is None:
+        return Netem(links, seed)
+    if name == "netem":
+        raise UnavailableError(f"netem {options} does not work here: {missing}")
+    return Nfqueue(links, seed)
+
+
+def _try_netem(scratch: Host, options: str) -> str | None:
+    """Why netem does not work, None if it does."""
+    line = ["tc", "qdisc", "replace", "dev", "lo", "root", "netem", "delay", "1ms"]
+    done = scratch.run([*line, *options.split()], check=False)
+    if done.returncode == 0:
+        scratch.run(["tc", "qdisc", "del", "dev", "lo", "root"])
+        return None
+    return (done.stderr.strip().splitlines() or ["unknown"])[0]

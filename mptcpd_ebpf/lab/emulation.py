@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The lab's side of the emulator process: starting it, its rules, asking it, ending it."""
+
+import json
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from mptcpd_ebpf.lab import emulator, namespaces
+from mptcpd_ebpf.lab.errors import LabError, UnavailableError
+from mptcpd_ebpf.lab.host import Host
+from mptcpd_ebpf.lab.impairment import Impairment
+from mptcpd_ebpf.lab.middlebox import families
+from mptcpd_ebpf.lab.wiring import FAR
+
+UP, DOWN = 0, 1
+
+State = tuple[Impairment, bool]
+"""An impairment, and whether everything is swallowed (blackhole)."""
+
+
+class Link(msgspec.Struct, frozen=True):
+    """Where the two directions of a path (or a bottleneck) can be impaired."""
+
+    name: str
+    host: Host
+    """Where forwarded packets pass: up is what leaves by `far`, down what comes by it."""
+    devices: tuple[tuple[Host, str], tuple[Host, str]]
+    """The interface by which packets leave towards the other end: up, down."""
+
+
+class Emulation:
+    """One emulator process for all links; queue number in a namespace = direction."""
+
+    def __init__(self, links: list[Link], seed: int | None) -> None:
+        self.links = links
+        self.seed = seed
+        self.process: subprocess.Popen[bytes] | None = None
+        self._diverted: set[int] = set()
+        self._spec: list[dict[str, Any]] = [{} for _ in range(2 * len(links))]
+
+    def start(self) -> None:
+        """Starts the process, unless it runs.  Raises UnavailableError if it cannot work here."""
+        if self.process is not None:
+            return
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", emulator.__file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C is for the test, which then closes us
+        )
+        theirs.close()
+        self._ask([self._queue(link, side) for link in self.links for side in (UP, DOWN)])
+
+    def _queue(self, link: Link, direction: int) -> dict[str, Any]:
+        seed = None if self.seed is None else f"{self.seed} {link.name} {direction}"
+        return {"netns": namespaces.path_of(link.host.name), "number": direction, "seed": seed}
+
+    def divert(self, link: int) -> None:
+        """Leads a link's packets through the emulator; they pass while it does not care."""
+        if link in self._diverted:
+            return
+        host = self.links[link].host
+        rules = "\n".join(
+            [
+                "*mangle",
+                f"-A FORWARD -o {FAR} -j NFQUEUE --queue-num {UP} --queue-bypass",
+                f"-A FORWARD -i {FAR} -j NFQUEUE --queue-num {DOWN} --queue-bypass",
+                "COMMIT\n",
+            ]
+        )
+        for tool in families(host):
+            host.run([f"{tool}-restore", "--noflush"], input=rules)
+        self._diverted.add(link)
+
+    def impair(self, link: int, states: dict[int, State]) -> None:
+        """Sets what happens to the packets of a link, by direction."""
+        self._change(
+            link,
+            {
+                direction: {**msgspec.to_builtins(value), "blackhole": blackhole}
+                for direction, (value, blackhole) in states.items()
+            },
+        )
+
+    def drop_options(self, link: int, subtypes: dict[int, list[int]]) -> None:
+        """Drops what carries an MPTCP option of these subtypes, by direction."""
+        self._change(link, {side: {"drop_options": which} for side, which in subtypes.items()})
+
+    def _change(self, link: int, changes: dict[int, dict[str, Any]]) -> None:
+        requests = []
+        for direction, change in changes.items():
+            queue = link * 2 + direction
+            self._spec[queue] |= change
+            requests.append({**self._spec[queue], "queue": queue})
+        self._ask({"set": requests})
+
+    def flush(self, link: int) -> None:
+        """Drops the packets of a link that are on their way."""
+        self._ask({"flush": [link * 2 + direction for direction in (UP, DOWN)]})
+
+    def counters(self) -> list[dict[str, int]]:
+        """Per queue (up and down of each link): packets `seen` and `dropped`."""
+        answer: list[dict[str, int]] = self._ask({"counters": True})["counters"]
+        return answer
+
+    def _ask(self, request: Any) -> dict[str, Any]:
+        answer = b""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.control.send(json.dumps(request).encode())
+            answer = self.control.recv(65536)
+        if not answer:
+            raise LabError("the path emulator has ended: packets have passed unimpaired since")
+        result: dict[str, Any] = json.loads(answer)
+        if not result["ok"]:
+            raise UnavailableError(f"the path emulator: {result['error']}")
+        return result
+
+    def close(self) -> None:
+        """Ends the process.  Raises LabError if it had ended by itself."""
+        if self.process is None:
+            return
+        ended_before = self.process.poll()
+        self.control.close()
+        try:
+            self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if ended_before is not None:
+            raise LabError(
+                f"the path emulator had ended by itself (status {ended_before}): "
+                "packets passed unimpaired since then"
+            )

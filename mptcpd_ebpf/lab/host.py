@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A host of the lab: a network namespace in which to run things."""
+
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ParamSpec, TypeVar
+
+from mptcpd_ebpf.lab import namespaces
+from mptcpd_ebpf.lab.errors import LabError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Host:
+    """One namespace: a host, or a path's router."""
+
+    def __init__(self, label: str, name: str) -> None:
+        self.label = label
+        """What the topology calls it."""
+        self.name = name
+        """Its name under /run/netns, as `ip netns` knows it."""
+        self.netns = namespaces.inode(name)
+        """Inode of the namespace (``net->ns.inum``)."""
+
+    def __repr__(self) -> str:
+        return f"<Host {self.label} netns={self.name}>"
+
+    def entered(self) -> AbstractContextManager[None]:
+        """The calling thread is in this host for the time of a `with` block."""
+        return namespaces.entered(self.name)
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a Python callable here, in a forked child, and returns its (pickled) value."""
+        return namespaces.call(self.name, function, *args, **kwargs)
+
+    def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Starts a process here; `options` are subprocess.Popen's.
+
+        What still runs when the lab ends gets SIGTERM, a second, and SIGKILL.
+        """
+        with self.entered():
+            return subprocess.Popen(argv, **options)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: str | None = None,
+        timeout_s: float = 60.0,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command here to its end and returns it with its output as text.
+
+        Raises LabError with the command's words if it fails (unless `check` is False)
+        or takes longer than `timeout_s`.
+        """
+        with self.entered():
+            try:
+                done = subprocess.run(
+                    argv, input=input, capture_output=True, text=True, timeout=timeout_s
+                )
+            except FileNotFoundError:
+                raise LabError(f"{argv[0]}: no such command") from None
+            except subprocess.TimeoutExpired:
+                raise LabError(f"{' '.join(argv)}: no end after {timeout_s:g} s") from None
+        if check and done.returncode:
+            words = (done.stderr or done.stdout).strip()
+            raise LabError(f"{' '.join(argv)}: exit {done.returncode} on {self.label}: {words}")
+        return done
+
+    def sysctl(self, name: str, value: str | int | None = None) -> str:
+        """Reads, or first sets, a sysctl under /proc/sys/net of this host: ``mptcp.enabled``."""
+        path = f"/proc/sys/net/{name.replace('.', '/')}"
+        with self.entered():
+            if value is not None:
+                with open(path, "w") as file:
+                    file.write(str(value))
+            with open(path) as file:
+                return file.read().strip()
+
+    def set_sysctls(self, values: dict[str, int]) -> None:
+        """Sets several sysctls under /proc/sys/net."""
+        with self.entered():
+            for name, value in values.items():
+                with open(f"/proc/sys/net/{name.replace('.', '/')}", "w") as file:
+                    file.write(str(value))
+
+    def batch(self, tool: str, lines: Sequence[str]) -> None:
+        """Feeds lines to ``ip -batch`` or ``tc -batch`` here: one process for many changes."""
+        if lines:
+            self.run([tool, "-batch", "-"], input="\n".join(lines) + "\n")

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The lab itself: builds a topology, holds it, takes it down again."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self, overload
+
+import msgspec
+
+from mptcpd_ebpf.lab import namespaces
+from mptcpd_ebpf.lab.backends import Backend, choose
+from mptcpd_ebpf.lab.emulation import Link
+from mptcpd_ebpf.lab.errors import LabError, UnavailableError
+from mptcpd_ebpf.lab.host import Host
+from mptcpd_ebpf.lab.live import LiveLink, LivePath
+from mptcpd_ebpf.lab.middlebox import set_up_nat
+from mptcpd_ebpf.lab.schedule import RunningSchedule, Step
+from mptcpd_ebpf.lab.topology import Path, Topology, checked
+from mptcpd_ebpf.lab.traffic.results import (
+    BulkResult,
+    RequestResponseResult,
+    ShortConnectionsResult,
+    StreamResult,
+)
+from mptcpd_ebpf.lab.traffic.running import Running
+from mptcpd_ebpf.lab.traffic.workloads import (
+    AnyWorkload,
+    Bulk,
+    RequestResponse,
+    ShortConnections,
+    Stream,
+)
+from mptcpd_ebpf.lab.wiring import (
+    FAR,
+    NEAR,
+    NO_IPV6,
+    ROUTER_SYSCTLS,
+    ROUTER_SYSCTLS6,
+    SYSCTLS,
+    Plan,
+    connect,
+    neck_routers,
+    router_of,
+)
+
+BACKEND_VARIABLE = "MPTCP_LAB_BACKEND"
+"""Environment: the backend of labs that do not name one (auto, netem, nfqueue)."""
+
+_TERM_GRACE_S = 1.0
+_numbers = itertools.count(1)
+
+
+class Lab:
+    """Hosts joined by paths.  A context manager; nothing exists before it is entered.
+
+    `paths` defaults to two unimpaired ones; the other arguments are fields of
+    `Topology`.  Raises LabError for a topology that cannot be, and, when entered,
+    UnavailableError for a machine that cannot hold it.
+    """
+
+    def __init__(self, paths: Sequence[Path] | None = None, **fields: Any) -> None:
+        if paths is not None:
+            fields["paths"] = list(paths)
+        fields.setdefault("backend", os.environ.get(BACKEND_VARIABLE, "auto"))
+        try:
+            topology = msgspec.convert(Topology(**fields), Topology, from_attributes=True)
+        except (TypeError, msgspec.ValidationError) as error:
+            raise LabError(str(error)) from None
+        self.topology = checked(topology)
+        self.hosts: dict[str, Host] = {}
+        """By their names in the topology, without routers."""
+        self.routers: dict[str, Host] = {}
+        self.paths: list[LivePath] = []
+        self.bottlenecks: dict[str, LiveLink] = {}
+        self.backend: Backend
+        self._stack = ExitStack()
+
+    @classmethod
+    def of(cls, topology: Topology) -> Self:
+        """A lab of a topology that was made or read elsewhere."""
+        return cls(**{name: getattr(topology, name) for name in topology.__struct_fields__})
+
+    @property
+    def client(self) -> Host:
+        """The first host of the first path."""
+        return self.hosts[self.topology.paths[0].between[0]]
+
+    @property
+    def server(self) -> Host:
+        """The second host of the first path."""
+        return self.hosts[self.topology.paths[0].between[1]]
+
+    def path(self, name: str | int) -> LivePath:
+        """A path by its name or number."""
+        for path in self.paths:
+            if name in (path.name, path.index):
+                return path
+        raise LabError(f"there is no path {name!r}; there are {', '.join(map(str, self.paths))}")
+
+    # --- traffic
+
+    @overload
+    def start(self, workload: RequestResponse) -> Running[RequestResponseResult]: ...
+    @overload
+    def start(self, workload: Bulk) -> Running[BulkResult]: ...
+    @overload
+    def start(self, workload: Stream) -> Running[StreamResult]: ...
+    @overload
+    def start(self, workload: ShortConnections) -> Running[ShortConnectionsResult]: ...
+    def start(self, workload: AnyWorkload) -> Running[Any]:
+        """Starts traffic between the hosts of the workload's path; returns when connected."""
+        path = self.path(workload.path)
+        client, server = (self.hosts[label] for label in path.path.between)
+        running: Running[Any] = Running(workload, client, server, path)
+        self._stack.callback(running.kill)
+        return running
+
+    def schedule(self, steps: Sequence[Step] | None = None) -> RunningSchedule:
+        """Starts a schedule of faults: the given one, or the topology's."""
+        running = RunningSchedule(self, self.topology.schedule if steps is None else steps)
+        self._stack.callback(running.stop)
+        return running
+
+    # --- life
+
+    def __enter__(self) -> Self:
+        if os.geteuid() != 0:
+            raise UnavailableError("a lab needs root: it makes network namespaces")
+        if not os.path.exists("/proc/sys/net/mptcp/enabled"):
+            raise UnavailableError("this kernel lacks MPTCP (CONFIG_MPTCP)")
+        namespaces.remove_leftovers()
+        try:
+            self._build()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._stack.close()
+        except LabError as late:
+            # What went wrong first is what has to be read first.
+            if error is None:
+                raise
+            error.add_note(f"and, when the lab ended: {late}")
+
+    def _build(self) -> None:
+        plan = Plan(self.topology)
+        labels = [*self.topology.hosts, *plan.routers()]
+        prefix = namespaces.owner_prefix(next(_numbers))
+        names = [prefix + label for label in labels]
+        self._stack.callback(namespaces.remove, names)
+        namespaces.create(names)
+        everyone = {label: Host(label, prefix + label) for label in labels}
+        self._stack.callback(
+            namespaces.end_processes,
+            {host.netns for host in everyone.values()},
+            grace_s=_TERM_GRACE_S,
+        )
+        self.hosts = {label: everyone[label] for label in self.topology.hosts}
+        self.routers = {label: everyone[label] for label in plan.routers()}
+
+        links = self._links()
+        self.backend = choose(self.topology.backend, self.client, links, self.topology.seed)
+        plan.single_packets = self.backend.name == "netem"
+        self._wire(plan, everyone)
+        self._stack.callback(self.backend.close)
+        self.backend.prepare()
+        for index in range(len(self.topology.paths)):
+            router = self.routers[router_of(self.topology.paths[index])]
+            self.paths.append(LivePath(index, plan, everyone, router, self.backend))
+        for number, neck in enumerate(self.topology.bottlenecks, len(self.paths)):
+            self.bottlenecks[neck.name] = LiveLink(
+                neck.name, number, self.backend, neck.directions()
+            )
+        for live in [*self.paths, *self.bottlenecks.values()]:
+            live.apply_declared()
+
+    def _links(self) -> list[Link]:
+        """All links that can be impaired, in the numbering of the backend."""
+        links = []
+        for path in self.topology.paths:
+            router = self.routers[router_of(path)]
+            links.append(Link(path.name, router, ((router, FAR), (router, NEAR))))
+        for neck in self.topology.bottlenecks:
+            first, second = (self.routers[label] for label in neck_routers(neck.name))
+            links.append(Link(neck.name, first, ((first, FAR), (second, NEAR))))
+        return links
+
+    def _wire(self, plan: Plan, everyone: dict[str, Host]) -> None:
+        for host in everyone.values():
+            router = host.label in self.routers
+            settings = dict(ROUTER_SYSCTLS if router else SYSCTLS)
+            if self.topology.ip == "4":
+                settings |= NO_IPV6
+            elif router:
+                settings |= ROUTER_SYSCTLS6
+            if not router:
+                settings["mptcp.enabled"] = 1
+            host.set_sysctls(settings)
+        pairs = [(everyone[a], if_a, everyone[b], if_b) for a, if_a, b, if_b in plan.links()]
+        self.client.batch("ip", connect(pairs))
+        for label, host in self.hosts.items():
+            host.batch("ip", plan.host_lines(label))
+        for index, path in enumerate(self.topology.paths):
+            router_host = everyone[router_of(path)]
+            router_host.batch("ip", plan.router_lines(index))
+            if path.nat:
+                set_up_nat(router_host)
+        for neck in self.topology.bottlenecks:
+            for label, lines in zip(
+                neck_routers(neck.name), plan.neck_lines(neck.name), strict=True
+            ):
+                everyone[label].batch("ip", lines)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A link or path of a running lab, and everything that can be done to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from mptcpd_ebpf.lab.backends import Backend
+from mptcpd_ebpf.lab.emulation import DOWN, UP
+from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.impairment import Direction, Impairment, changed
+from mptcpd_ebpf.lab.interfaces import Interfaces
+from mptcpd_ebpf.lab.middlebox import (
+    OPTION_SUBTYPES,
+    OptionStripper,
+    expire_nat,
+    inject_resets,
+)
+
+if TYPE_CHECKING:
+    from mptcpd_ebpf.lab.host import Host
+    from mptcpd_ebpf.lab.wiring import Plan
+
+End = Literal["client", "server"]
+"""The first or the second host of a path."""
+
+
+def directions(direction: Direction) -> list[int]:
+    """The indices that a direction's name stands for; LabError for any other name."""
+    try:
+        return {"up": [UP], "down": [DOWN], "both": [UP, DOWN]}[direction]
+    except KeyError:
+        raise LabError(f"direction {direction!r} is none of up, down, both") from None
+
+
+class LiveLink:
+    """What can be impaired: a path's own link, or a bottleneck."""
+
+    def __init__(
+        self, name: str, number: int, backend: Backend, declared: tuple[Impairment, Impairment]
+    ) -> None:
+        self.name = name
+        self._number = number
+        self._backend = backend
+        self._declared = declared
+        self._now = list(declared)
+        self._swallows = [False, False]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    @property
+    def up(self) -> Impairment:
+        """What holds now from the first host to the second."""
+        return self._now[UP]
+
+    @property
+    def down(self) -> Impairment:
+        return self._now[DOWN]
+
+    @property
+    def blackholed(self) -> tuple[bool, bool]:
+        """Whether everything is swallowed: up, down."""
+        return self._swallows[UP], self._swallows[DOWN]
+
+    def set(self, *, direction: Direction = "both", **changes: Any) -> None:
+        """Changes fields of the impairment at once; the others stay.
+
+        `changes` are fields of `Impairment`.  Packets on the way keep their delay and
+        are not overtaken.  Raises LabError for a wrong field or value.
+        """
+        which = directions(direction)
+        where = f"{self.name}.set"
+        wanted = {index: changed(self._now[index], changes, where=where) for index in which}
+        for index, value in wanted.items():
+            self._now[index] = value
+        self._apply(which)
+
+    def blackhole(self, direction: Direction = "both") -> None:
+        """Swallows every packet, while links and routes look healthy."""
+        which = directions(direction)
+        for index in which:
+            self._swallows[index] = True
+        self._apply(which)
+
+    def heal(self) -> None:
+        """Back to what was declared."""
+        self._now = list(self._declared)
+        self._swallows = [False, False]
+        self._apply([UP, DOWN])
+
+    def apply_declared(self) -> None:
+        """Makes a new link as declared; what is unimpaired needs nothing."""
+        if any(value != Impairment() for value in self._declared):
+            self._apply([UP, DOWN])
+
+    def _apply(self, which: list[int]) -> None:
+        self._backend.apply(
+            self._number, {index: (self._now[index], self._swallows[index]) for index in which}
+        )
+
+
+class LivePath(LiveLink):
+    """A path while its lab runs."""
+
+    def __init__(
+        self,
+        index: int,
+        plan: Plan,
+        hosts: dict[str, Host],
+        router: Host,
+        backend: Backend,
+    ) -> None:
+        path = plan.topology.paths[index]
+        super().__init__(path.name, index, backend, path.directions())
+        self.path = path
+        """As declared."""
+        self.index = index
+        self.router = router
+        near, far = plan.path_nets(index)
+        self.client_if = path.name
+        """The first host's interface."""
+        self.server_if = plan.far_interface(index)
+        self.client_ip6, self.server_ip6 = near[1].v6, far[1].v6
+        self.client_ip = near[1].v4 or near[1].v6 or ""
+        """The first host's address: IPv4, or IPv6 in a lab without IPv4."""
+        self.server_ip = far[1].v4 or far[1].v6 or ""
+        self._interfaces = Interfaces(index, plan, hosts, router)
+        self._stripper = OptionStripper(router)
+        self._dropping = False
+
+    # --- what the hosts notice: links, addresses, routers
+
+    def carrier(self, on: bool, *, end: End = "client") -> None:
+        """Takes the carrier from the interface at `end`, or gives it back."""
+        self._interfaces.carrier(on, end)
+
+    def remove_address(self, *, end: End = "client") -> None:
+        """Takes the path's addresses from its interface at `end`, with rules and routes."""
+        self._interfaces.remove_address(end)
+
+    def restore_address(self, *, end: End = "client") -> None:
+        self._interfaces.restore_address(end)
+
+    def remove_interface(self) -> None:
+        """Deletes the first host's interface, as when a USB modem is pulled."""
+        self._interfaces.remove_interface()
+
+    def restore_interface(self) -> None:
+        """Makes the interface, with its addresses and routes, again."""
+        if self._interfaces.restore_interface():
+            self._backend.interface_is_new(self._number, DOWN)
+            self._apply([UP, DOWN])
+
+    def power_off_router(self) -> None:
+        """The router stops: both hosts lose carrier, what was on the way is lost."""
+        self._interfaces.power_off_router()
+        self._backend.flush(self._number)
+
+    def power_on_router(self) -> None:
+        """The router is back, with its configuration and none of its NAT bindings."""
+        if self.path.nat:
+            expire_nat(self.router)
+        self._interfaces.power_on_router()
+
+    # --- what middleboxes do
+
+    def expire_nat(self) -> int:
+        """Forgets every binding of the path's NAT; returns how many there were.
+
+        Packets of connections from before are then dropped silently, both ways.
+        """
+        if not self.path.nat:
+            raise LabError(f"path {self.name} has no NAT: declare Path(nat=True)")
+        return expire_nat(self.router)
+
+    def strip_mptcp(self, direction: Direction = "both") -> None:
+        """Removes MPTCP options from every packet (they become NOPs)."""
+        self._stripper.strip(directions(direction))
+
+    def drop_mptcp(self, *options: str, direction: Direction = "both") -> None:
+        """Drops packets that carry one of these MPTCP options, and lets all others pass.
+
+        `options` are names of `OPTION_SUBTYPES`: "add-addr", "mp-join", …; none lets
+        everything pass again.
+        """
+        for option in options:
+            if option not in OPTION_SUBTYPES:
+                raise LabError(
+                    f"no MPTCP option {option!r}; there are {', '.join(OPTION_SUBTYPES)}"
+                )
+        subtypes = sorted(OPTION_SUBTYPES[option] for option in options)
+        wanted = dict.fromkeys(directions(direction), subtypes)
+        self._dropping = bool(subtypes)
+        self._backend.drop_options(self._number, wanted)
+
+    def inject_resets(self, *, within_s: float = 1.0) -> int:
+        """Resets the TCP connections now talking on this path, towards both ends.
+
+        A forged RST follows each packet seen, with the sequence number that its sender
+        waits for, until all is quiet or `within_s` is over; connections opened meanwhile
+        are left alone.  Returns how many connections (subflows) were hit, counted
+        by address pair: one behind a NAT counts twice.
+        """
+        return self.router.call(inject_resets, within_s)
+
+    def heal(self) -> None:
+        """Everything back to what was declared: impairment, interfaces, addresses, options."""
+        self._stripper.clear()
+        if self._dropping:
+            self.drop_mptcp()
+        self.restore_interface()
+        if self._interfaces.router_is_off:
+            self.power_on_router()
+        ends: tuple[End, End] = ("client", "server")
+        for end in ends:
+            self.carrier(True, end=end)
+            self.restore_address(end=end)
+        super().heal()

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What middleboxes do to connections: NAT that forgets, options removed, forged resets.
+
+All of it works on the router of a path, whichever backend delays its packets.
+Options are removed by xt_TCPOPTSTRIP (net/netfilter/xt_TCPOPTSTRIP.c), which turns
+them into NOPs.  Resets are made from the packets that pass: whoever sent one waits
+for the sequence number that it acknowledged, so that is what the RST carries
+(RFC 5961, 3.2: anything else earns a challenge ACK).
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING
+
+from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.wiring import FAR, NEAR
+
+if TYPE_CHECKING:
+    from mptcpd_ebpf.lab.host import Host
+
+OPTION_SUBTYPES = {
+    "mp-capable": 0,
+    "mp-join": 1,
+    "dss": 2,
+    "add-addr": 3,
+    "remove-addr": 4,
+    "mp-prio": 5,
+    "mp-fail": 6,
+    "mp-fastclose": 7,
+    "mp-tcprst": 8,
+}
+"""RFC 8684, 9.3: MPTCP option subtypes."""
+
+_STRIP = "-p tcp -j TCPOPTSTRIP --strip-options 30"
+_SIDES = (f"-o {FAR}", f"-i {FAR}")  # up, down, as seen where packets are forwarded
+
+
+def families(host: Host) -> list[str]:
+    """The iptables commands of the address families that `host` uses."""
+    with_ipv6 = host.sysctl("ipv6.conf.all.disable_ipv6") == "0"
+    return ["iptables", "ip6tables"] if with_ipv6 else ["iptables"]
+
+
+class OptionStripper:
+    """Removes all MPTCP options of one router's forwarded packets."""
+
+    def __init__(self, router: Host) -> None:
+        self.router = router
+        self._active: set[int] = set()
+
+    def strip(self, directions: list[int]) -> None:
+        for direction in sorted(set(directions) - self._active):
+            self._rule("-I", direction)
+            self._active.add(direction)
+
+    def clear(self) -> None:
+        for direction in sorted(self._active):
+            self._rule("-D", direction)
+        self._active.clear()
+
+    def _rule(self, verb: str, direction: int) -> None:
+        for tool in families(self.router):
+            rule = f"{tool} -t mangle {verb} FORWARD {_SIDES[direction]} {_STRIP}"
+            self.router.run(rule.split())
+
+
+# --- NAT
+
+
+def set_up_nat(router: Host) -> None:
+    """Masquerades what leaves by `far`; packets without a binding are dropped silently."""
+    rules = "\n".join(
+        [
+            "*nat",
+            f"-A POSTROUTING -o {FAR} -j MASQUERADE",
+            "COMMIT",
+            "*filter",
+            "-A FORWARD -m conntrack --ctstate INVALID -j DROP",
+            f"-A INPUT -i {FAR} -p tcp -j DROP",
+            "COMMIT\n",
+        ]
+    )
+    for tool in families(router):
+        router.run([f"{tool}-restore", "--noflush"], input=rules)
+    # A connection that the NAT does not know stays unknown: real ones do not guess.
+    router.sysctl("netfilter.nf_conntrack_tcp_loose", 0)
+    # Jitter and resets are the lab's to make: what looks odd is let through.
+    router.sysctl("netfilter.nf_conntrack_tcp_be_liberal", 1)
+
+
+def expire_nat(router: Host) -> int:
+    """Forgets all bindings; returns how many there were."""
+    count = int(router.sysctl("netfilter.nf_conntrack_count"))
+    with router.entered():
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+    with netlink:
+        # IPCTNL_MSG_CT_DELETE without attributes flushes the table
+        # (net/netfilter/nf_conntrack_netlink.c).
+        body = struct.pack(">BBH", 0, 0, 0)
+        kind = _SUBSYS_CTNETLINK << 8 | _CT_DELETE
+        netlink.send(struct.pack("=IHHII", 16 + len(body), kind, _REQUEST_ACK, 1, 0) + body)
+        error = -struct.unpack_from("=i", netlink.recv(4096), 16)[0]
+    if error:
+        raise LabError(f"{router.label}: cannot forget NAT bindings: errno {error}")
+    return count
+
+
+_NETLINK_NETFILTER = 12
+_SUBSYS_CTNETLINK, _CT_DELETE = 1, 2
+_REQUEST_ACK = 1 | 4
+
+# --- resets
+
+_ETH_P_ALL = 3
+_PACKET_OUTGOING = 4  # include/uapi/linux/if_packet.h
+_SOL_PACKET, _PACKET_QDISC_BYPASS = 263, 20
+_FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
+_QUIET_S = 0.15
+
+
+def inject_resets(within_s: float) -> int:
+    """Resets, from inside a router, every connection that talks; see LivePath."""
+    sockets = []
+    for interface in (NEAR, FAR):
+        packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+        packets.bind((interface, _ETH_P_ALL))
+        packets.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+        sockets.append(packets)
+    young: set[bytes] = set()
+    reset: set[bytes] = set()
+    deadline = time.monotonic() + within_s
+    while (left := deadline - time.monotonic()) > 0:
+        ready = select.select(sockets, (), (), min(left, _QUIET_S) if reset else left)[0]
+        if not ready and reset:
+            break
+        for packets in ready:
+            frame, (_, _, kind, _, _) = packets.recvfrom(256)
+            segment = None if kind == _PACKET_OUTGOING else _tcp_of(frame)
+            if segment is None:
+                continue
+            pair, flags = _pair(frame, segment), frame[segment + 13]
+            if flags & _SYN:
+                young.add(pair)
+            if flags & _ACK and not flags & (_SYN | _RST) and pair not in young:
+                packets.send(reset_for(frame, segment))
+                reset.add(pair)
+    for packets in sockets:
+        packets.close()
+    return len(reset)
+
+
+def _tcp_of(frame: bytes) -> int | None:
+    """Where the TCP header begins in an Ethernet frame, None if there is none."""
+    kind = frame[12:14]
+    if kind == b"\x08\x00" and frame[23] == socket.IPPROTO_TCP:
+        return 14 + (frame[14] & 15) * 4
+    if kind == b"\x86\xdd" and frame[20] == socket.IPPROTO_TCP:
+        return 54
+    return None
+
+
+def _addresses(frame: bytes) -> tuple[bytes, bytes]:
+    if frame[12:14] == b"\x08\x00":
+        return frame[26:30], frame[30:34]
+    return frame[22:38], frame[38:54]
+
+
+def _pair(frame: bytes, tcp: int) -> bytes:
+    """The connection's name, the same for both directions."""
+    source, target = _addresses(frame)
+    return b"".join(sorted([source + frame[tcp : tcp + 2], target + frame[tcp + 2 : tcp + 4]]))
+
+
+def reset_for(frame: bytes, tcp: int) -> bytes:
+    """The Ethernet frame with a RST that the sender of `frame` accepts."""
+    source, target = _addresses(frame)
+    ports = frame[tcp + 2 : tcp + 4] + frame[tcp : tcp + 2]
+    header = bytearray(ports + frame[tcp + 8 : tcp + 12] + bytes(4))
+    header += struct.pack(">BBHHH", 5 << 4, _RST, 0, 0, 0)
+    pseudo = target + source + struct.pack(">II", len(header), socket.IPPROTO_TCP)
+    header[16:18] = struct.pack(">H", checksum(pseudo + header))
+    if len(source) == 4:
+        ip = bytearray(struct.pack(">BBHHHBBH", 0x45, 0, 40, 0, 0, 64, socket.IPPROTO_TCP, 0))
+        ip += target + source
+        ip[10:12] = struct.pack(">H", checksum(ip))
+    else:
+        ip = bytearray(struct.pack(">IHBB", 6 << 28, 20, socket.IPPROTO_TCP, 64))
+        ip += target + source
+    return bytes(frame[6:12] + frame[:6] + frame[12:14] + ip + header)
+
+
+def checksum(data: bytes | bytearray) -> int:
+    """The Internet checksum (RFC 1071)."""
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data[: len(data) // 2 * 2]))
+    if len(data) % 2:
+        total += data[-1] << 8
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Traffic between hosts of a lab, measured message by message.
+
+`Lab.start(workload)` runs a workload in processes of their own and returns at once
+with a `Running`, so that faults can be injected meanwhile; its `result()` waits.
+"""
+
+from mptcpd_ebpf.lab.traffic.results import (
+    BulkResult,
+    Message,
+    Percentiles,
+    RequestResponseResult,
+    ShortConnectionsResult,
+    StreamResult,
+    percentiles,
+)
+from mptcpd_ebpf.lab.traffic.running import Running
+from mptcpd_ebpf.lab.traffic.workloads import (
+    Bulk,
+    RequestResponse,
+    ShortConnections,
+    Stream,
+    Workload,
+)
+
+__all__ = [
+    "Bulk",
+    "BulkResult",
+    "Message",
+    "Percentiles",
+    "RequestResponse",
+    "RequestResponseResult",
+    "Running",
+    "ShortConnections",
+    "ShortConnectionsResult",
+    "Stream",
+    "StreamResult",
+    "Workload",
+    "percentiles",
+]

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The two processes of a workload: ``python -m mptcpd_ebpf.lab.traffic.process ORDER``.
+
+The server prints ``{"listening": [ip, port]}`` and the client ``{"local": …, "token":
+…}`` as soon as there is something to use; each prints its records as the last line.
+The end of standard input ends a process early, with its records: that is how
+`Running.stop` works, and how nothing outlives the test that started it.
+"""
+
+import json
+import signal
+import socket
+import sys
+from typing import Any
+
+import msgspec.json
+
+from mptcpd_ebpf.lab.traffic.exchange import answer_all, ask, connect_often
+from mptcpd_ebpf.lab.traffic.oneway import receive_all, send_all
+from mptcpd_ebpf.lab.traffic.sockets import (
+    Stopped,
+    open_socket,
+    set_options,
+    token_of,
+    wait,
+)
+from mptcpd_ebpf.lab.traffic.workloads import Address, Bulk, Order, ShortConnections, Stream
+
+_CONNECT_S = 20.0
+
+
+def serve(order: Order) -> dict[str, Any]:
+    workload = order.workload
+    listener = open_socket(workload, order.local)
+    listener.listen(1024)
+    _say({"listening": listener.getsockname()[:2]})
+    if isinstance(workload, Bulk | Stream):
+        try:
+            wait([listener], [], None)
+        except Stopped:
+            return {"arrivals": [], "sent": [], "error": "nobody connected"}
+        connection, _ = listener.accept()
+        set_options(connection, workload)
+        return _one_way(connection, workload, sends=workload.direction == "down")
+    answer_all(listener, workload)
+    return {}
+
+
+def connect(order: Order, remote: Address) -> dict[str, Any]:
+    workload = order.workload
+    if isinstance(workload, ShortConnections):
+        _say({"local": order.local, "token": None})
+        return connect_often(workload, order.local, remote)
+    connection = open_socket(workload, order.local)
+    connection.settimeout(_CONNECT_S)
+    connection.connect(remote)
+    connection.settimeout(None)
+    _say({"local": connection.getsockname()[:2], "token": token_of(connection)})
+    if isinstance(workload, Bulk | Stream):
+        return _one_way(connection, workload, sends=workload.direction == "up")
+    return ask(connection, workload)
+
+
+def _one_way(connection: socket.socket, workload: Bulk | Stream, *, sends: bool) -> dict[str, Any]:
+    if sends:
+        return send_all(connection, workload)
+    unit = workload.chunk if isinstance(workload, Bulk) else workload.size
+    return receive_all(connection, unit)
+
+
+def _say(record: dict[str, Any]) -> None:
+    print(json.dumps(record), flush=True)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the test decides when this ends
+    order = msgspec.json.decode(sys.argv[1], type=Order)
+    try:
+        _say(serve(order) if order.remote is None else connect(order, order.remote))
+    except OSError as error:
+        _say({"failed": f"{error.strerror or error}"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Turns a topology into namespaces, links, addresses and routes.
+
+How routing makes joins work over every path: the first host has a table per path,
+chosen by source address (ip-rule(8)), so what is sent from path i's address leaves
+by path i; and each router knows a way to *every* address of both its hosts through
+the host's interface on that path, because a subflow of path i may aim at the other's
+initial address, which belongs to path 0.  The second host answers by destination.
+
+All lines are made as text first and given to ``ip -batch``, one process per
+namespace, with `replace` instead of `add`: the same lines set a router up again
+after a reboot.
+"""
+
+from mptcpd_ebpf.lab.host import Host
+from mptcpd_ebpf.lab.topology import Addresses, Path, Topology, network_of, subnet
+
+NEAR, FAR = "near", "far"  # a router's interfaces: to the first host, to the second
+FIRST_TABLE = 101
+FIRST_METRIC = 100
+
+SYSCTLS = {
+    # A join to the peer's initial address comes in on a path that is not that address's own.
+    "ipv4.conf.all.rp_filter": 0,
+    "ipv4.conf.default.rp_filter": 0,
+}
+ROUTER_SYSCTLS = SYSCTLS | {"ipv4.ip_forward": 1}
+ROUTER_SYSCTLS6 = {"ipv6.conf.all.forwarding": 1}
+NO_IPV6 = {"ipv6.conf.all.disable_ipv6": 1, "ipv6.conf.default.disable_ipv6": 1}
+
+
+class Plan:
+    """Who is connected to whom, and with which addresses, for one topology."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.ip = topology.ip
+        self.single_packets = False
+        """Hosts send no super-packets: for a backend that would lose them whole."""
+
+    def path_nets(self, index: int) -> tuple[tuple[Addresses, Addresses], ...]:
+        """Path `index`'s ((router, host) near, (router, host) far) addresses."""
+        return subnet(index, 1, self.ip), subnet(index, 2, self.ip)
+
+    def address_of(self, host: str, index: int) -> Addresses:
+        """The address of `host` on path `index`, one of whose ends it is."""
+        near, far = self.path_nets(index)
+        return near[1] if self.topology.paths[index].between[0] == host else far[1]
+
+    def paths_of(self, host: str) -> list[int]:
+        return [i for i, path in enumerate(self.topology.paths) if host in path.between]
+
+    def members(self, neck: str) -> list[int]:
+        return [i for i, path in enumerate(self.topology.paths) if path.bottleneck == neck]
+
+    def routers(self) -> list[str]:
+        """Labels of all routers: one per path, two per bottleneck."""
+        names = [router_of(path) for path in self.topology.paths]
+        for neck in self.topology.bottlenecks:
+            names += neck_routers(neck.name)
+        return names
+
+    # --- links
+
+    def links(self) -> list[tuple[str, str, str, str]]:
+        """(namespace, interface, namespace, interface) of every veth pair."""
+        pairs = []
+        for path in self.topology.paths:
+            near, far = path.between
+            router = router_of(path)
+            pairs.append((near, path.name, router, NEAR))
+            if path.bottleneck is None:
+                pairs.append((far, path.name, router, FAR))
+            else:
+                pairs.append((router, FAR, neck_routers(path.bottleneck)[0], path.name))
+        for neck in self.topology.bottlenecks:
+            first, second = neck_routers(neck.name)
+            host = self.topology.paths[self.members(neck.name)[0]].between[1]
+            pairs.append((first, FAR, second, NEAR))
+            pairs.append((second, FAR, host, neck.name))
+        return pairs
+
+    def far_interface(self, index: int) -> str:
+        """The interface on the second host that carries path `index`."""
+        path = self.topology.paths[index]
+        return path.bottleneck or path.name
+
+    # --- addresses and routes, as ip(8) lines
+
+    def host_lines(self, host: str) -> list[str]:
+        lines = ["link set lo up"]
+        for index in self.paths_of(host):
+            lines += self.host_path_lines(host, index)
+        return lines
+
+    def host_path_lines(self, host: str, index: int) -> list[str]:
+        """One path's address, rule and routes on one of its hosts."""
+        path = self.topology.paths[index]
+        (near_router, near_host), (far_router, far_host) = self.path_nets(index)
+        first = path.between[0] == host
+        interface = path.name if first else self.far_interface(index)
+        mine, router, other = (
+            (near_host, near_router, far_host) if first else (far_host, far_router, near_host)
+        )
+        others = [other]
+        if not first and path.nat:
+            others.append(self._router_far(index))
+        single = " gso_max_segs 1" if self.single_packets else ""
+        lines = [f"link set {interface} up{single}", *_address_lines(interface, mine)]
+        for (ip, _), (gateway, _) in zip(mine.each(), router.each(), strict=True):
+            via = f"via {gateway} dev {interface}"
+            if first:
+                table = FIRST_TABLE + index
+                lines += [
+                    f"route replace default {via} table {table}",
+                    f"rule add from {ip} lookup {table} pref {table}",
+                ]
+            lines.append(f"route replace default {via} metric {FIRST_METRIC + index}")
+            for target in others:
+                for there, _ in target.each():
+                    if (":" in there) == (":" in ip) and network_of(there) != network_of(ip):
+                        lines.append(f"route replace {network_of(there)} {via} src {ip}")
+        return lines
+
+    def drop_rules(self, index: int) -> list[str]:
+        """Takes back the source rules of a path on its first host."""
+        host = self.topology.paths[index].between[0]
+        return [
+            f"{'-6 ' if ':' in ip else ''}rule del from {ip} lookup {FIRST_TABLE + index}"
+            for ip, _ in self.address_of(host, index).each()
+        ]
+
+    def router_lines(self, index: int) -> list[str]:
+        path = self.topology.paths[index]
+        near, far = self.path_nets(index)
+        lines = [f"link set {side} up" for side in ("lo", NEAR, FAR)]
+        lines += _address_lines(NEAR, near[0])
+        lines += _address_lines(FAR, self._router_far(index))
+        beyond = far[1] if path.bottleneck is None else subnet(index, 3, self.ip)[1]
+        lines += self._routes_to_all(path.between[0], near[1], NEAR)
+        lines += self._routes_to_all(path.between[1], beyond, FAR)
+        return lines
+
+    def neck_lines(self, neck: str) -> tuple[list[str], list[str]]:
+        """The two routers of a bottleneck."""
+        first, second = (["link set lo up", f"link set {x} up"] for x in (FAR, NEAR))
+        second.append(f"link set {FAR} up")
+        number = [n.name for n in self.topology.bottlenecks].index(neck)
+        left, right = subnet(100 + number, 1, self.ip)
+        first += _address_lines(FAR, left)
+        second += _address_lines(NEAR, right)
+        for index in self.members(neck):
+            path = self.topology.paths[index]
+            (_, near_host), (far_router, far_host) = self.path_nets(index)
+            router, here = subnet(index, 3, self.ip)
+            first += [f"link set {path.name} up", *_address_lines(path.name, here)]
+            first += _routes([near_host, router], router, path.name)
+            first += self._routes_to_all(path.between[1], right, FAR)
+            second += _address_lines(FAR, far_router)
+            second += _routes([near_host, router], left, NEAR)
+            second += self._routes_to_all(path.between[1], far_host, FAR)
+        return first, second
+
+    def _router_far(self, index: int) -> Addresses:
+        """A path router's own address on its far side."""
+        if self.topology.paths[index].bottleneck is None:
+            return subnet(index, 2, self.ip)[0]
+        return subnet(index, 3, self.ip)[0]
+
+    def _routes_to_all(self, host: str, via: Addresses, interface: str) -> list[str]:
+        """Routes to every address of `host` that is not on the link itself."""
+        lines = []
+        gateways = {":" in ip: ip for ip, _ in via.each()}
+        for index in self.paths_of(host):
+            for ip, _ in self.address_of(host, index).each():
+                gateway = gateways[":" in ip]
+                if ip != gateway:
+                    lines.append(f"route replace {ip} via {gateway} dev {interface}")
+        return lines
+
+
+def router_of(path: Path) -> str:
+    return f"router-{path.name}"
+
+
+def neck_routers(neck: str) -> list[str]:
+    return [f"neck-{neck}-{NEAR}", f"neck-{neck}-{FAR}"]
+
+
+def connect(pairs: list[tuple[Host, str, Host, str]]) -> list[str]:
+    """ip(8) lines, for the caller's own namespace, that make veth pairs between hosts."""
+    return [
+        f"link add name {if_a} netns {a.name} type veth peer name {if_b} netns {b.name}"
+        for a, if_a, b, if_b in pairs
+    ]
+
+
+def _address_lines(interface: str, addresses: Addresses) -> list[str]:
+    return [
+        f"address replace {ip}/{length} dev {interface}" + (" nodad" if ":" in ip else "")
+        for ip, length in addresses.each()
+    ]
+
+
+def _routes(targets: list[Addresses], via: Addresses, interface: str) -> list[str]:
+    gateways = {":" in ip: ip for ip, _ in via.each()}
+    lines = []
+    for target in targets:
+        for ip, _ in target.each():
+            gateway = gateways[":" in ip]
+            if network_of(ip) != network_of(gateway):
+                lines.append(f"route replace {network_of(ip)} via {gateway} dev {interface}")
+    return lines
