@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""MPTCP on the wire: a scapy layer for its options, captures with assertions, a scripted peer.
+
+docs/lab-wire.md is the guide.  Importing this package imports scapy (0.3 s).
+"""
+
+from mptcpd_ebpf.lab.wire.capture import WHOLE, Capture
+from mptcpd_ebpf.lab.wire.options import (
+    DSS,
+    AddAddr,
+    MPCapableAck,
+    MPCapableSyn,
+    MPCapableSynAck,
+    MPFail,
+    MPFastclose,
+    MPJoinAck,
+    MPJoinSyn,
+    MPJoinSynAck,
+    MPPrio,
+    MPTCPOption,
+    MPTcpRst,
+    MPTCPUnknown,
+    RemoveAddr,
+)
+from mptcpd_ebpf.lab.wire.segment import ACK, FIN, PSH, RST, SYN, Flow, Segment
+from mptcpd_ebpf.lab.wire.tcp import mptcp_options
+from mptcpd_ebpf.lab.wire.wire import Wire
+
+__all__ = [
+    "ACK",
+    "DSS",
+    "FIN",
+    "PSH",
+    "RST",
+    "SYN",
+    "WHOLE",
+    "AddAddr",
+    "Capture",
+    "Flow",
+    "MPCapableAck",
+    "MPCapableSyn",
+    "MPCapableSynAck",
+    "MPFail",
+    "MPFastclose",
+    "MPJoinAck",
+    "MPJoinSyn",
+    "MPJoinSynAck",
+    "MPPrio",
+    "MPTCPOption",
+    "MPTCPUnknown",
+    "MPTcpRst",
+    "RemoveAddr",
+    "Segment",
+    "Wire",
+    "mptcp_options",
+]

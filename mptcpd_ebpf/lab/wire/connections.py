@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which subflow belongs to which connection, learnt from the handshakes on the wire.
+
+MP_CAPABLE carries the keys, and a key gives a token; MP_JOIN names the token of the
+connection it joins (RFC 8684, 3.1 and 3.2).  A connection has two tokens, one per side,
+and answers to both.  A connection whose beginning was not seen is unknown, except for
+the joined subflows, which name the token of the side that was asked.
+"""
+
+from collections.abc import Iterable
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.lab.wire.keys import token_of
+from mptcpd_ebpf.lab.wire.options import MPCapableAck, MPCapableSyn, MPCapableSynAck, MPJoinSyn
+from mptcpd_ebpf.lab.wire.segment import Flow, Segment
+
+
+class Connections:
+    """The tokens of every subflow seen so far."""
+
+    def __init__(self) -> None:
+        # All subflows of a connection share one set of tokens.
+        self._by_subflow: dict[frozenset[SockAddr], set[int]] = {}
+        self._by_token: dict[int, set[int]] = {}
+
+    def see(self, segment: Segment) -> None:
+        """Learns from one segment; segments come in the order of capture."""
+        for option in segment.mptcp:
+            if isinstance(option, MPCapableSyn):
+                # The same addresses and ports again: another connection.
+                self._by_subflow.pop(frozenset(segment.flow), None)
+            elif isinstance(option, MPCapableSynAck):
+                self._know(segment.flow, [token_of(option.sender_key)])
+            elif isinstance(option, MPCapableAck):
+                self._know(
+                    segment.flow, [token_of(option.sender_key), token_of(option.receiver_key)]
+                )
+            elif isinstance(option, MPJoinSyn):
+                connection = self._by_token.setdefault(option.token, {option.token})
+                self._by_subflow[frozenset(segment.flow)] = connection
+
+    def tokens(self, flow: Flow) -> frozenset[int]:
+        """Both tokens, as far as known, of the connection that `flow` belongs to."""
+        return frozenset(self._by_subflow.get(frozenset(flow), ()))
+
+    def knows(self, token: int) -> bool:
+        return token in self._by_token
+
+    def _know(self, flow: Flow, tokens: Iterable[int]) -> None:
+        connection = self._by_subflow.setdefault(frozenset(flow), set())
+        for token in tokens:
+            connection.add(token)
+            self._by_token[token] = connection

@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The MPTCP options of TCP as scapy packets: RFC 8684, version 1.
+
+TCP option 30 is one kind with many forms.  `MPTCPOption(raw)` picks the class by
+subtype and length, which together are unambiguous (RFC 8684, 3.1 to 3.7; the kernel's
+table is mptcp_parse_option in net/mptcp/options.c):
+
+    MP_CAPABLE    4 SYN, 12 SYN/ACK, 20 ACK, 22 ACK with data, 24 the same with checksum
+    MP_JOIN       12 SYN, 16 SYN/ACK, 24 ACK
+    DSS           4 + data ack (4 or 8) + mapping (10 or 14) + checksum (2)
+    ADD_ADDR      4 + address (4 or 16) + port (2) + HMAC (8, absent in an echo)
+    REMOVE_ADDR   3 + one byte per address id
+    MP_PRIO       3
+    MP_FAIL       12
+    MP_FASTCLOSE  12
+    MP_TCPRST     4
+
+What fits none of these, or would not come out again byte for byte, is an
+`MPTCPUnknown` that keeps its bytes: a hostile option never raises and never changes by
+being looked at.  To build one on purpose, set `length` by hand or write the bytes of an
+MPTCPUnknown.
+
+A field left out is filled in where it follows from the others (length, the flags of DSS
+and ADD_ADDR).  As a pattern (`matches`) only the fields that were given count.
+"""
+
+import ipaddress
+from collections.abc import Callable
+from typing import Any
+
+from scapy.fields import (
+    BitEnumField,
+    BitField,
+    ByteEnumField,
+    ByteField,
+    ConditionalField,
+    Field,
+    FieldListField,
+    IntField,
+    ShortField,
+    StrField,
+    StrFixedLenField,
+    XIntField,
+    XLongField,
+    XShortField,
+)
+from scapy.packet import NoPayload, Packet
+
+KIND = 30
+
+SUBTYPES = {
+    0: "MP_CAPABLE",
+    1: "MP_JOIN",
+    2: "DSS",
+    3: "ADD_ADDR",
+    4: "REMOVE_ADDR",
+    5: "MP_PRIO",
+    6: "MP_FAIL",
+    7: "MP_FASTCLOSE",
+    8: "MP_TCPRST",
+}
+
+RESET_REASONS = {
+    0: "unspecified",
+    1: "MPTCP-specific",
+    2: "lack of resources",
+    3: "administratively prohibited",
+    4: "too much outstanding data",
+    5: "unacceptable performance",
+    6: "middlebox interference",
+}
+
+
+class PresenceBit(BitField):  # type: ignore[misc]
+    """A flag about an optional field: that it is there, or that it is 8 octets and not 4.
+
+    Left out, it is set if that field is given.
+    """
+
+    __slots__ = ["of"]
+
+    def __init__(self, name: str, of: str):
+        super().__init__(name, None, 1)
+        self.of = of
+
+    def i2m(self, pkt: Packet, x: int | None) -> int:
+        return int(pkt.getfieldval(self.of) is not None) if x is None else x
+
+
+def _is_set(pkt: Packet, bit: str) -> bool:
+    return bool(pkt.fieldtype[bit].i2m(pkt, pkt.getfieldval(bit)))
+
+
+def _present(bit: str) -> Callable[[Packet], bool]:
+    return lambda pkt: _is_set(pkt, bit)
+
+
+class SequenceField(Field):  # type: ignore[misc]
+    """A data sequence number of 8 octets, or of the low 4 if the flag `wide` is clear."""
+
+    __slots__ = ["wide"]
+
+    def __init__(self, name: str, wide: str):
+        super().__init__(name, None, "!Q")
+        self.wide = wide
+
+    def addfield(self, pkt: Packet, s: bytes, val: int | None) -> bytes:
+        size = 8 if _is_set(pkt, self.wide) else 4
+        return s + ((val or 0) % (1 << 8 * size)).to_bytes(size, "big")
+
+    def getfield(self, pkt: Packet, s: bytes) -> tuple[bytes, int]:
+        size = 8 if _is_set(pkt, self.wide) else 4
+        return s[size:], int.from_bytes(s[:size], "big")
+
+    def i2repr(self, pkt: Packet, x: int | None) -> str:  # noqa: ARG002
+        return "None" if x is None else hex(x)
+
+
+class AddressField(Field):  # type: ignore[misc]
+    """An IPv4 or IPv6 address in canonical text; on the wire the option's length tells which."""
+
+    def __init__(self, name: str):
+        super().__init__(name, "0.0.0.0", "4s")
+
+    def any2i(self, pkt: Packet, x: Any) -> Any:  # noqa: ARG002
+        return str(ipaddress.ip_address(x))
+
+    def addfield(self, pkt: Packet, s: bytes, val: str) -> bytes:  # noqa: ARG002
+        return s + ipaddress.ip_address(val).packed
+
+    def getfield(self, pkt: Packet, s: bytes) -> tuple[bytes, str]:
+        size = 16 if pkt.length >= 20 else 4
+        return s[size:], str(ipaddress.ip_address(s[:size]))
+
+
+def _given_or_in(name: str, lengths: frozenset[int]) -> Callable[[Packet], bool]:
+    """Whether an optional field without a flag is there: given, or the length says so."""
+
+    def condition(pkt: Packet) -> bool:
+        return pkt.getfieldval(name) is not None or pkt.length in lengths
+
+    return condition
+
+
+class MPTCPOption(Packet):  # type: ignore[misc]
+    """One option, kind and length included; the base of all and the way to dissect one."""
+
+    name = "MPTCP option"
+    lengths: frozenset[int] = frozenset()
+    """The lengths that the form can have on the wire."""
+
+    @classmethod
+    def dispatch_hook(cls, _pkt: bytes | None = None, *_args: Any, **_kargs: Any) -> Any:
+        raw = _pkt or b""
+        if len(raw) < 3 or raw[0] != KIND or raw[1] != len(raw):
+            return MPTCPUnknown
+        for form in _FORMS.get(raw[2] >> 4, ()):
+            if len(raw) in form.lengths:
+                option = form(raw)
+                return form if _rebuilt(option) == raw else MPTCPUnknown
+        return MPTCPUnknown
+
+    def post_build(self, pkt: bytes, pay: bytes) -> bytes:
+        if "length" in self.fieldtype and self.length is None:
+            pkt = pkt[:1] + bytes([len(pkt) + len(pay)]) + pkt[2:]
+        return pkt + pay
+
+    def matches(self, pattern: "MPTCPOption") -> bool:
+        """Whether this is of the pattern's class and agrees in every field the pattern gives."""
+        return isinstance(self, type(pattern)) and all(
+            self.getfieldval(field) == value for field, value in pattern.fields.items()
+        )
+
+    def describe(self) -> str:
+        """One line for a person: the name and what it says, without kind, length, zero bits."""
+        said = []
+        for field in self.fields_desc:
+            value = self.getfieldval(field.name)
+            absent = isinstance(field, ConditionalField) and not field._evalcond(self)
+            zero_bit = isinstance(field, BitField) and not value
+            if field.name in _UNSAID or value is None or absent or zero_bit:
+                continue
+            said.append(f"{field.name}={field.i2repr(self, value)}")
+        return " ".join([self.name, *said])
+
+
+_UNSAID = {"kind", "length", "subtype", "reserved", "version", "hmac_sha256", "has_ack", "has_map"}
+_UNSAID |= {"data_ack8", "dsn8"}
+
+
+def _rebuilt(option: Packet) -> bytes | None:
+    """The bytes of an option from its fields alone, None if something was left over."""
+    if not isinstance(option.payload, NoPayload):
+        return None
+    option.raw_packet_cache = None
+    return bytes(option.build())
+
+
+def _head(subtype: int, *rest: Any) -> list[Any]:
+    return [
+        ByteField("kind", KIND),
+        ByteField("length", None),
+        BitEnumField("subtype", subtype, 4, SUBTYPES),
+        *rest,
+    ]
+
+
+def _capable(*rest: Any) -> list[Any]:
+    return _head(
+        0,
+        BitField("version", 1, 4),
+        BitField("checksum_required", 0, 1),
+        BitField("extensibility", 0, 1),
+        BitField("deny_join_id0", 0, 1),
+        BitField("reserved", 0, 4),
+        BitField("hmac_sha256", 1, 1),
+        *rest,
+    )
+
+
+class MPCapableSyn(MPTCPOption):
+    """Offers MPTCP (RFC 8684, 3.1); version 1 sends no key yet."""
+
+    name = "MP_CAPABLE SYN"
+    lengths = frozenset({4})
+    fields_desc = _capable()
+
+
+class MPCapableSynAck(MPTCPOption):
+    name = "MP_CAPABLE SYN/ACK"
+    lengths = frozenset({12})
+    fields_desc = _capable(XLongField("sender_key", 0))
+
+
+class MPCapableAck(MPTCPOption):
+    """The third packet, or the first with data: then it maps `data_length` bytes from IDSN + 1."""
+
+    name = "MP_CAPABLE ACK"
+    lengths = frozenset({20, 22, 24})
+    fields_desc = _capable(
+        XLongField("sender_key", 0),
+        XLongField("receiver_key", 0),
+        ConditionalField(
+            ShortField("data_length", None), _given_or_in("data_length", frozenset({22, 24}))
+        ),
+        ConditionalField(XShortField("checksum", None), _given_or_in("checksum", frozenset({24}))),
+    )
+
+
+class MPJoinSyn(MPTCPOption):
+    """Asks to add a subflow to the connection of the receiver's `token` (RFC 8684, 3.2)."""
+
+    name = "MP_JOIN SYN"
+    lengths = frozenset({12})
+    fields_desc = _head(
+        1,
+        BitField("reserved", 0, 3),
+        BitField("backup", 0, 1),
+        ByteField("address_id", 0),
+        XIntField("token", 0),
+        XIntField("nonce", 0),
+    )
+
+
+class MPJoinSynAck(MPTCPOption):
+    name = "MP_JOIN SYN/ACK"
+    lengths = frozenset({16})
+    fields_desc = _head(
+        1,
+        BitField("reserved", 0, 3),
+        BitField("backup", 0, 1),
+        ByteField("address_id", 0),
+        XLongField("hmac", 0),
+        XIntField("nonce", 0),
+    )
+
+
+class MPJoinAck(MPTCPOption):
+    name = "MP_JOIN ACK"
+    lengths = frozenset({24})
+    fields_desc = _head(
+        1,
+        BitField("reserved", 0, 12),
+        StrFixedLenField("hmac", b"\0" * 20, length=20),
+    )
+
+
+def _dss_checksum_present(pkt: Packet) -> bool:
+    if pkt.getfieldval("checksum") is not None:
+        return True
+    without = 4
+    if _is_set(pkt, "has_ack"):
+        without += 8 if _is_set(pkt, "data_ack8") else 4
+    if _is_set(pkt, "has_map"):
+        without += 14 if _is_set(pkt, "dsn8") else 10
+    return bool(pkt.length == without + 2)
+
+
+class DSS(MPTCPOption):
+    """Data acknowledgement, and the mapping of subflow bytes to data bytes (RFC 8684, 3.3).
+
+    `ssn` counts from the subflow's initial sequence number, so its first byte is 1.
+    Giving `data_ack` or `dsn` sets the flags; 4-octet numbers: `data_ack8=0`, `dsn8=0`.
+    """
+
+    name = "DSS"
+    lengths = frozenset(range(4, 29))
+    fields_desc = _head(
+        2,
+        BitField("reserved", 0, 7),
+        BitField("data_fin", 0, 1),
+        PresenceBit("dsn8", of="dsn"),
+        PresenceBit("has_map", of="dsn"),
+        PresenceBit("data_ack8", of="data_ack"),
+        PresenceBit("has_ack", of="data_ack"),
+        ConditionalField(SequenceField("data_ack", wide="data_ack8"), _present("has_ack")),
+        ConditionalField(SequenceField("dsn", wide="dsn8"), _present("has_map")),
+        ConditionalField(IntField("ssn", 0), _present("has_map")),
+        ConditionalField(ShortField("data_length", 0), _present("has_map")),
+        ConditionalField(XShortField("checksum", None), _dss_checksum_present),
+    )
+
+
+class AddAddr(MPTCPOption):
+    """Announces an address (RFC 8684, 3.4.1); with `echo` confirms one, without an HMAC."""
+
+    name = "ADD_ADDR"
+    lengths = frozenset({8, 10, 16, 18, 20, 22, 28, 30})
+    fields_desc = _head(
+        3,
+        BitField("reserved", 0, 3),
+        BitField("echo", 0, 1),
+        ByteField("address_id", 0),
+        AddressField("address"),
+        ConditionalField(
+            ShortField("port", None), _given_or_in("port", frozenset({10, 18, 22, 30}))
+        ),
+        ConditionalField(
+            XLongField("hmac", None), _given_or_in("hmac", frozenset({16, 18, 28, 30}))
+        ),
+    )
+
+
+class RemoveAddr(MPTCPOption):
+    """Withdraws addresses: the peer closes their subflows (RFC 8684, 3.4.2)."""
+
+    name = "REMOVE_ADDR"
+    lengths = frozenset(range(3, 41))
+    fields_desc = _head(
+        4,
+        BitField("reserved", 0, 4),
+        FieldListField("address_ids", [], ByteField("", 0)),
+    )
+
+
+class MPPrio(MPTCPOption):
+    """Asks the peer to treat this subflow as backup, or no longer (RFC 8684, 3.3.8)."""
+
+    name = "MP_PRIO"
+    lengths = frozenset({3})
+    fields_desc = _head(5, BitField("reserved", 0, 3), BitField("backup", 0, 1))
+
+
+class MPFail(MPTCPOption):
+    """The checksum failed for the data from `dsn` on (RFC 8684, 3.7)."""
+
+    name = "MP_FAIL"
+    lengths = frozenset({12})
+    fields_desc = _head(6, BitField("reserved", 0, 12), XLongField("dsn", 0))
+
+
+class MPFastclose(MPTCPOption):
+    """Closes the whole connection at once, proven by the receiver's key (RFC 8684, 3.5)."""
+
+    name = "MP_FASTCLOSE"
+    lengths = frozenset({12})
+    fields_desc = _head(7, BitField("reserved", 0, 12), XLongField("receiver_key", 0))
+
+
+class MPTcpRst(MPTCPOption):
+    """Why a subflow is reset (RFC 8684, 3.6); `transient`: trying again may help."""
+
+    name = "MP_TCPRST"
+    lengths = frozenset({4})
+    fields_desc = _head(
+        8,
+        BitField("reserved", 0, 3),
+        BitField("transient", 0, 1),
+        ByteEnumField("reason", 0, RESET_REASONS),
+    )
+
+
+class MPTCPUnknown(MPTCPOption):
+    """An option that fits no form, kept as the bytes it came in, kind and length included."""
+
+    name = "MPTCP unknown"
+    fields_desc = [StrField("octets", b"")]
+
+
+_FORMS: dict[int, tuple[type[MPTCPOption], ...]] = {
+    0: (MPCapableSyn, MPCapableSynAck, MPCapableAck),
+    1: (MPJoinSyn, MPJoinSynAck, MPJoinAck),
+    2: (DSS,),
+    3: (AddAddr,),
+    4: (RemoveAddr,),
+    5: (MPPrio,),
+    6: (MPFail,),
+    7: (MPFastclose,),
+    8: (MPTcpRst,),
+}

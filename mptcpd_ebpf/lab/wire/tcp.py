@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""MPTCP options inside scapy's TCP, and a reading of TCP options that loses nothing.
+
+Importing this module teaches scapy's TCP layer, the way scapy's own contributed layers
+do: a dissected segment holds ``("MPTCP", MPJoinSyn(...))`` in its options and a built one
+takes the same, or the raw ``(30, b"...")`` as before.
+
+scapy alone forgets what a malformed options area looked like: it mends impossible
+lengths and drops what follows an end-of-list.  Here such a rest is kept as
+``("Malformed", bytes)`` and written out as it came, so that building a dissected segment
+gives the same bytes (RFC 9293, 3.1, for the form of TCP options).
+"""
+
+from typing import Any
+
+from scapy.layers.inet import TCP, TCPOptionsField
+from scapy.packet import Packet
+
+from mptcpd_ebpf.lab.wire.options import KIND, MPTCPOption
+
+MPTCP = "MPTCP"
+MALFORMED = "Malformed"
+
+Option = tuple[str | int, Any]
+"""As scapy writes TCP options: a name or kind, and a value."""
+
+_END, _NOP = 0, 1
+
+
+def split_options(area: bytes) -> tuple[list[bytes], bytes]:
+    """The well-formed options at the head of an options area, and the rest.
+
+    The rest begins at the end-of-list or at the first option whose length cannot be.
+    """
+    options = []
+    at = 0
+    while at < len(area) and area[at] != _END:
+        if area[at] == _NOP:
+            length = 1
+        else:
+            length = area[at + 1] if at + 1 < len(area) else 0
+            if length < 2 or at + length > len(area):
+                break
+        options.append(area[at : at + length])
+        at += length
+    return options, area[at:]
+
+
+def mptcp_options(area: bytes) -> list[MPTCPOption]:
+    """The MPTCP options of a TCP options area, in order."""
+    options, _ = split_options(area)
+    return [MPTCPOption(raw) for raw in options if raw[0] == KIND]
+
+
+class MptcpAwareOptionsField(TCPOptionsField):  # type: ignore[misc]
+    """scapy's field for TCP options, with MPTCP's dissected and malformed ones kept."""
+
+    def m2i(self, pkt: Packet, x: bytes) -> list[Option]:
+        raw_options, rest = split_options(x)
+        options = [self._dissect(pkt, raw) for raw in raw_options]
+        if rest and not any(rest) and len(rest) < 4:
+            options.append(("EOL", None))
+        elif rest:
+            options.append((MALFORMED, rest))
+        return options
+
+    def _dissect(self, pkt: Packet, raw: bytes) -> Option:
+        if raw[0] == KIND:
+            return MPTCP, MPTCPOption(raw)
+        # scapy's own forms (SACK, AO) raise in various ways on lengths they do not expect.
+        try:
+            option: Option = super().m2i(pkt, raw)[0]
+            faithful = self._encode(option) == raw
+        except Exception:
+            faithful = False
+        return option if faithful else (raw[0], raw[2:])
+
+    def _encode(self, option: Option) -> bytes:
+        name, value = option
+        if name in (MPTCP, MALFORMED):
+            return bytes(value)
+        padded: bytes = super().i2m(None, [option])
+        return padded[: padded[1]] if padded[0] > _NOP else padded[:1]
+
+    def i2m(self, pkt: Packet | None, x: list[Option]) -> bytes:  # noqa: ARG002
+        area = b"".join(self._encode(option) for option in x)
+        return area + bytes(-len(area) % 4)
+
+
+def _teach_tcp() -> None:
+    field = MptcpAwareOptionsField("options", "")
+    at = next(i for i, known in enumerate(TCP.fields_desc) if known.name == "options")
+    TCP.fields_desc[at] = field
+    # Layers that were made before have cached their fields by class.
+    Packet.class_fieldtype.get(TCP, {})["options"] = field
+
+
+_teach_tcp()

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Assertions about what passed the interfaces of a namespace.
+
+    with Wire(lab.client.name) as wire:
+        ...                                           # make something happen
+        wire.expect(MPJoinSyn(address_id=2, backup=1), interface="path1", token=token)
+
+`expect` looks at all that was captured since the capture began and waits for the rest of
+its time.  What it did not find is reported together with what there was instead.
+"""
+
+import time
+from typing import Literal, Self, TypedDict, Unpack
+
+from mptcpd_ebpf.lab.wire.capture import WHOLE, Capture
+from mptcpd_ebpf.lab.wire.connections import Connections
+from mptcpd_ebpf.lab.wire.options import MPTCPOption
+from mptcpd_ebpf.lab.wire.retransmissions import retransmissions
+from mptcpd_ebpf.lab.wire.segment import Flow, Segment
+
+Direction = Literal["out", "in"]
+
+What = MPTCPOption | type[MPTCPOption] | None
+"""An option with the fields that must agree, any option of a class, or any segment."""
+
+_SHOWN = 20
+
+
+class Where(TypedDict, total=False):
+    """What else must hold of a segment; what is left out does not matter."""
+
+    interface: str
+    direction: Direction
+    """"out": it left by the interface, "in": it arrived on it."""
+    token: int
+    """It belongs to this connection: either side's token, host order."""
+    source: str
+    """IP address."""
+    destination: str
+    flow: Flow
+    flags: int
+    """TCP flags that are set, others may be too: `segment.RST` and its like."""
+    since: int
+    """CLOCK_MONOTONIC nanoseconds: it passed then or later."""
+
+
+class Wire:
+    """A running capture of a namespace's TCP traffic, with the questions tests ask it.
+
+    `netns` is a name under /run/netns, None the caller's own namespace.  `snap` cuts
+    every packet to that many bytes from the link header on: 160 hold all headers and
+    suffice for everything here but looking into the data.
+    """
+
+    def __init__(self, netns: str | None = None, *, snap: int = WHOLE) -> None:
+        self._capture = Capture(netns, snap=snap)
+        self._connections = Connections()
+        self._tokens: list[frozenset[int]] = []
+        """For each segment looked at, the tokens of its connection at that moment."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the capture; what was captured can still be asked for."""
+        self._capture.close()
+
+    @property
+    def segments(self) -> list[Segment]:
+        """Everything captured so far, in the order of capture."""
+        return list(self._capture.segments)
+
+    def expect(self, what: What = None, *, within: float = 1.0, **where: Unpack[Where]) -> Segment:
+        """The first captured segment that fits; waits for one up to `within` seconds.
+
+        Raises AssertionError with the traffic that there was, LabError if the capture
+        lost packets.
+        """
+        deadline = time.monotonic() + within
+        looked_at = 0
+        while True:
+            segments = self._capture.since(looked_at, deadline)
+            for index, segment in enumerate(segments, looked_at):
+                if self._fits(index, segment, what, where):
+                    return segment
+            looked_at += len(segments)
+            if not segments:
+                self._capture.check()
+                raise AssertionError(self._report(what, within, where))
+
+    def matching(self, what: What = None, **where: Unpack[Where]) -> list[Segment]:
+        """All segments captured so far that fit.  Raises LabError if some were lost."""
+        self._capture.check()
+        return [
+            segment
+            for index, segment in enumerate(self.segments)
+            if self._fits(index, segment, what, where)
+        ]
+
+    def retransmissions(self, **where: Unpack[Where]) -> dict[Flow, int]:
+        """TCP segments retransmitted, by flow, among those that left (see retransmissions.py).
+
+        Flows without any are left out.  Compare with TCP_INFO at a rest point only.
+        """
+        where.setdefault("direction", "out")
+        return dict(retransmissions(self.matching(**where)))
+
+    def token_known(self, token: int) -> bool:
+        """Whether a handshake of this connection was captured."""
+        self._learn(len(self._capture.segments))
+        return self._connections.knows(token)
+
+    def _learn(self, end: int) -> None:
+        for segment in self._capture.segments[len(self._tokens) : end]:
+            self._connections.see(segment)
+            self._tokens.append(self._connections.tokens(segment.flow))
+
+    def _fits(self, index: int, segment: Segment, what: What, where: Where) -> bool:
+        return (
+            _place_fits(segment, where)
+            and _option_fits(segment, what)
+            and ("token" not in where or self._of_connection(index, segment, where["token"]))
+        )
+
+    def _of_connection(self, index: int, segment: Segment, token: int) -> bool:
+        """A connection's second token becomes known late, so what is known now counts too."""
+        self._learn(index + 1)
+        return token in self._tokens[index] or token in self._connections.tokens(segment.flow)
+
+    def _report(self, what: What, within: float, where: Where) -> str:
+        told = {key: f"{value:#x}" if key == "token" else value for key, value in where.items()}
+        conditions = "".join(f", {key}={value}" for key, value in told.items())
+        segments = self.segments
+        lines = [f"no {_name(what)}{conditions} within {within:g} s"]
+        if "token" in where and not self.token_known(where["token"]):
+            lines.append("no handshake of that token was captured: begin the capture before it")
+        shown = [segment for segment in segments if segment.mptcp][-_SHOWN:]
+        lines.append(
+            f"of {len(segments)} segments captured in {self._capture.netns or 'this namespace'}, "
+            f"the last {len(shown)} with MPTCP options:"
+        )
+        lines += [segment.describe(segments[0].at) for segment in shown]
+        return "\n  ".join(lines)
+
+
+def _place_fits(segment: Segment, where: Where) -> bool:
+    flow = segment.flow
+    return (
+        where.get("interface", segment.interface) == segment.interface
+        and where.get("direction", "out" if segment.outgoing else "in")
+        == ("out" if segment.outgoing else "in")
+        and where.get("source", flow.source.ip) == flow.source.ip
+        and where.get("destination", flow.destination.ip) == flow.destination.ip
+        and where.get("flow", flow) == flow
+        and segment.flags & where.get("flags", 0) == where.get("flags", 0)
+        and segment.at >= where.get("since", 0)
+    )
+
+
+def _option_fits(segment: Segment, what: What) -> bool:
+    if what is None:
+        return True
+    if isinstance(what, type):
+        return any(isinstance(option, what) for option in segment.mptcp)
+    return any(option.matches(what) for option in segment.mptcp)
+
+
+def _name(what: What) -> str:
+    if what is None:
+        return "segment"
+    if isinstance(what, type):
+        return str(what.name)
+    given = " ".join(f"{name}={value}" for name, value in what.fields.items())
+    return f"{what.name} {given}".rstrip()
