@@ -11,6 +11,8 @@ PYTHON := $(VENV)/bin/python
 BPF_SOURCES := $(wildcard bpf/*.bpf.c)
 BPF_OBJECTS := $(BPF_SOURCES:bpf/%.bpf.c=build/bpf/%.bpf.o)
 BPF_ARCH := $(shell uname -m | sed 's/x86_64/x86/;s/aarch64/arm64/')
+# The kernel headers proper: a bpf target has no machine, asm/types.h has.
+BPF_INCLUDES := -idirafter /usr/include/$(shell $(CLANG) -print-multiarch)
 
 .PHONY: setup demo test check bench bpf preload dist clean
 
@@ -38,7 +40,7 @@ bpf: $(BPF_OBJECTS)
 # beside it is stripped.
 build/bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h)
 	@mkdir -p $(@D)
-	$(CLANG) -O2 -g -Wall -Werror -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Ibpf -c $< -o $@.tmp
+	$(CLANG) -O2 -g -Wall -Werror -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Ibpf $(BPF_INCLUDES) -c $< -o $@.tmp
 	$(STRIP) -g $@.tmp
 	mv $@.tmp $@
 

@@ -107,26 +107,35 @@ class AlarmKind(StrEnum):
 class Thresholds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When the probes raise an alarm; written to the kernel at run time.
 
-    A threshold of 0 switches its alarm off.
+    How each alarm works is told in docs/probes.md.
     """
 
     rtt_factor_percent: int = 300
-    """A raw sample above this share of the baseline (the subflow's own slow average)…"""
+    """A raw sample above this share of the baseline (the subflow's own slow average); 0: no
+    RTT alarm…"""
     rtt_floor_us: int = 20_000
     """…and at least this far above it, in microseconds, is one strike."""
     rtt_strikes: int = 2
     """Strikes in a row that raise the RTT alarm."""
     sibling_factor_percent: int = 400
-    """srtt above this share of the best sibling's raises the RTT alarm too, if it rose."""
-    loss_window: int = 32
-    """Segments the loss window spans."""
-    loss_percent: int = 10
-    """Share of the window retransmitted or lost that raises the loss alarm."""
+    """A strike above this share of the best sibling's srtt raises it at once; 0: siblings are
+    not looked at."""
+    loss_window: int = 20
+    """Data segments, sent and received, that the loss window spans; at most 64."""
+    loss_percent: int = 20
+    """Share of the window retransmitted or received out of order that raises the loss alarm
+    (never fewer than three); 0: no loss alarm."""
     timeouts: int = 2
-    """Retransmission timeouts in a row."""
+    """Retransmission timeouts in a row; 0: no such alarm."""
     no_progress_us: int = 100_000
-    """Data in flight and nothing came back for this long plus the current RTO's RTT part."""
+    """Data is in flight and nothing has come back for at least this long; 0: no such alarm…"""
+    no_progress_factor_percent: int = 300
+    """…and for at least this share of srtt, plus four times its deviation, plus…"""
+    delayed_ack_us: int = 40_000
+    """…how long the peer may hold an acknowledgement back when several segments are in flight…"""
+    lone_delayed_ack_us: int = 200_000
+    """…or when only one is (TCP_DELACK_MAX)."""
     stall_us: int = 100_000
-    """Stalled time within one second blamed on the subflow."""
+    """Stalled time within one second blamed on the subflow; 0: no stall alarm."""
     min_interval_us: int = 100_000
     """At most one alarm per subflow and this interval."""

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
+/*
+ * When a subflow is in trouble, and how user space hears of it.
+ *
+ * docs/probes.md tells what each alarm looks at and what it is deliberately blind to:
+ * the queue a sender builds itself, the loss its own slow start provokes, and
+ * acknowledgements that are merely delayed.
+ */
+#ifndef ALARM_H
+#define ALARM_H
+
+#include "measure.h"
+
+#define NSEC_PER_USEC 1000ULL
+#define USEC_PER_SEC 1000000ULL
+#define NSEC_PER_SEC 1000000000ULL
+#define MAX_SIBLINGS 8
+#define MIN_LOSS_SIGNS 3
+#define MAX_EPISODE_SIGNS 2
+
+static __noinline void raise(struct subflow *subflow, enum report_kind kind, u64 value, u64 limit)
+{
+	u64 now = bpf_ktime_get_ns();
+	struct report *report;
+
+	if (now - subflow->alarm_at < thresholds.min_interval_us * NSEC_PER_USEC)
+		return;
+	report = bpf_ringbuf_reserve(&reports, sizeof(*report), 0);
+	if (!report) {
+		count(alarms_lost);
+		return;
+	}
+	subflow->alarm_at = now;
+	measure(subflow);
+	report->kind = kind;
+	report->value = value;
+	report->limit = limit;
+	__builtin_memcpy(&report->seen, &subflow->m, sizeof(report->seen));
+	bpf_ringbuf_submit(report, 0);
+}
+
+/* --- RTT */
+
+/* srtt of the fastest other subflow of the connection, all ones if there is none. */
+static __noinline u32 best_sibling_rtt(struct subflow *subflow)
+{
+	struct mptcp_subflow_context *ctx = subflow_context(as(tcp_sock, subflow->sk));
+	struct mptcp_sock *msk;
+	u64 node, first;
+	u32 best = UNSEEN;
+
+	if (!ctx)
+		return best;
+	msk = as(mptcp_sock, see(ctx, conn));
+	if (!msk)
+		return best;
+	first = (u64)msk + bpf_core_field_offset(msk->conn_list);
+	node = (u64)see(msk, conn_list.next);
+	for (int i = 0; i < MAX_SIBLINGS && node && node != first; i++) {
+		struct mptcp_subflow_context *other = as(mptcp_subflow_context, node);
+		struct tcp_sock *tp = as(tcp_sock, see(other, tcp_sock));
+
+		if ((u64)tp != subflow->sk && !see_bit(other, stale)) {
+			u32 srtt = see(tp, srtt_us) >> 3;
+
+			if (srtt && srtt < best)
+				best = srtt;
+		}
+		node = (u64)see(other, node.next);
+	}
+	return best;
+}
+
+/*
+ * A new RTT sample: into the histogram, then against the subflow's slow average.  The
+ * limit grows by the time the subflow's own packets in flight take at its delivery rate,
+ * the queue it builds itself, and by the peer's delayed-acknowledgement timer if no two
+ * segments were in flight together.
+ */
+static __noinline void consider_rtt(struct subflow *subflow, struct tcp_sock *tp)
+{
+	u32 rtt = see(tp, rack.rtt_us);
+	u32 slot = 0, baseline = subflow->baseline_us, limit, delivered;
+
+	if (!rtt)
+		return;
+	for (u32 rest = rtt; rest > 1 && slot < HISTOGRAM_SLOTS - 1; slot++)
+		rest >>= 1;
+	if (slot < HISTOGRAM_SLOTS)
+		subflow->m.rtt_histogram[slot]++;
+	if (!baseline) {
+		subflow->baseline_us = rtt;
+		return;
+	}
+	limit = (u64)baseline * thresholds.rtt_factor_percent / 100;
+	if (limit < baseline + thresholds.rtt_floor_us)
+		limit = baseline + thresholds.rtt_floor_us;
+	if (!thresholds.rtt_factor_percent || rtt <= limit)
+		goto fine;
+	delivered = see(tp, rate_delivered);
+	if (delivered)
+		limit += (u64)see(tp, packets_out) * see(tp, rate_interval_us) / delivered;
+	if (see(tp, max_packets_out) <= 1)
+		limit += thresholds.lone_delayed_ack_us;
+	if (rtt <= limit)
+		goto fine;
+	subflow->strikes++;
+	if (subflow->strikes >= thresholds.rtt_strikes ||
+	    (thresholds.sibling_factor_percent &&
+	     (u64)best_sibling_rtt(subflow) * thresholds.sibling_factor_percent / 100 < rtt))
+		raise(subflow, REPORT_RTT, rtt, limit);
+	return;
+fine:
+	subflow->strikes = 0;
+	subflow->baseline_us = ((u64)baseline * 31 + rtt) >> 5;
+}
+
+/* --- loss */
+
+static __always_inline u32 ones(u64 bits)
+{
+	bits -= (bits >> 1) & 0x5555555555555555ULL;
+	bits = (bits & 0x3333333333333333ULL) + ((bits >> 2) & 0x3333333333333333ULL);
+	bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	return (bits * 0x0101010101010101ULL) >> 56;
+}
+
+/*
+ * The window slides by the data segments that went out or came in since the last look;
+ * `signs` of them count as lost.  Within one episode of loss recovery (to the same
+ * high_seq, tcp_enter_recovery) only the first signs count: what a full queue drops at
+ * once is one event, random loss comes back in the next episode.
+ */
+static __noinline void consider_loss(struct subflow *subflow, struct tcp_sock *tp, u32 signs)
+{
+	u32 segments = see(tp, data_segs_out) + see(tp, data_segs_in);
+	u32 unordered = see(tp, rcv_ooopack);
+	u32 fresh = segments - subflow->segments_seen;
+	u32 window = thresholds.loss_window, limit, lost;
+	u32 came_unordered = unordered - subflow->unordered_seen;
+
+	subflow->segments_seen = segments;
+	subflow->unordered_seen = unordered;
+	if (signs) {
+		u32 high_seq = see(tp, high_seq);
+
+		if (see_bit(tp, inet_conn.icsk_ca_state) >= TCP_CA_RECOVERY) {
+			if (high_seq != subflow->episode) {
+				subflow->episode = high_seq;
+				subflow->episode_signs = 0;
+			}
+			if (subflow->episode_signs >= MAX_EPISODE_SIGNS)
+				signs = 0;
+			subflow->episode_signs += signs;
+		}
+	}
+	if (came_unordered)
+		signs++; /* one hole, however much came after it */
+	subflow->loss_bits = fresh < 64 ? subflow->loss_bits << fresh : 0;
+	if (!signs)
+		return;
+	for (u64 bit = 1, i = 0; i < 4 && signs; i++, bit <<= 1)
+		if (!(subflow->loss_bits & bit)) {
+			subflow->loss_bits |= bit;
+			signs--;
+		}
+	if (!thresholds.loss_percent || !window || window > 64)
+		return;
+	lost = ones(subflow->loss_bits << (64 - window));
+	limit = window * thresholds.loss_percent / 100;
+	if (limit < MIN_LOSS_SIGNS)
+		limit = MIN_LOSS_SIGNS;
+	if (lost >= limit) {
+		raise(subflow, REPORT_LOSS, (u64)lost * 100 / window, thresholds.loss_percent);
+		subflow->loss_bits = 0;
+	}
+}
+
+/* --- no progress */
+
+/* How long data in flight may go unanswered, microseconds. */
+static __always_inline u64 patience_us(struct tcp_sock *tp)
+{
+	u64 srtt = see(tp, srtt_us) >> 3;
+	u64 patience;
+
+	if (!srtt)
+		return USEC_PER_SEC;
+	patience = srtt * thresholds.no_progress_factor_percent / 100 + see(tp, mdev_us) +
+		   (see(tp, packets_out) > 1 ? thresholds.delayed_ack_us
+					     : thresholds.lone_delayed_ack_us);
+	return patience > thresholds.no_progress_us ? patience : thresholds.no_progress_us;
+}
+
+static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
+{
+	struct tcp_sock *tp = as(tcp_sock, subflow->sk);
+	u64 now = bpf_ktime_get_ns();
+	u64 patience, silence, since_flight, wait;
+
+	subflow->armed = 0;
+	if (subflow->closed || !thresholds.no_progress_us || !see(tp, packets_out))
+		return 0;
+	silence = idle_us(tp);
+	since_flight = (now - subflow->flight_since) / NSEC_PER_USEC;
+	if (since_flight < silence)
+		silence = since_flight;
+	patience = patience_us(tp);
+	if (silence < subflow->silence_us)
+		subflow->silence_us = 0;
+	if (silence >= patience) {
+		/* Told once; again when the silence has doubled. */
+		if (silence >= 2 * subflow->silence_us) {
+			subflow->silence_us = silence;
+			raise(subflow, REPORT_NO_PROGRESS, silence, patience);
+		}
+		wait = silence;
+	} else {
+		wait = patience - silence;
+	}
+	subflow->armed = 1;
+	bpf_timer_start(&subflow->timer, wait * NSEC_PER_USEC, 0);
+	return 0;
+}
+
+static __always_inline void watch(struct subflow *subflow, struct tcp_sock *tp)
+{
+	if (subflow->armed || !thresholds.no_progress_us)
+		return;
+	subflow->armed = 1;
+	bpf_timer_start(&subflow->timer, patience_us(tp) * NSEC_PER_USEC, 0);
+}
+
+#endif

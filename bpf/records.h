@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
+/*
+ * What the probes and user space tell each other.
+ *
+ * This is the only place these layouts are stated: user space reads them from the
+ * compiled object's BTF (mptcpd_ebpf/probes/btf.py).  Field names and units are those of
+ * mptcpd_ebpf/core/measurement.py.
+ *
+ * A field of a measurement whose bits are all ones was not seen; user space turns it
+ * into None.  Addresses are IPv6, an IPv4 one mapped (RFC 4291, 2.5.5.2).
+ */
+#ifndef RECORDS_H
+#define RECORDS_H
+
+#include "kernel.h"
+
+#define HISTOGRAM_SLOTS 24
+#define COMM_SIZE 16
+
+struct measurement {
+	u64 at;
+	u64 opened_at;
+	u64 cookie;
+	u64 bytes_sent;
+	u64 bytes_acked;
+	u64 bytes_retrans;
+	u64 stalled_us;
+	u64 connection_bytes_acked;
+	u64 connection_reinjected;
+	u64 owner_cgroup;
+	u32 netns;
+	u32 token;
+	u32 subflow_id;
+	u32 if_index;
+	u32 srtt_us;
+	u32 min_rtt_us;
+	u32 rtt_us;
+	u32 rttvar_us;
+	u32 segments_out;
+	u32 delivered;
+	u32 retransmits;
+	u32 lost;
+	u32 timeouts;
+	u32 reordering;
+	u32 cwnd;
+	u32 in_flight;
+	u32 rto_us;
+	u32 idle_us;
+	u32 owner_pid;
+	u32 owner_uid;
+	u32 rtt_histogram[HISTOGRAM_SLOTS];
+	u8 local_ip[16];
+	u8 remote_ip[16];
+	char owner_comm[COMM_SIZE];
+	u16 local_port;
+	u16 remote_port;
+	u16 local_id;
+	u16 remote_id;
+	u8 state;
+	u8 backup;
+	u8 backup_by_peer;
+	u8 stale;
+	u8 initial;
+	u8 unused[7];
+};
+
+/* Why a report was made.  The alarms carry the names of core's AlarmKind. */
+enum report_kind {
+	REPORT_SAMPLE,
+	REPORT_ENDED,
+	REPORT_RTT,
+	REPORT_LOSS,
+	REPORT_TIMEOUTS,
+	REPORT_NO_PROGRESS,
+	REPORT_STALL,
+};
+
+struct report {
+	enum report_kind kind;
+	u32 unused;
+	u64 value; /* of an alarm: what crossed */
+	u64 limit; /* of an alarm: what it crossed, in the same unit */
+	struct measurement seen;
+};
+
+/* Field by field what core's Thresholds holds. */
+struct thresholds {
+	u32 rtt_factor_percent;
+	u32 rtt_floor_us;
+	u32 rtt_strikes;
+	u32 sibling_factor_percent;
+	u32 loss_window;
+	u32 loss_percent;
+	u32 timeouts;
+	u32 no_progress_us;
+	u32 no_progress_factor_percent;
+	u32 delayed_ack_us;
+	u32 lone_delayed_ack_us;
+	u32 stall_us;
+	u32 min_interval_us;
+};
+
+/* What went wrong inside the probes, counted since they were loaded. */
+struct counters {
+	u64 alarms_lost;	    /* the ring buffer was full */
+	u64 last_words_kept;	    /* the ring buffer was full, user space harvests them */
+	u64 subflows_refused;	    /* the map of subflows was full */
+	u64 connections_refused;    /* the map of connections was full */
+	u64 listeners_refused;	    /* the map of listeners was full */
+};
+
+#endif

@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
+/*
+ * What the probes remember, and for how long.
+ *
+ * subflows     one entry per MPTCP subflow, by socket cookie; made when the subflow opens
+ *              (or when the probes first see an older one), deleted when its socket is
+ *              destroyed and its last word is in the ring buffer.  If the ring is full
+ *              the entry stays, marked closed, until user space harvests it.
+ * connections  one entry per connection, by network namespace and token: its owner and
+ *              the clock of its stalls.  Deleted with the last of its subflows.
+ * listeners    who listens, by namespace and address, to name the owner of what is
+ *              accepted there.  Deleted when the listener closes.
+ *
+ * Nothing is ever evicted: an insert that finds its map full is refused and counted.
+ * All three are allocated as they fill (BPF_F_NO_PREALLOC).
+ */
+#ifndef STATE_H
+#define STATE_H
+
+#include "records.h"
+
+/* Chosen by user space before loading. */
+const volatile u32 own_netns = 0; /* inode of the namespace to keep to, 0: all */
+const volatile u32 tick_us = 4000; /* microseconds a jiffy lasts */
+
+/* Written by user space at any time (mmap). */
+struct thresholds thresholds = {};
+
+/* Read by user space at any time (mmap). */
+struct counters counters = {};
+
+/* Nothing else makes the compiler write the layout of a report into the BTF. */
+const struct report *report_layout = 0;
+
+struct owner {
+	u64 cgroup;
+	u32 pid;
+	u32 uid;
+	char comm[COMM_SIZE];
+};
+
+struct subflow {
+	struct measurement m; /* identity and sums always current; the rest when reported */
+	struct bpf_timer timer;
+	u64 sk;		    /* address of its struct sock, valid until tcp_destroy_sock */
+	u64 looked_at;	    /* tcp_mstamp (us) of the last full look: the hot path's gate */
+	u64 considered_at;  /* ns; the gate of the scheduler's hook while nothing is in flight */
+	u64 flight_since;   /* ns; nothing was in flight at this time */
+	u64 alarm_at;	    /* ns; of the last alarm */
+	u64 sample_at;	    /* rack.mstamp of the newest RTT sample looked at */
+	u64 loss_bits;	    /* the last 64 segments, newest in bit 0; 1: a sign of loss */
+	u64 stall_second;   /* ns; start of the second that stall_us sums up */
+	u64 silence_us;	    /* of the last no-progress alarm in this silence */
+	u32 stall_us;
+	u32 baseline_us;    /* slow average of RTT samples */
+	u32 strikes;	    /* RTT samples in a row far above it */
+	u32 segments_seen;  /* data_segs_out + data_segs_in at the last look */
+	u32 unordered_seen; /* rcv_ooopack at the last look */
+	u32 episode;	    /* high_seq of the loss recovery under way */
+	u32 episode_signs;  /* signs of loss it has given so far */
+	u32 armed;	    /* the timer runs */
+	u32 established;
+	u32 closed;	    /* waits to be harvested */
+};
+
+struct connection_key {
+	u32 netns;
+	u32 token;
+};
+
+struct connection {
+	struct owner owner;
+	u64 checked_at; /* ns; stalls are accounted up to here */
+	u32 subflows;
+	u32 unused;
+};
+
+struct listener_key {
+	u8 ip[16];
+	u32 netns;
+	u32 port;
+};
+
+struct listener {
+	struct owner owner;
+	u64 cookie;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, u64);
+	__type(value, struct subflow);
+} subflows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct connection_key);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, struct listener_key);
+	__type(value, struct listener);
+} listeners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20); /* user space may choose another size */
+} reports SEC(".maps");
+
+/* An empty struct subflow: it is too large for the stack. */
+static const u8 blank[sizeof(struct subflow)] = {};
+
+#define count(counter) __sync_fetch_and_add(&counters.counter, 1)
+
+static __always_inline u64 cookie_of(struct sock *sk)
+{
+	return sk->__sk_common.skc_cookie.counter ?: bpf_get_socket_cookie(sk);
+}
+
+/* An address in 16 bytes, whatever its family. */
+#define put_address(to, sk, v4, v6)                                                  \
+	({                                                                           \
+		__be32 *words = (__be32 *)(to);                                      \
+		if (see(sk, __sk_common.skc_family) == AF_INET6) {                   \
+			words[0] = see(sk, __sk_common.v6.in6_u.u6_addr32[0]);       \
+			words[1] = see(sk, __sk_common.v6.in6_u.u6_addr32[1]);       \
+			words[2] = see(sk, __sk_common.v6.in6_u.u6_addr32[2]);       \
+			words[3] = see(sk, __sk_common.v6.in6_u.u6_addr32[3]);       \
+		} else {                                                             \
+			words[0] = words[1] = 0;                                     \
+			words[2] = bpf_htonl(0xffff);                                \
+			words[3] = see(sk, __sk_common.v4);                          \
+		}                                                                    \
+	})
+
+static __always_inline void present_owner(struct owner *owner)
+{
+	owner->cgroup = bpf_get_current_cgroup_id();
+	owner->pid = bpf_get_current_pid_tgid() >> 32;
+	owner->uid = (u32)bpf_get_current_uid_gid();
+	bpf_get_current_comm(owner->comm, sizeof(owner->comm));
+}
+
+/* The connection's entry, made if need be. */
+static __always_inline struct connection *connection_of(struct measurement *m)
+{
+	struct connection_key key = { .netns = m->netns, .token = m->token };
+	struct connection fresh = { .checked_at = bpf_ktime_get_ns() };
+	struct connection *connection;
+
+	connection = bpf_map_lookup_elem(&connections, &key);
+	if (connection)
+		return connection;
+	bpf_map_update_elem(&connections, &key, &fresh, BPF_NOEXIST);
+	connection = bpf_map_lookup_elem(&connections, &key);
+	if (!connection)
+		count(connections_refused);
+	return connection;
+}
+
+static __always_inline void forget_connection(struct measurement *m)
+{
+	struct connection_key key = { .netns = m->netns, .token = m->token };
+	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
+
+	if (connection && __sync_fetch_and_sub(&connection->subflows, 1) == 1)
+		bpf_map_delete_elem(&connections, &key);
+}
+
+/* Who listens where this passive subflow came in: its very address first, then any. */
+static __always_inline struct listener *listener_of(struct measurement *m)
+{
+	struct listener_key key = { .netns = m->netns, .port = m->local_port };
+	struct listener *listener;
+
+	__builtin_memcpy(key.ip, m->local_ip, sizeof(key.ip));
+	listener = bpf_map_lookup_elem(&listeners, &key);
+	if (listener)
+		return listener;
+	__builtin_memset(key.ip, 0, sizeof(key.ip)); /* [::], dual-stack */
+	listener = bpf_map_lookup_elem(&listeners, &key);
+	if (listener)
+		return listener;
+	*(__be32 *)&key.ip[8] = bpf_htonl(0xffff); /* 0.0.0.0 */
+	return bpf_map_lookup_elem(&listeners, &key);
+}
+
+#endif
