@@ -19,22 +19,28 @@ class AddressIds:
         self._ids: dict[str, int] = {}
 
     def propose(self, ip: str) -> int:
-        """The namespace-wide id of an address.  Raises OverflowError after 255 addresses."""
-        known = self._ids.get(ip)
-        if known is not None:
-            return known
-        taken = set(self._ids.values())
-        for candidate in range(1, HIGHEST_ID + 1):
-            if candidate not in taken:
-                self._ids[ip] = candidate
-                return candidate
-        raise OverflowError(f"{ip}: all {HIGHEST_ID} address ids are in use")
+        """The namespace-wide id of an address.
+
+        After 255 addresses, the one asked for longest ago gives up its id; where a live
+        connection still uses that, `for_connection` finds another.
+        """
+        known = self._ids.pop(ip, None)
+        if known is None and len(self._ids) == HIGHEST_ID:
+            known = self._ids.pop(next(iter(self._ids)))
+        if known is None:
+            taken = set(self._ids.values())
+            known = next(id_ for id_ in range(1, HIGHEST_ID + 1) if id_ not in taken)
+        self._ids[ip] = known
+        return known
 
     def forget(self, ip: str) -> None:
         self._ids.pop(ip, None)
 
     def for_connection(self, connection: Connection, ip: str) -> int:
-        """The id that the kernel will accept for `ip` in this connection."""
+        """The id that the kernel will accept for `ip` in this connection.
+
+        Raises OverflowError if the connection uses all 255.
+        """
         adopted = connection.local_ids.get(ip)
         if adopted is not None:
             return adopted
@@ -42,7 +48,10 @@ class AddressIds:
         taken = set(connection.local_ids.values())
         if proposed not in taken:
             return proposed
-        for candidate in range(HIGHEST_ID, 0, -1):
+        # From the far end, and from a place of its own: the next address to collide
+        # before the kernel took this one up must not get the same id.
+        for step in range(HIGHEST_ID):
+            candidate = HIGHEST_ID - (proposed - 1 + step) % HIGHEST_ID
             if candidate not in taken:
                 return candidate
         raise OverflowError(f"{ip}: all {HIGHEST_ID} address ids of the connection are in use")

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, ValidationError, convert, to_builtins
 
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
+    AnyCommand,
     Command,
+    CreateSubflow,
     Decision,
     DestroySubflow,
     RequestSample,
@@ -51,6 +53,20 @@ class Outcome(Struct, kw_only=True):
     faults: list[Fault]
     finals: list[Subflow]
     """Subflows about which every source has said its last word."""
+
+
+SHORTEST_SLEEP = 1_000_000
+"""Nanoseconds: a plugin that asks to be woken at once, again and again, leaves time for others."""
+
+
+def checked(command: object) -> AnyCommand:
+    """A plugin's command with every field of its declared type; raises TypeError if it is none."""
+    if not isinstance(command, AnyCommand):
+        raise TypeError(f"{command!r} is no command")
+    try:
+        return convert(to_builtins(command), type(command))
+    except ValidationError as error:
+        raise TypeError(f"{command!r}: {error}") from None
 
 
 def serve_none(_connection: Connection) -> None:
@@ -99,6 +115,11 @@ class Engine:
     def plugins(self) -> list[str]:
         """The names of the plugins at work, in order of priority."""
         return [name for name in self._plugins if name not in self.excluded]
+
+    @property
+    def installed(self) -> list[Plugin]:
+        """All plugins, also those kept out, in order of priority."""
+        return list(self._plugins.values())
 
     @property
     def deadline(self) -> int | None:
@@ -171,6 +192,9 @@ class Engine:
         if notice.handler == "subflow_final":
             outcome.finals.append(notice.args[0])
             return
+        if notice.handler == "subflow_closed":
+            subflow = notice.args[1]
+            self._guard.settled(subflow.token, subflow.key)
         if notice.connection is None:
             for plugin in self._plugins.values():
                 self._call(outcome, plugin, notice.handler, notice.args, now)
@@ -200,10 +224,14 @@ class Engine:
                 # A destruction that succeeded counts until netlink tells of it.
                 self._guard.settled(command.token, key)
             connection = self.world.connections.get(command.token)
-            if isinstance(command, SetBackup) and connection is not None and not event.errno:
+            subflow = connection.subflows.get(key) if connection is not None else None
+            if isinstance(command, SetBackup) and subflow is not None and not event.errno:
                 # The kernel reports only the peer's MP_PRIO, never our own.
-                if (subflow := connection.subflows.get(key)) is not None:
-                    subflow.backup = command.backup
+                subflow.backup, subflow.backup_set_at = command.backup, now
+        if isinstance(command, CreateSubflow) and not event.errno:
+            connection = self.world.connections.get(command.token)
+            if connection is not None:
+                connection.joins[command.local_ip, command.remote] = command.backup
         plugin = self._plugins.get(decision.plugin)
         if plugin is not None:
             args = (decision, event.errno, event.explanation)
@@ -219,8 +247,10 @@ class Engine:
             return
         ctx = Context(self.world, now, self._random, lambda: self._served_by(plugin.name))
         try:
-            commands = self._budget(lambda: list(method(ctx, *args)))
-        except Exception as error:  # a plugin is foreign code: whatever it raises stays here
+            commands = [checked(c) for c in self._budget(lambda: list(method(ctx, *args) or ()))]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin is foreign code: whatever it raises stays here
             fault = Fault(
                 plugin=plugin.name, handler=handler, error=f"{type(error).__name__}: {error}"
             )
@@ -235,10 +265,10 @@ class Engine:
         connections = self.world.connections
         return [c for token, c in connections.items() if self._servants.get(token) == plugin]
 
-    def _decide(self, outcome: Outcome, plugin: str, command: Any, now: int) -> None:
+    def _decide(self, outcome: Outcome, plugin: str, command: AnyCommand, now: int) -> None:
         if isinstance(command, WakeAt):
-            held = self._wake_at.get(plugin)
-            self._wake_at[plugin] = command.at if held is None else min(held, command.at)
+            at = max(command.at, now + SHORTEST_SLEEP)
+            self._wake_at[plugin] = min(at, self._wake_at.get(plugin, at))
             return
         decision = Decision(
             id=self._next_id,

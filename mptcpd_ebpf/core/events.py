@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
+from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Owner
 
 
 class Event(Struct, frozen=True, kw_only=True, tag=True, tag_field="event"):
@@ -69,7 +69,11 @@ class AddressWithdrawn(Event, frozen=True):
 
 
 class SubflowEstablished(Event, frozen=True):
-    """A join succeeded.  The initial subflow has no such event."""
+    """A join succeeded.  The initial subflow has no such event.
+
+    Here and in the two below, `backup` is the peer's wish (``sf->backup``), never ours,
+    and `error` the socket's errno while the connection lives (net/mptcp/pm_netlink.c).
+    """
 
     token: int
     local: SockAddr
@@ -225,6 +229,7 @@ class LiveConnection(Struct, frozen=True, kw_only=True):
     local: SockAddr
     remote: SockAddr
     server_side: bool | None = None
+    owner: Owner | None = None
 
 
 class Resynchronised(Event, frozen=True):

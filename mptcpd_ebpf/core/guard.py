@@ -32,31 +32,36 @@ class Guard:
         connection = world.connections.get(command.token)
         if connection is None:
             return "the connection is gone"
+        self._settle_due(now)
         affected = _affected(command, connection)
         if not isinstance(command, WithdrawAddress) and not affected:
             return "the subflow is gone"
-        if any(subflow.usable for subflow in affected) and not any(
+        if any(subflow.usable for subflow in affected.values()) and not any(
             other.usable
             and not (demoting and (other.backup or other.backup_by_peer))
-            and not self._is_leaving(other, now)
+            and (other.token, other.key) not in self._leaving
             for other in connection.subflows.values()
-            if other not in affected
+            if other.key not in affected
         ):
             return "it is the last usable subflow of the connection"
-        if affected and not self._take_token(now):
+        if not self._take_token(now):
             return f"more than {self._rate} destructive commands a second"
-        for name in [name for name, until in self._leaving.items() if until <= now]:
-            del self._leaving[name]
-        for subflow in affected:
-            self._leaving[subflow.token, subflow.key] = now + SETTLE
+        for key in affected:
+            self._leaving.pop((command.token, key), None)
+            self._leaving[command.token, key] = now + SETTLE
         return None
 
     def settled(self, token: int, key: SubflowKey) -> None:
         """The kernel answered, and what it did (or refused) shows in the model already."""
         self._leaving.pop((token, key), None)
 
-    def _is_leaving(self, subflow: Subflow, now: int) -> bool:
-        return self._leaving.get((subflow.token, subflow.key), 0) > now
+    def _settle_due(self, now: int) -> None:
+        # Every entry was put in SETTLE ahead of its time, so the earliest come first.
+        while self._leaving:
+            name, until = next(iter(self._leaving.items()))
+            if until > now:
+                return
+            del self._leaving[name]
 
     def _take_token(self, now: int) -> bool:
         refill = (now - self._filled_at) / SECOND * self._rate
@@ -70,8 +75,13 @@ class Guard:
 
 def _affected(
     command: SetBackup | DestroySubflow | WithdrawAddress, connection: Connection
-) -> list[Subflow]:
+) -> dict[SubflowKey, Subflow]:
     if isinstance(command, WithdrawAddress):
-        return [s for s in connection.subflows.values() if s.local_id == command.address_id]
-    subflow = connection.subflows.get((command.local, command.remote))
-    return [subflow] if subflow is not None else []
+        # An address id that nobody told may be the one.
+        return {
+            key: subflow
+            for key, subflow in connection.subflows.items()
+            if subflow.local_id in (command.address_id, None)
+        }
+    key = (command.local, command.remote)
+    return {key: connection.subflows[key]} if key in connection.subflows else {}

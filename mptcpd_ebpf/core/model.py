@@ -5,6 +5,7 @@
 kept in insertion order, so that walking it is the same in every run.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -43,6 +44,8 @@ class Subflow:
     if_index: int | None = None
     backup: bool = False
     """We marked it backup."""
+    backup_set_at: int = 0
+    """When we last changed that (CLOCK_MONOTONIC nanoseconds): older measurements do not know."""
     backup_by_peer: bool = False
     opened_at: int | None = None
     """CLOCK_MONOTONIC nanoseconds, None if it is older than the daemon and nobody knows."""
@@ -57,8 +60,8 @@ class Subflow:
 
     @property
     def usable(self) -> bool:
-        """Can carry data now."""
-        return self.state is State.ESTABLISHED
+        """Can carry data now; one whose socket holds an error is about to close."""
+        return self.state is State.ESTABLISHED and not self.error
 
     def __str__(self) -> str:
         return f"{self.local} → {self.remote}"
@@ -82,6 +85,8 @@ class Connection:
     announced: dict[int, SockAddr] = field(default_factory=dict)
     """Addresses the peer announced, by their id; port 0 when it named none."""
     subflows: dict[SubflowKey, Subflow] = field(default_factory=dict)
+    joins: dict[tuple[str, SockAddr], bool] = field(default_factory=dict)
+    """Joins we asked for and netlink has not told of, by our address and the peer's: as backup?"""
     owner: Owner | None = None
     stalled_us: int | None = None
     bytes_acked: int | None = None
@@ -125,6 +130,10 @@ class DefaultRoute:
     table: int = 254
 
 
+def every_interface(_name: str) -> bool:
+    return True
+
+
 @dataclass(slots=True)
 class World:
     """All of it."""
@@ -137,6 +146,9 @@ class World:
     routes: dict[DefaultRoute, None] = field(default_factory=dict)
     listeners: dict[SockAddr, int] = field(default_factory=dict)
     """MPTCP listeners and how often each was opened."""
+
+    interface_allowed: Callable[[str], bool] = every_interface
+    """Which interfaces may carry subflows, by name; the configuration's choice."""
 
     def interface_name(self, if_index: int | None) -> str | None:
         link = self.links.get(if_index) if if_index is not None else None
@@ -152,7 +164,7 @@ class World:
     def usable_addresses(self) -> list[LocalAddress]:
         """Addresses a subflow can start from now.
 
-        Their interface is up, running and no loopback; they are neither tentative nor
+        Their interface is up, running, allowed and no loopback; they are neither tentative nor
         deprecated, and neither link- nor host-scoped.
         """
         usable = []
@@ -163,6 +175,7 @@ class World:
                 and link.up
                 and link.running
                 and not link.loopback
+                and self.interface_allowed(link.name)
                 and not address.tentative
                 and not address.deprecated
                 and address.scope < SCOPE_LINK

@@ -63,6 +63,7 @@ def _link_removed(world: World, event: ev.LinkRemoved) -> list[Notice]:
         notices.append(Notice("delete_local_address", (address,)))
     for route in [r for r in world.routes if r.if_index == event.if_index]:
         del world.routes[route]
+        notices.append(Notice("delete_default_route", (route,)))
     notices.append(Notice("delete_interface", (link,)))
     return notices
 

@@ -98,7 +98,10 @@ class Plugin:
         return ()
 
     def subflow_closed(self, ctx: Context, connection: Connection, subflow: Subflow) -> Commands:
-        """`subflow.error` and `subflow.reset_reason` tell why, if the kernel did."""
+        """`subflow.error` and `subflow.reset_reason` tell why, if the kernel did.
+
+        A join that failed is told here too, without a `new_subflow` before.
+        """
         return ()
 
     def subflow_priority(self, ctx: Context, connection: Connection, subflow: Subflow) -> Commands:
@@ -150,7 +153,10 @@ class Plugin:
     # --- its own doing
 
     def wake(self, ctx: Context) -> Commands:
-        """The time of a WakeAt has come.  Only the earliest one asked for is kept."""
+        """The time of a WakeAt has come.
+
+        Only the earliest one asked for is kept, and a millisecond is the shortest.
+        """
         return ()
 
     def answered(self, ctx: Context, decision: Decision, errno: int, explanation: str) -> Commands:

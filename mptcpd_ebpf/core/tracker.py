@@ -9,46 +9,35 @@ arrive in no given order.  So:
 * a subflow is final when both said their last word, or `GRACE` after the first;
 * older numbers never replace newer ones, and a last word is never unsaid.
 
-Whatever the interleaving, the same events end in the same model.
+Whatever the interleaving, the same events end in the same model.  `pairing` keeps what
+waits.
 
 `apply` and `expire` return notices: the name of a plugin handler (see `plugin`) and
 its arguments, in the order in which things happened.
 """
 
-from collections.abc import Callable, Iterable
-from itertools import islice
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core import network
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.measurement import Measurement
-from mptcpd_ebpf.core.model import (
-    Connection,
-    State,
-    Subflow,
-    SubflowKey,
-    World,
-)
+from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey, World
 from mptcpd_ebpf.core.notice import Notice
-
-GRACE = 1_000_000_000
-"""Nanoseconds that one source waits for the other."""
-
-TCP_ESTABLISHED, TCP_SYN_SENT, TCP_SYN_RECV, TCP_CLOSE_WAIT = 1, 2, 3, 8
-_LIVE = {
-    TCP_ESTABLISHED: State.ESTABLISHED,
-    TCP_CLOSE_WAIT: State.ESTABLISHED,
-    TCP_SYN_SENT: State.OPENING,
-    TCP_SYN_RECV: State.OPENING,
-}
-
-
-class _Waiting(NamedTuple):
-    """What one source said and the other has not yet answered."""
-
-    deadline: int
-    subject: Any
+from mptcpd_ebpf.core.pairing import Closing, Pairing
+from mptcpd_ebpf.core.sighting import (
+    Name,
+    add_up,
+    from_join,
+    from_measurement,
+    is_about,
+    is_live,
+    is_still,
+    name_of,
+    state_of,
+    take_over,
+)
 
 
 class Tracker:
@@ -56,21 +45,16 @@ class Tracker:
 
     def __init__(self) -> None:
         self.world = World()
-        self._early: dict[tuple[int, SubflowKey], _Waiting] = {}
-        """Measurements of subflows that netlink has not named."""
-        self._closing: dict[tuple[int, SubflowKey], _Waiting] = {}
-        """Subflows that netlink closed, waiting for the probes' last word."""
-        self._ended: dict[tuple[int, SubflowKey], int] = {}
-        """Deadlines of live subflows whose probes said their last word."""
+        self._pairing = Pairing()
+        self._joining: dict[Name, None] = {}
+        """Joins that a sample saw under way; netlink names those that succeed."""
+        self._buried: dict[int, dict[SubflowKey, None]] = {}
+        """By token: subflows taken for closed before netlink said so, which it may yet do."""
 
     @property
     def deadline(self) -> int | None:
         """When `expire` has something to do, in CLOCK_MONOTONIC nanoseconds."""
-        # Every deadline is set GRACE ahead, so each dict has its earliest first.
-        first = [entry.deadline for entry in islice(self._early.values(), 1)]
-        first += [entry.deadline for entry in islice(self._closing.values(), 1)]
-        first += islice(self._ended.values(), 1)
-        return min(first, default=None)
+        return self._pairing.deadline
 
     def apply(self, event: ev.Event, now: int) -> list[Notice]:
         """Brings the world up to date with one event."""
@@ -82,21 +66,13 @@ class Tracker:
     def expire(self, now: int) -> list[Notice]:
         """Gives up waiting where `GRACE` has passed."""
         notices: list[Notice] = []
-        for name, entry in list(self._early.items()):
-            if entry.deadline <= now:
-                del self._early[name]
-        for name, entry in list(self._closing.items()):
-            if entry.deadline <= now:
-                del self._closing[name]
-                notices.append(Notice("subflow_final", (entry.subject,)))
-        for (token, key), deadline in list(self._ended.items()):
-            if deadline <= now:
-                del self._ended[token, key]
-                connection = self.world.connections.get(token)
-                if connection is not None and key in connection.subflows:
-                    subflow = connection.subflows.pop(key)
-                    notices.append(Notice("subflow_closed", (connection, subflow), connection))
-                    notices.append(Notice("subflow_final", (subflow,)))
+        for entry in self._pairing.expired(now):
+            if isinstance(entry, Closing):
+                notices.append(Notice("subflow_final", (entry.subflow,)))
+                continue
+            connection = self.world.connections[entry.subflow.token]
+            notices += self._close_subflow(connection, entry.subflow, now)
+            self._bury(entry.subflow)
         return notices
 
     # --- connections
@@ -121,6 +97,8 @@ class Tracker:
         if held is not None and (held.local, held.remote) == (event.local, event.remote):
             held.server_side, held.deny_join_id0 = event.server_side, event.deny_join_id0
             return []
+        # A token that is used again: the end of its former connection was lost.
+        notices = self._connection_closed(ev.ConnectionClosed(token=event.token), now)
         connection = Connection(
             event.token,
             event.local,
@@ -131,7 +109,8 @@ class Tracker:
         )
         self.world.connections[event.token] = connection
         self._initial_subflow(connection, event.if_index, now)
-        return [Notice("new_connection", (connection,), connection)]
+        notices.append(Notice("new_connection", (connection,), connection))
+        return notices
 
     def _established(self, event: ev.ConnectionEstablished, now: int) -> list[Notice]:
         notices = self._created(event, now)
@@ -148,6 +127,7 @@ class Tracker:
         notices = []
         for subflow in list(connection.subflows.values()):
             notices += self._close_subflow(connection, subflow, now)
+        self._buried.pop(event.token, None)
         connection.state = State.CLOSED
         notices.append(Notice("connection_closed", (connection,), connection))
         return notices
@@ -170,61 +150,87 @@ class Tracker:
     # --- subflows
 
     def _add_subflow(self, connection: Connection, subflow: Subflow, now: int) -> None:
-        name = (connection.token, subflow.key)
         connection.subflows[subflow.key] = subflow
-        self._ended.pop(name, None)
+        self._unbury(subflow)
+        self._learn_id(connection, subflow)
+        early = self._pairing.claim(name_of(subflow))
+        if early is not None:
+            self._measure(subflow, early, now)
+
+    def _learn_id(self, connection: Connection, subflow: Subflow) -> None:
         if subflow.local_id:
             connection.local_ids[subflow.local.ip] = subflow.local_id
-        early = self._early.pop(name, None)
-        if early is not None:
-            self._measure(connection, subflow, early.subject, now)
 
     def _subflow_established(self, event: ev.SubflowEstablished, now: int) -> list[Notice]:
         connection = self.world.connections.get(event.token)
         if connection is None:
             return []
-        key = (event.local, event.remote)
-        known = connection.subflows.get(key)
-        subflow = Subflow(
-            event.token,
-            *key,
-            local_id=event.local_id,
-            remote_id=event.remote_id,
-            if_index=event.if_index or self.world.interface_of(event.local.ip),
-            backup=event.backup,
-            opened_at=now,
-            error=event.error,
-        )
-        if known is not None and known.state is State.OPENING:
-            subflow.measured = known.measured
-            subflow.opened_at = known.opened_at
-            subflow.backup = subflow.backup or known.backup
-        elif known is not None and known.state is State.ESTABLISHED:
+        known = connection.subflows.get((event.local, event.remote))
+        notices: list[Notice] = []
+        if known is not None and name_of(known) in self._joining:
+            del self._joining[name_of(known)]
+        elif known is not None and known.state is State.CLOSED:
+            # The same addresses again, and netlink's word on the former ones was lost.
+            notices += self._close_subflow(connection, known, now)
+            known = None
+        elif known is not None:
             known.local_id, known.remote_id = event.local_id, event.remote_id
+            self._learn_id(connection, known)
             return []
-        self._add_subflow(connection, subflow, now)
-        return [Notice("new_subflow", (connection, subflow), connection)]
+        subflow = known or from_join(event, self.world, now)
+        subflow.local_id, subflow.remote_id = event.local_id, event.remote_id
+        # The kernel reports only what the peer wishes: whether ours is a backup, we know.
+        subflow.backup |= connection.joins.pop((event.local.ip, event.remote), False)
+        subflow.backup_by_peer, subflow.error = event.backup, event.error
+        if known is None:
+            self._add_subflow(connection, subflow, now)
+        else:
+            self._learn_id(connection, subflow)
+            if subflow.state is State.OPENING:
+                subflow.state = State.ESTABLISHED
+        notices.append(Notice("new_subflow", (connection, subflow), connection))
+        return notices
 
     def _subflow_closed(self, event: ev.SubflowClosed, now: int) -> list[Notice]:
         connection = self.world.connections.get(event.token)
-        subflow = connection.subflows.get((event.local, event.remote)) if connection else None
-        if connection is None or subflow is None:
+        if connection is None:
             return []
+        subflow = connection.subflows.get((event.local, event.remote))
+        if subflow is None:
+            if self._unbury(event):
+                return []
+            # A join that failed: this is the first that netlink says of it, and the last.
+            connection.joins.pop((event.local.ip, event.remote), None)
+            subflow = from_join(event, self.world, now)
+            self._add_subflow(connection, subflow, now)
         subflow.error = event.error
         subflow.reset_reason = event.reset_reason
         return self._close_subflow(connection, subflow, now)
 
     def _close_subflow(self, connection: Connection, subflow: Subflow, now: int) -> list[Notice]:
-        name = (connection.token, subflow.key)
         del connection.subflows[subflow.key]
+        self._joining.pop(name_of(subflow), None)
+        self._pairing.settle(subflow)
         subflow.state = State.CLOSED
-        self._ended.pop(name, None)
         notices = [Notice("subflow_closed", (connection, subflow), connection)]
         if subflow.measured is not None and subflow.measured.closed:
             notices.append(Notice("subflow_final", (subflow,)))
         else:
-            self._closing[name] = _Waiting(now + GRACE, subflow)
+            self._pairing.closed(subflow, now)
         return notices
+
+    def _bury(self, subflow: Subflow) -> None:
+        self._buried.setdefault(subflow.token, {})[subflow.key] = None
+
+    def _unbury(self, subflow: Subflow | ev.SubflowClosed) -> bool:
+        """Netlink speaks of a name again; whether its subflow was taken for closed."""
+        buried = self._buried.get(subflow.token, {})
+        if (subflow.local, subflow.remote) not in buried:
+            return False
+        del buried[subflow.local, subflow.remote]
+        if not buried:
+            del self._buried[subflow.token]
+        return True
 
     def _subflow_priority(self, event: ev.SubflowPriority, now: int) -> list[Notice]:
         connection = self.world.connections.get(event.token)
@@ -236,54 +242,39 @@ class Tracker:
 
     # --- the probes' numbers
 
-    def _measure(
-        self, connection: Connection, subflow: Subflow, measured: Measurement, now: int
-    ) -> None:
+    def _measure(self, subflow: Subflow, measured: Measurement, now: int) -> None:
         held = subflow.measured
         if held is not None and (held.closed or held.at > measured.at):
             return
-        subflow.measured = measured
-        if measured.opened_at is not None:
-            subflow.opened_at = measured.opened_at
-        if measured.subflow_id is not None and subflow.local_id is None:
-            subflow.local_id = measured.local_id
-        if measured.backup is not None:
-            subflow.backup = measured.backup
-        if connection.owner is None and measured.owner is not None:
-            connection.owner = measured.owner
-        if measured.connection_bytes_acked is not None:
-            connection.bytes_acked = measured.connection_bytes_acked
-        if measured.connection_reinjected is not None:
-            connection.reinjected = measured.connection_reinjected
-        connection.stalled_us = _sum_known(
-            each.measured.stalled_us for each in connection.subflows.values() if each.measured
-        )
-        if measured.closed:
+        take_over(subflow, measured)
+        connection = self.world.connections.get(measured.token)
+        if connection is not None:
+            add_up(connection, subflow, held, measured)
+        if measured.closed and subflow.state is not State.CLOSED:
             subflow.state = State.CLOSED
-            self._ended.setdefault((connection.token, subflow.key), now + GRACE)
+            self._pairing.ended(subflow, now)
 
     def _observe(
         self, measured: Measurement, now: int
     ) -> tuple[Connection | None, Subflow | None, list[Notice]]:
-        """Files a measurement where it belongs; with it, whom it concerns if known."""
-        key = (measured.local, measured.remote)
-        name = (measured.token, key)
-        connection = self.world.connections.get(measured.token)
-        subflow = connection.subflows.get(key) if connection is not None else None
-        if connection is not None and subflow is not None:
-            self._measure(connection, subflow, measured, now)
-            return connection, subflow, []
-        closing = self._closing.get(name)
+        """Files a measurement where it belongs; with it, whom it concerns if he lives."""
+        closing = self._pairing.closing(measured)
         if closing is not None:
-            closing.subject.measured = measured
-            if measured.closed:
-                del self._closing[name]
-                return None, None, [Notice("subflow_final", (closing.subject,))]
-            return None, None, []
-        held = self._early.get(name)
-        if held is None or (not held.subject.closed and held.subject.at <= measured.at):
-            self._early.pop(name, None)
-            self._early[name] = _Waiting(now + GRACE, measured)
+            self._measure(closing.subflow, measured, now)
+            if not measured.closed:
+                return None, None, []
+            self._pairing.finish(closing)
+            return None, None, [Notice("subflow_final", (closing.subflow,))]
+        connection = self.world.connections.get(measured.token)
+        key = (measured.local, measured.remote)
+        subflow = connection.subflows.get(key) if connection is not None else None
+        if subflow is not None:
+            if is_about(measured, subflow):
+                self._measure(subflow, measured, now)
+                return connection, subflow, []
+            if subflow.measured is not None and measured.at <= subflow.measured.at:
+                return None, None, []
+        self._pairing.keep(measured, now)
         return None, None, []
 
     def _alarm(self, event: ev.AlarmRaised, now: int) -> list[Notice]:
@@ -297,23 +288,31 @@ class Tracker:
 
     def _sampled(self, event: ev.Sampled, now: int) -> list[Notice]:
         notices: list[Notice] = []
-        opening: dict[tuple[int, SubflowKey], None] = {}
         for measured in event.measurements:
-            key = (measured.local, measured.remote)
             connection = self.world.connections.get(measured.token)
-            if measured.state == TCP_SYN_SENT and connection is not None:
-                opening[measured.token, key] = None
-                if key not in connection.subflows:
-                    connection.subflows[key] = _from_measurement(measured, self.world)
+            if (
+                connection is not None
+                and state_of(measured) is State.OPENING
+                and (measured.local, measured.remote) not in connection.subflows
+                and self._pairing.closing(measured) is None
+            ):
+                self._add_join(connection, measured, now)
             notices += self._observe(measured, now)[2]
-        for connection in self.world.connections.values():
-            for key, subflow in list(connection.subflows.items()):
-                # A join that was seen opening and is not there any more never
-                # succeeded; netlink may have nothing to say about it.
-                if subflow.state is State.OPENING and (connection.token, key) not in opening:
-                    del connection.subflows[key]
+        if self._joining:
+            # A join that was seen under way and is not there any more did not succeed.
+            seen = {name_of(measured) for measured in event.measurements}
+            for token, key in [name for name in self._joining if name not in seen]:
+                connection = self.world.connections[token]
+                subflow = connection.subflows[key]
+                notices += self._close_subflow(connection, subflow, now)
+                self._bury(subflow)
         notices.append(Notice("sampled", ()))
         return notices
+
+    def _add_join(self, connection: Connection, found: Measurement, now: int) -> None:
+        subflow = from_measurement(found, self.world)
+        self._joining[name_of(subflow)] = None
+        self._add_subflow(connection, subflow, now)
 
     # --- the whole truth anew
 
@@ -327,65 +326,63 @@ class Tracker:
     def _resync_gone(self, event: ev.Resynchronised, now: int) -> list[Notice]:
         notices: list[Notice] = []
         tokens = {live.token: (live.local, live.remote) for live in event.connections}
-        live_subflows = {
-            (found.token, (found.local, found.remote))
-            for found in event.subflows
-            if found.state in _LIVE
-        }
+        live = {name_of(found): found for found in event.subflows if is_live(found)}
         for token, connection in list(self.world.connections.items()):
             if tokens.get(token) != (connection.local, connection.remote):
                 notices += self._connection_closed(ev.ConnectionClosed(token=token), now)
                 continue
-            for key, subflow in list(connection.subflows.items()):
-                if (token, key) not in live_subflows:
+            for subflow in list(connection.subflows.values()):
+                found = live.get(name_of(subflow))
+                if found is None or not is_still(subflow, found):
                     notices += self._close_subflow(connection, subflow, now)
+                    self._bury(subflow)
         return notices
 
     def _resync_present(self, event: ev.Resynchronised, now: int) -> list[Notice]:
         notices: list[Notice] = []
-        fresh: dict[int, Connection] = {}
+        fresh: dict[int, None] = {}
         for live in event.connections:
             if live.token not in self.world.connections:
                 connection = Connection(live.token, live.local, live.remote)
-                connection.server_side = live.server_side
-                connection.state = State.ESTABLISHED
-                self.world.connections[live.token] = fresh[live.token] = connection
+                connection.server_side, connection.owner = live.server_side, live.owner
+                connection.owner = live.owner
+                self.world.connections[live.token] = connection
+                fresh[live.token] = None
         for found in event.subflows:
             owner = self.world.connections.get(found.token)
-            if owner is None or found.state not in _LIVE:
-                continue
-            key = (found.local, found.remote)
-            if key not in owner.subflows:
-                subflow = _from_measurement(found, self.world)
-                self._add_subflow(owner, subflow, now)
-                if found.token not in fresh and subflow.state is State.ESTABLISHED:
-                    notices.append(Notice("new_subflow", (owner, subflow), owner))
-            self._measure(owner, owner.subflows[key], found, now)
-        for connection in fresh.values():
-            notices.append(Notice("new_connection", (connection,), connection))
-            notices.append(Notice("connection_established", (connection,), connection))
+            if owner is not None and is_live(found):
+                notices += self._resync_subflow(owner, found, now, told=found.token not in fresh)
+        for live in event.connections:
+            connection = self.world.connections[live.token]
+            if live.token in fresh:
+                notices.append(Notice("new_connection", (connection,), connection))
+            if connection.state is State.OPENING:
+                # The kernel does not tell; it refuses a join that comes too early.
+                connection.state = State.ESTABLISHED
+                notices.append(Notice("connection_established", (connection,), connection))
         return notices
 
-
-def _from_measurement(found: Measurement, world: World) -> Subflow:
-    return Subflow(
-        found.token,
-        found.local,
-        found.remote,
-        state=_LIVE[found.state or TCP_ESTABLISHED],
-        initial=bool(found.initial),
-        local_id=found.local_id,
-        remote_id=found.remote_id,
-        if_index=found.if_index or world.interface_of(found.local.ip),
-        backup=bool(found.backup),
-        backup_by_peer=bool(found.backup_by_peer),
-        opened_at=found.opened_at,
-    )
-
-
-def _sum_known(values: Iterable[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    def _resync_subflow(
+        self, connection: Connection, found: Measurement, now: int, *, told: bool
+    ) -> list[Notice]:
+        subflow = connection.subflows.get((found.local, found.remote))
+        was_usable = subflow is not None and subflow.usable
+        if subflow is None:
+            if state_of(found) is State.OPENING:
+                self._add_join(connection, found, now)
+            else:
+                self._add_subflow(connection, from_measurement(found, self.world), now)
+            subflow = connection.subflows[found.local, found.remote]
+        elif state_of(found) is State.ESTABLISHED and subflow.state is State.OPENING:
+            self._joining.pop(name_of(subflow), None)
+            subflow.state = State.ESTABLISHED
+        self._measure(subflow, found, now)
+        subflow.error = 0
+        if found.backup_by_peer is not None:
+            subflow.backup_by_peer = found.backup_by_peer
+        if told and subflow.usable and not was_usable:
+            return [Notice("new_subflow", (connection, subflow), connection)]
+        return []
 
 
 _APPLY: dict[type[ev.Event], Callable[[Tracker, Any, int], list[Notice]]] = {

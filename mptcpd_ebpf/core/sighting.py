@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What one event or measurement tells of one subflow: which it is, where it stands, its numbers."""
+
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey, World
+
+Name = tuple[int, SubflowKey]
+"""Token and addresses; several subflows in turn can bear one name."""
+
+TCP_ESTABLISHED, TCP_SYN_SENT, TCP_SYN_RECV, TCP_CLOSE_WAIT = 1, 2, 3, 8
+_LIVE = {
+    None: State.ESTABLISHED,  # the source cannot see it
+    TCP_ESTABLISHED: State.ESTABLISHED,
+    TCP_CLOSE_WAIT: State.ESTABLISHED,
+    TCP_SYN_SENT: State.OPENING,
+    TCP_SYN_RECV: State.OPENING,
+}
+
+
+def is_about(measured: Measurement, subflow: Subflow) -> bool:
+    """Whether a measurement that bears a subflow's name is of that very subflow."""
+    held = subflow.measured
+    return held is None or (not held.closed and same_socket(held, measured))
+
+
+def same_socket(one: Measurement, other: Measurement) -> bool:
+    """Whether two measurements of one name can be of one socket: unknown cookies are no doubt."""
+    return one.cookie is None or other.cookie is None or one.cookie == other.cookie
+
+
+def name_of(subflow: Subflow | Measurement) -> Name:
+    return (subflow.token, (subflow.local, subflow.remote))
+
+
+def is_live(found: Measurement) -> bool:
+    """Whether it is of a subflow that is open or opening, by its TCP state."""
+    return found.state in _LIVE and not found.closed
+
+
+def is_still(subflow: Subflow, found: Measurement) -> bool:
+    """Whether what was found live is the subflow we know, and not another of its name."""
+    held = subflow.measured
+    return held is None or (same_socket(held, found) and not (held.closed and held.at < found.at))
+
+
+def state_of(found: Measurement) -> State:
+    """Where a live subflow stands."""
+    return _LIVE[found.state]
+
+
+def take_over(subflow: Subflow, measured: Measurement) -> None:
+    """Brings a subflow up to date with a newer measurement; what netlink said of it stays."""
+    subflow.measured = measured
+    if measured.opened_at is not None:
+        subflow.opened_at = measured.opened_at
+    if subflow.local_id is None:
+        subflow.local_id = measured.local_id
+    if subflow.remote_id is None:
+        subflow.remote_id = measured.remote_id
+    if subflow.if_index is None:
+        subflow.if_index = measured.if_index
+    if measured.backup is not None and measured.at >= subflow.backup_set_at:
+        subflow.backup = measured.backup
+
+
+def add_up(
+    connection: Connection, subflow: Subflow, held: Measurement | None, measured: Measurement
+) -> None:
+    """Carries a subflow's newest numbers into those of its connection.
+
+    They are cumulative, so neither the order of arrival nor the end of a subflow
+    changes the sum.
+    """
+    if measured.owner is not None and (connection.owner is None or subflow.initial):
+        connection.owner = measured.owner
+    if measured.stalled_us is not None:
+        before = (held.stalled_us or 0) if held is not None else 0
+        connection.stalled_us = (connection.stalled_us or 0) + measured.stalled_us - before
+    if measured.connection_bytes_acked is not None:
+        connection.bytes_acked = max(connection.bytes_acked or 0, measured.connection_bytes_acked)
+    if measured.connection_reinjected is not None:
+        connection.reinjected = max(connection.reinjected or 0, measured.connection_reinjected)
+
+
+def from_join(event: ev.SubflowEstablished | ev.SubflowClosed, world: World, now: int) -> Subflow:
+    return Subflow(
+        event.token,
+        event.local,
+        event.remote,
+        local_id=event.local_id,
+        remote_id=event.remote_id,
+        if_index=event.if_index or world.interface_of(event.local.ip),
+        backup_by_peer=event.backup,
+        opened_at=now,
+    )
+
+
+def from_measurement(found: Measurement, world: World) -> Subflow:
+    return Subflow(
+        found.token,
+        found.local,
+        found.remote,
+        state=state_of(found),
+        initial=bool(found.initial),
+        local_id=found.local_id,
+        remote_id=found.remote_id,
+        if_index=found.if_index or world.interface_of(found.local.ip),
+        backup=bool(found.backup),
+        backup_by_peer=bool(found.backup_by_peer),
+        opened_at=found.opened_at,
+    )
