@@ -29,7 +29,12 @@ ENTRY_POINTS = "mptcpd_ebpf.plugins"
 
 
 def load(name: str, plugin_dir: Path | None = None) -> type[Plugin]:
-    """The plugin's class.  Raises `Failure` (CONFIG) naming the plugin, the cause and the way out."""
+    """The class.  Raises `Failure` (CONFIG) naming the plugin, the cause and the way out."""
+    if not name.isidentifier():
+        raise Failure(
+            f"plugin {name!r}: a plugin's name is its file's, letters, digits and _",
+            ExitCode.CONFIG,
+        )
     for folder in filter(None, (plugin_dir, plugin_folder())):
         path = folder / f"{name}.py"
         if path.is_file():

@@ -165,7 +165,11 @@ def snapshot(*, with_owners: bool = True) -> Snapshot:
         measured.append(_measurement(row, details, token, flags, at, here, by_token[token]))
     connections = [
         LiveConnection(
-            token=token, local=row.local, remote=row.remote, server_side=server_side.get(token)
+            token=token,
+            local=row.local,
+            remote=row.remote,
+            server_side=server_side.get(token),
+            owner=by_token[token],
         )
         for token, row in sockets.items()
     ]

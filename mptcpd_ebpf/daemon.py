@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The daemon: moves events from the kernel into the core, and commands back.
+
+    ears (netlink, probes) ──▶ engine ──▶ hands (path-manager commands)
+                                 │
+                                 └──▶ log, control socket
+
+One thread, one timer.  Whatever is decided is carried out in the same turn of the
+loop: the kernel handles a path-manager request inside the call, so waiting for the
+answer costs microseconds and keeps everything in order.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import msgspec
+
+from mptcpd_ebpf import __version__, plugin_loader, view, words
+from mptcpd_ebpf.borrowed_setting import BorrowedSetting
+from mptcpd_ebpf.budget import HandlerBudget
+from mptcpd_ebpf.config import Config, Interfaces, Settings
+from mptcpd_ebpf.control import ControlServer, epoch_ns
+from mptcpd_ebpf.control_client import default_path
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import Decision, RequestSample, WakeAt
+from mptcpd_ebpf.core.engine import Engine, Outcome, Serve, serve_none
+from mptcpd_ebpf.core.plugin import Plugin
+from mptcpd_ebpf.ears import Ears, Source
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.kernel import others, sysctl
+from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NamespaceTaken
+from mptcpd_ebpf.kernel.lock import NamespaceLock
+from mptcpd_ebpf.kernel.pm_client import PmClient
+from mptcpd_ebpf.schema import SCHEMA, Connections, DecisionView, Status
+from mptcpd_ebpf.service_notify import notify
+
+log = logging.getLogger("mptcpd-ebpf")
+
+REMEMBERED_DECISIONS = 1000
+
+
+def run(settings: Settings) -> int:
+    """Serves the network namespace of the calling thread until SIGTERM or SIGINT.
+
+    Raises `Failure` for what keeps it from starting.
+    """
+    config = settings.load(plugin_loader.options_of)
+    logging.basicConfig(
+        stream=sys.stderr, level=config.log_level.upper(), format="%(levelname)s %(message)s"
+    )
+    try:
+        with NamespaceLock(), HandlerBudget() as budget:
+            return asyncio.run(_serve(settings, config, budget))
+    except NamespaceTaken as error:
+        raise Failure(str(error), ExitCode.HELD) from None
+    except MptcpMissing as error:
+        raise Failure(str(error), ExitCode.NO_MPTCP) from None
+    except KernelError as error:
+        raise Failure(str(error), ExitCode.PRIVILEGE) from None
+
+
+async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> int:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    with Ears.open(config.probes) as ears, PmClient() as hands:
+        daemon = Daemon(settings, config, ears, hands, budget)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, daemon.reload_or_complain)
+        control = ControlServer(daemon, config.metrics)
+        await control.start(config.control or default_path())
+        try:
+            daemon.start(control)
+            try:
+                notify("READY=1")
+                await stopping.wait()
+                notify("STOPPING=1")
+            finally:
+                daemon.stop()
+        finally:
+            control.close()
+    return ExitCode.OK
+
+
+def build_plugins(config: Config) -> list[Plugin]:
+    """The plugins that the configuration names, with their options."""
+    folder = Path(config.plugin_dir) if config.plugin_dir else None
+    plugins = []
+    for name in config.path_managers:
+        found = plugin_loader.load(name, folder)
+        options = msgspec.convert(config.plugins.get(name, {}), found.Options)
+        plugins.append(found(options))
+    _refuse_mixed_modes(plugins)
+    return plugins
+
+
+def _refuse_mixed_modes(plugins: Sequence[Plugin]) -> None:
+    kernel = [plugin.name for plugin in plugins if plugin.mode == "kernel"]
+    userspace = [plugin.name for plugin in plugins if plugin.mode == "userspace"]
+    if kernel and userspace:
+        raise Failure(
+            f"path_manager: {', '.join(kernel)} needs the in-kernel path manager and "
+            f"{', '.join(userspace)} the userspace one; a namespace has only one of them",
+            ExitCode.CONFIG,
+        )
+
+
+class Daemon:
+    """One engine between the ears and the hands; what the control socket asks for."""
+
+    def __init__(
+        self, settings: Settings, config: Config, ears: Ears, hands: PmClient, budget: HandlerBudget
+    ) -> None:
+        self._settings = settings
+        self._config = config
+        self._ears = ears
+        self._hands = hands
+        plugins = build_plugins(config)
+        self._engine = Engine(
+            plugins,
+            _serve_rule(config),
+            destructive_per_second=config.limits.destructive_per_second,
+            seed=int.from_bytes(os.urandom(8)),
+            budget=budget,
+        )
+        self._engine.world.interface_allowed = _allowed(config.interfaces)
+        self._setting = BorrowedSetting()
+        self._queue: deque[ev.Event] = deque()
+        self._decisions: deque[Decision] = deque(maxlen=REMEMBERED_DECISIONS)
+        self._decided = self._refused = 0
+        self._events_lost: dict[str, int] = {}
+        self._started_at = time.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._control: ControlServer | None = None
+
+    def start(self, control: ControlServer) -> None:
+        """Takes up what lives already, then listens."""
+        loop = asyncio.get_running_loop()
+        self._control = control
+        self._set_path_manager()
+        log.info("probes: %s", self._ears.choice)
+        for other in others.others():
+            log.warning("%s (pid %s) manages or hears MPTCP here too; %s", *_named(other))
+        self._dispatch([self._ears.snapshot()])
+        self._carry_out(self._engine.start(time.monotonic_ns()))
+        self._drain()
+        for source in self._ears.sources:
+            loop.add_reader(source.fileno(), self._read, source)
+        names = ", ".join(self._engine.plugins)
+        world = self._engine.world
+        log.info(
+            "ready: %s; %d connections live already",
+            f"plugins {names}"
+            if names
+            else "observing only, nothing is managed (choose a plugin with --path-manager)",
+            len(world.connections),
+        )
+
+    def stop(self) -> None:
+        """Lets the plugins clean up and gives the namespace back."""
+        loop = asyncio.get_running_loop()
+        for source in self._ears.sources:
+            loop.remove_reader(source.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._carry_out(self._engine.stop(time.monotonic_ns()))
+        self._setting.give_back()
+        log.info("stopped")
+
+    def _set_path_manager(self) -> None:
+        modes = {plugin.mode for plugin in self._engine.installed} - {"any"}
+        if not modes:
+            self._setting.give_back()
+            return
+        (mode,) = modes
+        before = self._setting.borrow(mode)
+        if before != mode:
+            log.info(
+                "new connections get the %s path manager (was: %s) until this daemon ends",
+                mode,
+                before,
+            )
+
+    # --- events in
+
+    def _read(self, source: Source) -> None:
+        self._dispatch(source.read())
+
+    def _dispatch(self, events: Sequence[ev.Event]) -> None:
+        self._queue.extend(events)
+        self._drain()
+
+    def _drain(self) -> None:
+        while self._queue:
+            event = self._queue.popleft()
+            if isinstance(event, ev.EventsLost):
+                self._lost(event)
+                continue
+            if self._control is not None:
+                self._control.publish(event)
+            self._carry_out(self._engine.handle(event, time.monotonic_ns()))
+        self._set_timer()
+
+    def _lost(self, event: ev.EventsLost) -> None:
+        count = self._events_lost[event.source] = self._events_lost.get(event.source, 0) + 1
+        log.warning("events lost from %s (%d. time): reading everything anew", event.source, count)
+        self._queue.appendleft(self._ears.snapshot())
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._engine.deadline
+        if deadline is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(deadline / 1e9, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._dispatch([ev.Tick()])
+
+    # --- commands out
+
+    def _carry_out(self, outcome: Outcome) -> None:
+        for fault in outcome.faults:
+            log.error(
+                "plugin %s is kept out from now on: its %s raised %s; mend it and reload (SIGHUP)",
+                fault.plugin,
+                fault.handler,
+                fault.error,
+            )
+        for decision in outcome.decisions:
+            self._decided += 1
+            if decision.refused is None:
+                self._execute(decision)
+            else:
+                self._refused += 1
+            if not isinstance(decision.command, RequestSample):
+                self._remember(decision)
+
+    def _execute(self, decision: Decision) -> None:
+        command = decision.command
+        if isinstance(command, RequestSample):
+            self._queue.append(ev.Sampled(measurements=self._ears.sample()))
+            return
+        assert not isinstance(command, WakeAt)
+        answer = self._hands.execute_now(command)
+        if answer.errno:
+            log.warning("%s: %s", words.action(command), answer.explanation)
+        self._queue.append(
+            ev.CommandAnswered(
+                decision_id=decision.id, errno=answer.errno, explanation=answer.explanation
+            )
+        )
+
+    def _remember(self, decision: Decision) -> None:
+        log.info("%s", words.decision(decision))
+        self._decisions.append(decision)
+        if self._control is not None:
+            self._control.publish(decision)
+
+    # --- what the control socket asks for (`control.ControlSource`)
+
+    async def connections(self) -> Connections:
+        self._dispatch([ev.Sampled(measurements=self._ears.sample())])
+        return view.connections(self._engine.world, epoch_ns())
+
+    def status(self) -> Status:
+        world = self._engine.world
+        return {
+            "schema": SCHEMA,
+            "version": __version__,
+            "pid": os.getpid(),
+            "netns": self._ears.netns,
+            "started_at": self._started_at,
+            "paused": self._engine.paused,
+            "path_manager": sysctl.PathManagerSetting().current(),
+            "plugins": [
+                {"name": plugin.name, "excluded": _why(self._engine, plugin.name)}
+                for plugin in self._engine.installed
+            ],
+            "probes": self._ears.status(),
+            "connections": len(world.connections),
+            "subflows": sum(len(c.subflows) for c in world.connections.values()),
+            "events_lost": self._events_lost,
+            "decisions": self._decided,
+            "decisions_refused": self._refused,
+        }
+
+    def decisions(self) -> list[DecisionView]:
+        return [view.decision(decision, epoch_ns()) for decision in self._decisions]
+
+    async def pause(self) -> None:
+        log.info("paused: nothing is decided until 'mptcpd-ebpf resume'")
+        self._dispatch([ev.Paused()])
+
+    async def resume(self) -> None:
+        log.info("resumed")
+        self._dispatch([ev.Resumed()])
+
+    async def reload(self) -> None:
+        config = self._settings.load(plugin_loader.options_of)
+        plugins = build_plugins(config)
+        self._config = config
+        self._engine.world.interface_allowed = _allowed(config.interfaces)
+        self._ears.set_thresholds(config.probes.thresholds)
+        outcome = self._engine.reconfigure(plugins, _serve_rule(config), time.monotonic_ns())
+        self._set_path_manager()
+        self._carry_out(outcome)
+        self._drain()
+        logging.getLogger().setLevel(config.log_level.upper())
+        log.info("configuration reloaded")
+
+    def reload_or_complain(self) -> None:
+        """SIGHUP: like the control socket's reload, with the mistakes told in the log."""
+        asyncio.get_running_loop().create_task(self._reload_or_complain())
+
+    async def _reload_or_complain(self) -> None:
+        try:
+            await self.reload()
+        except Failure as failure:
+            log.error("configuration not reloaded, the old one stays: %s", failure)
+
+
+def _serve_rule(config: Config) -> Serve:
+    if not config.path_managers:
+        return serve_none
+    default = config.path_managers[0]
+    return lambda _connection: default
+
+
+def _allowed(interfaces: Interfaces) -> Callable[[str], bool]:
+    def allowed(name: str) -> bool:
+        def matches(patterns: list[str]) -> bool:
+            return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+        return not matches(interfaces.deny) and (not interfaces.allow or matches(interfaces.allow))
+
+    return allowed
+
+
+def _named(other: others.Manager) -> tuple[str, int | str, str]:
+    return other.comm or "a process", other.pid or "unknown", other.advice
+
+
+def _why(engine: Engine, name: str) -> str | None:
+    fault = engine.excluded.get(name)
+    return f"its {fault.handler} raised {fault.error}" if fault is not None else None

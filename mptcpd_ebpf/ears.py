@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""All that the daemon hears the kernel with: path-manager events, the local network, probes.
+
+The path-manager subscription is opened before anything else, because in userspace mode
+the kernel refuses joins while nobody listens.  Without probes the daemon still hears
+netlink; what only probes can measure is then unknown.
+"""
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Protocol, Self
+
+from mptcpd_ebpf.config import ProbeBackend, ProbeSettings
+from mptcpd_ebpf.core.events import Event, Resynchronised
+from mptcpd_ebpf.core.measurement import Measurement, Thresholds
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.kernel import diag, netns, resync
+from mptcpd_ebpf.kernel.pm_events import PmEvents
+from mptcpd_ebpf.kernel.rtnetlink import RouteEvents
+from mptcpd_ebpf.schema import ProbesView
+
+if TYPE_CHECKING:
+    from mptcpd_ebpf.probes import Probes
+
+
+class Source(Protocol):
+    """Something to wait for and read events from."""
+
+    def fileno(self) -> int: ...
+
+    def read(self) -> list[Event]: ...
+
+
+class Ears:
+    """Open while used as a context."""
+
+    def __init__(
+        self,
+        here: int,
+        sources: list[Source],
+        probes: "Probes | None",
+        choice: str,
+        closing: ExitStack,
+    ) -> None:
+        self.netns = here
+        self.sources = sources
+        """In the order in which they are worth reading first."""
+        self.choice = choice
+        """Which probes, and why, in one line."""
+        self._probes = probes
+        self._closing = closing
+
+    @classmethod
+    def open(cls, settings: ProbeSettings) -> Self:
+        """Opens everything in the calling thread's network namespace.
+
+        Raises KernelError, or `Failure` if the configuration insists on probes that
+        this kernel refuses.
+        """
+        here = netns.inode()
+        with ExitStack() as stack:
+            events = stack.enter_context(PmEvents.open())
+            routes = stack.enter_context(RouteEvents.open())
+            sources: list[Source] = [events, routes]
+            probes, choice = _open_probes(settings, here)
+            if probes is not None:
+                stack.callback(probes.close)
+                sources.append(probes)
+            return cls(here, sources, probes, choice, stack.pop_all())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def sample(self) -> list[Measurement]:
+        """Every subflow of the namespace, as exactly as can be had now."""
+        if self._probes is not None:
+            return self._probes.sample()
+        return diag.snapshot(with_owners=False).subflows
+
+    def snapshot(self) -> Resynchronised:
+        """The whole truth, read anew."""
+        return resync.snapshot(self._probes.sample() if self._probes is not None else None)
+
+    def set_thresholds(self, thresholds: Thresholds) -> None:
+        if self._probes is not None:
+            self._probes.set_thresholds(thresholds)
+
+    def status(self) -> ProbesView:
+        return {
+            "backend": "core" if self._probes is not None else "netlink",
+            "reason": self.choice,
+            "lost": self._probes.lost if self._probes is not None else None,
+        }
+
+
+def _open_probes(settings: ProbeSettings, here: int) -> "tuple[Probes | None, str]":
+    if settings.backend is ProbeBackend.NETLINK:
+        return None, "none, as configured: RTT, loss and stalls are not seen, alarms never come"
+    from mptcpd_ebpf.probes import Probes, ProbesUnavailable  # libbpf: only if it is wanted
+
+    try:
+        probes = Probes.open(netns=here, thresholds=settings.thresholds)
+    except ProbesUnavailable as error:
+        if settings.backend is ProbeBackend.CORE:
+            raise Failure(f"probes: {error}", ExitCode.CHECK_FAILED) from None
+        return None, f"none, alarms never come, paths are managed from netlink alone: {error}"
+    return probes, str(probes.report)

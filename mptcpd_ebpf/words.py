@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Decisions and alarms in one line of words, for the log and for people watching."""
+
+from mptcpd_ebpf.core.commands import (
+    AddEndpoint,
+    AnnounceAddress,
+    AnyCommand,
+    ChangeEndpoint,
+    CreateSubflow,
+    Decision,
+    DestroySubflow,
+    FlushEndpoints,
+    RemoveEndpoint,
+    RequestSample,
+    SetBackup,
+    SetLimits,
+    WithdrawAddress,
+)
+
+
+def decision(made: Decision) -> str:
+    """``adaptive: destroy 10.0.1.1:4000 → 10.0.9.1:80 of 1a2b3c4d: nothing came back …``."""
+    text = f"{made.plugin}: {action(made.command)}: {made.command.reason}"
+    return f"{text} [not done: {made.refused}]" if made.refused else text
+
+
+def action(command: AnyCommand) -> str:
+    """What a command does, and to whom."""
+    match command:
+        case CreateSubflow():
+            kind = "backup subflow" if command.backup else "subflow"
+            return f"create {kind} {command.local_ip} → {command.remote}{_of(command.token)}"
+        case DestroySubflow():
+            return f"destroy {command.local} → {command.remote}{_of(command.token)}"
+        case SetBackup():
+            verb = "demote" if command.backup else "restore"
+            return f"{verb} {command.local} → {command.remote}{_of(command.token)}"
+        case AnnounceAddress():
+            return f"announce {command.ip} as id {command.address_id}{_of(command.token)}"
+        case WithdrawAddress():
+            return f"withdraw address id {command.address_id}{_of(command.token)}"
+        case AddEndpoint():
+            return f"add endpoint {command.ip} ({_flags(command.flags.name)})"
+        case RemoveEndpoint():
+            return f"remove endpoint {command.address_id} {command.ip}".rstrip()
+        case ChangeEndpoint():
+            return f"change endpoint {command.address_id} to {_flags(command.flags.name)}"
+        case FlushEndpoints():
+            return "flush endpoints"
+        case SetLimits():
+            return (
+                f"set limits to {command.subflows} subflows, "
+                f"{command.add_addr_accepted} accepted addresses"
+            )
+        case RequestSample():
+            return "sample"
+        case _:
+            return "wait"
+
+
+def _of(token: int) -> str:
+    return f" of {token:08x}"
+
+
+def _flags(name: str | None) -> str:
+    return name.lower().replace("|", ", ") if name else "no flags"
