@@ -12,6 +12,7 @@ import socket
 from typing import Any
 
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.kernel import netns
 
 RUN_FOLDER = "/run/mptcpd-ebpf"
 """Where control sockets stand unless told otherwise."""
@@ -29,7 +30,7 @@ def default_path() -> str:
     The namespace's inode is in the name, so that daemons in several namespaces that
     share /run do not collide.
     """
-    return f"{RUN_FOLDER}/{os.stat('/proc/self/ns/net').st_ino}.sock"
+    return f"{RUN_FOLDER}/{netns.inode()}.sock"
 
 
 def check_length(path: str) -> None:
