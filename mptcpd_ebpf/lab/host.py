@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A host of the lab: a network namespace in which to run things."""
 
+import fcntl
+import socket
+import struct
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
 
 from mptcpd_ebpf.lab import namespaces
 from mptcpd_ebpf.lab.errors import LabError
+
+_SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
+_IFF_RUNNING = 0x40
+_RUNNING_S = 3.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,7 +95,34 @@ class Host:
                 with open(f"/proc/sys/net/{name.replace('.', '/')}", "w") as file:
                     file.write(str(value))
 
+    def wait_until_running(self, interfaces: Sequence[str]) -> None:
+        """Waits until interfaces here are up with carrier, as the kernel has noticed.
+
+        A carrier's return is worked off by the kernel's linkwatch, up to a second later
+        (net/core/link_watch.c).  Raises LabError after three seconds.
+        """
+        deadline = time.monotonic() + _RUNNING_S
+        with self.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            for name in interfaces:
+                request = struct.pack("16sH22x", name.encode(), 0)
+                while True:
+                    answer = fcntl.ioctl(control, _SIOCGIFFLAGS, request)
+                    if struct.unpack_from("H", answer, 16)[0] & _IFF_RUNNING:
+                        break
+                    if time.monotonic() > deadline:
+                        raise LabError(f"{self.label}: {name} is not running")
+                    time.sleep(0.001)
+
     def batch(self, tool: str, lines: Sequence[str]) -> None:
-        """Feeds lines to ``ip -batch`` or ``tc -batch`` here: one process for many changes."""
-        if lines:
-            self.run([tool, "-batch", "-"], input="\n".join(lines) + "\n")
+        """Feeds lines to ``ip -batch`` or ``tc -batch`` here: one process for many changes.
+
+        ip(8) takes a rule about IPv6 only after ``-6``, which a line cannot say: lines
+        that begin with it go to a second process, after the others.
+        """
+        plain = [line for line in lines if not line.startswith("-6 ")]
+        for option, batch in (
+            ([], plain),
+            (["-6"], [line.removeprefix("-6 ") for line in lines if line.startswith("-6 ")]),
+        ):
+            if batch:
+                self.run([tool, *option, "-batch", "-"], input="\n".join(batch) + "\n")

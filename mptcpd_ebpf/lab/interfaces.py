@@ -40,6 +40,7 @@ class Interfaces:
         if on:
             self._without_carrier.discard(end)
             host.batch("ip", setup)
+            self._wait_for(end)
         else:
             self._without_carrier.add(end)
             host.batch("ip", [f"link set {interface} down"])
@@ -82,6 +83,7 @@ class Interfaces:
         self.removed = False
         self._without_address.discard("client")
         self._without_carrier.discard("client")
+        self._wait_for("client")
         return True
 
     def power_off_router(self) -> None:
@@ -98,6 +100,12 @@ class Interfaces:
         self.router.batch("ip", self.plan.router_lines(self.index))
         self.router_is_off = False
         self._without_carrier.clear()
+        self._wait_for("client")
+        if self.path.bottleneck is None:
+            self._wait_for("server")
+
+    def _wait_for(self, end: str) -> None:
+        self.hosts[self._label(end)].wait_until_running([self._interface(end)])
 
     def _label(self, end: str) -> str:
         try:

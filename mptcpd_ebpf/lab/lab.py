@@ -36,6 +36,7 @@ from mptcpd_ebpf.lab.traffic.workloads import (
 from mptcpd_ebpf.lab.wiring import (
     FAR,
     NEAR,
+    NO_DAD,
     NO_IPV6,
     ROUTER_SYSCTLS,
     ROUTER_SYSCTLS6,
@@ -202,8 +203,10 @@ class Lab:
             settings = dict(ROUTER_SYSCTLS if router else SYSCTLS)
             if self.topology.ip == "4":
                 settings |= NO_IPV6
-            elif router:
-                settings |= ROUTER_SYSCTLS6
+            else:
+                settings |= NO_DAD
+                if router:
+                    settings |= ROUTER_SYSCTLS6
             if not router:
                 settings["mptcp.enabled"] = 1
             host.set_sysctls(settings)
@@ -221,3 +224,7 @@ class Lab:
                 neck_routers(neck.name), plan.neck_lines(neck.name), strict=True
             ):
                 everyone[label].batch("ip", lines)
+        for label in everyone:
+            ends = [(a, if_a) for a, if_a, _, _ in plan.links()]
+            ends += [(b, if_b) for _, _, b, if_b in plan.links()]
+            everyone[label].wait_until_running([name for where, name in ends if where == label])

@@ -12,6 +12,8 @@ namespace, with `replace` instead of `add`: the same lines set a router up again
 after a reboot.
 """
 
+from collections.abc import Sequence
+
 from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.topology import Addresses, Path, Topology, network_of, subnet
 
@@ -26,6 +28,12 @@ SYSCTLS = {
 }
 ROUTER_SYSCTLS = SYSCTLS | {"ipv4.ip_forward": 1}
 ROUTER_SYSCTLS6 = {"ipv6.conf.all.forwarding": 1}
+NO_DAD = {
+    # Link-local addresses would be tentative for a second, and neighbours unknown.
+    "ipv6.conf.all.accept_dad": 0,
+    "ipv6.conf.default.accept_dad": 0,
+    "ipv6.conf.default.dad_transmits": 0,
+}
 NO_IPV6 = {"ipv6.conf.all.disable_ipv6": 1, "ipv6.conf.default.disable_ipv6": 1}
 
 
@@ -113,21 +121,20 @@ class Plan:
                 table = FIRST_TABLE + index
                 lines += [
                     f"route replace default {via} table {table}",
-                    f"rule add from {ip} lookup {table} pref {table}",
+                    _rule("add", ip, table),
                 ]
             lines.append(f"route replace default {via} metric {FIRST_METRIC + index}")
             for target in others:
                 for there, _ in target.each():
                     if (":" in there) == (":" in ip) and network_of(there) != network_of(ip):
-                        lines.append(f"route replace {network_of(there)} {via} src {ip}")
+                        lines.append(f"route replace {network_of(there)} {via}")
         return lines
 
     def drop_rules(self, index: int) -> list[str]:
         """Takes back the source rules of a path on its first host."""
         host = self.topology.paths[index].between[0]
         return [
-            f"{'-6 ' if ':' in ip else ''}rule del from {ip} lookup {FIRST_TABLE + index}"
-            for ip, _ in self.address_of(host, index).each()
+            _rule("del", ip, FIRST_TABLE + index) for ip, _ in self.address_of(host, index).each()
         ]
 
     def router_lines(self, index: int) -> list[str]:
@@ -151,14 +158,16 @@ class Plan:
         second += _address_lines(NEAR, right)
         for index in self.members(neck):
             path = self.topology.paths[index]
-            (_, near_host), (far_router, far_host) = self.path_nets(index)
+            (_, near_host), (far_router, _) = self.path_nets(index)
             router, here = subnet(index, 3, self.ip)
             first += [f"link set {path.name} up", *_address_lines(path.name, here)]
             first += _routes([near_host, router], router, path.name)
             first += self._routes_to_all(path.between[1], right, FAR)
             second += _address_lines(FAR, far_router)
             second += _routes([near_host, router], left, NEAR)
-            second += self._routes_to_all(path.between[1], far_host, FAR)
+        last = self.members(neck)[0]
+        host, beyond = self.topology.paths[last].between[1], self.path_nets(last)[1][1]
+        second += self._routes_to_all(host, beyond, FAR, on_link=self.members(neck))
         return first, second
 
     def _router_far(self, index: int) -> Addresses:
@@ -167,11 +176,13 @@ class Plan:
             return subnet(index, 2, self.ip)[0]
         return subnet(index, 3, self.ip)[0]
 
-    def _routes_to_all(self, host: str, via: Addresses, interface: str) -> list[str]:
+    def _routes_to_all(
+        self, host: str, via: Addresses, interface: str, *, on_link: Sequence[int] = ()
+    ) -> list[str]:
         """Routes to every address of `host` that is not on the link itself."""
         lines = []
         gateways = {":" in ip: ip for ip, _ in via.each()}
-        for index in self.paths_of(host):
+        for index in sorted(set(self.paths_of(host)) - set(on_link)):
             for ip, _ in self.address_of(host, index).each():
                 gateway = gateways[":" in ip]
                 if ip != gateway:
@@ -193,6 +204,10 @@ def connect(pairs: list[tuple[Host, str, Host, str]]) -> list[str]:
         f"link add name {if_a} netns {a.name} type veth peer name {if_b} netns {b.name}"
         for a, if_a, b, if_b in pairs
     ]
+
+
+def _rule(verb: str, ip: str, table: int) -> str:
+    return f"{'-6 ' if ':' in ip else ''}rule {verb} from {ip} lookup {table} pref {table}"
 
 
 def _address_lines(interface: str, addresses: Addresses) -> list[str]:

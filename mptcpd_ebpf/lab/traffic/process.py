@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The two processes of a workload: ``python -m mptcpd_ebpf.lab.traffic.process ORDER``.
 
-The server prints ``{"listening": [ip, port]}`` and the client ``{"local": …, "token":
+The server prints ``{"port": …}`` and the client ``{"local": …, "token":
 …}`` as soon as there is something to use; each prints its records as the last line.
 The end of standard input ends a process early, with its records: that is how
 `Running.stop` works, and how nothing outlives the test that started it.
@@ -33,7 +33,7 @@ def serve(order: Order) -> dict[str, Any]:
     workload = order.workload
     listener = open_socket(workload, order.local)
     listener.listen(1024)
-    _say({"listening": listener.getsockname()[:2]})
+    _say({"port": listener.getsockname()[1]})
     if isinstance(workload, Bulk | Stream):
         try:
             wait([listener], [], None)

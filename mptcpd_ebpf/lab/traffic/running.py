@@ -89,9 +89,12 @@ class Running(Generic[R]):
     def __init__(self, workload: AnyWorkload, client: Host, server: Host, path: LivePath) -> None:
         self.workload = workload
         local, remote = _addresses(workload, path)
-        self._server = _Process(server, Order(workload=workload, local=(remote, 0)))
+        # A join may aim at any address of the server, so it listens on all.
+        wildcard = "::" if ":" in remote else "0.0.0.0"
+        self._server = _Process(server, Order(workload=workload, local=(wildcard, 0)))
         try:
-            self.server_address: tuple[str, int] = tuple(self._server.line(_START_S)["listening"])
+            self.server_address = (remote, int(self._server.line(_START_S)["port"]))
+            """Where the first subflow leads."""
             order = Order(workload=workload, local=(local, 0), remote=self.server_address)
             self._client = _Process(client, order)
         except BaseException:
