@@ -153,7 +153,7 @@ class Probes:
                 probes.close()
                 refused = libbpf.refused_programs()
                 optional = {name: why for name, why in refused.items() if name in _WITHOUT}
-                if error.errno in (errno.EPERM, errno.EACCES) and not _may_load():
+                if error.errno in (errno.EPERM, errno.EACCES) and not may_load():
                     _refuse_privilege()
                 if not optional or skipped.keys() >= optional.keys():
                     detail = "; ".join(f"{name}: {why}" for name, why in refused.items())
@@ -263,7 +263,7 @@ class Probes:
                 raise OSError(-result, f"reading the map of subflows: {os.strerror(-result)}")
             for i in range(number.value):
                 if closed.unpack_from(values, i * layout.size)[0]:
-                    entry = values[i * layout.size : i * layout.size + self._decoder.size]
+                    entry = values.raw[i * layout.size : i * layout.size + self._decoder.size]
                     events.append(
                         SubflowEnded(measurement=self._decoder.measurement(entry, closed=True))
                     )
@@ -323,7 +323,7 @@ class Probes:
         self.close()
 
 
-def _may_load() -> bool:
+def may_load() -> bool:
     """Whether this process holds CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON."""
     with open("/proc/self/status") as status:
         line = next(line for line in status if line.startswith("CapEff:"))

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Lets the kernel turn TCP sockets into MPTCP ones, by the BPF program bpf/mptcpify.bpf.c.
+
+It reaches what a preload does not: statically linked programs, set-user-ID ones, those
+already running.  The price is a kernel that has update_socket_protocol() (6.6) and
+allows fmod_ret programs, and that nothing falls back to TCP.  So the program works in
+the caller's network namespace alone, and is detached as soon as net.mptcp.enabled goes
+off there; it also ends with this process, however that ends.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+import signal
+from collections.abc import Callable
+from ctypes import c_size_t, c_uint32
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from mptcpd_ebpf import resources
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.kernel import netns, sysctl
+from mptcpd_ebpf.kernel.errors import MptcpMissing
+from mptcpd_ebpf.probes.btf import Btf
+from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF, may_load
+from mptcpd_ebpf.probes.libbpf import LIBRARY, Libbpf
+
+_HOOK = "update_socket_protocol"
+_INSTEAD = "'mptcpd-ebpf exec PROGRAM' does it for programs that are dynamically linked, or Go's"
+_INIT_PID_NAMESPACE = 0xEFFFFFFC  # include/linux/proc_ns.h: PROC_PID_INIT_INO
+_COMM_BYTES = 15  # TASK_COMM_LEN less the final zero
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which tasks are meant: those that fit everything that is given."""
+
+    pid: int | None = None
+    """This process and its descendants."""
+    comm: str | None = None
+    """Threads of this name (/proc/PID/comm), at most 15 bytes."""
+    cgroup: Path | None = None
+    """What runs in this cgroup v2 folder or below."""
+
+    def constants(self) -> dict[str, bytes]:
+        """The values of the BPF program's ``only_…`` variables, less their padding.
+
+        Raises `Failure` if something named does not exist, or cannot be told apart.
+        """
+        values = {"only_netns": _number(netns.inode())}
+        if self.pid is not None:
+            values["only_pid"] = _number(self._checked_pid(self.pid))
+        if self.comm is not None:
+            comm = os.fsencode(self.comm)
+            if not 0 < len(comm) <= _COMM_BYTES:
+                raise Failure(
+                    f"--comm {self.comm}: the kernel keeps 1 to {_COMM_BYTES} bytes of a name; "
+                    "give it as /proc/PID/comm shows it",
+                    ExitCode.USAGE,
+                )
+            values["only_comm"] = comm
+        if self.cgroup is not None:
+            values["only_cgroup"] = _number(self._cgroup_id(self.cgroup))
+        return values
+
+    @staticmethod
+    def _checked_pid(pid: int) -> int:
+        there = netns.inode_of(pid)
+        if there is None:
+            raise Failure(f"--pid {pid}: no such process", ExitCode.USAGE)
+        if there != netns.inode():
+            raise Failure(
+                f"--pid {pid}: lives in another network namespace; "
+                f"run 'nsenter -t {pid} -n mptcpd-ebpf mptcpify --pid {pid}'",
+                ExitCode.USAGE,
+            )
+        if os.stat("/proc/self/ns/pid").st_ino != _INIT_PID_NAMESPACE:
+            raise Failure(
+                "--pid: process numbers of this container mean nothing to the kernel; "
+                "use --cgroup or --comm, or run it on the host",
+                ExitCode.USAGE,
+            )
+        return pid
+
+    @staticmethod
+    def _cgroup_id(folder: Path) -> int:
+        """The cgroup's id, which is the inode number of its folder in cgroup2."""
+        if not (folder / "cgroup.procs").exists() or not (folder / "cgroup.controllers").exists():
+            raise Failure(
+                f"--cgroup {folder}: is not a folder of the cgroup v2 file system", ExitCode.USAGE
+            )
+        return folder.stat().st_ino
+
+
+class Mptcpify:
+    """The BPF program, attached.  A context manager that detaches it."""
+
+    def __init__(self, selection: Selection) -> None:
+        """Loads and attaches.
+
+        Raises `Failure`: NO_MPTCP if this kernel cannot do it, PRIVILEGE, or USAGE.
+        """
+        self._libbpf: Libbpf | None = None
+        self._object = self._link = 0
+        self._shared: mmap.mmap | None = None
+        _check_machine()
+        constants = selection.constants()
+        try:
+            path = resources.bpf_object("mptcpify")
+        except FileNotFoundError as error:
+            raise Failure(str(error), ExitCode.CHECK_FAILED) from None
+        try:
+            self._libbpf = Libbpf()
+        except (OSError, AttributeError) as error:
+            raise Failure(
+                f"{LIBRARY} cannot be used ({error}): install Debian's libbpf1",
+                ExitCode.CHECK_FAILED,
+            ) from None
+        try:
+            self._attach(self._libbpf, path, constants)
+        except OSError as error:
+            self.close()
+            raise _refused(error) from None
+
+    def _attach(self, libbpf: Libbpf, path: Path, constants: dict[str, bytes]) -> None:
+        self._object = libbpf.pointer("bpf_object__open_file", os.fsencode(path), None)
+        length = c_uint32()
+        raw = libbpf.pointer(
+            "btf__raw_data", libbpf.pointer("bpf_object__btf", self._object), length
+        )
+        btf = Btf(ctypes.string_at(raw, length.value))
+        variables = btf.variables(".rodata")
+        start = libbpf.pointer("bpf_map__initial_value", self._map(libbpf, ".rodata"), c_size_t())
+        for name, value in constants.items():
+            offset, width = variables[name]
+            ctypes.memmove(start + offset, value.ljust(width, b"\0"), width)
+        libbpf.number("bpf_object__load", self._object)
+        program = libbpf.pointer("bpf_object__find_program_by_name", self._object, b"mptcpify")
+        self._link = libbpf.pointer("bpf_program__attach", program)
+        bss = self._map(libbpf, ".bss")
+        self._shared = mmap.mmap(libbpf.bpf_map__fd(bss), libbpf.bpf_map__value_size(bss))
+        self._turned = btf.variables(".bss")["turned"]
+
+    def _map(self, libbpf: Libbpf, name: str) -> int:
+        return libbpf.pointer("bpf_object__find_map_by_name", self._object, name.encode())
+
+    @property
+    def turned(self) -> int:
+        """Sockets that became MPTCP ones so far."""
+        if self._shared is None:
+            raise ValueError("it is detached")
+        offset, width = self._turned
+        return int.from_bytes(self._shared[offset : offset + width], "little")
+
+    def close(self) -> None:
+        """Detaches and unloads; sockets that are MPTCP stay so."""
+        if self._libbpf is None:
+            return
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+        if self._link:
+            self._libbpf.bpf_link__destroy(self._link)
+        if self._object:
+            self._libbpf.bpf_object__close(self._object)
+        self._link = self._object = 0
+
+    def __enter__(self) -> "Mptcpify":
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def run(selection: Selection, say: Callable[[str], None]) -> None:
+    """Attaches and stays until SIGINT or SIGTERM, or until the process of `Selection.pid` ends.
+
+    `say` gets a line at the start and one at the end.
+    Raises `Failure` as `Mptcpify` does, and if MPTCP is switched off meanwhile.
+    """
+    ends = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    try:
+        with Mptcpify(selection) as attached:
+            say("new TCP sockets become MPTCP ones; Ctrl-C ends it")
+            while not signal.sigtimedwait(ends, _LOOK_EVERY_S):
+                _check_enabled()
+                if selection.pid is not None and netns.inode_of(selection.pid) is None:
+                    say(f"process {selection.pid} has ended")
+                    break
+            say(f"{attached.turned} sockets became MPTCP ones")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _check_machine() -> None:
+    _check_enabled()
+    if not may_load():
+        raise Failure(
+            "loading a BPF program needs CAP_BPF and CAP_PERFMON: run as root or grant both; "
+            + _INSTEAD,
+            ExitCode.PRIVILEGE,
+        )
+    try:
+        types = Path(VMLINUX_BTF).read_bytes()
+    except OSError as error:
+        raise Failure(
+            f"{VMLINUX_BTF}: {error.strerror}: the kernel's types are needed "
+            f"(CONFIG_DEBUG_INFO_BTF); {_INSTEAD}",
+            ExitCode.NO_MPTCP,
+        ) from None
+    if f"\0{_HOOK}\0".encode() not in types:
+        raise Failure(
+            f"this kernel has no {_HOOK}(), which Linux 6.6 brought; {_INSTEAD}",
+            ExitCode.NO_MPTCP,
+        )
+
+
+def _check_enabled() -> None:
+    try:
+        if sysctl.enabled():
+            return
+        reason = "net.mptcp.enabled is 0 here, so MPTCP sockets would fail; set it to 1"
+    except MptcpMissing as error:
+        reason = str(error)
+    raise Failure(reason, ExitCode.NO_MPTCP)
+
+
+def _refused(error: OSError) -> Failure:
+    cause = errno.errorcode.get(error.errno or 0, str(error.errno))
+    return Failure(
+        f"this kernel does not let a BPF program answer for {_HOOK}() "
+        f"(fmod_ret: {cause}); {_INSTEAD}",
+        ExitCode.NO_MPTCP,
+    )
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(8, "little")
