@@ -22,6 +22,9 @@ from mptcpd_ebpf.lab.wire.options import (
     MPTCPUnknown,
     RemoveAddr,
 )
+from mptcpd_ebpf.lab.wire.peer import Peer
+from mptcpd_ebpf.lab.wire.peer_connection import PeerConnection
+from mptcpd_ebpf.lab.wire.peer_subflow import PeerSubflow
 from mptcpd_ebpf.lab.wire.segment import ACK, FIN, PSH, RST, SYN, Flow, Segment
 from mptcpd_ebpf.lab.wire.tcp import mptcp_options
 from mptcpd_ebpf.lab.wire.wire import Wire
@@ -49,6 +52,9 @@ __all__ = [
     "MPTCPOption",
     "MPTCPUnknown",
     "MPTcpRst",
+    "Peer",
+    "PeerConnection",
+    "PeerSubflow",
     "RemoveAddr",
     "Segment",
     "Wire",

@@ -74,7 +74,7 @@ def dss_checksum(dsn: int, ssn: int, data: bytes, data_length: int | None = None
     covered = (
         struct.pack("!QIHH", dsn % _U64, ssn % _U32, length, 0) + data + b"\0" * (len(data) % 2)
     )
-    total = sum(struct.unpack(f"!{len(covered) // 2}H", covered))
+    total: int = sum(struct.unpack(f"!{len(covered) // 2}H", covered))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

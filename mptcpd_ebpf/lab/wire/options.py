@@ -112,7 +112,7 @@ class SequenceField(Field):  # type: ignore[misc]
         size = 8 if _is_set(pkt, self.wide) else 4
         return s[size:], int.from_bytes(s[:size], "big")
 
-    def i2repr(self, pkt: Packet, x: int | None) -> str:  # noqa: ARG002
+    def i2repr(self, pkt: Packet, x: int | None) -> str:
         return "None" if x is None else hex(x)
 
 
@@ -122,10 +122,10 @@ class AddressField(Field):  # type: ignore[misc]
     def __init__(self, name: str):
         super().__init__(name, "0.0.0.0", "4s")
 
-    def any2i(self, pkt: Packet, x: Any) -> Any:  # noqa: ARG002
+    def any2i(self, pkt: Packet, x: Any) -> Any:
         return str(ipaddress.ip_address(x))
 
-    def addfield(self, pkt: Packet, s: bytes, val: str) -> bytes:  # noqa: ARG002
+    def addfield(self, pkt: Packet, s: bytes, val: str) -> bytes:
         return s + ipaddress.ip_address(val).packed
 
     def getfield(self, pkt: Packet, s: bytes) -> tuple[bytes, str]:
@@ -165,8 +165,10 @@ class MPTCPOption(Packet):  # type: ignore[misc]
             pkt = pkt[:1] + bytes([len(pkt) + len(pay)]) + pkt[2:]
         return pkt + pay
 
-    def matches(self, pattern: "MPTCPOption") -> bool:
+    def matches(self, pattern: "MPTCPOption | type[MPTCPOption]") -> bool:
         """Whether this is of the pattern's class and agrees in every field the pattern gives."""
+        if isinstance(pattern, type):
+            return isinstance(self, pattern)
         return isinstance(self, type(pattern)) and all(
             self.getfieldval(field) == value for field, value in pattern.fields.items()
         )

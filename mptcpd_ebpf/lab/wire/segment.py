@@ -23,6 +23,9 @@ from mptcpd_ebpf.lab.wire.tcp import mptcp_options
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 _FLAG_LETTERS = "FSRPA"
 
+What = MPTCPOption | type[MPTCPOption] | None
+"""An option with the fields that must agree, any option of a class, or any segment."""
+
 _TCP_PROTOCOL = 6
 _SKIPPABLE = {0, 60}
 """IPv6 extension headers that may stand before TCP: hop-by-hop and destination options."""
@@ -81,6 +84,10 @@ class Segment:
         """The sequence numbers it takes: its data, and one each for SYN and FIN."""
         return self.payload_length + bool(self.flags & SYN) + bool(self.flags & FIN)
 
+    def carries(self, what: What) -> bool:
+        """Whether one of its MPTCP options is as wanted; always, if `what` is None."""
+        return what is None or any(option.matches(what) for option in self.mptcp)
+
     def scapy(self) -> Any:
         """The packet as scapy layers, MPTCP options dissected."""
         return (IP if self.packet[0] >> 4 == 4 else IPv6)(self.packet)
@@ -95,6 +102,16 @@ class Segment:
             f"{(self.at - since) / 1e6:9.3f} ms {self.interface} {way:3} {self.flow} "
             f"[{flags}]{data} {said}".rstrip()
         )
+
+
+def wanted(what: What) -> str:
+    """A person's words for what was looked for."""
+    if what is None:
+        return "segment"
+    if isinstance(what, type):
+        return what.__name__
+    given = ", ".join(f"{name}={value!r}" for name, value in what.fields.items())
+    return f"{type(what).__name__}({given})"
 
 
 def read_segment(

@@ -82,7 +82,7 @@ class MptcpAwareOptionsField(TCPOptionsField):  # type: ignore[misc]
         padded: bytes = super().i2m(None, [option])
         return padded[: padded[1]] if padded[0] > _NOP else padded[:1]
 
-    def i2m(self, pkt: Packet | None, x: list[Option]) -> bytes:  # noqa: ARG002
+    def i2m(self, pkt: Packet | None, x: list[Option]) -> bytes:
         area = b"".join(self._encode(option) for option in x)
         return area + bytes(-len(area) % 4)
 

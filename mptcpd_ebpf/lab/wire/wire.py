@@ -14,14 +14,10 @@ from typing import Literal, Self, TypedDict, Unpack
 
 from mptcpd_ebpf.lab.wire.capture import WHOLE, Capture
 from mptcpd_ebpf.lab.wire.connections import Connections
-from mptcpd_ebpf.lab.wire.options import MPTCPOption
 from mptcpd_ebpf.lab.wire.retransmissions import retransmissions
-from mptcpd_ebpf.lab.wire.segment import Flow, Segment
+from mptcpd_ebpf.lab.wire.segment import Flow, Segment, What, wanted
 
 Direction = Literal["out", "in"]
-
-What = MPTCPOption | type[MPTCPOption] | None
-"""An option with the fields that must agree, any option of a class, or any segment."""
 
 _SHOWN = 20
 
@@ -53,7 +49,8 @@ class Wire:
     """
 
     def __init__(self, netns: str | None = None, *, snap: int = WHOLE) -> None:
-        self._capture = Capture(netns, snap=snap)
+        self.capture = Capture(netns, snap=snap)
+        """Where the segments come from."""
         self._connections = Connections()
         self._tokens: list[frozenset[int]] = []
         """For each segment looked at, the tokens of its connection at that moment."""
@@ -66,12 +63,12 @@ class Wire:
 
     def close(self) -> None:
         """Ends the capture; what was captured can still be asked for."""
-        self._capture.close()
+        self.capture.close()
 
     @property
     def segments(self) -> list[Segment]:
         """Everything captured so far, in the order of capture."""
-        return list(self._capture.segments)
+        return list(self.capture.segments)
 
     def expect(self, what: What = None, *, within: float = 1.0, **where: Unpack[Where]) -> Segment:
         """The first captured segment that fits; waits for one up to `within` seconds.
@@ -82,18 +79,18 @@ class Wire:
         deadline = time.monotonic() + within
         looked_at = 0
         while True:
-            segments = self._capture.since(looked_at, deadline)
+            segments = self.capture.since(looked_at, deadline)
             for index, segment in enumerate(segments, looked_at):
                 if self._fits(index, segment, what, where):
                     return segment
             looked_at += len(segments)
             if not segments:
-                self._capture.check()
+                self.capture.check()
                 raise AssertionError(self._report(what, within, where))
 
     def matching(self, what: What = None, **where: Unpack[Where]) -> list[Segment]:
         """All segments captured so far that fit.  Raises LabError if some were lost."""
-        self._capture.check()
+        self.capture.check()
         return [
             segment
             for index, segment in enumerate(self.segments)
@@ -110,18 +107,18 @@ class Wire:
 
     def token_known(self, token: int) -> bool:
         """Whether a handshake of this connection was captured."""
-        self._learn(len(self._capture.segments))
+        self._learn(len(self.capture.segments))
         return self._connections.knows(token)
 
     def _learn(self, end: int) -> None:
-        for segment in self._capture.segments[len(self._tokens) : end]:
+        for segment in self.capture.segments[len(self._tokens) : end]:
             self._connections.see(segment)
             self._tokens.append(self._connections.tokens(segment.flow))
 
     def _fits(self, index: int, segment: Segment, what: What, where: Where) -> bool:
         return (
             _place_fits(segment, where)
-            and _option_fits(segment, what)
+            and segment.carries(what)
             and ("token" not in where or self._of_connection(index, segment, where["token"]))
         )
 
@@ -134,12 +131,12 @@ class Wire:
         told = {key: f"{value:#x}" if key == "token" else value for key, value in where.items()}
         conditions = "".join(f", {key}={value}" for key, value in told.items())
         segments = self.segments
-        lines = [f"no {_name(what)}{conditions} within {within:g} s"]
+        lines = [f"no {wanted(what)}{conditions} within {within:g} s"]
         if "token" in where and not self.token_known(where["token"]):
             lines.append("no handshake of that token was captured: begin the capture before it")
         shown = [segment for segment in segments if segment.mptcp][-_SHOWN:]
         lines.append(
-            f"of {len(segments)} segments captured in {self._capture.netns or 'this namespace'}, "
+            f"of {len(segments)} segments captured in {self.capture.netns or 'this namespace'}, "
             f"the last {len(shown)} with MPTCP options:"
         )
         lines += [segment.describe(segments[0].at) for segment in shown]
@@ -158,20 +155,3 @@ def _place_fits(segment: Segment, where: Where) -> bool:
         and segment.flags & where.get("flags", 0) == where.get("flags", 0)
         and segment.at >= where.get("since", 0)
     )
-
-
-def _option_fits(segment: Segment, what: What) -> bool:
-    if what is None:
-        return True
-    if isinstance(what, type):
-        return any(isinstance(option, what) for option in segment.mptcp)
-    return any(option.matches(what) for option in segment.mptcp)
-
-
-def _name(what: What) -> str:
-    if what is None:
-        return "segment"
-    if isinstance(what, type):
-        return str(what.name)
-    given = " ".join(f"{name}={value}" for name, value in what.fields.items())
-    return f"{what.name} {given}".rstrip()

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One subflow of the scripted peer: the TCP half, and the options that concern one subflow.
+
+Just enough TCP to hold a conversation over a path without loss (RFC 9293): sequence
+numbers, acknowledgements of what comes in order, FIN and RST.  No timestamps, SACK or
+window scaling are offered, so the kernel uses none.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+
+from mptcpd_ebpf.core.address import is_ipv6
+from mptcpd_ebpf.lab.wire.options import MPFail, MPPrio, MPTCPOption, MPTcpRst
+from mptcpd_ebpf.lab.wire.segment import ACK, FIN, PSH, RST, SYN, Flow, Segment, What, wanted
+from mptcpd_ebpf.lab.wire.tcp import MPTCP
+
+if TYPE_CHECKING:
+    from mptcpd_ebpf.lab.wire.peer import Peer
+    from mptcpd_ebpf.lab.wire.peer_connection import PeerConnection
+
+_U32 = 1 << 32
+_MSS = 1400
+"""Announced in the SYN."""
+MOST_PAYLOAD = _MSS - 40
+"""Bytes of data per packet that leave room for any TCP options."""
+
+
+class PeerSubflow:
+    """A subflow, seen from the peer: `flow` leads from here to the kernel under test."""
+
+    def __init__(self, peer: "Peer", flow: Flow) -> None:
+        self.peer = peer
+        self.flow = flow
+        self.connection: PeerConnection | None = None
+        self.isn = 0x1000_0000
+        """Initial sequence number: the SYN's own."""
+        self.remote_isn = 0
+        self.snd_nxt = self.isn
+        self.rcv_nxt = 0
+        self.heard: list[Segment] = []
+        """Everything that arrived and was looked at."""
+        self.reset_by: Segment | None = None
+        """The RST that arrived."""
+        self.finished = False
+        """A FIN arrived."""
+        self.fin_sent = False
+
+    @property
+    def next_ssn(self) -> int:
+        """The subflow sequence number of the next byte sent, relative to `isn`."""
+        return (self.snd_nxt - self.isn) % _U32
+
+    # --- sending
+
+    def send(self, flags: int, *options: MPTCPOption, payload: bytes = b"", **tcp: Any) -> None:
+        """Sends one segment; `tcp` overrides fields of scapy's TCP header (seq, ack, …)."""
+        source, destination = self.flow
+        ip = (IPv6 if is_ipv6(source.ip) else IP)(src=source.ip, dst=destination.ip)
+        said: list[Any] = [("MSS", _MSS)] if flags & SYN else []
+        fields = {
+            "sport": source.port,
+            "dport": destination.port,
+            "flags": flags,
+            "seq": self.snd_nxt,
+            "ack": self.rcv_nxt if flags & ACK else 0,
+            "window": 65535,
+            "options": said + [(MPTCP, option) for option in options],
+        }
+        self.peer.send(ip / TCP(**(fields | tcp)) / payload)
+        if not tcp.keys() & {"seq"}:
+            taken = len(payload) + bool(flags & SYN) + bool(flags & FIN)
+            self.snd_nxt = (self.snd_nxt + taken) % _U32
+        self.fin_sent = self.fin_sent or bool(flags & FIN)
+
+    def syn(self, *options: MPTCPOption) -> None:
+        self.send(SYN, *options)
+
+    def syn_ack(self, *options: MPTCPOption) -> None:
+        self.send(SYN | ACK, *options)
+
+    def ack(self, *options: MPTCPOption) -> None:
+        """A pure acknowledgement, the carrier of most options."""
+        self.send(ACK, *options)
+
+    def data(self, payload: bytes, *options: MPTCPOption) -> None:
+        self.send(ACK | PSH, *options, payload=payload)
+
+    def prio(self, backup: bool) -> None:
+        """MP_PRIO: asks the kernel to treat this subflow as backup, or no longer."""
+        self.ack(MPPrio(backup=backup))
+
+    def fail(self, dsn: int) -> None:
+        """MP_FAIL: claims that the checksum failed from data sequence number `dsn` on."""
+        self.ack(MPFail(dsn=dsn))
+
+    def reset(self, reason: int | None = None, *, transient: bool = False, **tcp: Any) -> None:
+        """RST, with MP_TCPRST if a reason is given (RFC 8684, 3.6), else a bare one."""
+        options = [] if reason is None else [MPTcpRst(reason=reason, transient=transient)]
+        self.send(RST | ACK, *options, **tcp)
+
+    # --- receiving
+
+    def expect(self, what: What = None, *, flags: int = 0, within: float = 1.0) -> Segment:
+        """The first segment heard here, ever, with these flags and an option like `what`."""
+
+        def found() -> Segment | None:
+            for segment in self.heard:
+                if segment.flags & flags == flags and segment.carries(what):
+                    return segment
+            return None
+
+        return self.peer.wait(
+            found, f"{self.flow.reversed()} sends {wanted(what)}, flags {flags}", within
+        )
+
+    def expect_reset(self, within: float = 1.0) -> Segment:
+        return self.peer.wait(lambda: self.reset_by, f"{self.flow.reversed()} sends a RST", within)
+
+    def receive(self, segment: Segment) -> None:
+        """Takes one segment from the kernel, and acknowledges what takes sequence numbers."""
+        self.heard.append(segment)
+        if segment.flags & RST:
+            self.reset_by = segment
+            return
+        if segment.flags & SYN:
+            self.remote_isn = segment.seq
+            self.rcv_nxt = (segment.seq + 1) % _U32
+            return
+        in_order = segment.seq == self.rcv_nxt
+        if in_order:
+            self.rcv_nxt = (self.rcv_nxt + segment.sequence_length) % _U32
+        news = bool(segment.sequence_length)
+        if self.connection:
+            # Options count even on a segment that brings no data, or old data.
+            first_ssn = (segment.seq - self.remote_isn) % _U32
+            payload = segment.payload if in_order else b""
+            news |= self.connection.receive(self, segment.mptcp, first_ssn, payload)
+        if in_order and segment.flags & FIN:
+            self.finished = True
+        if news:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        options = [self.connection.data_ack()] if self.connection else []
+        if self.finished and not self.fin_sent:
+            self.send(FIN | ACK, *options)
+        else:
+            self.ack(*options)
