@@ -25,6 +25,7 @@ and ADD_ADDR).  As a pattern (`matches`) only the fields that were given count.
 """
 
 import ipaddress
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -156,8 +157,7 @@ class MPTCPOption(Packet):  # type: ignore[misc]
             return MPTCPUnknown
         for form in _FORMS.get(raw[2] >> 4, ()):
             if len(raw) in form.lengths:
-                option = form(raw)
-                return form if _rebuilt(option) == raw else MPTCPUnknown
+                return form if _rebuilt(form, raw) == raw else MPTCPUnknown
         return MPTCPUnknown
 
     def post_build(self, pkt: bytes, pay: bytes) -> bytes:
@@ -190,8 +190,13 @@ _UNSAID = {"kind", "length", "subtype", "reserved", "version", "hmac_sha256", "h
 _UNSAID |= {"data_ack8", "dsn8"}
 
 
-def _rebuilt(option: Packet) -> bytes | None:
-    """The bytes of an option from its fields alone, None if something was left over."""
+def _rebuilt(form: type[MPTCPOption], raw: bytes) -> bytes | None:
+    """The octets after a journey through the fields of `form`, None if they do not fit it."""
+    try:
+        option = form(raw)
+    except (struct.error, ValueError):
+        # The flags promise more than the length holds.
+        return None
     if not isinstance(option.payload, NoPayload):
         return None
     option.raw_packet_cache = None
