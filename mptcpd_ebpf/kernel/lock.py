@@ -40,9 +40,10 @@ class NamespaceLock:
 def _raise_taken() -> NoReturn:
     found = holder()
     pid, name, uid = found or (0, None, None)
+    who = f"{name or 'name unknown'}, uid {'?' if uid is None else uid}"
     raise NamespaceTaken(
-        f"process {pid or '?'} ({name or 'name unknown'}, uid {'?' if uid is None else uid}) manages "
-        "this network namespace already: stop it first, or start this one in another namespace",
+        f"process {pid or '?'} ({who}) manages this network namespace already: stop it first, "
+        "or start this one in another namespace",
         pid,
     )
 

@@ -42,12 +42,11 @@ _BY_MESSAGE = (
     ("invalid request; userspace PM not selected", _MODE),
     ("userspace PM not selected", _MODE),
     ("did not match address and id", _ID),
-    ("invalid addr id or flags", "an announced address needs an id from 1 to 255"),
+    ("invalid addr id", "an announced address needs an id from 1 to 255"),
     (
         "address with id 0 not found",
         "no subflow of the connection has the address of its start any more",
     ),
-    ("address with specified id not found", "nothing was announced or created under that id"),
     ("missing local or remote port", "both ports are needed to name a subflow"),
     ("families mismatch", "one address is IPv4 and the other IPv6, or the socket takes only one"),
     ("address families do not match", "one address is IPv4 and the other IPv6"),
@@ -73,6 +72,7 @@ _BY_ERRNO = {
     (Cmd.SUBFLOW_DESTROY, errno.ESRCH): (
         "the connection has no subflow between these addresses and ports: it has closed"
     ),
+    (Cmd.REMOVE, errno.EINVAL): "nothing was announced or created under that id",
     (Cmd.SET_FLAGS, errno.EINVAL): (
         "there is no such endpoint; or, for one connection: it has closed, is not in userspace "
         "mode, or has no subflow between these addresses"

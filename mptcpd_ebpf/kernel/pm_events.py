@@ -109,7 +109,11 @@ def _ip6(raw: bytes) -> str:
 
 
 def _ip(data: Buffer, v4: int, v6: int) -> str:
-    return _ip4(bytes(data[v4 : v4 + 4])) if v4 else _ip6(bytes(data[v6 : v6 + 16]))
+    if v4:
+        return _ip4(bytes(data[v4 : v4 + 4]))
+    if v6:
+        return _ip6(bytes(data[v6 : v6 + 16]))
+    raise ValueError("MPTCP event without its address")
 
 
 def _local(data: Buffer, at: Offsets) -> SockAddr:
@@ -184,6 +188,12 @@ def _subflow_closed(data: Buffer, at: Offsets) -> Event:
     )
 
 
+def _remote_id(data: Buffer, at: Offsets) -> int:
+    if not at[REM_ID]:
+        raise ValueError("MPTCP event without its address id")
+    return data[at[REM_ID]]
+
+
 def _connection_closed(data: Buffer, at: Offsets) -> Event:
     return ConnectionClosed(token=_U32(data, at[TOKEN])[0])
 
@@ -191,12 +201,12 @@ def _connection_closed(data: Buffer, at: Offsets) -> Event:
 def _announced(data: Buffer, at: Offsets) -> Event:
     ip, port = _remote(data, at)
     return AddressAnnounced(
-        token=_U32(data, at[TOKEN])[0], address_id=_U8(data, at[REM_ID])[0], ip=ip, port=port
+        token=_U32(data, at[TOKEN])[0], address_id=_remote_id(data, at), ip=ip, port=port
     )
 
 
 def _withdrawn(data: Buffer, at: Offsets) -> Event:
-    return AddressWithdrawn(token=_U32(data, at[TOKEN])[0], address_id=_U8(data, at[REM_ID])[0])
+    return AddressWithdrawn(token=_U32(data, at[TOKEN])[0], address_id=_remote_id(data, at))
 
 
 def _listener_created(data: Buffer, at: Offsets) -> Event:
@@ -242,6 +252,8 @@ def decode(data: Buffer, end: int) -> Event | None:
         if number <= SERVER_SIDE:
             at[number] = offset + 4
         offset += (size + 3) & ~3
+    if not at[TOKEN] and command < LISTENER_CREATED:
+        raise ValueError("MPTCP event without its token")
     return decoder(data, at)
 
 

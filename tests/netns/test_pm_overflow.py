@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The event subscription is never silently deaf: overflow, keeping the descriptor, strangers."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from mptcpd_ebpf.core.events import EventsLost, ListenerCreated
+from mptcpd_ebpf.kernel.errors import MptcpMissing
+from mptcpd_ebpf.kernel.pm_events import SOURCE, PmEvents
+from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC
+from mptcpd_ebpf.lab import Lab
+from tests.netns.mptcp_peers import Heard, listen
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as lab:
+        yield lab
+
+
+def test_an_overflow_is_told_and_hearing_goes_on(lab: Lab) -> None:
+    with lab.client.entered():
+        events = PmEvents.open(receive_buffer=4096)
+    with events:
+        for _ in range(50):
+            listen(lab.client, "127.0.0.1").close()
+        heard = Heard(events)
+        assert heard.wait(EventsLost).source == SOURCE
+        heard.drain()
+        with listen(lab.client, "127.0.0.1") as listener:
+            port = listener.getsockname()[1]
+            heard.wait(ListenerCreated, lambda event: event.local.port == port)
+        assert not any(isinstance(event, EventsLost) for event in heard.events)
+
+
+def test_a_burst_fits_the_default_buffer(lab: Lab) -> None:
+    with lab.client.entered():
+        events = PmEvents.open()
+    with events:
+        for _ in range(500):
+            listen(lab.client, "127.0.0.1").close()
+        heard: list[object] = []
+        while batch := events.read():
+            heard += batch
+    assert not any(isinstance(event, EventsLost) for event in heard)
+    assert sum(isinstance(event, ListenerCreated) for event in heard) == 500
+
+
+def test_a_kept_descriptor_goes_on_hearing(lab: Lab) -> None:
+    """What was subscribed in one process is read in the next, with what came in between."""
+    with lab.client.entered():
+        kept = os.dup(PmEvents.open().fileno())
+    with listen(lab.client, "127.0.0.1") as listener, PmEvents.adopt(kept) as events:
+        port = listener.getsockname()[1]
+        Heard(events).wait(ListenerCreated, lambda event: event.local.port == port)
+        assert not os.get_inheritable(events.fileno())
+
+
+def test_another_process_cannot_forge_events(lab: Lab) -> None:
+    """A datagram that some process sends to our socket is no kernel's word."""
+    with ExitStack() as stack:
+        with lab.client.entered():
+            events = stack.enter_context(PmEvents.open())
+            forger = stack.enter_context(
+                socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
+            )
+        ours = stack.enter_context(socket.socket(fileno=os.dup(events.fileno())))
+        forger.sendto(bytes(64), (ours.getsockname()[0], 0))
+        assert events.read() == []
+
+
+def test_a_kernel_without_the_family_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mptcpd_ebpf.kernel.pm.FAMILY", "mptcp_not_here")
+    with pytest.raises(MptcpMissing, match="no MPTCP"), PmEvents.open():
+        pass

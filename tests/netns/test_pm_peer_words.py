@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Attributes of events that only the other end can cause: reset reasons, join denial."""
+
+import errno
+import socket
+
+import pytest
+
+from mptcpd_ebpf.core.commands import CreateSubflow
+from mptcpd_ebpf.core.events import (
+    ConnectionCreated,
+    ConnectionEstablished,
+    SubflowClosed,
+    SubflowEstablished,
+)
+from mptcpd_ebpf.lab import Lab
+from mptcpd_ebpf.lab.wire import Peer as ScriptedPeer
+from tests.netns.mptcp_peers import IPPROTO_MPTCP, connected, peer
+
+PORT = 5000
+LACK_OF_RESOURCES = 3
+"""MP_TCPRST reason (RFC 8684, 3.6)."""
+TRANSIENT = 1
+
+
+def test_a_reset_gives_its_reason() -> None:
+    with (
+        Lab() as lab,
+        peer(lab.client) as client,
+        ScriptedPeer(lab.server.name) as scripted,
+    ):
+        with lab.client.entered():
+            near = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        with near:
+            near.setblocking(False)
+            near.connect_ex((lab.paths[0].server_ip, PORT))
+            connection = scripted.accept(PORT)
+            near.send(b"x")
+            connection.receive_data(1)
+            established = client.heard.wait(ConnectionEstablished)
+            create = CreateSubflow(
+                token=established.token,
+                local_ip=lab.paths[1].client_ip,
+                local_id=5,
+                remote=established.remote,
+                reason="test",
+            )
+            assert client.pm.execute_now(create) == (0, "")
+            subflow = connection.accept_join()
+            client.heard.wait(SubflowEstablished)
+            subflow.reset(LACK_OF_RESOURCES, transient=True)
+            closed = client.heard.wait(SubflowClosed)
+    assert closed.error == errno.ECONNRESET
+    assert closed.reset_reason == LACK_OF_RESOURCES
+    assert closed.reset_flags == TRANSIENT
+
+
+@pytest.mark.parametrize("deny", [True, False])
+def test_a_peer_may_deny_joins_to_its_first_address(deny: bool) -> None:
+    with Lab() as lab, peer(lab.client) as client, peer(lab.server) as server:
+        lab.client.sysctl("mptcp.allow_join_initial_addr_port", int(not deny))
+        with connected(client, server, lab.paths[0].server_ip) as pair:
+            assert server.heard.wait(ConnectionCreated).deny_join_id0 is deny
+            assert pair.at_server.deny_join_id0 is deny
+            assert not client.heard.wait(ConnectionCreated).deny_join_id0
