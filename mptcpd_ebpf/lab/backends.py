@@ -188,7 +188,8 @@ def choose(name: BackendName, scratch: Host, links: list[Link], seed: int | None
     if missing is None:
         return Netem(links, seed)
     if name == "netem":
-        raise UnavailableError(f"netem {options} does not work here: {missing}")
+        wanted = f"netem {options}".strip()
+        raise UnavailableError(f"{wanted} does not work here: {missing}")
     return Nfqueue(links, seed)
 
 

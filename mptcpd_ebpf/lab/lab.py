@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self, overload
 
-import msgspec
-
 from mptcpd_ebpf.lab import namespaces
 from mptcpd_ebpf.lab.backends import Backend, choose
 from mptcpd_ebpf.lab.emulation import Link
@@ -18,7 +16,7 @@ from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.live import LiveLink, LivePath
 from mptcpd_ebpf.lab.middlebox import set_up_nat
 from mptcpd_ebpf.lab.schedule import RunningSchedule, Step
-from mptcpd_ebpf.lab.topology import Path, Topology, checked
+from mptcpd_ebpf.lab.topology import Path, Topology, parse
 from mptcpd_ebpf.lab.traffic.results import (
     BulkResult,
     RequestResponseResult,
@@ -47,9 +45,6 @@ from mptcpd_ebpf.lab.wiring import (
     router_of,
 )
 
-BACKEND_VARIABLE = "MPTCP_LAB_BACKEND"
-"""Environment: the backend of labs that do not name one (auto, netem, nfqueue)."""
-
 _TERM_GRACE_S = 1.0
 _numbers = itertools.count(1)
 
@@ -65,12 +60,7 @@ class Lab:
     def __init__(self, paths: Sequence[Path] | None = None, **fields: Any) -> None:
         if paths is not None:
             fields["paths"] = list(paths)
-        fields.setdefault("backend", os.environ.get(BACKEND_VARIABLE, "auto"))
-        try:
-            topology = msgspec.convert(Topology(**fields), Topology, from_attributes=True)
-        except (TypeError, msgspec.ValidationError) as error:
-            raise LabError(str(error)) from None
-        self.topology = checked(topology)
+        self.topology = parse(fields)
         self.hosts: dict[str, Host] = {}
         """By their names in the topology, without routers."""
         self.routers: dict[str, Host] = {}

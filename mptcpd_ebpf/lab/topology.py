@@ -12,8 +12,9 @@ the bottleneck's own impairment works; the second host then has one interface, n
 as the bottleneck, with the addresses of all these paths.
 """
 
+import os
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct, field
@@ -26,7 +27,19 @@ IpVersion = Literal["4", "6", "both"]
 BackendName = Literal["auto", "netem", "nfqueue"]
 
 MAX_PATHS = 8
+BACKEND_VARIABLE = "MPTCP_LAB_BACKEND"
 _IFNAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,14}")  # IFNAMSIZ is 16 with the end
+
+
+def default_backend() -> BackendName:
+    """The backend of labs that name none: the environment's MPTCP_LAB_BACKEND, or auto."""
+    name = os.environ.get(BACKEND_VARIABLE, "auto")
+    try:
+        backend: BackendName = msgspec.convert(name, BackendName)
+    except msgspec.ValidationError:
+        names = ", ".join(get_args(BackendName))
+        raise LabError(f"{BACKEND_VARIABLE} is {name!r}, none of {names}") from None
+    return backend
 
 
 class _Directed(Impairment, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +85,7 @@ class Topology(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bottlenecks: list[Bottleneck] = field(default_factory=list)
     hosts: list[str] = field(default_factory=lambda: ["client", "server"])
     ip: IpVersion = "4"
-    backend: BackendName = "auto"
+    backend: BackendName = field(default_factory=default_backend)
     seed: int | None = None
     """Makes loss and jitter repeatable: the same packets meet the same fate."""
     schedule: list[Step] = field(default_factory=list)
@@ -108,11 +121,14 @@ def network_of(ip: str) -> str:
 
 
 def parse(document: Any) -> Topology:
-    """A topology from plain data (a YAML document); raises LabError with the key path."""
+    """A topology from plain data (a YAML document) or its fields.
+
+    Raises LabError with the key path for what is wrong.
+    """
     try:
-        return checked(msgspec.convert(document, Topology))
-    except msgspec.ValidationError as error:
-        raise LabError(str(error)) from None
+        return checked(msgspec.convert(msgspec.to_builtins(document), Topology))
+    except (TypeError, msgspec.ValidationError) as error:
+        raise LabError(f"topology: {error}") from None
 
 
 def checked(topology: Topology) -> Topology:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Labs as pytest fixtures.
+
+    @pytest.mark.mptcp_lab(paths=[{"delay_ms": 10}, {"delay_ms": 40, "loss_percent": 1}])
+    def test_over_two_paths(mptcp_lab):
+        mptcp_lab.client.run([...])
+
+`mptcp_lab` is one lab, described by the marker (the arguments of `Lab`; without it two
+unimpaired paths); `make_mptcp_lab` makes any number of them.  Where a lab cannot be
+(no root, no MPTCP) the test is skipped with the reason, or fails if the ini option
+`mptcp_lab_required` says so.
+
+Every pytest run loads this module, so it imports nothing of the package until a
+fixture is asked for.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mptcpd_ebpf.lab.lab import Lab
+
+MARKER = "mptcp_lab"
+REQUIRED = "mptcp_lab_required"
+BACKEND = "--mptcp-lab-backend"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("mptcp lab").addoption(
+        BACKEND,
+        choices=["auto", "netem", "nfqueue"],
+        help="how labs impair paths (default: the environment's MPTCP_LAB_BACKEND, or auto)",
+    )
+    parser.addini(REQUIRED, "fail instead of skip where a lab cannot be", type="bool")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", f"{MARKER}(paths=[...], **fields): the topology of the mptcp_lab fixture"
+    )
+
+
+@pytest.fixture
+def make_mptcp_lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
+    """Makes running labs with the arguments of `Lab`; they end with the test.
+
+    A path may be a dict of the fields of `Path`.
+    """
+    from mptcpd_ebpf.lab.errors import UnavailableError
+    from mptcpd_ebpf.lab.lab import Lab
+    from mptcpd_ebpf.lab.topology import parse
+
+    with ExitStack() as stack:
+
+        def make(paths: Any = None, **fields: Any) -> Lab:
+            if paths is not None:
+                fields["paths"] = paths
+            backend = request.config.getoption(BACKEND)
+            if backend is not None:
+                fields["backend"] = backend
+            try:
+                return stack.enter_context(Lab.of(parse(fields)))
+            except UnavailableError as error:
+                if request.config.getini(REQUIRED):
+                    raise
+                pytest.skip(f"no lab here: {error}")
+
+        yield make
+
+
+@pytest.fixture
+def mptcp_lab(request: pytest.FixtureRequest, make_mptcp_lab: Callable[..., Lab]) -> Lab:
+    """A lab as the test's `mptcp_lab` marker describes it, or with two unimpaired paths."""
+    marker = request.node.get_closest_marker(MARKER)
+    return make_mptcp_lab(*marker.args, **marker.kwargs) if marker else make_mptcp_lab()

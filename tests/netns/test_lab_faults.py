@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Each fault does to real MPTCP connections what it says, and healing undoes it."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from mptcpd_ebpf.lab import Host, Lab, LabError, Path, RequestResponse, Running, Step
+from mptcpd_ebpf.lab.traffic import RequestResponseResult
+
+Make = Callable[..., Lab]
+TWO = [Path(delay_ms=2), Path(delay_ms=4)]
+SECOND_FASTER = [Path(delay_ms=20), Path(delay_ms=1, nat=True)]
+"""The scheduler sends most on the second path."""
+
+
+def mib(host: Host) -> dict[str, int]:
+    """The MPTcpExt counters of a host."""
+
+    def read() -> dict[str, int]:
+        with open("/proc/net/netstat") as file:
+            lines = file.read().splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            if names.startswith("MPTcpExt:"):
+                numbers = map(int, values.split()[1:])
+                return dict(zip(names.split()[1:], numbers, strict=True))
+        raise AssertionError("no MPTcpExt counters")
+
+    return host.call(read)
+
+
+def until(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.01)
+
+
+def join_over_second_path(lab: Lab) -> None:
+    lab.client.run(["ip", "mptcp", "endpoint", "add", lab.paths[1].client_ip, "subflow"])
+
+
+def subflows(lab: Lab, path: int) -> int:
+    """Established TCP sockets of the client with the address of a path."""
+    out = lab.client.run(["ss", "-Htn", "state", "established"]).stdout
+    return out.count(f"{lab.paths[path].client_ip}%") + out.count(f"{lab.paths[path].client_ip}:")
+
+
+def start_joined(lab: Lab) -> Running[RequestResponseResult]:
+    """Requests over a connection with a subflow on each path."""
+    join_over_second_path(lab)
+    running = lab.start(RequestResponse(interval_ms=10))
+    until(lambda: subflows(lab, 1) == 1, "a subflow on the second path")
+    return running
+
+
+def reachable(lab: Lab, path: int) -> bool:
+    live = lab.paths[path]
+    argv = ["ping", "-n", "-c", "1", "-W", "1", "-I", live.client_ip, live.server_ip]
+    return lab.client.run(argv, check=False).returncode == 0
+
+
+def flags_of(host: Host, interface: str) -> str:
+    return host.run(["ip", "-br", "link", "show", interface]).stdout
+
+
+def test_lost_carrier_is_seen_by_the_host_whose_carrier_it_is(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab(TWO)
+    path = lab.paths[0]
+    path.carrier(False)
+    assert "NO-CARRIER" in flags_of(lab.client, path.client_if)
+    assert "LOWER_UP" in flags_of(lab.server, path.server_if)
+    assert not reachable(lab, 0)
+    assert reachable(lab, 1)
+    path.carrier(True)
+    assert "LOWER_UP" in flags_of(lab.client, path.client_if)
+    until(lambda: reachable(lab, 0), "the path is back")
+    path.carrier(False, end="server")
+    assert "NO-CARRIER" in flags_of(lab.server, path.server_if)
+    path.heal()
+    until(lambda: reachable(lab, 0), "the path is back")
+
+
+@pytest.mark.parametrize("ip", ["4", "both"])
+def test_a_removed_address_is_gone_and_comes_back_with_its_routes(
+    make_mptcp_lab: Make, ip: str
+) -> None:
+    lab = make_mptcp_lab(TWO, ip=ip)
+    path = lab.paths[1]
+
+    def state() -> list[str]:
+        return [
+            lab.client.run(["ip", family, *what]).stdout
+            for family in ("-4", "-6")
+            for what in (["rule"], ["route", "show", "table", "all", "proto", "boot"])
+        ]
+
+    before = state()
+    path.remove_address()
+    assert path.client_ip not in lab.client.run(["ip", "address"]).stdout
+    path.remove_address()
+    path.restore_address()
+    assert state() == before
+    assert reachable(lab, 1)
+
+
+def test_a_removed_interface_is_gone_and_comes_back_impaired_as_before(
+    make_mptcp_lab: Make,
+) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=5, rate_mbit=20), Path()])
+    path = lab.paths[0]
+
+    def qdiscs() -> list[str]:
+        return sorted(path.router.run(["tc", "qdisc"]).stdout.splitlines())
+
+    before = qdiscs()
+    path.remove_interface()
+    assert path.client_if not in lab.client.run(["ip", "link"]).stdout
+    path.restore_interface()
+    assert reachable(lab, 0)
+    assert qdiscs() == before
+
+
+@pytest.mark.parametrize("ip", ["4", "both"])
+def test_a_rebooted_router_takes_both_carriers_and_works_afterwards(
+    make_mptcp_lab: Make, ip: str
+) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=1), Path(delay_ms=1, nat=True)], ip=ip)
+    path = lab.paths[1]
+    path.power_off_router()
+    assert "NO-CARRIER" in flags_of(lab.client, path.client_if)
+    assert "NO-CARRIER" in flags_of(lab.server, path.server_if)
+    assert not reachable(lab, 1)
+    path.power_on_router()
+    until(lambda: reachable(lab, 1), "the path is back")
+
+
+def test_heal_undoes_all_at_once(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=2, rate_mbit=50), Path()], ip="both")
+    path = lab.paths[0]
+    path.set(loss_percent=50)
+    path.remove_address()
+    path.carrier(False, end="server")
+    path.remove_interface()
+    path.power_off_router()
+    path.strip_mptcp()
+    path.drop_mptcp("mp-join")
+    path.blackhole()
+    path.heal()
+    until(lambda: reachable(lab, 0), "the path is back")
+    assert lab.start(RequestResponse(count=5, interval_ms=5)).result().unanswered == 0
+    assert path.up.loss_percent == 0
+    assert path.blackholed == (False, False)
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_stripped_options_make_a_connection_fall_back(make_mptcp_lab: Make, direction: str) -> None:
+    lab = make_mptcp_lab(TWO)
+    lab.paths[0].strip_mptcp(direction)  # type: ignore[arg-type]
+    running = lab.start(RequestResponse(count=5, interval_ms=5))
+    assert running.token is None
+    assert running.result().unanswered == 0
+    lab.paths[0].heal()
+    running = lab.start(RequestResponse(count=5, interval_ms=5))
+    assert running.token is not None
+    running.result()
+
+
+def test_only_joins_are_dropped(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab(TWO)
+    join_over_second_path(lab)
+    lab.paths[1].drop_mptcp("mp-join")
+    running = lab.start(RequestResponse(interval_ms=10))
+    until(lambda: mib(lab.client)["MPJoinSynTx"] >= 1, "the client tries to join")
+    assert mib(lab.server)["MPJoinSynRx"] == 0
+    lab.paths[1].heal()
+    until(lambda: mib(lab.server)["MPJoinAckRx"] == 1, "the join is tried again and succeeds")
+    assert running.stop().unanswered == 0
+
+
+def test_only_announcements_are_dropped(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab(TWO)
+    lab.server.run(["ip", "mptcp", "endpoint", "add", lab.paths[1].server_ip, "signal"])
+    lab.paths[0].drop_mptcp("add-addr")
+    running = lab.start(RequestResponse(count=20, interval_ms=5))
+    until(lambda: mib(lab.server).get("AddAddrTx", 1) >= 1, "the server announces")
+    assert running.result().unanswered == 0
+    assert mib(lab.client)["AddAddr"] == 0
+    lab.paths[0].heal()
+    lab.start(RequestResponse(count=20, interval_ms=5)).result()
+    assert mib(lab.client)["AddAddr"] == 1
+
+
+def test_unknown_options_are_refused(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab(TWO)
+    with pytest.raises(LabError, match="no MPTCP option 'mp-jion'"):
+        lab.paths[0].drop_mptcp("mp-jion")
+
+
+def test_a_forged_reset_ends_one_subflow_and_the_connection_lives(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab(SECOND_FASTER)
+    running = start_joined(lab)
+    hit = 0
+    while subflows(lab, 1):
+        hit += lab.paths[1].inject_resets(within_s=0.5)
+    assert hit >= 1
+    assert subflows(lab, 0) == 1
+    assert running.stop().unanswered == 0
+
+
+def test_an_expired_binding_silences_the_subflow_behind_it(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab(SECOND_FASTER)
+    running = start_joined(lab)
+    router = lab.paths[1].router
+    peers = lab.server.run(["ss", "-Htn", "state", "established"]).stdout
+    assert lab.paths[1].client_ip not in peers
+    assert lab.paths[1].expire_nat() >= 1
+
+    def dropped() -> bool:
+        rule = router.run(["iptables", "-nvxL", "FORWARD"]).stdout.splitlines()[2]
+        return int(rule.split()[0]) > 0
+
+    until(dropped, "a packet without a binding is dropped")
+    assert running.stop().unanswered == 0
+    with pytest.raises(LabError, match="path0 has no NAT"):
+        lab.paths[0].expire_nat()
+
+
+def test_a_schedule_runs_by_the_clock(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab(TWO)
+    running = lab.schedule(
+        [
+            Step(at=0.2, fault="heal"),
+            Step(at=0.1, path="path1", set={"delay_ms": 9}, direction="up"),
+            Step(at=0.0, fault="blackhole"),
+        ]
+    )
+    began = time.monotonic_ns()
+    done = running.wait(10)
+    assert [step.at for _, step in done] == [0.0, 0.1, 0.2]
+    assert all(when >= began + (step.at - 0.1) * 1e9 for when, step in done)
+    assert (lab.paths[1].up.delay_ms, lab.paths[1].down.delay_ms) == (9, 4)
+    assert lab.paths[0].blackholed == (False, False)
+
+
+def test_a_schedule_that_cannot_be_is_refused_before_it_starts(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab(TWO)
+    for step, words in (
+        (Step(at=1), "give either set or fault"),
+        (Step(at=1, fault="flood"), "no fault 'flood'"),
+        (Step(at=-1, fault="heal"), "before the start"),
+        (Step(at=1, path="dsl", fault="heal"), "there is no path 'dsl'"),
+        (Step(at=1, set={"loss": 3}), "a path has no 'loss'"),
+    ):
+        with pytest.raises(LabError, match=words):
+            lab.schedule([step])

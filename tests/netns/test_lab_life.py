@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A lab leaves nothing behind, however it ends, and does not touch another's."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path as FilePath
+
+import pytest
+
+from mptcpd_ebpf.lab import Lab, LabError, Path, RequestResponse, namespaces
+
+HOLD = """
+import subprocess, sys, time
+from mptcpd_ebpf.lab import Lab, Path, RequestResponse
+with Lab([Path(delay_ms=5)], backend="nfqueue") as lab:
+    child = lab.client.popen(["sleep", "600"])
+    lab.start(RequestResponse())
+    print(lab.client.name, child.pid, lab.backend.emulation.process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def until(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Holder:
+    """A process of its own that holds a lab."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert self.process.stdout is not None
+        name, child, emulator = self.process.stdout.readline().split()
+        self.name, self.child, self.emulator = name, int(child), int(emulator)
+        self.prefix = name.removesuffix("client")
+
+    def end(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+        self.process.wait(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def namespaces(self) -> list[str]:
+        return [n for n in os.listdir(namespaces.RUN_NETNS) if n.startswith(self.prefix)]
+
+
+def test_ctrl_c_ends_everything() -> None:
+    holder = Holder()
+    assert len(holder.namespaces()) == 3
+    holder.end(signal.SIGINT)
+    assert holder.namespaces() == []
+    until(lambda: not runs(holder.child), "the process on the client ends")
+    until(lambda: not runs(holder.emulator), "the emulator ends")
+
+
+def test_what_a_killed_owner_leaves_is_removed_by_the_next_lab_alone() -> None:
+    killed, alive = Holder(), Holder()
+    try:
+        killed.end(signal.SIGKILL)
+        until(lambda: not runs(killed.emulator), "the emulator ends with its lab")
+        assert len(killed.namespaces()) == 3
+        assert runs(killed.child)
+        with Lab():
+            assert killed.namespaces() == []
+            until(lambda: not runs(killed.child), "the left process ends")
+            assert len(alive.namespaces()) == 3
+            assert runs(alive.child)
+    finally:
+        alive.end(signal.SIGINT)
+
+
+def test_a_failing_test_takes_its_lab_down() -> None:
+    names = []
+    with suppress(ZeroDivisionError), Lab() as lab:
+        names = [host.name for host in (lab.client, lab.server)]
+        raise ZeroDivisionError
+    assert names
+    assert not any(os.path.exists(namespaces.path_of(name)) for name in names)
+
+
+def test_two_labs_at_a_time_do_not_meet() -> None:
+    with Lab([Path(delay_ms=1)]) as one, Lab([Path(delay_ms=1)]) as other:
+        assert one.client.netns != other.client.netns
+        one.paths[0].blackhole()
+        done = other.client.run(["ping", "-c", "1", "-W", "1", other.paths[0].server_ip])
+        assert done.returncode == 0
+
+
+def test_nothing_leads_out_of_a_lab() -> None:
+    with Lab() as lab:
+        for host in (lab.client, lab.server, *lab.routers.values()):
+            links = host.run(["ip", "-br", "link"]).stdout.split()
+            assert not {"eth0", "docker0"} & set(links)
+        done = lab.client.run(["ping", "-c", "1", "-W", "1", "192.0.2.1"], check=False)
+        assert done.returncode != 0
+
+
+def test_the_emulator_is_gone_after_the_lab() -> None:
+    with Lab([Path(delay_ms=1)], backend="nfqueue") as lab:
+        process = lab.backend.emulation.process  # type: ignore[attr-defined]
+        assert runs(process.pid)
+    assert process.returncode == 0
+
+
+def test_traffic_that_still_runs_ends_with_the_lab() -> None:
+    with Lab([Path(delay_ms=1)]) as lab:
+        running = lab.start(RequestResponse())
+        assert runs(running.pid)
+    assert not runs(running.pid)
+
+
+def test_a_host_runs_callables_commands_and_threads_of_its_own() -> None:
+    with Lab() as lab:
+        assert lab.client.call(lambda: os.stat("/proc/self/ns/net").st_ino) == lab.client.netns
+        assert namespaces.inode(lab.client.name) == lab.client.netns
+        here = os.stat("/proc/thread-self/ns/net").st_ino
+        with lab.server.entered():
+            assert os.stat("/proc/thread-self/ns/net").st_ino == lab.server.netns
+        assert os.stat("/proc/thread-self/ns/net").st_ino == here
+        with pytest.raises(KeyError) as caught:
+            lab.client.call(dict[str, int]().__getitem__, "missing")
+        assert "in the child process" in caught.value.__notes__[0]
+        with pytest.raises(LabError, match=r"no-such-tool: no such command"):
+            lab.client.run(["no-such-tool"])
+        with pytest.raises(LabError, match=r"exit 3 on client: oh"):
+            lab.client.run(["sh", "-c", "echo oh >&2; exit 3"])
+        with pytest.raises(LabError, match="ended without an answer"):
+            lab.client.call(os._exit, 7)
+        # /sys is still the host's: `ip netns exec` would have mounted another.
+        assert lab.client.run(["stat", "-c", "%d", "/sys"]).stdout == (
+            f"{os.stat('/sys').st_dev}\n"
+        )
+
+
+def test_hosts_begin_with_mptcp_and_without_endpoints() -> None:
+    with Lab() as lab:
+        assert lab.client.sysctl("mptcp.enabled") == "1"
+        assert lab.client.run(["ip", "mptcp", "endpoint"]).stdout == ""
+
+
+def test_the_plugin_costs_a_stranger_nothing(tmp_path: FilePath) -> None:
+    test = tmp_path / "test_stranger.py"
+    test.write_text(
+        "import sys\n"
+        "def test_nothing_of_ours_is_loaded():\n"
+        "    loaded = {n for n in sys.modules if n.startswith('mptcpd_ebpf')}\n"
+        "    assert loaded <= {'mptcpd_ebpf', 'mptcpd_ebpf.lab', 'mptcpd_ebpf.lab.pytest_plugin'}\n"
+        "    assert 'msgspec' not in sys.modules and 'pyroute2' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_without_root_the_fixture_skips_and_says_why(tmp_path: FilePath) -> None:
+    os.chmod(tmp_path, 0o755)
+    for parent in list(tmp_path.parents)[:2]:
+        os.chmod(parent, 0o755)
+    test = tmp_path / "test_lab.py"
+    test.write_text("def test_lab(mptcp_lab):\n    pass\n")
+    run = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(test)]
+    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    done = subprocess.run([*drop, *run], cwd=tmp_path, capture_output=True, text=True)
+    assert "no lab here: a lab needs root" in done.stdout
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmptcp_lab_required = true\n")
+    done = subprocess.run([*drop, *run], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "a lab needs root" in done.stdout
+
+
+@pytest.mark.mptcp_lab([{"delay_ms": 3, "name": "fibre"}], ip="6")
+def test_the_marker_describes_the_lab(mptcp_lab: Lab) -> None:
+    assert mptcp_lab.path("fibre").path.delay_ms == 3
+    assert ":" in mptcp_lab.paths[0].client_ip

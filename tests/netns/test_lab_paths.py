@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A lab's paths are what was declared, and become what is asked for, on both backends."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mptcpd_ebpf.lab import (
+    Bottleneck,
+    Bulk,
+    Burst,
+    Host,
+    Lab,
+    LabError,
+    Path,
+    RequestResponse,
+)
+
+Make = Callable[..., Lab]
+
+
+@pytest.fixture(params=["nfqueue", "netem"])
+def make(request: pytest.FixtureRequest, make_mptcp_lab: Make) -> Make:
+    """Labs on each backend that works here."""
+
+    def on_backend(paths: list[Path] | None = None, **fields: Any) -> Lab:
+        # Not every netem can be seeded; a test that needs the same fate twice says so.
+        if request.param == "netem" and not fields.pop("repeatable", False):
+            fields.pop("seed", None)
+        fields.pop("repeatable", None)
+        return make_mptcp_lab(paths, backend=request.param, **fields)
+
+    return on_backend
+
+
+def ping(
+    host: Host, target: str, *, source: str | None = None, count: int = 3, interval_s: float = 0.02
+) -> tuple[int, list[float]]:
+    """(answers, round trips in ms)"""
+    argv = ["ping", "-n", "-c", str(count), "-i", str(interval_s), "-W", "1", target]
+    if source is not None:
+        argv[1:1] = ["-I", source]
+    out = host.run(argv, check=False).stdout
+    times = [float(time) for time in re.findall(r"time=([\d.]+)", out)]
+    return len(times), times
+
+
+def fastest(host: Host, target: str, source: str | None = None) -> float:
+    """The best of some round trips: load on the machine only ever adds."""
+    answers, times = ping(host, target, source=source, count=8)
+    assert answers
+    return min(times)
+
+
+def test_every_path_has_its_delay_and_every_address_is_reached_over_every_path(
+    make: Make,
+) -> None:
+    lab = make([Path(delay_ms=10), Path(delay_ms=30), Path(up={"delay_ms": 20})])
+    for path, round_trip in zip(lab.paths, (20, 60, 20), strict=True):
+        for target in lab.paths:
+            measured = fastest(lab.client, target.server_ip, path.client_ip)
+            assert round_trip <= measured < round_trip + 5, (path, target)
+
+
+@pytest.mark.parametrize("ip", ["6", "both"])
+def test_ipv6_works_at_once(make: Make, ip: str) -> None:
+    lab = make([Path(delay_ms=5), Path(delay_ms=15)], ip=ip)
+    for path, round_trip in zip(lab.paths, (10, 30), strict=True):
+        assert path.client_ip6 is not None
+        assert path.server_ip6 is not None
+        answers, times = ping(lab.client, path.server_ip6, source=path.client_ip6)
+        assert answers == 3
+        assert min(times) >= round_trip
+    assert (":" in lab.paths[0].client_ip) == (ip == "6")
+
+
+def test_an_ipv4_lab_is_silent_about_ipv6(make: Make) -> None:
+    lab = make()
+    assert lab.paths[0].client_ip6 is None
+    assert "inet6" not in lab.client.run(["ip", "address"]).stdout
+
+
+def test_a_changed_path_is_changed_and_a_healed_one_as_declared(make: Make) -> None:
+    lab = make([Path(delay_ms=5)])
+    path = lab.paths[0]
+    path.set(delay_ms=20)
+    assert fastest(lab.client, path.server_ip) >= 40
+    path.set(delay_ms=10, direction="up")
+    assert 30 <= fastest(lab.client, path.server_ip) < 40
+    path.heal()
+    assert 10 <= fastest(lab.client, path.server_ip) < 30
+
+
+def test_an_unimpaired_path_can_be_impaired_and_back(make: Make) -> None:
+    lab = make([Path()])
+    path = lab.paths[0]
+    assert fastest(lab.client, path.server_ip) < 5
+    path.set(delay_ms=20)
+    assert fastest(lab.client, path.server_ip) >= 40
+    path.heal()
+    assert fastest(lab.client, path.server_ip) < 5
+
+
+@pytest.mark.parametrize("direction", ["up", "down", "both"])
+def test_a_blackhole_swallows_everything_in_its_direction(make: Make, direction: str) -> None:
+    lab = make([Path(delay_ms=1), Path(delay_ms=1)])
+    damaged, whole = lab.paths
+    damaged.blackhole(direction)  # type: ignore[arg-type]
+    assert damaged.blackholed == (direction != "down", direction != "up")
+    assert ping(lab.client, damaged.server_ip, source=damaged.client_ip)[0] == 0
+    assert ping(lab.client, whole.server_ip, source=whole.client_ip)[0] == 3
+    damaged.heal()
+    assert ping(lab.client, damaged.server_ip, source=damaged.client_ip)[0] == 3
+
+
+def test_loss_hits_the_share_it_should(make: Make) -> None:
+    lab = make([Path()], seed=7)
+    lab.paths[0].set(loss_percent=20, direction="up")
+    answers, _ = ping(lab.client, lab.paths[0].server_ip, count=1500, interval_s=0.002)
+    # 1 500 draws at 20 %: the standard deviation is one per cent.
+    assert 0.75 < answers / 1500 < 0.85
+
+
+def test_bursts_lose_packets_in_runs(make: Make) -> None:
+    lab = make([Path(up={"burst": Burst(enter_percent=4, leave_percent=20)})], seed=3)
+    out = lab.client.run(
+        ["ping", "-n", "-c", "1500", "-i", "0.002", "-W", "1", lab.paths[0].server_ip], check=False
+    ).stdout
+    arrived = {int(number) for number in re.findall(r"icmp_seq=(\d+)", out)}
+    lost = [number for number in range(1, 1501) if number not in arrived]
+    runs = sum(number - 1 not in lost for number in lost)
+    # Stationary loss is 4 / (4 + 20) = 17 %, and the mean run 100 / 20 = 5 packets.
+    assert 0.04 < len(lost) / 1500 < 0.35
+    assert len(lost) / runs > 2.5
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+def test_jitter_spreads_delays_and_reorders_only_if_asked(make: Make, reorder: bool) -> None:
+    lab = make([Path(up={"delay_ms": 30, "jitter_ms": 25, "reorder": reorder})], seed=1)
+    out = lab.client.run(
+        ["ping", "-n", "-c", "300", "-i", "0.002", "-W", "1", lab.paths[0].server_ip]
+    ).stdout
+    order = [int(number) for number in re.findall(r"icmp_seq=(\d+)", out)]
+    times = [float(time) for time in re.findall(r"time=([\d.]+)", out)]
+    assert len(order) == 300
+    assert min(times) >= 5
+    assert (order != sorted(order)) == reorder
+    if reorder:
+        assert max(times) - min(times) > 30
+
+
+def test_the_rate_is_kept_each_way(make: Make) -> None:
+    lab = make([Path(delay_ms=2, rate_mbit=20, down={"rate_mbit": 5})])
+    up = lab.start(Bulk(seconds=1.5, transport="tcp")).result()
+    down = lab.start(Bulk(seconds=1.5, transport="tcp", direction="down")).result()
+    assert 10 < up.mbit <= 20
+    assert 2.5 < down.mbit <= 5
+
+
+def test_paths_that_share_a_bottleneck_share_its_rate(make: Make) -> None:
+    lab = make(
+        [Path(delay_ms=1, bottleneck="isp"), Path(delay_ms=1, bottleneck="isp"), Path()],
+        bottlenecks=[Bottleneck(name="isp", rate_mbit=10, delay_ms=4)],
+    )
+    for path in lab.paths[:2]:
+        assert 10 <= fastest(lab.client, path.server_ip, path.client_ip) < 15
+    assert fastest(lab.client, lab.paths[2].server_ip, lab.paths[2].client_ip) < 5
+    one, other = (lab.start(Bulk(seconds=1.5, transport="tcp", path=path)) for path in (0, 1))
+    together = one.result().mbit + other.result().mbit
+    assert 5 < together <= 10.5
+    lab.bottlenecks["isp"].set(delay_ms=20)
+    assert fastest(lab.client, lab.paths[0].server_ip, lab.paths[0].client_ip) >= 42
+
+
+def test_eight_paths_and_a_third_host(make: Make) -> None:
+    paths = [Path(delay_ms=1) for _ in range(7)]
+    lab = make(
+        [*paths, Path(delay_ms=1, between=("phone", "server"))],
+        hosts=["client", "server", "phone"],
+    )
+    for path in lab.paths:
+        host = lab.hosts[path.path.between[0]]
+        assert ping(host, lab.paths[0].server_ip, source=path.client_ip)[0] == 3
+
+
+def test_the_same_seed_gives_the_same_fate(make: Make) -> None:
+    def fate() -> list[str]:
+        lab = make([Path(up={"loss_percent": 30})], seed=42, repeatable=True)
+        out = lab.client.run(
+            ["ping", "-n", "-c", "60", "-i", "0.002", "-W", "1", lab.paths[0].server_ip],
+            check=False,
+        ).stdout
+        return re.findall(r"icmp_seq=(\d+)", out)
+
+    first = fate()
+    assert 20 < len(first) < 60
+    assert fate() == first
+
+
+def test_a_bad_change_says_what_is_wrong_and_changes_nothing(make: Make) -> None:
+    lab = make([Path(delay_ms=5, name="fibre")])
+    path = lab.paths[0]
+    before = path.up
+    with pytest.raises(LabError, match=r"fibre\.set: a path has no 'los'"):
+        path.set(los=3)
+    with pytest.raises(LabError, match="loss_percent is 120, not in 0…100"):
+        path.set(delay_ms=7, loss_percent=120)
+    with pytest.raises(LabError, match="direction 'sideways'"):
+        path.set(direction="sideways", delay_ms=7)  # type: ignore[arg-type]
+    assert path.up == before
+
+
+def test_a_dead_emulator_is_noticed() -> None:
+    """Packets then pass unimpaired, so a test that goes on would measure nothing."""
+
+    def go_on() -> None:
+        with Lab([Path(delay_ms=20)], backend="nfqueue") as lab:
+            process = lab.backend.emulation.process  # type: ignore[attr-defined]
+            process.kill()
+            process.wait()
+            assert fastest(lab.client, lab.paths[0].server_ip) < 20
+            with pytest.raises(LabError, match="emulator has ended"):
+                lab.paths[0].set(delay_ms=30)
+
+    with pytest.raises(LabError, match="packets passed unimpaired"):
+        go_on()
+
+
+def test_traffic_and_change_at_the_same_time(make: Make) -> None:
+    lab = make([Path(delay_ms=5)])
+    running = lab.start(RequestResponse(interval_ms=5))
+    for delay in range(1, 40):
+        lab.paths[0].set(delay_ms=delay % 10 + 1)
+    result = running.stop()
+    assert result.unanswered == 0
+    assert result.error is None
