@@ -199,15 +199,20 @@ class Daemon:
         self._drain()
 
     def _drain(self) -> None:
-        while self._queue:
-            event = self._queue.popleft()
-            if isinstance(event, ev.EventsLost):
-                self._lost(event)
-                continue
-            if self._control is not None:
-                self._control.publish(event)
-            self._carry_out(self._engine.handle(event, time.monotonic_ns()))
-        self._set_timer()
+        try:
+            while self._queue:
+                self._take_in(self._queue.popleft())
+        finally:
+            # Whatever went wrong with one event, the next deadline must not be missed.
+            self._set_timer()
+
+    def _take_in(self, event: ev.Event) -> None:
+        if isinstance(event, ev.EventsLost):
+            self._lost(event)
+            return
+        if self._control is not None:
+            self._control.publish(event)
+        self._carry_out(self._engine.handle(event, time.monotonic_ns()))
 
     def _lost(self, event: ev.EventsLost) -> None:
         count = self._events_lost[event.source] = self._events_lost.get(event.source, 0) + 1
@@ -262,7 +267,8 @@ class Daemon:
         )
 
     def _remember(self, decision: Decision) -> None:
-        log.info("%s", words.decision(decision))
+        level = logging.DEBUG if decision.command.routine else logging.INFO
+        log.log(level, "%s", words.decision(decision))
         self._decisions.append(decision)
         if self._control is not None:
             self._control.publish(decision)

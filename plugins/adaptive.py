@@ -209,7 +209,7 @@ class Adaptive(Plugin):
         remote: SockAddr,
         reason: str,
         *,
-        backup: bool = False,
+        trial: bool = False,
     ) -> CreateSubflow:
         return CreateSubflow(
             token=connection.token,
@@ -217,14 +217,19 @@ class Adaptive(Plugin):
             local_id=self.ids.for_connection(connection, local_ip),
             remote=remote,
             if_index=ctx.world.interface_of(local_ip) or 0,
-            backup=backup,
+            backup=trial,
             reason=reason,
+            routine=trial,
         )
 
-    def _destroy(self, subflow: Subflow, reason: str) -> DestroySubflow:
+    def _destroy(self, subflow: Subflow, reason: str, *, trial: bool = False) -> DestroySubflow:
         self.book.leaving[subflow.token, subflow.local, subflow.remote] = None
         return DestroySubflow(
-            token=subflow.token, local=subflow.local, remote=subflow.remote, reason=reason
+            token=subflow.token,
+            local=subflow.local,
+            remote=subflow.remote,
+            reason=reason,
+            routine=trial,
         )
 
     # --- subflows come and go
@@ -356,10 +361,14 @@ class Adaptive(Plugin):
             if path.next_trial_at > ctx.now:
                 yield WakeAt(at=path.next_trial_at, reason="the next trial")
                 continue
-            scout = self._scout(ctx, path)
-            if scout is None:
+            if not any(_join_ip(connection) == path.name[1] for connection in ctx.served()):
                 # Nobody is left who could try it: forget, the next connection starts afresh.
                 del self.book.paths[path.name]
+                continue
+            scout = self._scout(ctx, path)
+            if scout is None:
+                path.next_trial_at = ctx.now + self.options.trial_pause_ms * MS
+                yield WakeAt(at=path.next_trial_at, reason="somebody may be free to try it then")
                 continue
             connection, remote = scout
             if path.clean >= path.needed:
@@ -373,7 +382,7 @@ class Adaptive(Plugin):
                 path.name[0],
                 remote,
                 f"trial {path.clean + 1} of {path.needed}: does the path answer in time?",
-                backup=True,
+                trial=True,
             )
             yield WakeAt(at=deadline, reason="the trial's end")
 
@@ -407,7 +416,7 @@ class Adaptive(Plugin):
         else:
             self._back_off(ctx, path)
             verdict = f"the trial took {took / MS:.0f} ms, the path is not healed"
-        yield self._destroy(subflow, verdict)
+        yield self._destroy(subflow, verdict, trial=True)
         yield WakeAt(at=path.next_trial_at, reason="the next trial")
 
     def _trial_failed(self, ctx: Context, path: Path) -> Iterator[Command]:
@@ -472,7 +481,7 @@ class Adaptive(Plugin):
                 )
                 if subflow.state is not State.OPENING or waiting:
                     continue
-                yield self._destroy(subflow, "the join was not answered")
+                yield self._destroy(subflow, "the join was not answered", trial=path is not None)
                 if path is None:
                     why = "a join was not answered"
                     yield from self._put_on_trial(ctx, subflow, why, needed=1)
@@ -508,6 +517,11 @@ def _join_target(connection: Connection) -> SockAddr | None:
     for announced in connection.announced.values():
         return SockAddr(announced.ip, announced.port or connection.remote.port)
     return None
+
+
+def _join_ip(connection: Connection) -> str | None:
+    target = _join_target(connection)
+    return target.ip if target is not None and not connection.server_side else None
 
 
 def _usual_rtt(subflow: Subflow) -> int:

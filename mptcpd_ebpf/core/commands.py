@@ -29,6 +29,8 @@ class Command(Struct, frozen=True, kw_only=True, tag=True, tag_field="command"):
 
     reason: str
     """Why, in one line for a person."""
+    routine: bool = False
+    """No news to a person, such as one of many trials: logged only for debugging."""
 
 
 # --- the kernel's path managers: one connection (userspace mode)

@@ -19,6 +19,8 @@ its arguments, in the order in which things happened.
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core import network
 from mptcpd_ebpf.core.address import SockAddr
@@ -149,11 +151,14 @@ class Tracker:
 
     # --- subflows
 
-    def _add_subflow(self, connection: Connection, subflow: Subflow, now: int) -> None:
+    def _add_subflow(
+        self, connection: Connection, subflow: Subflow, now: int, *, since: int = 0
+    ) -> None:
+        """`since`: when it was seen to live, if a measurement and not netlink named it."""
         connection.subflows[subflow.key] = subflow
         self._unbury(subflow)
         self._learn_id(connection, subflow)
-        early = self._pairing.claim(name_of(subflow))
+        early = self._pairing.claim(name_of(subflow), since)
         if early is not None:
             self._measure(subflow, early, now)
 
@@ -195,6 +200,8 @@ class Tracker:
         connection = self.world.connections.get(event.token)
         if connection is None:
             return []
+        if event.remote.port == 0:
+            event = _with_port(event, connection)
         subflow = connection.subflows.get((event.local, event.remote))
         if subflow is None:
             if self._unbury(event):
@@ -292,6 +299,7 @@ class Tracker:
             connection = self.world.connections.get(measured.token)
             if (
                 connection is not None
+                and is_live(measured)
                 and state_of(measured) is State.OPENING
                 and (measured.local, measured.remote) not in connection.subflows
                 and self._pairing.closing(measured) is None
@@ -312,7 +320,7 @@ class Tracker:
     def _add_join(self, connection: Connection, found: Measurement, now: int) -> None:
         subflow = from_measurement(found, self.world)
         self._joining[name_of(subflow)] = None
-        self._add_subflow(connection, subflow, now)
+        self._add_subflow(connection, subflow, now, since=found.at)
 
     # --- the whole truth anew
 
@@ -371,7 +379,8 @@ class Tracker:
             if state_of(found) is State.OPENING:
                 self._add_join(connection, found, now)
             else:
-                self._add_subflow(connection, from_measurement(found, self.world), now)
+                subflow = from_measurement(found, self.world)
+                self._add_subflow(connection, subflow, now, since=found.at)
             subflow = connection.subflows[found.local, found.remote]
         elif state_of(found) is State.ESTABLISHED and subflow.state is State.OPENING:
             self._joining.pop(name_of(subflow), None)
@@ -383,6 +392,14 @@ class Tracker:
         if told and subflow.usable and not was_usable:
             return [Notice("new_subflow", (connection, subflow), connection)]
         return []
+
+
+def _with_port(event: ev.SubflowClosed, connection: Connection) -> ev.SubflowClosed:
+    """The kernel has forgotten the remote port of a join that never succeeded."""
+    for local, remote in connection.subflows:
+        if local == event.local and remote.ip == event.remote.ip:
+            return replace(event, remote=remote)
+    return replace(event, remote=SockAddr(event.remote.ip, connection.remote.port))
 
 
 _APPLY: dict[type[ev.Event], Callable[[Tracker, Any, int], list[Notice]]] = {
