@@ -52,8 +52,8 @@ def test_a_burst_fits_the_default_buffer(lab: Lab) -> None:
 
 def test_a_kept_descriptor_goes_on_hearing(lab: Lab) -> None:
     """What was subscribed in one process is read in the next, with what came in between."""
-    with lab.client.entered():
-        kept = os.dup(PmEvents.open().fileno())
+    with lab.client.entered(), PmEvents.open() as first:
+        kept = os.dup(first.fileno())
     with listen(lab.client, "127.0.0.1") as listener, PmEvents.adopt(kept) as events:
         port = listener.getsockname()[1]
         Heard(events).wait(ListenerCreated, lambda event: event.local.port == port)
