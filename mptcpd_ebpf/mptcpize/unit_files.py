@@ -3,7 +3,7 @@
 
 The rules are systemd.unit(5)'s: the search path, templates and instances, aliases and
 masks, and the drop-in folders ``NAME.d`` of every name that fits (``foo-bar@x.service``
-also reads ``foo-bar@.service.d``, ``foo-@x.service.d`` and ``service.d``).  Links are
+also reads ``foo-bar@.service.d``, ``foo-@x.service.d``, ``foo-.service.d`` …).  Links are
 followed inside the root (`chase`), so that an image's absolute links stay in the image.
 """
 
@@ -205,4 +205,4 @@ def _names_read(name: Name) -> Iterator[Name]:
     stem = name.prefix.removesuffix("-")
     head, dash, _ = stem.rpartition("-")
     if head and dash:
-        yield from _names_read(Name(head + dash, name.instance))
+        yield from _names_read(Name(head + dash, name.instance or None))
