@@ -100,6 +100,9 @@ def net() -> Iterator[Network]:
             requester = stack.enter_context(Requester(NETLINK_ROUTE))
         # No link-local addresses, which would change at a time of their own.
         lab.client.sysctl("ipv6.conf.default.addr_gen_mode", 1)
+        # The lab does without duplicate address detection; here it is part of the matter.
+        lab.client.sysctl("ipv6.conf.default.accept_dad", 1)
+        lab.client.sysctl("ipv6.conf.default.dad_transmits", 1)
         made = Network(lab.client, lab.server, events, requester)
         made.run("link add one type veth peer name other")
         made.run("link set one up")
