@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Captures of real kernels talking: dissection loses nothing, assertions tell the truth."""
+
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import pytest
+from scapy.layers.inet import TCP
+from scapy.packet import Packet
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.lab import Host, Lab, LabError, Path
+from mptcpd_ebpf.lab.wire import (
+    DSS,
+    RST,
+    SYN,
+    AddAddr,
+    Flow,
+    MPCapableAck,
+    MPCapableSyn,
+    MPCapableSynAck,
+    MPFastclose,
+    MPJoinAck,
+    MPJoinSyn,
+    MPJoinSynAck,
+    MPPrio,
+    MPTCPOption,
+    MPTcpRst,
+    MPTCPUnknown,
+    RemoveAddr,
+    Segment,
+    Wire,
+    capture,
+)
+from mptcpd_ebpf.lab.wire.keys import token_of
+from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP, listen
+from tests.netns.wire_kernel import open_lab
+
+
+@contextmanager
+def connected(client: Host, server: Host, ip: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A fully established MPTCP connection between two kernels."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(server, ip))
+        with client.entered():
+            near = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP))
+        near.settimeout(DEADLINE_S)
+        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        near.connect((ip, listener.getsockname()[1]))
+        far = stack.enter_context(listener.accept()[0])
+        far.settimeout(DEADLINE_S)
+        for sender, receiver in ((near, far), (far, near)):
+            sender.sendall(b"x")
+            assert receiver.recv(1) == b"x"
+        yield near, far
+
+
+def without_cache(packet: Packet) -> bytes:
+    """Builds a dissected packet from its fields: scapy keeps the original bytes otherwise."""
+    layer = packet
+    while layer:
+        layer.raw_packet_cache = None
+        layer = layer.payload
+    return bytes(packet)
+
+
+# --- a corpus of real packets
+
+KERNEL_SAYS: list[type[MPTCPOption]] = [
+    MPCapableSyn,
+    MPCapableSynAck,
+    MPCapableAck,
+    MPJoinSyn,
+    MPJoinSynAck,
+    MPJoinAck,
+    DSS,
+    AddAddr,
+    RemoveAddr,
+    MPPrio,
+    MPFastclose,
+    MPTcpRst,
+]
+
+
+@pytest.fixture(scope="module", params=["4", "6"], ids=["IPv4", "IPv6"])
+def corpus(request: pytest.FixtureRequest) -> list[Segment]:
+    """Two kernels connect, join, announce, change priority, withdraw, transfer and fast-close."""
+    v6 = request.param == "6"
+    with open_lab(ip=request.param) as lab, Wire(lab.client.name) as wire:
+        lab.client.sysctl("mptcp.checksum_enabled", int(v6))
+        first, second = lab.paths
+        server_ip = first.server_ip6 if v6 else first.server_ip
+        own_second = second.client_ip6 if v6 else second.client_ip
+        their_second = second.server_ip6 if v6 else second.server_ip
+        assert server_ip
+        assert own_second
+        assert their_second
+        endpoint = ["ip", "mptcp", "endpoint"]
+        with connected(lab.client, lab.server, server_ip) as (near, far):
+            lab.client.run([*endpoint, "add", own_second, "subflow", "backup", "id", "2"])
+            wire.expect(MPJoinAck, direction="out", interface=second.client_if)
+            lab.client.run([*endpoint, "change", "id", "2", "nobackup"])
+            wire.expect(MPPrio(backup=0), direction="out")
+            lab.server.run([*endpoint, "add", their_second, "signal", "id", "3"])
+            wire.expect(AddAddr(echo=0, address_id=3), direction="in")
+            wire.expect(AddAddr(echo=1, address_id=3), direction="out")
+            lab.client.run([*endpoint, "delete", "id", "2"])
+            wire.expect(RemoveAddr(address_ids=[2]), direction="out")
+            payload = os.urandom(200_000)
+            near.sendall(payload)
+            left = len(payload) // 2
+            while left > 0:
+                left -= len(far.recv(65536))
+            far.close()
+            wire.expect(MPFastclose, direction="in")
+        return wire.matching()
+
+
+@pytest.mark.parametrize("form", KERNEL_SAYS, ids=lambda form: form.__name__)
+def test_the_corpus_holds_every_option_that_two_kernels_say(
+    corpus: list[Segment], form: type[MPTCPOption]
+) -> None:
+    assert any(segment.carries(form) for segment in corpus)
+
+
+def test_real_packets_are_dissected_without_loss(corpus: list[Segment]) -> None:
+    for segment in corpus:
+        packet = segment.scapy()
+        assert without_cache(packet) == segment.packet, segment.describe()
+        assert not any(isinstance(option, MPTCPUnknown) for option in segment.mptcp)
+        assert [value for name, value in packet[TCP].options if name == "MPTCP"] == segment.mptcp
+
+
+# --- assertions
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with open_lab() as lab:
+        yield lab
+
+
+def test_a_join_is_found_by_all_that_is_known_of_it(lab: Lab) -> None:
+    first, second = lab.paths
+    assert first.server_ip
+    assert second.client_ip
+    endpoint = ["ip", "mptcp", "endpoint", "add", second.client_ip, "subflow", "backup", "id", "2"]
+    lab.client.run(endpoint)
+    with Wire(lab.client.name) as wire:
+        before = time.monotonic_ns()
+        with connected(lab.client, lab.server, first.server_ip):
+            capable = wire.expect(MPCapableAck, direction="out").mptcp[0]
+            join = wire.expect(
+                MPJoinSyn(address_id=2, backup=True, token=token_of(capable.receiver_key)),
+                interface=second.client_if,
+                direction="out",
+                token=token_of(capable.sender_key),
+                source=second.client_ip,
+                destination=first.server_ip,
+                flags=SYN,
+                since=before,
+                within=5.0,
+            )
+        assert before <= join.at <= time.monotonic_ns()
+        for wrong in (
+            {"interface": first.client_if},
+            {"direction": "in"},
+            {"token": 1},
+            {"source": first.server_ip},
+            {"flags": RST},
+            {"since": join.at + 1},
+        ):
+            assert not wire.matching(MPJoinSyn, **wrong), wrong
+        # The same packet arrives at the other end of the path as it left.
+        assert wire.matching(MPJoinSyn, flow=join.flow) == [join]
+
+
+def test_what_did_not_come_is_reported_with_what_came(lab: Lab) -> None:
+    server_ip = lab.paths[0].server_ip
+    assert server_ip
+    with (
+        Wire(lab.client.name) as wire,
+        connected(lab.client, lab.server, server_ip),
+        pytest.raises(AssertionError) as report,
+    ):
+        wire.expect(MPJoinSyn(address_id=2), interface="path1", token=0xABCD, within=0.05)
+    text = str(report.value)
+    assert "no MPJoinSyn(address_id=2), interface=path1, token=0xabcd within 0.05 s" in text
+    assert "no handshake of that token was captured" in text
+    assert "MP_CAPABLE SYN/ACK sender_key=" in text
+
+
+def test_a_missing_namespace_is_named() -> None:
+    with pytest.raises(LabError, match="there is no network namespace nowhere"):
+        Wire("nowhere")
+
+
+def test_a_capture_that_lost_packets_says_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "_QUEUE_BYTES", 1)
+    server_ip = lab.paths[0].server_ip
+    assert server_ip
+    with Wire(lab.client.name) as wire, connected(lab.client, lab.server, server_ip) as (near, far):
+        receive_all(near, far, bytes(500_000))
+        with pytest.raises(LabError, match=r"lost \d+ packets"):
+            wire.matching()
+
+
+def test_an_interface_that_goes_down_does_not_end_the_capture(lab: Lab) -> None:
+    first, second = lab.paths
+    assert first.server_ip
+    with Wire(lab.client.name) as wire:
+        lab.client.run(["ip", "link", "set", second.client_if, "down"])
+        with connected(lab.client, lab.server, first.server_ip):
+            wire.expect(MPCapableAck, interface=first.client_if)
+
+
+def test_nothing_remains_of_a_capture(lab: Lab) -> None:
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    wire = Wire(lab.client.name)
+    wire.close()
+    wire.close()
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+# --- retransmissions
+
+
+def receive_all(near: socket.socket, far: socket.socket, payload: bytes) -> None:
+    """Sends all of `payload` and reads it at the other end, in one thread."""
+    near.setblocking(False)
+    left, view = len(payload), memoryview(payload)
+    deadline = time.monotonic() + 60
+    while left:
+        assert time.monotonic() < deadline, f"{left} bytes are still missing"
+        readable, writable, _ = select.select([far], [near] if view else [], [], 1.0)
+        if writable:
+            with suppress(BlockingIOError):
+                view = view[near.send(view) :]
+        if readable:
+            left -= len(far.recv(1 << 20))
+
+
+def total_retrans_at_rest(near: socket.socket) -> int:
+    """tcpi_total_retrans of the first subflow, once nothing is unacknowledged (linux/tcp.h)."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        information = near.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        if struct.unpack_from("=I", information, 24)[0] == 0:
+            retransmits: int = struct.unpack_from("=I", information, 100)[0]
+            return retransmits
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("snap", [160, capture.WHOLE], ids=["headers", "whole packets"])
+def test_retransmissions_on_the_wire_are_those_the_kernel_counted(snap: int) -> None:
+    with (
+        Lab(paths=[Path(delay_ms=2, loss_percent=5)]) as lab,
+        Wire(lab.client.name, snap=snap) as w,
+    ):
+        server_ip, client_ip = lab.paths[0].server_ip, lab.paths[0].client_ip
+        assert server_ip
+        assert client_ip
+        with connected(lab.client, lab.server, server_ip) as (near, far):
+            flow = Flow(SockAddr(*near.getsockname()), SockAddr(*near.getpeername()))
+            receive_all(near, far, bytes(600_000))
+            counted = total_retrans_at_rest(near)
+            assert counted > 0
+            assert w.retransmissions(source=client_ip) == {flow: counted}

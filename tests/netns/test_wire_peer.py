@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The scripted peer holds whole conversations with the kernel, as client and as server.
+
+The kernel is the judge: what it accepted, it counted (MPTcpExt) and its sockets show.
+"""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.lab import Lab, LabError
+from mptcpd_ebpf.lab.wire import (
+    RST,
+    AddAddr,
+    MPFail,
+    MPFastclose,
+    MPJoinSyn,
+    MPPrio,
+    Peer,
+    RemoveAddr,
+)
+from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP, listen
+from tests.netns.wire_kernel import Counters, Talk, kernel_connects, open_lab, talk
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with open_lab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def plain(lab: Lab) -> Iterator[Talk]:
+    with talk(lab) as talking:
+        yield talking
+
+
+def read_exactly(source: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        data += source.recv(count - len(data))
+    return data
+
+
+# --- the peer is the client
+
+
+@pytest.mark.parametrize("checksum", [False, True], ids=["no checksum", "checksum"])
+def test_data_goes_both_ways(lab: Lab, checksum: bool) -> None:
+    counters = Counters(lab.server)
+    with talk(lab, checksum=checksum) as (peer, connection, _, accepted, _):
+        assert connection.checksum == checksum
+        up, down = bytes(range(256)) * 40, bytes(range(255, -1, -1)) * 40
+        connection.send(up)
+        connection.wait_acked()
+        assert read_exactly(accepted, len(up)) == up
+        accepted.sendall(down)
+        assert connection.receive_data(len(down)) == down
+        assert connection.checksum_errors == 0
+        assert not connection.unmapped
+        assert not peer.wire.matching(flags=RST)
+    counters.expect(MPCapableSYNRX=1, MPCapableACKRX=1, DataCsumErr=0, MPCapableFallbackACK=0)
+
+
+def test_ipv6_and_its_announcement() -> None:
+    with open_lab(ip="6") as lab:
+        near, far = lab.paths
+        assert near.client_ip6
+        assert near.server_ip6
+        assert far.client_ip6
+        with listen(lab.server, "::") as listener, Peer(lab.client.name) as peer:
+            remote = SockAddr(near.server_ip6, listener.getsockname()[1])
+            connection = peer.connect(near.client_ip6, remote)
+            connection.send(b"hello")
+            connection.wait_acked()
+            connection.announce(far.client_ip6, 3, port=7000)
+            connection.initial.expect(
+                AddAddr(echo=1, address_id=3, address=far.client_ip6, port=7000)
+            )
+
+
+def test_a_join_carries_data(plain: Talk) -> None:
+    counters = Counters(plain.lab.server)
+    path1 = plain.lab.paths[1]
+    assert path1.client_ip is not None
+    subflow = plain.connection.join(path1.client_ip, 2, backup=True)
+    assert subflow.reset_by is None
+    plain.connection.send(b"over the second path", on=subflow)
+    plain.connection.wait_acked()
+    assert plain.accepted.recv(100) == b"over the second path"
+    counters.expect(MPJoinSynRx=1, MPJoinSynBackupRx=1, MPJoinAckRx=1)
+    # The same, as anyone may ask the capture.
+    plain.peer.wire.expect(
+        MPJoinSyn(address_id=2, backup=True),
+        interface=path1.client_if,
+        direction="out",
+        token=plain.connection.remote_token,
+    )
+
+
+def test_priority_changes(plain: Talk) -> None:
+    path1 = plain.lab.paths[1]
+    assert path1.client_ip is not None
+    subflow = plain.connection.join(path1.client_ip, 2)
+    counters = Counters(plain.lab.server)
+    subflow.prio(backup=True)
+    counters.expect(MPPrioRx=1)
+    # The backup is left alone while another subflow lives.
+    plain.accepted.sendall(b"x" * 2000)
+    plain.connection.receive_data(2000)
+    assert all(segment.payload_length == 0 for segment in subflow.heard)
+    assert plain.peer.wire.matching(MPPrio(backup=True), direction="out", flow=subflow.flow)
+
+
+def test_an_announced_address_is_echoed_joined_and_left_when_withdrawn(plain: Talk) -> None:
+    path1 = plain.lab.paths[1]
+    assert path1.client_ip is not None
+    counters = Counters(plain.lab.server)
+    port = plain.connection.initial.flow.source.port
+    plain.connection.announce(path1.client_ip, 7)
+    plain.connection.initial.expect(AddAddr(echo=1, address_id=7, address=path1.client_ip))
+    subflow = plain.connection.accept_join(address_id=7)
+    assert subflow.flow.source == SockAddr(path1.client_ip, port)
+    counters.expect(AddAddr=1, EchoAddTx=1, MPJoinSynTx=1, MPJoinSynAckRx=1)
+    plain.connection.remove(7)
+    plain.peer.wait(lambda: subflow.finished, "the kernel leaves the withdrawn address")
+    counters.expect(RmAddr=1)
+
+
+def test_a_withdrawal_names_several_addresses(plain: Talk) -> None:
+    counters = Counters(plain.lab.server)
+    plain.connection.remove(5, 6)
+    counters.expect(RmAddr=2)
+    assert plain.peer.wire.matching(RemoveAddr(address_ids=[5, 6]), direction="out")
+
+
+def test_fast_close_is_answered_by_a_reset(plain: Talk) -> None:
+    counters = Counters(plain.lab.server)
+    plain.connection.fastclose()
+    plain.connection.initial.expect_reset()
+    with pytest.raises(ConnectionResetError):
+        plain.accepted.recv(1)
+    counters.expect(MPFastcloseRx=1, MPRstTx=1)
+
+
+def test_the_kernel_s_fast_close_proves_itself_with_our_key(plain: Talk) -> None:
+    plain.connection.send(b"unread")
+    plain.connection.wait_acked()
+    plain.accepted.close()
+    reset = plain.connection.initial.expect_reset()
+    assert reset.carries(MPFastclose(receiver_key=plain.connection.key))
+
+
+def test_a_reset_with_a_reason_ends_one_subflow(plain: Talk) -> None:
+    path1 = plain.lab.paths[1]
+    assert path1.client_ip is not None
+    subflow = plain.connection.join(path1.client_ip, 2)
+    counters = Counters(plain.lab.server)
+    subflow.reset(reason=4, transient=True)
+    counters.expect(MPRstRx=1)
+    plain.connection.send(b"still here")
+    plain.connection.wait_acked()
+    assert plain.accepted.recv(100) == b"still here"
+
+
+def test_a_claimed_checksum_failure_falls_back_on_the_only_subflow(plain: Talk) -> None:
+    counters = Counters(plain.lab.server)
+    plain.connection.initial.fail(plain.connection.snd_nxt)
+    plain.connection.initial.expect(MPFail)
+    counters.expect(MPFailRx=1, MPFailTx=1)
+
+
+def test_closing_takes_data_fins_and_fins_both_ways(plain: Talk) -> None:
+    connection = plain.connection
+    connection.close()
+    connection.wait_acked()
+    assert plain.accepted.recv(1) == b""
+    plain.accepted.sendall(b"last words")
+    assert connection.receive_data(10) == b"last words"
+    plain.accepted.close()
+    plain.peer.wait(lambda: connection.closed_by_kernel, "DATA_FIN")
+    plain.peer.wait(lambda: connection.initial.finished, "FIN")
+    assert not plain.peer.wire.matching(flags=RST)
+
+
+# --- the peer is the server
+
+
+@pytest.mark.parametrize("checksum", [False, True], ids=["no checksum", "checksum"])
+def test_the_kernel_connects_to_the_peer(lab: Lab, checksum: bool) -> None:
+    lab.client.sysctl("mptcp.checksum_enabled", int(checksum))
+    counters = Counters(lab.client)
+    with Peer(lab.server.name) as peer, kernel_connects(lab) as client:
+        connection = peer.accept(5000)
+        assert connection.checksum == checksum
+        client.settimeout(DEADLINE_S)
+        client.sendall(b"question" * 1000)
+        assert connection.receive_data(8000) == b"question" * 1000
+        connection.send(b"answer")
+        assert client.recv(100) == b"answer"
+        assert connection.checksum_errors == 0
+        client.close()
+        peer.wait(lambda: connection.closed_by_kernel, "DATA_FIN")
+    counters.expect(MPCapableSYNTX=1, MPCapableSYNACKRX=1, MPCapableFallbackSYNACK=0)
+
+
+def test_an_endpoint_of_the_kernel_joins_the_peer(lab: Lab) -> None:
+    path1 = lab.paths[1]
+    assert path1.client_ip is not None
+    endpoint = ["ip", "mptcp", "endpoint", "add", path1.client_ip, "subflow", "backup", "id", "9"]
+    lab.client.run(endpoint)
+    with Peer(lab.server.name) as peer, kernel_connects(lab) as client:
+        connection = peer.accept(5000)
+        client.settimeout(DEADLINE_S)
+        client.sendall(b"x")
+        connection.receive_data(1)
+        subflow = connection.accept_join()
+        assert subflow.heard[0].carries(
+            MPJoinSyn(address_id=9, backup=True, token=connection.token)
+        )
+        assert subflow.flow.destination.ip == path1.client_ip
+        lab.client.run(["ip", "mptcp", "endpoint", "delete", "id", "9"])
+        connection.initial.expect(RemoveAddr(address_ids=[9]))
+        peer.wait(lambda: subflow.finished, "the kernel closes the endpoint's subflow")
+
+
+# --- the peer and its namespace
+
+
+def test_the_namespace_s_own_kernel_keeps_silent(lab: Lab) -> None:
+    """No RST answers what the peer has not answered, and the rule goes with the peer."""
+    with Peer(lab.server.name) as peer:
+        with kernel_connects(lab, port=5999):
+            peer.wire.expect(flags=2, direction="in")
+        assert not peer.wire.matching(direction="out")
+        assert "drop" in lab.server.run(["nft", "list", "ruleset"]).stdout
+    assert "wire_peer" not in lab.server.run(["nft", "list", "ruleset"]).stdout
+
+
+def test_a_namespace_has_one_peer(lab: Lab) -> None:
+    with Peer(lab.server.name):
+        with pytest.raises(LabError, match=rf"{lab.server.name}: nft: .*exists"):
+            Peer(lab.server.name)
+        assert "drop" in lab.server.run(["nft", "list", "ruleset"]).stdout
+
+
+def test_an_expectation_not_met_shows_the_conversation(lab: Lab) -> None:
+    with (
+        Peer(lab.server.name) as peer,
+        kernel_connects(lab),
+        pytest.raises(AssertionError, match=r"(?s)MPJoinSyn comes.*MP_CAPABLE SYN"),
+    ):
+        peer.next_syn(MPJoinSyn, within=0.1)
+
+
+def test_plain_tcp_still_works_after_the_peer(lab: Lab) -> None:
+    Peer(lab.client.name).close()
+    with listen(lab.server, "0.0.0.0") as listener:
+        with lab.client.entered():
+            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        with client:
+            client.settimeout(DEADLINE_S)
+            client.connect((lab.paths[0].server_ip, listener.getsockname()[1]))
