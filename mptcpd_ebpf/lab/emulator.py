@@ -67,6 +67,8 @@ class Queue:
         self.number = number
         self.socket = _socket_in(netns)
         self.bound = False
+        self.wanted = _ID_AT.stop
+        """Bytes of a message that matter."""
         # Loss and jitter have a source each, so that changing one leaves the other's
         # sequence as it was.
         self.loss_source = random.Random(None if seed is None else f"{seed} loss")
@@ -103,7 +105,7 @@ class Queue:
             self.bind()
         if self.bound:
             # Looking at packets costs: the kernel copies them only when options matter.
-            self.wanted = 512 if self.drop_options else 28
+            self.wanted = 512 if self.drop_options else _ID_AT.stop
             mode = (_HEADERS, _COPY_PACKET) if self.drop_options else (0, _COPY_META)
             self._configure(_CFG_PARAMS, struct.pack(">IB", *mode))
 

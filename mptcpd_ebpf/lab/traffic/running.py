@@ -59,6 +59,8 @@ class _Process:
         """The next line; raises LabError if there is none in time, or a failure in it."""
         stdout = self.process.stdout
         assert stdout is not None
+        if stdout.closed:
+            raise LabError("traffic: it was killed and has no result")
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             if not selector.select(timeout_s):

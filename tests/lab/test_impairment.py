@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""An impairment is what can be, or an error that names the place."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mptcpd_ebpf.lab import Burst, Impairment, LabError
+from mptcpd_ebpf.lab.impairment import FIELDS, changed
+
+
+def test_a_change_keeps_the_other_fields() -> None:
+    base = Impairment(delay_ms=10, rate_mbit=20)
+    assert changed(base, {"loss_percent": 3}, where="x") == Impairment(
+        delay_ms=10, rate_mbit=20, loss_percent=3
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"delay": 1}, "x: a path has no 'delay'; it has burst, delay_ms"),
+        ({"delay_ms": "1"}, r"x: Expected `float`, got `str` - at `\$.delay_ms`"),
+        ({"delay_ms": -1}, "x: delay_ms is -1, not in 0…60000"),
+        ({"jitter_ms": 2}, "jitter_ms 2 is above delay_ms 1"),
+        ({"loss_percent": 100.5}, "loss_percent is 100.5, not in 0…100"),
+        ({"rate_mbit": 0}, "rate_mbit is 0, not in"),
+        ({"queue_ms": 0}, "queue_ms is 0, not in"),
+        ({"burst": {"enter_percent": 1}}, "missing required field `leave_percent`"),
+        (
+            {"burst": {"enter_percent": 1, "leave_percent": 101}},
+            "burst.leave_percent is 101, not in",
+        ),
+        (
+            {"burst": {"enter_percent": 1, "leave_percent": 9}, "loss_percent": 1},
+            "loss_percent or burst, not both",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(change: dict[str, object], words: str) -> None:
+    with pytest.raises(LabError, match=words):
+        changed(Impairment(delay_ms=1), change, where="x")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*sorted(FIELDS), "dely"]),
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
+    )
+)
+def test_any_change_is_taken_or_refused_with_the_place(change: dict[str, object]) -> None:
+    try:
+        value = changed(Impairment(delay_ms=5), change, where="here")
+    except LabError as error:
+        refusal = str(error)
+    else:
+        refusal = "here: "
+        assert 0 <= value.jitter_ms <= value.delay_ms <= 60_000
+        assert 0 <= value.loss_percent <= 100
+    assert refusal.startswith("here: ")
+
+
+def test_a_burst_is_taken_as_a_struct_or_as_plain_data() -> None:
+    plain = {"enter_percent": 1.0, "leave_percent": 10.0}
+    assert changed(Impairment(), {"burst": plain}, where="x") == changed(
+        Impairment(), {"burst": Burst(enter_percent=1, leave_percent=10)}, where="x"
+    )

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Workloads make the traffic they say and measure what their messages meet."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+
+from mptcpd_ebpf.lab import (
+    Bulk,
+    Lab,
+    LabError,
+    Path,
+    RequestResponse,
+    ShortConnections,
+    Stream,
+)
+
+Make = Callable[..., Lab]
+Transport = Literal["mptcp", "tcp"]
+TRANSPORTS: list[Transport] = ["mptcp", "tcp"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_requests_take_a_round_trip(make_mptcp_lab: Make, transport: Transport) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=10)])
+    before = time.monotonic_ns()
+    running = lab.start(RequestResponse(count=20, interval_ms=5, transport=transport))
+    result = running.result()
+    assert (running.token is not None) == (transport == "mptcp")
+    assert running.local[0] == lab.paths[0].client_ip
+    assert result.latency.n == 20
+    assert result.latency.min_ms is not None
+    assert result.latency.min_ms >= 20
+    times = [message.sent_at for message in result.messages]
+    assert times == sorted(times)
+    assert before < times[0] < times[-1] < time.monotonic_ns()
+
+
+def test_the_first_subflow_uses_the_path_and_family_asked_for(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab([Path(), Path(delay_ms=15, name="lte")], ip="both")
+    running = lab.start(RequestResponse(count=3, interval_ms=5, path="lte", family="6"))
+    assert running.local[0] == lab.paths[1].client_ip6
+    assert running.result().latency.min_ms >= 30  # type: ignore[operator]
+
+
+def test_congestion_control_reaches_both_ends(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=1)])
+    running = lab.start(RequestResponse(interval_ms=10, congestion="reno"))
+    for host in (lab.client, lab.server):
+        algorithms = re.findall(r"\t (\w+) ", host.run(["ss", "-Htin"]).stdout)
+        assert set(algorithms) == {"reno"}
+    running.stop()
+
+
+def test_requests_in_a_blackhole_are_waited_for_and_counted(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=1)])
+    running = lab.start(RequestResponse(interval_ms=10, drain_s=0.5))
+    time.sleep(0.2)
+    lab.paths[0].blackhole()
+    cut = time.monotonic_ns()
+    time.sleep(0.2)
+    result = running.stop()
+    assert result.unanswered > 0
+    assert all(m.latency_ns is not None for m in result.messages if m.sent_at < cut - 50_000_000)
+    assert result.between(cut, 1 << 62).n == 0
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_bulk_delivers_every_byte(
+    make_mptcp_lab: Make, transport: Transport, direction: Literal["up", "down"]
+) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=2, rate_mbit=50)])
+    workload = Bulk(bytes=1_000_001, direction=direction, transport=transport, chunk=100_000)
+    result = lab.start(workload).result()
+    assert result.bytes == 1_000_001
+    assert 0 < result.mbit <= 50
+    totals = [total for _, total in result.arrivals]
+    assert totals == sorted(totals)
+    first, last = result.arrivals[0][0], result.arrivals[-1][0]
+    assert result.mbit_between(result.started_at, last) == pytest.approx(result.mbit)
+    assert first > result.started_at
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_bulk_stops_when_told(make_mptcp_lab: Make, direction: Literal["up", "down"]) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=2, rate_mbit=20)])
+    running = lab.start(Bulk(direction=direction))
+    time.sleep(0.3)
+    result = running.stop()
+    assert result.bytes > 0
+    assert result.error is None
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_stream_keeps_its_rate_and_times_each_message(
+    make_mptcp_lab: Make, direction: Literal["up", "down"]
+) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=20)])
+    result = lab.start(Stream(rate_mbit=1, size=1250, seconds=1, direction=direction)).result()
+    assert len(result.messages) == 100
+    assert result.latency.n == 100
+    assert result.latency.min_ms is not None
+    assert result.latency.min_ms >= 20
+
+
+def test_short_connections_are_each_timed(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=5)])
+    result = lab.start(ShortConnections(count=40, parallel=8)).result()
+    assert result.latency.n == 40
+    # A handshake and a request: two round trips.
+    assert result.latency.min_ms is not None
+    assert result.latency.min_ms >= 20
+
+
+def test_what_goes_wrong_is_said(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab([Path()])
+    with pytest.raises(LabError, match="the lab has no IPv6"):
+        lab.start(RequestResponse(family="6"))
+    with pytest.raises(LabError, match=r"traffic: .*No such file"):
+        lab.start(RequestResponse(congestion="no-such-algorithm"))
+    with pytest.raises(LabError, match="there is no path 'dsl'"):
+        lab.start(RequestResponse(path="dsl"))
+    running = lab.start(Bulk())
+    running.kill()
+    with pytest.raises(LabError, match="it was killed"):
+        running.result()
+
+
+def test_a_connection_that_ends_early_is_told_from_one_that_ends_well(
+    make_mptcp_lab: Make,
+) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=1)])
+    running = lab.start(RequestResponse(interval_ms=10, transport="tcp"))
+    assert lab.paths[0].inject_resets() == 1
+    with pytest.raises(LabError, match="reset by peer"):
+        running.result()
+    assert running.result(allow_error=True).latency.n > 0
