@@ -102,14 +102,16 @@ class Pairing:
                 return
         waiting.append(self._wait(Early(now + GRACE, measured)))
 
-    def claim(self, name: Name) -> Measurement | None:
-        """Netlink named a subflow: takes out what the probes said of it."""
-        waiting = self._early.get(name)
-        if not waiting:
-            return None
-        entry = waiting[0]
-        self._drop_early(entry)
-        return entry.measured
+    def claim(self, name: Name, since: int = 0) -> Measurement | None:
+        """A subflow got its name: takes out what the probes said of it.
+
+        What they said before `since` was of a former one, and is forgotten.
+        """
+        for entry in list(self._early.get(name, ())):
+            self._drop_early(entry)
+            if entry.measured.at >= since:
+                return entry.measured
+        return None
 
     def _drop_early(self, entry: Early) -> None:
         entry.over = True

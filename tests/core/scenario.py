@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the core's tests speak in: two connections' worth of addresses, short names for events."""
+
+from collections import deque
+from dataclasses import asdict
+from typing import Any
+
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.engine import Engine, Outcome
+from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
+from mptcpd_ebpf.core.model import Connection, Subflow, SubflowKey
+from mptcpd_ebpf.core.tracker import Tracker
+
+MS = 1_000_000
+SECOND = 1000 * MS
+START = 1000 * SECOND
+"""The fake clock's first moment: nobody may rely on a machine that has just booted."""
+
+TOKEN = 0x1A2B3C4D
+SERVER = SockAddr("10.0.9.1", 443)
+FIBRE: SubflowKey = (SockAddr("10.0.1.2", 40001), SERVER)
+"""The initial subflow."""
+RADIO: SubflowKey = (SockAddr("10.0.2.2", 40002), SERVER)
+SATELLITE: SubflowKey = (SockAddr("10.0.3.2", 40003), SERVER)
+
+TCP_ESTABLISHED, TCP_SYN_SENT, TCP_CLOSE = 1, 2, 7
+
+
+def created(token: int = TOKEN, key: SubflowKey = FIBRE, **more: Any) -> ev.ConnectionCreated:
+    return ev.ConnectionCreated(token=token, local=key[0], remote=key[1], **more)
+
+
+def established(
+    token: int = TOKEN, key: SubflowKey = FIBRE, **more: Any
+) -> ev.ConnectionEstablished:
+    return ev.ConnectionEstablished(token=token, local=key[0], remote=key[1], **more)
+
+
+def gone(token: int = TOKEN) -> ev.ConnectionClosed:
+    return ev.ConnectionClosed(token=token)
+
+
+def joined(key: SubflowKey = RADIO, token: int = TOKEN, **more: Any) -> ev.SubflowEstablished:
+    return ev.SubflowEstablished(token=token, local=key[0], remote=key[1], **more)
+
+
+def left(key: SubflowKey = RADIO, token: int = TOKEN, **more: Any) -> ev.SubflowClosed:
+    return ev.SubflowClosed(token=token, local=key[0], remote=key[1], **more)
+
+
+def measured(
+    key: SubflowKey = FIBRE, at: int = START, token: int = TOKEN, **more: Any
+) -> Measurement:
+    return Measurement(at=at, token=token, local=key[0], remote=key[1], **more)
+
+
+def alarm(measurement: Measurement, kind: AlarmKind = AlarmKind.RTT) -> ev.AlarmRaised:
+    return ev.AlarmRaised(kind=kind, measurement=measurement)
+
+
+def ended(key: SubflowKey = RADIO, at: int = START, **more: Any) -> ev.SubflowEnded:
+    return ev.SubflowEnded(measurement=measured(key, at, closed=True, state=TCP_CLOSE, **more))
+
+
+def truth(
+    *subflows: Measurement,
+    connections: list[ev.LiveConnection] | None = None,
+    **network: Any,
+) -> ev.Resynchronised:
+    """A Resynchronised; without `connections`, the one connection that these tests mostly use."""
+    if connections is None:
+        connections = [ev.LiveConnection(token=TOKEN, local=FIBRE[0], remote=FIBRE[1])]
+    return ev.Resynchronised(
+        connections=connections,
+        subflows=list(subflows),
+        links=network.get("links", []),
+        addresses=network.get("addresses", []),
+        routes=network.get("routes", []),
+    )
+
+
+class Listener:
+    """A tracker with a clock, and all it said so far."""
+
+    def __init__(self, *events: ev.Event) -> None:
+        self.tracker = Tracker()
+        self.now = START
+        self.told: list[str] = []
+        self.finals: list[Subflow] = []
+        self.tell(*events)
+
+    def tell(self, *events: ev.Event) -> list[str]:
+        """Applies events at the present moment; returns the notices they led to, by name."""
+        names = []
+        for event in events:
+            notices = self.tracker.apply(event, self.now) + self.tracker.expire(self.now)
+            self.finals += [n.args[0] for n in notices if n.handler == "subflow_final"]
+            names += [n.handler for n in notices]
+        self.told += names
+        return names
+
+    def wait(self, nanoseconds: int) -> list[str]:
+        self.now += nanoseconds
+        return self.tell(ev.Tick())
+
+    @property
+    def connection(self) -> Connection:
+        return self.tracker.world.connections[TOKEN]
+
+    def subflow(self, key: SubflowKey) -> Subflow:
+        return self.connection.subflows[key]
+
+
+def connect(engine: Engine, *keys: SubflowKey, token: int = TOKEN, now: int = START) -> Connection:
+    """A connection in `engine`, fully established, with its initial subflow and joins."""
+    engine.handle(created(token), now)
+    engine.handle(established(token), now)
+    for number, key in enumerate(keys, start=1):
+        engine.handle(joined(key, token, local_id=number, remote_id=0), now)
+    return engine.world.connections[token]
+
+
+def picture(tracker: Tracker) -> dict[str, Any]:
+    """All of a tracker's world as plain data, to compare."""
+    world = asdict(tracker.world)
+    del world["interface_allowed"]
+    return world
+
+
+def leftovers(keeper: object, path: str = "") -> dict[str, int]:
+    """All that an object and those it is made of hold: containers not empty, by their path.
+
+    It asks the objects themselves rather than a list of names: a container that is
+    added tomorrow is looked at too.
+    """
+    found: dict[str, int] = {}
+    names = [*getattr(keeper, "__dict__", ()), *getattr(keeper, "__slots__", ())]
+    for name in names:
+        value = getattr(keeper, name)
+        here = f"{path}{name}"
+        if isinstance(value, dict | list | set | deque):
+            found |= {here: len(value)} if value else {}
+        elif type(value).__module__.startswith("mptcpd_ebpf.core"):
+            found |= leftovers(value, f"{here}.")
+    return found
+
+
+def refused(outcome: Outcome) -> list[str | None]:
+    return [decision.refused for decision in outcome.decisions]

@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One event in, decisions and the next deadline out; what plugins can and cannot do."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import (
+    AddEndpoint,
+    Command,
+    CreateSubflow,
+    Decision,
+    DestroySubflow,
+    EndpointFlag,
+    RequestSample,
+    SetBackup,
+    WakeAt,
+)
+from mptcpd_ebpf.core.engine import SHORTEST_SLEEP, Engine
+from mptcpd_ebpf.core.model import Connection
+from mptcpd_ebpf.core.pairing import GRACE
+from mptcpd_ebpf.core.plugin import Commands, Context, Plugin
+from tests.core.scenario import (
+    FIBRE,
+    MS,
+    RADIO,
+    SERVER,
+    START,
+    TOKEN,
+    alarm,
+    connect,
+    created,
+    established,
+    gone,
+    joined,
+    measured,
+    refused,
+)
+
+LINK = ev.LinkChanged(if_index=2, name="wan0", up=True, running=True)
+
+
+class Recorder(Plugin):
+    """Writes down what it is told, and answers with what the test put in."""
+
+    name = "recorder"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.told: list[str] = []
+        self.answers: dict[str, list[Command]] = {}
+
+    def _heard(self, handler: str) -> Commands:
+        self.told.append(handler)
+        return self.answers.get(handler, ())
+
+    def init(self, ctx: Context) -> Commands:
+        return self._heard(f"init with {len(ctx.served())}")
+
+    def exit(self, ctx: Context) -> Commands:
+        return self._heard("exit")
+
+    def new_connection(self, ctx: Context, connection: Connection) -> Commands:
+        return self._heard("new_connection")
+
+    def connection_closed(self, ctx: Context, connection: Connection) -> Commands:
+        return self._heard("connection_closed")
+
+    def new_subflow(self, ctx: Context, connection: Connection, subflow: Any) -> Commands:
+        return self._heard("new_subflow")
+
+    def alarm(self, ctx: Context, connection: Connection, subflow: Any, alarm: Any) -> Commands:
+        return self._heard("alarm")
+
+    def new_interface(self, ctx: Context, link: Any) -> Commands:
+        return self._heard("new_interface")
+
+    def wake(self, ctx: Context) -> Commands:
+        return self._heard("wake")
+
+    def answered(self, ctx: Context, decision: Decision, errno: int, explanation: str) -> Commands:
+        return self._heard(f"answered {decision.id}: {errno} {explanation}")
+
+
+class Urgent(Recorder):
+    name = "urgent"
+    priority = 5
+
+
+def serving(name: str) -> Callable[[Connection], str]:
+    return lambda _connection: name
+
+
+def destroy(key: Any = RADIO, token: int = TOKEN) -> DestroySubflow:
+    return DestroySubflow(token=token, local=key[0], remote=key[1], reason="test")
+
+
+def demote(key: Any = RADIO) -> SetBackup:
+    return SetBackup(token=TOKEN, local=key[0], remote=key[1], backup=True, reason="test")
+
+
+ALARM = alarm(measured(RADIO))
+
+# --- who is told what
+
+
+def test_the_network_is_told_to_all_in_order_of_priority() -> None:
+    order: list[str] = []
+
+    class Late(Plugin):
+        name = "late"
+
+        def new_interface(self, ctx: Context, link: Any) -> Commands:
+            order.append(self.name)
+            return ()
+
+    class Early(Late):
+        name = "early"
+        priority = 9
+
+    engine = Engine([Late(), Early()])
+    engine.handle(LINK, START)
+    assert order == engine.plugins == ["early", "late"]
+
+
+def test_a_connection_is_told_to_its_servant_only() -> None:
+    recorder, urgent = Recorder(), Urgent()
+    engine = Engine([recorder, urgent], serving("recorder"))
+    connect(engine, RADIO)
+    assert recorder.told == ["new_connection", "new_subflow"]
+    assert urgent.told == []
+    assert engine.servant(TOKEN) == "recorder"
+    engine.handle(gone(), START)
+    assert engine.servant(TOKEN) is None
+
+
+def test_connections_are_served_by_different_plugins() -> None:
+    recorder, urgent = Recorder(), Urgent()
+    engine = Engine([recorder, urgent], lambda c: "urgent" if c.token == 2 else "recorder")
+    connect(engine, token=1)
+    connect(engine, RADIO, token=2)
+    assert (recorder.told, urgent.told) == (["new_connection"], ["new_connection", "new_subflow"])
+
+
+@pytest.mark.parametrize("servant", [None, "nobody by that name"])
+def test_a_connection_that_nobody_serves_is_left_to_the_kernel(servant: str | None) -> None:
+    recorder = Recorder()
+    engine = Engine([recorder], lambda _connection: servant)
+    assert connect(engine, RADIO).subflows.keys() == {FIBRE, RADIO}
+    assert recorder.told == []
+
+
+def test_start_shows_the_live_connections() -> None:
+    recorder = Recorder()
+    engine = Engine([recorder], serving("recorder"))
+    connect(engine)
+    engine.start(START)
+    assert recorder.told[-1] == "init with 1"
+
+
+# --- what becomes of commands
+
+
+def test_commands_become_numbered_decisions() -> None:
+    recorder = Recorder()
+    recorder.answers["alarm"] = [demote(), RequestSample(reason="look")]
+    engine = Engine([recorder], serving("recorder"))
+    connect(engine, RADIO)
+    outcome = engine.handle(ALARM, START + 7)
+    assert outcome.decisions == [
+        Decision(id=1, at=START + 7, plugin="recorder", command=demote()),
+        Decision(id=2, at=START + 7, plugin="recorder", command=RequestSample(reason="look")),
+    ]
+
+
+def test_the_guard_stands_before_the_kernel() -> None:
+    recorder = Recorder()
+    recorder.answers["alarm"] = [destroy(RADIO), destroy(FIBRE)]
+    engine = Engine([recorder], serving("recorder"))
+    connect(engine, RADIO)
+    assert refused(engine.handle(ALARM, START)) == [
+        None,
+        "it is the last usable subflow of the connection",
+    ]
+
+
+def test_a_refused_decision_is_never_answered() -> None:
+    recorder = Recorder()
+    recorder.answers["alarm"] = [destroy(FIBRE)]
+    engine = Engine([recorder], serving("recorder"))
+    connect(engine, RADIO)
+    engine.handle(ev.SubflowClosed(token=TOKEN, local=RADIO[0], remote=RADIO[1]), START)
+    (decision,) = engine.handle(alarm(measured(FIBRE)), START).decisions
+    assert decision.refused
+    engine.handle(ev.CommandAnswered(decision_id=decision.id), START)
+    assert not any(said.startswith("answered") for said in recorder.told)
+
+
+def test_the_answer_reaches_the_author_once() -> None:
+    recorder, urgent = Recorder(), Urgent()
+    recorder.answers["alarm"] = [demote()]
+    engine = Engine([recorder, urgent], serving("recorder"))
+    connect(engine, RADIO)
+    engine.handle(ALARM, START)
+    answer = ev.CommandAnswered(decision_id=1, errno=22, explanation="no")
+    engine.handle(answer, START)
+    engine.handle(answer, START)
+    assert recorder.told.count("answered 1: 22 no") == 1
+    assert urgent.told == []
+
+
+def test_a_demotion_shows_when_the_kernel_did_it() -> None:
+    recorder = Recorder()
+    recorder.answers["alarm"] = [demote()]
+    engine = Engine([recorder], serving("recorder"))
+    subflow = connect(engine, RADIO).subflows[RADIO]
+    engine.handle(ALARM, START)
+    engine.handle(ev.CommandAnswered(decision_id=1, errno=22), START)
+    assert not subflow.backup
+    engine.handle(ALARM, START)
+    engine.handle(ev.CommandAnswered(decision_id=2), START + MS)
+    assert subflow.backup
+    # An alarm on its way since before the demotion does not know of it.
+    engine.handle(alarm(measured(RADIO, at=START + 1, backup=False)), START + MS)
+    assert subflow.backup
+
+
+def test_a_join_we_asked_for_as_backup_is_one() -> None:
+    recorder = Recorder()
+    create = CreateSubflow(
+        token=TOKEN,
+        local_ip=RADIO[0].ip,
+        local_id=1,
+        remote=SERVER,
+        backup=True,
+        reason="test",
+    )
+    recorder.answers["new_connection"] = [create]
+    engine = Engine([recorder], serving("recorder"))
+    connection = connect(engine)
+    engine.handle(ev.CommandAnswered(decision_id=1), START)
+    engine.handle(joined(), START)
+    assert connection.subflows[RADIO].backup
+    assert connection.joins == {}
+
+
+def test_a_destruction_counts_until_netlink_tells_of_it() -> None:
+    recorder = Recorder()
+    recorder.answers["alarm"] = [destroy(RADIO)]
+    engine = Engine([recorder], serving("recorder"))
+    connect(engine, RADIO)
+    engine.handle(ALARM, START)
+    engine.handle(ev.CommandAnswered(decision_id=1), START)
+    recorder.answers["alarm"] = [destroy(FIBRE)]
+    assert refused(engine.handle(alarm(measured(FIBRE)), START)) != [None]
+    engine.handle(ev.SubflowClosed(token=TOKEN, local=RADIO[0], remote=RADIO[1]), START)
+    engine.handle(joined(), START)
+    assert refused(engine.handle(alarm(measured(FIBRE)), START)) == [None]
+
+
+# --- plugins that misbehave
+
+
+def outcome_of(plugin: Plugin, **engine_options: Any) -> tuple[Engine, Any]:
+    engine = Engine([plugin, Urgent()], serving(plugin.name), **engine_options)
+    connect(engine, RADIO)
+    return engine, engine.handle(ALARM, START)
+
+
+def test_one_that_raises_midway_gets_none_of_its_commands_through() -> None:
+    class Clumsy(Recorder):
+        name = "clumsy"
+
+        def alarm(self, *args: Any) -> Iterator[Command]:
+            yield demote()
+            raise KeyError("path")
+
+    plugin = Clumsy()
+    engine, outcome = outcome_of(plugin)
+    assert outcome.decisions == []
+    (fault,) = outcome.faults
+    assert (fault.plugin, fault.handler, fault.error) == ("clumsy", "alarm", "KeyError: 'path'")
+    assert engine.plugins == ["urgent"]
+    # Kept out, while the model and the others go on.
+    heard = len(plugin.told)
+    engine.handle(LINK, START)
+    engine.handle(ev.SubflowPriority(token=TOKEN, local=RADIO[0], remote=RADIO[1]), START)
+    assert len(plugin.told) == heard
+    assert list(engine.world.links) == [2]
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), RecursionError(), MemoryError()])
+def test_not_even_the_way_out_leads_out(error: BaseException) -> None:
+    class Quitter(Recorder):
+        name = "quitter"
+
+        def alarm(self, *args: Any) -> Commands:
+            raise error
+
+    engine, outcome = outcome_of(Quitter())
+    assert [fault.plugin for fault in outcome.faults] == ["quitter"]
+    assert engine.plugins == ["urgent"]
+
+
+def test_the_person_at_the_keyboard_gets_through() -> None:
+    class Waiting(Recorder):
+        def alarm(self, *args: Any) -> Commands:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        outcome_of(Waiting())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ["destroy it"],
+        [42],
+        [None],
+        7,
+        [Command(reason="of no kind")],
+        [demote(), destroy(token="1a2b")],  # type: ignore[arg-type]
+        [WakeAt(at="soon", reason="test")],  # type: ignore[arg-type]
+        [AddEndpoint(ip=5, reason="test")],  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_proper_command_leaves_nothing_behind(answer: Any) -> None:
+    recorder = Recorder()
+    recorder.answers["alarm"] = answer
+    engine, outcome = outcome_of(recorder)
+    assert outcome.decisions == []
+    assert [fault.error.split(":")[0] for fault in outcome.faults] == ["TypeError"]
+    assert engine.deadline is None
+
+
+def test_proper_commands_are_passed_on_unchanged() -> None:
+    command = AddEndpoint(
+        ip="10.0.2.2", flags=EndpointFlag.SUBFLOW | EndpointFlag.BACKUP, reason="test"
+    )
+    recorder = Recorder()
+    recorder.answers["alarm"] = [command]
+    _, outcome = outcome_of(recorder)
+    assert outcome.decisions[0].command == command
+
+
+def test_a_handler_without_return_is_no_mistake() -> None:
+    recorder = Recorder()
+    recorder.answers["alarm"] = None  # type: ignore[assignment]
+    engine, outcome = outcome_of(recorder)
+    assert (outcome.decisions, outcome.faults) == ([], [])
+    assert engine.plugins == ["urgent", "recorder"]
+
+
+def test_one_that_breaches_its_budget_is_excluded() -> None:
+    def budget(handler: Callable[[], list[Command]]) -> list[Command]:
+        commands = handler()
+        if any(isinstance(command, SetBackup) for command in commands):
+            raise TimeoutError("longer than 250 ms")
+        return commands
+
+    recorder = Recorder()
+    recorder.answers["alarm"] = [demote()]
+    engine, outcome = outcome_of(recorder, budget=budget)
+    assert outcome.decisions == []
+    assert engine.excluded["recorder"].error == "TimeoutError: longer than 250 ms"
+
+
+def test_the_excluded_one_is_woken_no_more() -> None:
+    class Sleeper(Recorder):
+        name = "sleeper"
+
+        def new_subflow(self, *args: Any) -> Iterator[Command]:
+            yield WakeAt(at=START + MS, reason="test")
+
+        def alarm(self, *args: Any) -> Commands:
+            raise ValueError
+
+    engine, _ = outcome_of(Sleeper())
+    assert engine.deadline is None
+
+
+# --- time
+
+
+def test_deadlines_are_the_earliest_of_plugins_and_model() -> None:
+    recorder = Recorder()
+    engine = Engine([recorder], serving("recorder"))
+    assert engine.deadline is None
+    recorder.answers["alarm"] = [
+        WakeAt(at=START + 3 * GRACE, reason="test"),
+        WakeAt(at=START + 2 * GRACE, reason="test"),
+    ]
+    connect(engine, RADIO)
+    engine.handle(ALARM, START)
+    assert engine.deadline == START + 2 * GRACE
+    engine.handle(ev.SubflowClosed(token=TOKEN, local=RADIO[0], remote=RADIO[1]), START)
+    assert engine.deadline == START + GRACE
+    assert len(engine.handle(ev.Tick(), START + GRACE).finals) == 1
+    assert "wake" not in recorder.told
+    engine.handle(ev.Tick(), START + 2 * GRACE)
+    assert recorder.told[-1] == "wake"
+    assert engine.deadline is None
+
+
+def test_whatever_event_comes_late_brings_what_was_due() -> None:
+    recorder = Recorder()
+    recorder.answers["new_interface"] = [WakeAt(at=START + MS, reason="test")]
+    engine = Engine([recorder])
+    engine.handle(LINK, START)
+    engine.handle(ev.LinkRemoved(if_index=2), START + 2 * MS)
+    assert recorder.told == ["new_interface", "wake"]
+
+
+def test_one_that_never_sleeps_leaves_time_for_others() -> None:
+    recorder = Recorder()
+    recorder.answers["new_interface"] = recorder.answers["wake"] = [WakeAt(at=0, reason="test")]
+    engine = Engine([recorder])
+    engine.handle(LINK, START)
+    assert engine.deadline == START + SHORTEST_SLEEP
+    engine.handle(ev.Tick(), START + SHORTEST_SLEEP)
+    assert engine.deadline == START + 2 * SHORTEST_SLEEP
+
+
+# --- pause and new configuration
+
+
+def test_paused_nothing_is_decided_and_everything_is_seen() -> None:
+    recorder = Recorder()
+    recorder.answers["alarm"] = [demote()]
+    engine = Engine([recorder], serving("recorder"))
+    connect(engine, RADIO)
+    engine.handle(ev.Paused(), START)
+    before = list(recorder.told)
+    assert engine.handle(ALARM, START).decisions == []
+    engine.handle(created(7, (RADIO[0], SERVER)), START)
+    assert recorder.told == before
+    assert list(engine.world.connections) == [TOKEN, 7]
+    engine.handle(ev.Resumed(), START)
+    assert recorder.told == [*before, "init with 2"]
+    assert len(engine.handle(ALARM, START).decisions) == 1
+    # Resuming what is not paused changes nothing.
+    engine.handle(ev.Resumed(), START)
+    assert recorder.told.count("init with 2") == 1
+
+
+def test_new_plugins_start_from_the_live_connections() -> None:
+    old, new = Recorder(), Urgent()
+    old.answers["exit"] = [RequestSample(reason="last word")]
+    new.answers["init with 1"] = [RequestSample(reason="first word")]
+    old.answers["alarm"] = [WakeAt(at=START + MS, reason="test")]
+    engine = Engine([old], serving("recorder"))
+    connect(engine, RADIO)
+    engine.handle(ALARM, START)
+    outcome = engine.reconfigure([new], serving("urgent"), START)
+    assert [d.command.reason for d in outcome.decisions] == ["last word", "first word"]
+    assert (engine.plugins, engine.servant(TOKEN), engine.deadline) == (["urgent"], "urgent", None)
+    engine.handle(ALARM, START)
+    assert new.told == ["init with 1", "alarm"]
+
+
+def test_a_new_configuration_gives_the_excluded_another_chance() -> None:
+    class Clumsy(Recorder):
+        name = "clumsy"
+
+        def alarm(self, *args: Any) -> Commands:
+            raise ValueError
+
+    engine, _ = outcome_of(Clumsy())
+    engine.reconfigure([Clumsy()], serving("clumsy"), START)
+    assert (engine.plugins, engine.excluded) == (["clumsy"], {})
+
+
+def test_chance_is_the_engines_and_repeats() -> None:
+    class Gambler(Recorder):
+        name = "gambler"
+
+        def new_interface(self, ctx: Context, link: Any) -> Iterator[Command]:
+            yield RequestSample(reason=str(ctx.random.random()))
+
+    def bets(seed: int) -> list[str]:
+        engine = Engine([Gambler()], seed=seed)
+        return [d.command.reason for d in engine.handle(LINK, START).decisions]
+
+    assert bets(1) == bets(1) != bets(2)
+
+
+def test_established_before_created_is_served_too() -> None:
+    recorder = Recorder()
+    engine = Engine([recorder], serving("recorder"))
+    engine.handle(established(), START)
+    assert recorder.told == ["new_connection"]
