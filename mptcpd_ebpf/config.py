@@ -220,12 +220,15 @@ def _check_plugins(document: Document, data: dict[str, Any], options_of: Options
     """Every plugin that is named must load, and its options must be its own."""
     folder = data.get("plugin_dir")
     folder = Path(folder) if isinstance(folder, str) else None
-    named = data.get("path_manager") or []
-    given = data.get("plugins") or {}
-    wanted: dict[str, KeyPath] = {}
-    for name in [named] if isinstance(named, str) else named:
-        wanted[name] = ("path_manager",)
-    wanted |= {name: ("plugins", name) for name in given}
+    named, given = data.get("path_manager"), data.get("plugins")
+    if isinstance(named, str):
+        named = [named]
+    if not isinstance(named, list):
+        named = []
+    if not isinstance(given, dict):
+        given = {}
+    wanted: dict[str, KeyPath] = {name: ("plugins", name) for name in given}
+    wanted |= {name: ("path_manager",) for name in named if isinstance(name, str)}
     for name, path in wanted.items():
         try:
             options = options_of(name, folder)

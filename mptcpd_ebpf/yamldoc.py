@@ -12,7 +12,7 @@ has: aliases (a few lines can expand to gigabytes), tags, merge keys, endless ne
 import difflib
 import re
 from enum import Enum
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import msgspec
 import yaml
@@ -190,6 +190,14 @@ class Document:
         if isinstance(wanted, type) and issubclass(wanted, Struct):
             self._check_struct(data, wanted, path)
             return
+        inner = _inner_types(data, wanted)
+        if inner is not None:
+            key_type, value_type = inner
+            pairs = data.items() if isinstance(data, dict) else enumerate(data)
+            for key, value in pairs:
+                self.check(key, key_type, (*path, key))
+                self.check(value, value_type, (*path, key))
+            return
         try:
             msgspec.convert(data, wanted)
         except msgspec.ValidationError as error:
@@ -216,6 +224,18 @@ class Document:
                 self.mistake(path, f"the key {key!r} is missing")
 
 
+def _inner_types(data: Any, wanted: Any) -> tuple[Any, Any] | None:
+    """The types of keys and values that a dict or list is checked against, one by one."""
+    for candidate in (wanted, *get_args(wanted)):
+        origin = get_origin(candidate)
+        if isinstance(data, dict) and origin is dict:
+            key_type, value_type = get_args(candidate)
+            return key_type, value_type
+        if isinstance(data, list) and origin is list:
+            return int, get_args(candidate)[0]
+    return None
+
+
 def _shown(value: Any) -> str:
     """A value as an error message shows it: short, and never several lines."""
     if isinstance(value, dict):
@@ -228,7 +248,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "…" + text[0]
 
 
-_BELOW = re.compile(r" - at `(key in )?\$(.*)`$")
+_BELOW = re.compile(r" - at `\$(.*)`$")
 _STEP = re.compile(r"\[(\d+)\]|\.([A-Za-z0-9_-]+)")
 _WORDS = {
     "`str`": "text",
@@ -247,7 +267,7 @@ def _taken_apart(message: str, data: Any) -> tuple[str, KeyPath]:
     match = _BELOW.search(message)
     if match:
         message = message[: match.start()]
-        for index, key in _STEP.findall(match.group(2)):
+        for index, key in _STEP.findall(match.group(1)):
             below.append(int(index) if index else key)
             data = data[below[-1]] if _holds(data, below[-1]) else None
     for type_name, words in _WORDS.items():

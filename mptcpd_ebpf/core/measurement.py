@@ -9,8 +9,9 @@ where it has one.
 """
 
 from enum import StrEnum
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from mptcpd_ebpf.core.address import SockAddr
 
@@ -104,38 +105,42 @@ class AlarmKind(StrEnum):
     STALL = "stall"
 
 
+Limit = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+"""What fits the 32 bits that the probes keep of a threshold."""
+
+
 class Thresholds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When the probes raise an alarm; written to the kernel at run time.
 
     How each alarm works is told in docs/probes.md.
     """
 
-    rtt_factor_percent: int = 300
+    rtt_factor_percent: Limit = 300
     """A raw sample above this share of the baseline (the subflow's own slow average); 0: no
     RTT alarm…"""
-    rtt_floor_us: int = 20_000
+    rtt_floor_us: Limit = 20_000
     """…and at least this far above it, in microseconds, is one strike."""
-    rtt_strikes: int = 2
+    rtt_strikes: Limit = 2
     """Strikes in a row that raise the RTT alarm."""
-    sibling_factor_percent: int = 400
+    sibling_factor_percent: Limit = 400
     """A strike above this share of the best sibling's srtt raises it at once; 0: siblings are
     not looked at."""
-    loss_window: int = 20
+    loss_window: Annotated[int, Meta(ge=3, le=64)] = 12
     """Data segments, sent and received, that the loss window spans; at most 64."""
-    loss_percent: int = 20
+    loss_percent: Annotated[int, Meta(ge=0, le=100)] = 25
     """Share of the window retransmitted or received out of order that raises the loss alarm
     (never fewer than three); 0: no loss alarm."""
-    timeouts: int = 2
+    timeouts: Limit = 2
     """Retransmission timeouts in a row; 0: no such alarm."""
-    no_progress_us: int = 100_000
+    no_progress_us: Limit = 100_000
     """Data is in flight and nothing has come back for at least this long; 0: no such alarm…"""
-    no_progress_factor_percent: int = 300
+    no_progress_factor_percent: Limit = 300
     """…and for at least this share of srtt, plus four times its deviation, plus…"""
-    delayed_ack_us: int = 40_000
+    delayed_ack_us: Limit = 40_000
     """…how long the peer may hold an acknowledgement back when several segments are in flight…"""
-    lone_delayed_ack_us: int = 200_000
+    lone_delayed_ack_us: Limit = 200_000
     """…or when only one is (TCP_DELACK_MAX)."""
-    stall_us: int = 100_000
+    stall_us: Limit = 100_000
     """Stalled time within one second blamed on the subflow; 0: no stall alarm."""
-    min_interval_us: int = 100_000
+    min_interval_us: Limit = 100_000
     """At most one alarm per subflow and this interval."""
