@@ -126,40 +126,62 @@ static __always_inline u32 ones(u64 bits)
 }
 
 /*
- * The window slides by the data segments that went out or came in since the last look;
- * `signs` of them count as lost.  Within one episode of loss recovery (to the same
- * high_seq, tcp_enter_recovery) only the first signs count: what a full queue drops at
- * once is one event, random loss comes back in the next episode.
+ * Whether a segment that just came in tells of loss: it is not the next one (one before it
+ * was lost) or was there already (our acknowledgement was lost).
  */
-static __noinline void consider_loss(struct subflow *subflow, struct tcp_sock *tp, u32 signs)
+static __always_inline bool came_wrong(struct tcp_sock *tp, struct sk_buff *skb)
+{
+	struct tcp_skb_cb *cb = segment_of(skb);
+	u32 seq = see(cb, seq);
+
+	return seq != see(tp, rcv_nxt) && seq != see(cb, end_seq);
+}
+
+/*
+ * Within one episode of loss recovery (to the same high_seq, tcp_enter_recovery) only the
+ * first signs count: random loss comes back in the next episode, what slow start drops at
+ * a full queue does not.
+ */
+static __always_inline u32 within_episode(struct subflow *subflow, struct tcp_sock *tp, u32 signs)
+{
+	u32 high_seq = see(tp, high_seq);
+
+	if (see_bit(tp, inet_conn.icsk_ca_state) < TCP_CA_RECOVERY)
+		return signs; /* a probe of the tail, nothing is known to be lost yet */
+	if (high_seq != subflow->episode) {
+		subflow->episode = high_seq;
+		subflow->episode_signs = 0;
+	}
+	if (subflow->episode_signs >= MAX_EPISODE_SIGNS)
+		return 0;
+	subflow->episode_signs += signs;
+	return signs;
+}
+
+/*
+ * The window slides by the data segments that went out or came in since the last look.
+ * `repeated` is how much the present retransmission counts; `wrong`, that a segment came
+ * in wrong, counts once per round trip, again to see a full queue as one event.
+ */
+static __noinline void consider_loss(struct subflow *subflow, struct tcp_sock *tp, u32 repeated,
+				     bool wrong)
 {
 	u32 segments = see(tp, data_segs_out) + see(tp, data_segs_in);
-	u32 unordered = see(tp, rcv_ooopack);
 	u32 fresh = segments - subflow->segments_seen;
-	u32 window = thresholds.loss_window, limit, lost;
-	u32 came_unordered = unordered - subflow->unordered_seen;
+	u32 window = thresholds.loss_window, limit, lost, signs = 0;
+	u64 at = bpf_ktime_get_ns();
 
 	subflow->segments_seen = segments;
-	subflow->unordered_seen = unordered;
-	if (signs) {
-		u32 high_seq = see(tp, high_seq);
-
-		if (see_bit(tp, inet_conn.icsk_ca_state) >= TCP_CA_RECOVERY) {
-			if (high_seq != subflow->episode) {
-				subflow->episode = high_seq;
-				subflow->episode_signs = 0;
-			}
-			if (subflow->episode_signs >= MAX_EPISODE_SIGNS)
-				signs = 0;
-			subflow->episode_signs += signs;
-		}
-	}
-	if (came_unordered)
-		signs++; /* one hole, however much came after it */
 	subflow->loss_bits = fresh < 64 ? subflow->loss_bits << fresh : 0;
+	if (repeated)
+		signs = within_episode(subflow, tp, repeated);
+	if (wrong && at - subflow->wrong_at > (see(tp, srtt_us) >> 3) * NSEC_PER_USEC) {
+		subflow->wrong_at = at;
+		signs++;
+	}
 	if (!signs)
 		return;
-	for (u64 bit = 1, i = 0; i < 4 && signs; i++, bit <<= 1)
+	for (u64 bit = 1, i = 0; i < 2 * MAX_EPISODE_SIGNS && signs; i++, bit <<= 1)
 		if (!(subflow->loss_bits & bit)) {
 			subflow->loss_bits |= bit;
 			signs--;
@@ -178,8 +200,8 @@ static __noinline void consider_loss(struct subflow *subflow, struct tcp_sock *t
 
 /* --- no progress */
 
-/* How long data in flight may go unanswered, microseconds. */
-static __always_inline u64 patience_us(struct tcp_sock *tp)
+/* How long `segments` in flight may go unanswered, microseconds. */
+static __always_inline u64 patience_us(struct tcp_sock *tp, u32 segments)
 {
 	u64 srtt = see(tp, srtt_us) >> 3;
 	u64 patience;
@@ -187,9 +209,16 @@ static __always_inline u64 patience_us(struct tcp_sock *tp)
 	if (!srtt)
 		return USEC_PER_SEC;
 	patience = srtt * thresholds.no_progress_factor_percent / 100 + see(tp, mdev_us) +
-		   (see(tp, packets_out) > 1 ? thresholds.delayed_ack_us
-					     : thresholds.lone_delayed_ack_us);
+		   (segments > 1 ? thresholds.delayed_ack_us : thresholds.lone_delayed_ack_us);
 	return patience > thresholds.no_progress_us ? patience : thresholds.no_progress_us;
+}
+
+/* Data is in flight, and not merely the FIN of a subflow that is being closed. */
+static __always_inline bool carries_data(struct tcp_sock *tp)
+{
+	u8 state = see(as(sock, tp), __sk_common.skc_state);
+
+	return (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT) && see(tp, packets_out);
 }
 
 static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
@@ -199,13 +228,13 @@ static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
 	u64 patience, silence, since_flight, wait;
 
 	subflow->armed = 0;
-	if (subflow->closed || !thresholds.no_progress_us || !see(tp, packets_out))
+	if (subflow->closed || !thresholds.no_progress_us || !carries_data(tp))
 		return 0;
 	silence = idle_us(tp);
 	since_flight = (now - subflow->flight_since) / NSEC_PER_USEC;
 	if (since_flight < silence)
 		silence = since_flight;
-	patience = patience_us(tp);
+	patience = patience_us(tp, see(tp, packets_out));
 	if (silence < subflow->silence_us)
 		subflow->silence_us = 0;
 	if (silence >= patience) {
@@ -223,12 +252,13 @@ static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
 	return 0;
 }
 
+/* Arms the timer for the earliest moment at which there could be something to tell. */
 static __always_inline void watch(struct subflow *subflow, struct tcp_sock *tp)
 {
 	if (subflow->armed || !thresholds.no_progress_us)
 		return;
 	subflow->armed = 1;
-	bpf_timer_start(&subflow->timer, patience_us(tp) * NSEC_PER_USEC, 0);
+	bpf_timer_start(&subflow->timer, patience_us(tp, 2) * NSEC_PER_USEC, 0);
 }
 
 #endif

@@ -29,6 +29,7 @@ typedef __u16 u16;
 typedef __u32 u32;
 typedef __u64 u64;
 typedef __s16 s16;
+typedef __s32 s32;
 typedef __s64 s64;
 
 #define AF_INET 2
@@ -42,11 +43,19 @@ typedef __s64 s64;
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
 #define TCP_TIME_WAIT 6
-#define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
 #define TCP_LISTEN 10
 #define TCP_NEW_SYN_RECV 12
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct sk_buff {
+	char cb[48];
+};
+
+struct tcp_skb_cb {
+	u32 seq, end_seq;
+};
 
 struct list_head {
 	struct list_head *next;
@@ -143,8 +152,8 @@ struct tcp_sock {
 	struct minmax rtt_min;
 	struct tcp_rack rack;
 	u32 snd_cwnd, packets_out, sacked_out, lost_out, retrans_out, max_packets_out;
-	u32 snd_una, snd_nxt, write_seq, high_seq;
-	u32 data_segs_out, data_segs_in, rcv_ooopack;
+	u32 snd_una, snd_nxt, write_seq, high_seq, rcv_nxt;
+	u32 data_segs_out, data_segs_in;
 	u32 delivered, lost, total_retrans, reord_seen;
 	u64 bytes_sent, bytes_acked, bytes_retrans;
 	u32 rate_delivered, rate_interval_us;
@@ -209,6 +218,11 @@ extern void *bpf_rdonly_cast(const void *object, u32 btf_id) __ksym __weak;
 static __always_inline struct mptcp_subflow_context *subflow_context(struct tcp_sock *tp)
 {
 	return as(mptcp_subflow_context, see(tp, inet_conn.icsk_ulp_data));
+}
+
+static __always_inline struct tcp_skb_cb *segment_of(struct sk_buff *skb)
+{
+	return as(tcp_skb_cb, (u64)skb + bpf_core_field_offset(skb->cb));
 }
 
 static __always_inline u32 netns_of(struct sock *sk)

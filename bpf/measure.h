@@ -30,6 +30,15 @@ static __always_inline u16 local_id_of(struct mptcp_subflow_context *ctx)
 	return see(narrow, local_id);
 }
 
+/* The subflow's addresses and ports. */
+static __always_inline void name(struct measurement *m, struct sock *sk)
+{
+	put_address(m->local_ip, sk, skc_rcv_saddr, skc_v6_rcv_saddr);
+	put_address(m->remote_ip, sk, skc_daddr, skc_v6_daddr);
+	m->local_port = bpf_ntohs(see(as(inet_sock, sk), inet_sport));
+	m->remote_port = bpf_ntohs(see(sk, __sk_common.skc_dport));
+}
+
 /* What stays as it is for the subflow's life. */
 static __always_inline void identify(struct measurement *m, struct sock *sk,
 				     struct mptcp_subflow_context *ctx, u64 cookie)
@@ -41,10 +50,7 @@ static __always_inline void identify(struct measurement *m, struct sock *sk,
 	m->opened_at = UNSEEN;
 	m->owner_cgroup = UNSEEN;
 	m->owner_pid = m->owner_uid = UNSEEN;
-	put_address(m->local_ip, sk, skc_rcv_saddr, skc_v6_rcv_saddr);
-	put_address(m->remote_ip, sk, skc_daddr, skc_v6_daddr);
-	m->local_port = bpf_ntohs(see(as(inet_sock, sk), inet_sport));
-	m->remote_port = bpf_ntohs(see(sk, __sk_common.skc_dport));
+	name(m, sk);
 }
 
 static __always_inline void set_owner(struct measurement *m, struct owner *owner)

@@ -49,13 +49,14 @@ struct subflow {
 	u64 alarm_at;	    /* ns; of the last alarm */
 	u64 sample_at;	    /* rack.mstamp of the newest RTT sample looked at */
 	u64 loss_bits;	    /* the last 64 segments, newest in bit 0; 1: a sign of loss */
+	u64 wrong_at;	    /* ns; when a segment last came in wrong */
 	u64 stall_second;   /* ns; start of the second that stall_us sums up */
 	u64 silence_us;	    /* of the last no-progress alarm in this silence */
 	u32 stall_us;
 	u32 baseline_us;    /* slow average of RTT samples */
 	u32 strikes;	    /* RTT samples in a row far above it */
 	u32 segments_seen;  /* data_segs_out + data_segs_in at the last look */
-	u32 unordered_seen; /* rcv_ooopack at the last look */
+	u32 repeated_to;    /* highest sequence number that was ever retransmitted */
 	u32 episode;	    /* high_seq of the loss recovery under way */
 	u32 episode_signs;  /* signs of loss it has given so far */
 	u32 armed;	    /* the timer runs */

@@ -49,7 +49,7 @@ static __noinline struct subflow *follow(struct sock *sk, struct owner *owner)
 	subflow->sk = (u64)sk;
 	identify(&subflow->m, sk, ctx, cookie);
 	subflow->segments_seen = see(tp, data_segs_out) + see(tp, data_segs_in);
-	subflow->unordered_seen = see(tp, rcv_ooopack);
+	subflow->repeated_to = see(tp, snd_una);
 	subflow->baseline_us = see(tp, srtt_us) >> 3;
 	subflow->flight_since = bpf_ktime_get_ns();
 	bpf_timer_init(&subflow->timer, &subflows, CLOCK_MONOTONIC);
@@ -63,7 +63,7 @@ static __noinline struct subflow *follow(struct sock *sk, struct owner *owner)
 }
 
 /* What a look at a live subflow always does: new samples, new segments, the timer. */
-static __noinline void look(struct subflow *subflow, struct tcp_sock *tp)
+static __noinline void look(struct subflow *subflow, struct tcp_sock *tp, bool wrong)
 {
 	u64 sample_at = see(tp, rack.mstamp);
 
@@ -71,17 +71,18 @@ static __noinline void look(struct subflow *subflow, struct tcp_sock *tp)
 		subflow->sample_at = sample_at;
 		consider_rtt(subflow, tp);
 	}
-	consider_loss(subflow, tp, 0);
+	consider_loss(subflow, tp, 0, wrong);
 	if (see(tp, packets_out))
 		watch(subflow, tp);
 	account_stall(subflow, bpf_ktime_get_ns());
 }
 
 SEC("tp_btf/tcp_probe")
-int BPF_PROG(segment_received, struct sock *sk)
+int BPF_PROG(segment_received, struct sock *sk, struct sk_buff *skb)
 {
 	struct tcp_sock *tp = as(tcp_sock, sk);
 	struct subflow *subflow;
+	bool wrong;
 	u64 at;
 
 	if (!see(tp, is_mptcp))
@@ -93,11 +94,12 @@ int BPF_PROG(segment_received, struct sock *sk)
 			return 0;
 		subflow->established = 1;
 	}
+	wrong = came_wrong(tp, skb);
 	at = see(tp, tcp_mstamp);
-	if (at - subflow->looked_at < LOOK_GATE_US)
+	if (at - subflow->looked_at < LOOK_GATE_US && !wrong)
 		return 0;
 	subflow->looked_at = at;
-	look(subflow, tp);
+	look(subflow, tp, wrong);
 	return 0;
 }
 
@@ -129,16 +131,17 @@ int BPF_PROG(scheduler_looks, struct mptcp_subflow_context *subflow_ctx)
 			return 0;
 		subflow->considered_at = now;
 	}
-	look(subflow, tp);
+	look(subflow, tp, false);
 	return 0;
 }
 
 SEC("tp_btf/tcp_retransmit_skb")
-int BPF_PROG(segment_retransmitted, struct sock *sk)
+int BPF_PROG(segment_retransmitted, struct sock *sk, struct sk_buff *skb)
 {
 	struct tcp_sock *tp = as(tcp_sock, sk);
 	struct subflow *subflow;
-	u32 timeouts;
+	u32 timeouts, seq;
+	bool again;
 
 	if (!see(tp, is_mptcp))
 		return 0;
@@ -148,8 +151,12 @@ int BPF_PROG(segment_retransmitted, struct sock *sk)
 	timeouts = see(tp, inet_conn.icsk_retransmits);
 	if (thresholds.timeouts && timeouts >= thresholds.timeouts)
 		raise(subflow, REPORT_TIMEOUTS, timeouts, thresholds.timeouts);
-	/* A timeout means that the probe of the tail was lost as well. */
-	consider_loss(subflow, tp, timeouts ? 2 : 1);
+	seq = see(segment_of(skb), seq);
+	again = (s32)(seq - subflow->repeated_to) < 0;
+	if (!again)
+		subflow->repeated_to = seq + 1;
+	/* A timeout, or the same segment again: an earlier retransmission was lost as well. */
+	consider_loss(subflow, tp, timeouts || again ? 2 : 1, false);
 	watch(subflow, tp);
 	return 0;
 }
@@ -205,6 +212,7 @@ int BPF_PROG(state_changes, struct sock *sk, int old, int new)
 		subflow = find(sk) ?: follow(sk, &caller);
 		if (subflow) {
 			subflow->established = 1;
+			name(&subflow->m, sk); /* connect() chooses the port after SYN_SENT */
 			if (subflow->m.opened_at == UNSEEN)
 				subflow->m.opened_at = bpf_ktime_get_ns();
 		}
@@ -265,8 +273,10 @@ int sample(struct bpf_iter__tcp *ctx)
 		subflow = follow(sk, NULL);
 		if (!subflow)
 			return 0;
-		subflow->established = 1;
+		subflow->established = state != TCP_SYN_SENT;
 	}
+	if (!subflow->established)
+		name(&subflow->m, sk);
 	account_stall(subflow, bpf_ktime_get_ns());
 	measure(subflow);
 	bpf_seq_write(ctx->meta->seq, &subflow->m, sizeof(subflow->m));

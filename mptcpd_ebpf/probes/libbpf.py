@@ -2,7 +2,7 @@
 """The few functions of libbpf that loading and reading the probes takes.
 
 Conventions of libbpf 1.x (https://libbpf.readthedocs.io): a function that returns a
-pointer returns NULL and sets errno; one that returns an int returns −errno.  `pointer`
+pointer returns NULL and sets errno; one that returns an int returns -errno.  `pointer`
 and `number` turn both into OSError with what libbpf logged meanwhile, which for a
 program that the verifier refused is the verifier's own explanation.
 """
@@ -11,7 +11,7 @@ import ctypes
 import ctypes.util
 import os
 import re
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 from typing import Any
 
 LIBRARY = "libbpf.so.1"

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the probes' tests share: probes in a host, connections to probe, TCP's own word."""
+
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+
+from mptcpd_ebpf.core.address import SockAddr, unmapped
+from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
+from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
+from mptcpd_ebpf.lab import Host, Lab
+from mptcpd_ebpf.probes import Probes, ProbesUnavailable
+
+IPPROTO_MPTCP = 262
+SOL_MPTCP = 284
+MPTCP_INFO, MPTCP_TCPINFO, MPTCP_SUBFLOW_ADDRS = 1, 2, 3  # include/uapi/linux/mptcp.h
+DEADLINE_S = 10.0
+QUIET = Thresholds(
+    rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0
+)
+"""No alarm at all."""
+
+T = TypeVar("T")
+
+
+@contextmanager
+def probing(host: Host, *, everywhere: bool = False, **options: Any) -> Iterator[Probes]:
+    """Probes opened in a host, keeping to its namespace."""
+    try:
+        with host.entered():
+            probes = Probes.open(netns=0 if everywhere else host.netns, **options)
+    except ProbesUnavailable as error:
+        pytest.skip(f"the probes cannot run here: {error}")
+    with probes:
+        yield probes
+
+
+def sample(host: Host, probes: Probes) -> list[Measurement]:
+    with host.entered():
+        return probes.sample()
+
+
+def wait_for(get: Callable[[], T | None], what: str) -> T:
+    """Asks until the answer is neither None nor empty; fails after a deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (answer := get()):
+        assert time.monotonic() < deadline, f"no {what} within {DEADLINE_S:g} s"
+        time.sleep(0.005)
+    return answer
+
+
+class Listening:
+    """Everything the probes report, and what has not yet been."""
+
+    def __init__(self, probes: Probes) -> None:
+        self.probes = probes
+        self.events: list[AlarmRaised | SubflowEnded] = []
+
+    def until(self, found: Callable[[AlarmRaised | SubflowEnded], bool], what: str) -> Any:
+        """The first event, past or to come, for which `found` holds."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            for event in self.events:
+                if found(event):
+                    return event
+            left = deadline - time.monotonic()
+            ready = left > 0 and select.select([self.probes], [], [], left)[0]
+            assert ready, f"no {what} among {self.events}"
+            self.events += self.probes.read()
+
+    def alarm(self, token: int, *kinds: AlarmKind) -> AlarmRaised:
+        """The first alarm of a connection; of given kinds, if any are given."""
+        event: AlarmRaised = self.until(
+            lambda event: isinstance(event, AlarmRaised)
+            and event.measurement.token == token
+            and (not kinds or event.kind in kinds),
+            f"alarm of kind {kinds or 'any'}",
+        )
+        return event
+
+    def alarms(self) -> list[AlarmRaised]:
+        """All alarms so far."""
+        if select.select([self.probes], [], [], 0)[0]:
+            self.events += self.probes.read()
+        return [event for event in self.events if isinstance(event, AlarmRaised)]
+
+
+def allow_joins(lab: Lab) -> None:
+    """Every path of the client after the first becomes a subflow of new connections."""
+    for host in (lab.client, lab.server):
+        host.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    for path in lab.paths[1:]:
+        lab.client.run(
+            ["ip", "mptcp", "endpoint", "add", path.client_ip, "dev", path.client_if, "subflow"]
+        )
+
+
+class Ends(NamedTuple):
+    """Both ends of one connection, held by the test's own process."""
+
+    client: socket.socket
+    server: socket.socket
+    listener: socket.socket
+
+
+@contextmanager
+def connection(
+    lab: Lab, *, family: int = socket.AF_INET, listen_on: str = "", send_buffer: int | None = None
+) -> Iterator[Ends]:
+    """An MPTCP connection over the first path, cubic, fully established."""
+    path = lab.paths[0]
+    with lab.server.entered():
+        six = ":" in listen_on
+        listener = socket.socket(
+            socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP
+        )
+    with listener:
+        listener.bind((listen_on or "0.0.0.0", 0))
+        listener.listen()
+        with lab.client.entered():
+            client = socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        with client:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+            if send_buffer is not None:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+            remote = path.server_ip6 if family == socket.AF_INET6 else path.server_ip
+            client.connect((remote, listener.getsockname()[1]))
+            server = listener.accept()[0]
+            with server:
+                ends = Ends(client, server, listener)
+                exchange(ends, b"hello")
+                yield ends
+
+
+def exchange(ends: Ends, payload: bytes) -> None:
+    """The client sends, the server echoes as much."""
+    for sender, receiver in ((ends.client, ends.server), (ends.server, ends.client)):
+        sender.sendall(payload)
+        left = len(payload)
+        while left:
+            left -= len(receiver.recv(left))
+
+
+class TcpInfo(NamedTuple):
+    """What TCP says of one subflow (struct tcp_info of include/uapi/linux/tcp.h)."""
+
+    local: SockAddr
+    remote: SockAddr
+    state: int
+    retransmits: int
+    rto: int
+    unacked: int
+    rtt: int
+    rttvar: int
+    snd_cwnd: int
+    total_retrans: int
+    bytes_acked: int
+    min_rtt: int
+    data_segs_out: int
+    delivered: int
+    bytes_sent: int
+    bytes_retrans: int
+    reord_seen: int
+
+
+def _per_subflow(sock: socket.socket, option: int, each: int) -> list[bytes]:
+    """A per-subflow socket option; ask for `each` bytes a subflow (struct mptcp_subflow_data)."""
+    room = 16 + 16 * each
+    ask = struct.pack("=IIII", 16, 0, 0, each)
+    buffer = bytearray(ask + bytes(room - 16))
+    size = _getsockopt(sock, option, buffer)
+    _, number, _, user = struct.unpack_from("=IIII", buffer)
+    assert size <= room
+    return [bytes(buffer[16 + i * user : 16 + (i + 1) * user]) for i in range(number)]
+
+
+def _getsockopt(sock: socket.socket, option: int, buffer: bytearray) -> int:
+    """getsockopt(2) that also hands the buffer in, which Python's own does not."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = ctypes.c_uint32(len(buffer))
+    raw = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    if libc.getsockopt(sock.fileno(), SOL_MPTCP, option, raw, ctypes.byref(size)):
+        raise OSError(ctypes.get_errno(), "getsockopt")
+    return size.value
+
+
+def _sockaddr(raw: bytes) -> SockAddr:
+    family = int.from_bytes(raw[:2], "little")
+    port = int.from_bytes(raw[2:4], "big")
+    if family == socket.AF_INET:
+        return SockAddr(socket.inet_ntop(socket.AF_INET, raw[4:8]), port)
+    return SockAddr(unmapped(socket.inet_ntop(socket.AF_INET6, raw[8:24])), port)
+
+
+def tcp_infos(sock: socket.socket) -> list[TcpInfo]:
+    """MPTCP_TCPINFO and MPTCP_SUBFLOW_ADDRS, joined: both go through the same list."""
+    infos = _per_subflow(sock, MPTCP_TCPINFO, 232)
+    pairs = _per_subflow(sock, MPTCP_SUBFLOW_ADDRS, 256)
+    found = []
+    for raw, pair in zip(infos, pairs, strict=True):
+        u32 = lambda at, raw=raw: struct.unpack_from("=I", raw, at)[0]  # noqa: E731
+        u64 = lambda at, raw=raw: struct.unpack_from("=Q", raw, at)[0]  # noqa: E731
+        found.append(
+            TcpInfo(
+                local=_sockaddr(pair[:128]),
+                remote=_sockaddr(pair[128:]),
+                state=raw[0],
+                retransmits=raw[2],
+                rto=u32(8),
+                unacked=u32(24),
+                rtt=u32(68),
+                rttvar=u32(72),
+                snd_cwnd=u32(80),
+                total_retrans=u32(100),
+                bytes_acked=u64(120),
+                min_rtt=u32(148),
+                data_segs_out=u32(156),
+                delivered=u32(192),
+                bytes_sent=u64(200),
+                bytes_retrans=u64(208),
+                reord_seen=u32(220),
+            )
+        )
+    return found
