@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`mptcpd-ebpf mptcpify` on a kernel that allows it; its refusal on one that does not.
+
+Everything happens in a network namespace of the test's own, which is also the only one
+that the BPF program looks at.  The program that is changed is statically linked.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+COMMAND = str(Path(sys.executable).with_name("mptcpd-ebpf"))
+CGROUPS = Path("/sys/fs/cgroup")
+
+_PROBE = """
+#include <stdio.h>
+#include <sys/socket.h>
+static int protocol(int family, int type, int asked)
+{
+    int fd = socket(family, type, asked), got = -1;
+    socklen_t length = sizeof(got);
+    getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &got, &length);
+    return got;
+}
+int main(void)
+{
+    printf("%d %d %d\\n", protocol(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0),
+                    protocol(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK, 6), protocol(AF_INET, SOCK_DGRAM, 0));
+}
+"""
+MPTCP, TCP = "262 262 17", "6 6 17"
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A statically linked program that tells what its sockets became."""
+    folder = tmp_path_factory.mktemp("probe")
+    (folder / "probe.c").write_text(_PROBE)
+    subprocess.run(["clang", "-static", "-o", folder / "sockprobe", folder / "probe.c"], check=True)
+    return folder / "sockprobe"
+
+
+@pytest.fixture
+def namespace() -> Iterator[list[str]]:
+    """The beginning of a command that runs in the test's own network namespace."""
+    holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec cat"],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    with holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        yield ["nsenter", "-t", str(holder.pid), "-n"]
+        holder.kill()
+
+
+@pytest.fixture(scope="module")
+def refusal() -> str:
+    """Why this kernel does not allow it; empty if it does."""
+    process = subprocess.Popen(
+        ["unshare", "--net", COMMAND, "mptcpify", "--all"], stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    return first + rest if process.returncode == 71 else ""
+
+
+@contextmanager
+def mptcpify(namespace: list[str], *selection: object) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(
+        [*namespace, COMMAND, "mptcpify", *map(str, selection)], stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            assert process.stderr is not None
+            assert "Ctrl-C" in process.stderr.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def sockets(namespace: list[str], probe: Path) -> str:
+    done = subprocess.run([*namespace, str(probe)], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def allowed(namespace: list[str], refusal: str) -> list[str]:
+    if refusal:
+        pytest.skip(refusal.strip())
+    return namespace
+
+
+def test_a_kernel_that_refuses_is_told_in_one_line(refusal: str) -> None:
+    if not refusal:
+        pytest.skip("this kernel allows it")
+    assert len(refusal.splitlines()) == 1
+    assert "update_socket_protocol" in refusal
+    assert "mptcpd-ebpf exec" in refusal
+
+
+def test_by_name_and_gone_at_the_end(allowed: list[str], probe: Path) -> None:
+    other = probe.with_name("other")
+    other.write_bytes(probe.read_bytes())
+    other.chmod(0o755)
+    with mptcpify(allowed, "--comm", probe.name) as process:
+        assert sockets(allowed, probe) == MPTCP
+        assert sockets(allowed, other) == TCP
+        assert sockets([], probe) == TCP, "it reached into another namespace"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == "2 sockets became MPTCP ones\n"
+    assert sockets(allowed, probe) == TCP
+
+
+def test_by_process_and_its_descendants(allowed: list[str], probe: Path) -> None:
+    shell = subprocess.Popen([*allowed, "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             text=True)  # fmt: skip
+    with shell, mptcpify(allowed, "--pid", shell.pid) as process:
+        assert sockets(allowed, probe) == TCP
+        answer, _ = shell.communicate(f"{probe}\n", timeout=10)
+        assert answer.strip() == MPTCP
+        assert process.wait(10) == 0, "it outlived the process it was for"
+
+
+def test_by_cgroup(allowed: list[str], probe: Path) -> None:
+    if not (CGROUPS / "cgroup.procs").exists():
+        pytest.skip(f"no cgroup v2 at {CGROUPS}")
+    group = CGROUPS / f"mptcpd-ebpf-test-{os.getpid()}"
+    inner = group / "inner"
+    inner.mkdir(parents=True)
+    try:
+        with mptcpify(allowed, "--cgroup", group):
+            assert sockets(allowed, probe) == TCP
+            inside = ["sh", "-ec", f'echo $$ > {inner}/cgroup.procs; exec "$@"', "sh"]
+            assert sockets([*inside, *allowed], probe) == MPTCP
+    finally:
+        inner.rmdir()
+        group.rmdir()
+
+
+def test_it_ends_by_itself_when_mptcp_goes_off(allowed: list[str], probe: Path) -> None:
+    with mptcpify(allowed, "--all") as process:
+        assert sockets(allowed, probe) == MPTCP
+        subprocess.run([*allowed, "sh", "-c", "echo 0 > /proc/sys/net/mptcp/enabled"], check=True)
+        assert process.wait(10) == 71
+    assert sockets(allowed, probe) == TCP
+
+
+def test_it_is_gone_even_when_killed(allowed: list[str], probe: Path) -> None:
+    with mptcpify(allowed, "--all") as process:
+        assert sockets(allowed, probe) == MPTCP
+        process.kill()
+        process.wait(10)
+        assert sockets(allowed, probe) == TCP
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        *([], ["--all", "--pid", "1"]),
+        *(["--pid", "0"], ["--pid", "4194303"], ["--comm", "x" * 16]),
+        *(["--cgroup", "/tmp"], ["--cgroup", "/nowhere"]),
+    ],
+)
+def test_what_cannot_be_selected(namespace: list[str], selection: list[str]) -> None:
+    done = subprocess.run(
+        [*namespace, COMMAND, "mptcpify", *selection], capture_output=True, text=True
+    )
+    assert done.returncode == 64
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_privilege(namespace: list[str]) -> None:
+    done = subprocess.run(
+        [*namespace, "setpriv", "--reuid", "65534", "--clear-groups", COMMAND, "mptcpify", "--all"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 77
+    assert "CAP_BPF" in done.stderr
