@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a daemon takes of a namespace and gives back: lock, sysctl; and who else is there."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf.kernel import counters, lock, netns, others, sysctl
+from mptcpd_ebpf.kernel.errors import NamespaceTaken, NotPermitted
+from mptcpd_ebpf.kernel.lock import NamespaceLock
+from mptcpd_ebpf.kernel.pm_events import PmEvents
+from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
+from mptcpd_ebpf.lab import Host, Lab
+from tests.netns.mptcp_peers import DEADLINE_S, connected, peer
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def inside(lab: Lab) -> Iterator[Host]:
+    with lab.client.entered():
+        yield lab.client
+
+
+def test_the_namespace_is_the_threads(lab: Lab) -> None:
+    assert netns.inode() == os.stat("/proc/self/ns/net").st_ino
+    with lab.client.entered():
+        assert netns.inode() == lab.client.netns
+    assert netns.inode_of(os.getpid()) == netns.inode()
+    assert netns.inode_of(2**22) is None
+
+
+def test_one_holder_per_namespace(lab: Lab) -> None:
+    with lab.client.entered(), NamespaceLock():
+        held = lock.holder()
+        assert held is not None
+        assert (held[0], held[2]) == (os.getpid(), 0)
+        with (
+            pytest.raises(NamespaceTaken, match=rf"process {os.getpid()} \(") as caught,
+            NamespaceLock(),
+        ):
+            pass
+        assert caught.value.pid == os.getpid()
+        with lab.server.entered(), NamespaceLock():
+            assert lock.holder() is not None
+    with lab.client.entered():
+        assert lock.holder() is None
+        with NamespaceLock():
+            pass
+
+
+def test_a_killed_holder_leaves_no_lock(inside: Host) -> None:
+    script = (
+        "from mptcpd_ebpf.kernel.lock import NamespaceLock\n"
+        "with NamespaceLock():\n"
+        "    print('held', flush=True)\n"
+        "    import signal; signal.pause()\n"
+    )
+    with inside.popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(NamespaceTaken) as caught, NamespaceLock():
+            pass
+        assert caught.value.pid == holder.pid
+        holder.kill()
+        holder.wait()
+    with NamespaceLock():
+        pass
+
+
+def test_the_path_manager_is_chosen_and_put_back(inside: Host) -> None:
+    setting = PathManagerSetting()
+    assert setting.current() == "kernel"
+    assert setting.set("userspace") == "kernel"
+    assert inside.sysctl("mptcp.path_manager") == setting.current() == "userspace"
+    assert setting.set("userspace") == "userspace"
+    assert setting.restore()
+    assert inside.sysctl("mptcp.path_manager") == "kernel"
+    assert not setting.restore(), "only once"
+
+
+def test_what_someone_else_changed_is_left_alone(inside: Host) -> None:
+    inside.sysctl("mptcp.path_manager", "userspace")
+    setting = PathManagerSetting()
+    setting.set("kernel")
+    inside.sysctl("mptcp.path_manager", "userspace")
+    assert not setting.restore()
+    setting.set("userspace")
+    assert not setting.restore(), "it was so before"
+    assert inside.sysctl("mptcp.path_manager") == "userspace"
+
+
+def test_a_sysctl_that_cannot_be_written(inside: Host) -> None:
+    def unprivileged() -> str:
+        os.setresuid(65534, 65534, 65534)
+        try:
+            PathManagerSetting().set("userspace")
+        except NotPermitted as error:
+            return str(error)
+        return ""
+
+    words = inside.call(unprivileged)
+    assert "/proc/sys/net/mptcp/path_manager" in words
+    assert "sysctl -w net.mptcp.path_manager=userspace" in words
+
+    script = (
+        "mount -t proc -o ro proc /proc && exec "
+        f"{sys.executable} -c 'from mptcpd_ebpf.kernel.sysctl import PathManagerSetting\n"
+        'PathManagerSetting().set("userspace")\''
+    )
+    done = inside.run(["unshare", "--mount", "sh", "-c", script], check=False)
+    assert "is read-only, as in a container" in done.stderr
+    assert inside.sysctl("mptcp.path_manager") == "kernel"
+
+
+def test_settings_are_read(inside: Host) -> None:
+    inside.sysctl("mptcp.stale_loss_cnt", 7)
+    assert sysctl.read_all()["stale_loss_cnt"] == "7"
+    assert sysctl.enabled()
+    inside.sysctl("mptcp.enabled", 0)
+    assert not sysctl.enabled()
+
+
+def test_counters_are_the_namespaces_own(lab: Lab) -> None:
+    with peer(lab.client) as client, peer(lab.server) as server:
+        with connected(client, server, lab.paths[0].server_ip):
+            pass
+        with lab.client.entered():
+            assert counters.read()["MPCapableSYNTX"] == 1
+            assert counters.read()["MPCapableSYNRX"] == 0
+        with lab.server.entered():
+            assert counters.read()["MPCapableSYNRX"] == 1
+
+
+def test_another_listener_is_named(inside: Host) -> None:
+    with PmEvents.open():
+        assert others.others() == [], "we are no other"
+        with inside.popen(["ip", "mptcp", "monitor"], stdout=subprocess.DEVNULL) as monitor:
+            deadline = time.monotonic() + DEADLINE_S
+            while not (found := others.others()):
+                assert time.monotonic() < deadline
+            (manager,) = found
+            assert (manager.pid, manager.comm, manager.subscribed) == (monitor.pid, "ip", True)
+            monitor.terminate()
+            monitor.wait()
+        assert others.others() == []
+
+
+def test_a_known_manager_is_named_by_its_command(inside: Host, tmp_path: Path) -> None:
+    """mptcpd may set endpoints without hearing any event."""
+    program = tmp_path / "mptcpd"
+    program.symlink_to("/usr/bin/sleep")
+    with inside.popen([str(program), "60"]) as impostor:
+        deadline = time.monotonic() + DEADLINE_S
+        while not (found := others.others()):
+            assert time.monotonic() < deadline
+        (manager,) = found
+        assert (manager.pid, manager.comm, manager.subscribed) == (impostor.pid, "mptcpd", False)
+        assert "systemctl disable" in manager.advice
+        impostor.kill()
