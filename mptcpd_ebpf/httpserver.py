@@ -26,6 +26,7 @@ MAX_CLIENTS = 64
 MAX_STREAMS = 32
 """Fewer than clients, so that streams cannot keep requests out."""
 MAX_HEAD_BYTES = 16 * 1024
+"""Of a request line and headers that have not come to their end."""
 MAX_BODY_BYTES = 64 * 1024
 REQUEST_SECONDS = 10.0
 """To send a whole request; and after an answer, to read it and send the next one."""

@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The control socket: what it answers, and that nobody can hurt the daemon through it.
+
+The server runs in this process's own event loop on a real socket; the blocking clients
+run in threads.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import stat
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mptcpd_ebpf import control_client, httpserver, metrics
+from mptcpd_ebpf.config import ConfigError, Metrics
+from mptcpd_ebpf.control import ControlServer
+from mptcpd_ebpf.control_socket import SocketFile
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.commands import Decision, SetBackup
+from mptcpd_ebpf.core.events import ConnectionClosed
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.schema import Connections, DecisionView, Status
+from mptcpd_ebpf.yamldoc import Mistake
+
+OFF = Metrics()
+ON = Metrics(enabled=True)
+DECISION = Decision(
+    id=7,
+    at=1,
+    plugin="adaptive",
+    command=SetBackup(
+        reason="too slow",
+        token=0x1A2B3C4D,
+        local=SockAddr("10.0.0.1", 5),
+        remote=SockAddr("2001:db8::1", 6),
+        backup=True,
+    ),
+)
+
+
+class Source:
+    """What a daemon would give; `asked` remembers what it was told to do."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.paused = False
+        self.hold = asyncio.Event()
+        self.hold.set()
+
+    async def connections(self) -> Connections:
+        self.asked.append("connections")
+        await self.hold.wait()
+        return {"schema": 1, "connections": []}
+
+    def status(self) -> Status:
+        return {
+            "schema": 1,
+            "version": "0",
+            "pid": 1,
+            "netns": 2,
+            "started_at": 3.5,
+            "paused": self.paused,
+            "path_manager": None,
+            "plugins": [],
+            "probes": {"backend": "netlink", "reason": "asked for", "lost": {"ring": 4}},
+            "connections": 0,
+            "subflows": 0,
+            "events_lost": {"mptcp_pm": 1},
+            "decisions": 5,
+            "decisions_refused": 1,
+        }
+
+    def decisions(self) -> list[DecisionView]:
+        return []
+
+    async def pause(self) -> None:
+        self.paused = True
+
+    async def resume(self) -> None:
+        self.paused = False
+
+    async def reload(self) -> None:
+        raise ConfigError([Mistake("F", 1, 2, "key", "is wrong")])
+
+
+Served = Callable[[str, Source, ControlServer], Coroutine[Any, Any, None]]
+
+
+def serve(path: Path, use: Served, settings: Metrics = OFF) -> None:
+    """Runs `use` beside a server at `path`."""
+
+    async def run() -> None:
+        source = Source()
+        server = ControlServer(source, settings)
+        await server.start(str(path))
+        try:
+            await use(str(path), source, server)
+        finally:
+            server.close()
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "control.sock"
+
+
+async def ask(path: str, request: bytes) -> bytes:
+    """Everything the server answers to raw bytes, until it hangs up."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(request)
+    writer.write_eof()
+    try:
+        return await asyncio.wait_for(reader.read(), 20)
+    finally:
+        writer.close()
+
+
+def head_and_json(answer: bytes) -> tuple[bytes, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head.partition(b"\r\n")[0], json.loads(body)
+
+
+# --- requests
+
+
+def test_the_client_gets_what_the_source_has(path: Path) -> None:
+    async def use(path: str, source: Source, _server: ControlServer) -> None:
+        get, post = control_client.get, control_client.post
+        assert await asyncio.to_thread(get, path, "/v1/connections") == await source.connections()
+        assert await asyncio.to_thread(get, path, "/v1/status") == source.status()
+        assert await asyncio.to_thread(get, path, "/v1/decisions") == {
+            "schema": 1,
+            "decisions": [],
+        }
+        assert (await asyncio.to_thread(post, path, "/v1/pause"))["paused"] is True
+        assert (await asyncio.to_thread(post, path, "/v1/resume"))["paused"] is False
+
+    serve(path, use)
+
+
+def test_a_refused_reload_tells_every_mistake_and_exits_78(path: Path) -> None:
+    async def use(path: str, _source: Source, _server: ControlServer) -> None:
+        with pytest.raises(Failure, match="F:1:2: key: is wrong") as caught:
+            await asyncio.to_thread(control_client.post, path, "/v1/reload")
+        assert caught.value.exit_code is ExitCode.CONFIG
+
+    serve(path, use)
+
+
+def test_several_requests_on_one_connection(path: Path) -> None:
+    async def use(path: str, source: Source, _server: ControlServer) -> None:
+        two = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n" * 2
+        assert (await ask(path, two)).count(b"HTTP/1.1 200 ") == 2
+        old = await ask(path, b"GET /v1/status HTTP/1.0\r\n\r\n")
+        assert head_and_json(old) == (b"HTTP/1.1 200 ", source.status())
+
+    serve(path, use)
+
+
+def test_a_half_closed_client_still_gets_its_answer(path: Path) -> None:
+    async def use(path: str, source: Source, _server: ControlServer) -> None:
+        source.hold.clear()
+        request = asyncio.create_task(ask(path, b"GET /v1/connections HTTP/1.1\r\nHost: x\r\n\r\n"))
+        while not source.asked:
+            await asyncio.sleep(0)
+        source.hold.set()
+        assert head_and_json(await request)[0] == b"HTTP/1.1 200 "
+
+    serve(path, use)
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "body", "status", "reason"),
+    [
+        (b"GET /nothing HTTP/1.1", b"", b"", b"404", "no such path; there are /v1/connections"),
+        (b"GET /metrics HTTP/1.1", b"", b"", b"404", "no such path"),
+        (b"GET /v1/pause HTTP/1.1", b"", b"", b"405", "/v1/pause knows POST, not GET"),
+        (b"POST /v1/status HTTP/1.1", b"", b"", b"405", "knows GET, not POST"),
+        (b"nonsense", b"", b"", b"400", "not HTTP"),
+        (b"POST /v1/pause HTTP/1.1", b"Content-Length: 70000", b"x" * 70_000, b"413", "65536"),
+    ],
+)
+def test_a_bad_request_is_told_why(
+    path: Path, request_line: bytes, headers: bytes, body: bytes, status: bytes, reason: str
+) -> None:
+    request = b"\r\n".join(filter(None, (request_line, b"Host: x", headers)))
+
+    async def use(path: str, source: Source, _server: ControlServer) -> None:
+        answer = await ask(path, request + b"\r\n\r\n" + body)
+        line, told = head_and_json(answer)
+        assert line.split(b" ")[1] == status
+        assert reason in told["error"]
+        assert not source.paused
+
+    serve(path, use)
+
+
+def test_a_head_without_end_is_not_collected(path: Path) -> None:
+    async def use(path: str, _source: Source, _server: ControlServer) -> None:
+        endless = b"GET /v1/status HTTP/1.1\r\nX: " + b"x" * httpserver.MAX_HEAD_BYTES
+        assert head_and_json(await ask(path, endless))[0].split(b" ")[1] == b"431"
+
+    serve(path, use)
+
+
+def test_a_source_that_breaks_answers_500_and_the_server_goes_on(path: Path) -> None:
+    async def use(path: str, source: Source, _server: ControlServer) -> None:
+        async def broken() -> Connections:
+            raise ZeroDivisionError
+
+        source.connections = broken  # type: ignore[method-assign]
+        with pytest.raises(Failure, match="the daemon's log has the cause"):
+            await asyncio.to_thread(control_client.get, path, "/v1/connections")
+        assert await asyncio.to_thread(control_client.get, path, "/v1/status") == source.status()
+
+    serve(path, use)
+
+
+# --- streams
+
+
+async def stream(path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A stream of events, its greeting read."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+    head = await asyncio.wait_for(reader.readuntil(b'event: hello\ndata: {"schema":1}\n\n'), 10)
+    assert b"text/event-stream" in head
+    return reader, writer
+
+
+async def event(reader: asyncio.StreamReader, name: str) -> Any:
+    await asyncio.wait_for(reader.readuntil(f"event: {name}\ndata: ".encode()), 10)
+    return json.loads(await reader.readline())
+
+
+def test_a_stream_tells_events_and_decisions_as_they_come(path: Path) -> None:
+    async def use(path: str, _source: Source, server: ControlServer) -> None:
+        reader, writer = await stream(path)
+        server.publish(ConnectionClosed(token=0x1A2B3C4D))
+        server.publish(DECISION)
+        assert await event(reader, "event") == {"event": "ConnectionClosed", "token": "1a2b3c4d"}
+        told = await event(reader, "decision")
+        assert told["action"] == "SetBackup"
+        assert told["subflow"] == "10.0.0.1:5 → [2001:db8::1]:6"
+        assert told["reason"] == "too slow"
+        server.close()
+        assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"0\r\n\r\n")
+        writer.close()
+
+    serve(path, use)
+
+
+def test_a_slow_reader_is_cut_off_and_the_others_are_not(path: Path) -> None:
+    async def use(path: str, _source: Source, server: ControlServer) -> None:
+        _, slow_writer = await stream(path)
+        slow_writer.transport.pause_reading()  # type: ignore[attr-defined]
+        quick, quick_writer = await stream(path)
+        count = 0
+        while server._http.has_streams and len(server._http._streams) == 2:
+            server.publish(DECISION)
+            count += 1
+            await event(quick, "decision")
+            assert count < 100_000
+        assert len(server._http._streams) == 1
+        server.publish(ConnectionClosed(token=1))
+        assert await event(quick, "event") == {"event": "ConnectionClosed", "token": "00000001"}
+        slow_writer.close()
+        quick_writer.close()
+
+    serve(path, use)
+
+
+def test_streams_and_connections_are_bounded(path: Path) -> None:
+    async def use(path: str, _source: Source, _server: ControlServer) -> None:
+        streams = [await stream(path) for _ in range(httpserver.MAX_STREAMS)]
+        refused = await ask(path, b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert head_and_json(refused)[0].split()[1] == b"503"
+        idle = [
+            await asyncio.open_unix_connection(path)
+            for _ in range(httpserver.MAX_CLIENTS - httpserver.MAX_STREAMS)
+        ]
+        reader, writer = await asyncio.open_unix_connection(path)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert head_and_json(answer)[1] == {"error": "too many connections"}
+        for _, each in [*streams, *idle, (reader, writer)]:
+            each.close()
+
+    serve(path, use)
+
+
+def test_who_does_not_finish_a_request_is_cut_off(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(httpserver, "REQUEST_SECONDS", 0.05)
+
+    async def use(path: str, _source: Source, _server: ControlServer) -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET /v1/sta")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+
+    serve(path, use)
+
+
+@given(st.binary(max_size=200) | st.lists(st.sampled_from(
+    [b"GET ", b"POST ", b"/v1/pause", b" HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n", b"\x00", b"a" * 50,
+     b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n",
+     b"HEAD ", b"/v1/status", b"ffffffffffffffff\r\n", b"Upgrade: x\r\n", b"CONNECT "]),
+    max_size=12).map(b"".join))  # fmt: skip
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_bytes_come_the_server_answers_the_next_client(path: Path, data: bytes) -> None:
+    async def use(path: str, source: Source, _server: ControlServer) -> None:
+        await ask(path, data)
+        answer = await ask(path, b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert head_and_json(answer)[1] == source.status()
+
+    serve(path, use)
+
+
+# --- metrics
+
+
+def test_metrics_are_served_when_enabled(path: Path) -> None:
+    async def use(path: str, _source: Source, _server: ControlServer) -> None:
+        answer = (await ask(path, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).decode()
+        assert metrics.CONTENT_TYPE in answer
+        assert 'mptcpd_ebpf_event_overflows_total{source="mptcp_pm"} 1.0' in answer
+        assert 'mptcpd_ebpf_probe_records_lost_total{cause="ring"} 4.0' in answer
+        assert "mptcpd_ebpf_decisions_total 5.0" in answer
+
+    serve(path, use, ON)
+
+
+def test_over_tcp_there_are_metrics_and_nothing_else(path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    async def use(_path: str, source: Source, _server: ControlServer) -> None:
+        for target, status in ((b"GET /metrics", b"200"), (b"POST /v1/pause", b"404")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = await asyncio.wait_for(reader.read(), 10)
+            assert answer.split(b" ")[1] == status
+            writer.close()
+        assert not source.paused
+
+    serve(path, use, Metrics(enabled=True, listen=f"127.0.0.1:{port}"))
+
+
+def test_a_metrics_address_in_use_is_named_and_leaves_no_socket(path: Path) -> None:
+    async def use(*_: Any) -> None:
+        raise AssertionError("must not start")
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(Failure, match=f"metrics.listen: cannot listen on {listen}"):
+            serve(path, use, Metrics(enabled=True, listen=listen))
+    assert not path.exists()
+
+
+# --- the socket's file
+
+
+def test_the_socket_is_the_owners_alone_and_goes_with_the_server(path: Path) -> None:
+    async def use(path: str, _source: Source, _server: ControlServer) -> None:
+        mode = os.stat(path).st_mode
+        assert stat.S_ISSOCK(mode)
+        assert stat.S_IMODE(mode) == 0o600
+
+    before = os.umask(0)
+    try:
+        serve(path, use)
+    finally:
+        assert os.umask(before) == 0
+    assert not path.exists()
+
+
+def test_a_dead_daemons_socket_is_replaced_a_live_ones_is_not(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    taken = SocketFile(str(path))
+    with pytest.raises(Failure, match=f"in use by process {os.getpid()}") as caught:
+        SocketFile(str(path))
+    assert caught.value.exit_code is ExitCode.HELD
+    assert path.exists()
+    taken.close()
+    assert not path.exists()
+
+
+def test_a_live_socket_that_does_not_answer_is_left_alone(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as waiting:
+        deaf.bind(str(path))
+        deaf.listen(0)
+        waiting.connect(str(path))  # fills the backlog
+        with pytest.raises(Failure, match="in use by a process that does not answer") as caught:
+            SocketFile(str(path))
+        assert caught.value.exit_code is ExitCode.HELD
+        assert path.exists()
+
+
+def test_what_is_no_socket_is_never_touched(path: Path) -> None:
+    path.write_text("precious")
+    with pytest.raises(Failure, match="a file that is no socket stands there"):
+        SocketFile(str(path))
+    assert path.read_text() == "precious"
+
+
+def test_somebody_elses_file_survives_our_end(path: Path) -> None:
+    ours = SocketFile(str(path))
+    path.unlink()
+    path.write_text("new")
+    ours.close()
+    assert path.read_text() == "new"
+
+
+def test_bad_places_are_named_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="make its folder first"):
+        SocketFile(str(tmp_path / "none" / "x.sock"))
+    with pytest.raises(Failure, match="a Unix socket's path may have 107") as caught:
+        SocketFile(str(tmp_path / ("x" * 120)))
+    assert caught.value.exit_code is ExitCode.CONFIG
+
+
+# --- the client
+
+
+def test_the_client_names_what_is_missing(path: Path) -> None:
+    with pytest.raises(Failure, match="does not exist; start 'mptcpd-ebpf daemon'") as caught:
+        control_client.get(str(path), "/v1/status")
+    assert caught.value.exit_code is ExitCode.NO_DAEMON
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with pytest.raises(Failure, match="nobody listens") as caught:
+        control_client.get(str(path), "/v1/status")
+    assert caught.value.exit_code is ExitCode.NO_DAEMON
+
+
+@pytest.mark.parametrize("answer", [b"", b"220 mail ready\r\n", b"HTTP/1.1 200 OK\r\n\r\n<html>"])
+def test_the_client_survives_a_stranger_at_the_socket(path: Path, answer: bytes) -> None:
+    async def run() -> None:
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            writer.close()
+
+        async with await asyncio.start_unix_server(talk, str(path)):
+            with pytest.raises(Failure, match="does not answer as the daemon does") as caught:
+                await asyncio.to_thread(control_client.get, str(path), "/v1/status")
+            assert caught.value.exit_code is ExitCode.NO_DAEMON
+
+    asyncio.run(run())
+
+
+def test_a_silent_daemon_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_client, "TIMEOUT_SECONDS", 0.05)
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(path))
+        deaf.listen()
+        with pytest.raises(Failure, match="did not answer") as caught:
+            control_client.get(str(path), "/v1/status")
+    assert caught.value.exit_code is ExitCode.NO_DAEMON
+
+
+def test_the_default_path_names_the_network_namespace() -> None:
+    inode = os.stat("/proc/self/ns/net").st_ino
+    assert control_client.default_path() == f"/run/mptcpd-ebpf/{inode}.sock"
