@@ -2,6 +2,7 @@
 """Captures of real kernels talking: dissection loses nothing, assertions tell the truth."""
 
 import os
+import pathlib
 import select
 import socket
 import struct
@@ -13,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 from scapy.layers.inet import TCP
 from scapy.packet import Packet
+from scapy.utils import rdpcap
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.lab import Host, Lab, LabError, Path
@@ -195,6 +197,20 @@ def test_what_did_not_come_is_reported_with_what_came(lab: Lab) -> None:
     assert "no MPJoinSyn(address_id=2), interface=path1, token=0xabcd within 0.05 s" in text
     assert "no handshake of that token was captured" in text
     assert "MP_CAPABLE SYN/ACK sender_key=" in text
+
+
+def test_a_capture_can_be_saved_for_other_tools(lab: Lab, tmp_path: pathlib.Path) -> None:
+    server_ip = lab.paths[0].server_ip
+    assert server_ip
+    with Wire(lab.client.name) as wire:
+        with connected(lab.client, lab.server, server_ip):
+            wire.expect(DSS)
+        wire.close()
+        file = tmp_path / "talk.pcap"
+        assert wire.save(str(file)) == len(wire.segments)
+        read = rdpcap(str(file))
+        assert [bytes(packet) for packet in read] == [s.packet for s in wire.segments]
+        assert [int(packet.time * 10**9) for packet in read] == [s.at for s in wire.segments]
 
 
 def test_a_missing_namespace_is_named() -> None:

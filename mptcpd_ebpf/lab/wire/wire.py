@@ -12,6 +12,8 @@ its time.  What it did not find is reported together with what there was instead
 import time
 from typing import Literal, Self, TypedDict, Unpack
 
+from scapy.utils import RawPcapWriter
+
 from mptcpd_ebpf.lab.wire.capture import WHOLE, Capture
 from mptcpd_ebpf.lab.wire.connections import Connections
 from mptcpd_ebpf.lab.wire.retransmissions import retransmissions
@@ -19,6 +21,8 @@ from mptcpd_ebpf.lab.wire.segment import Flow, Segment, What, wanted
 
 Direction = Literal["out", "in"]
 
+_LINKTYPE_RAW = 101
+"""Packets begin with the IP header (https://www.tcpdump.org/linktypes.html)."""
 _SHOWN = 20
 
 
@@ -104,6 +108,20 @@ class Wire:
         """
         where.setdefault("direction", "out")
         return dict(retransmissions(self.matching(**where)))
+
+    def save(self, path: str) -> int:
+        """Writes what was captured so far as a pcap file, for Wireshark and its like.
+
+        Returns the number of packets.  Packets are cut to the capture's `snap`; times are
+        CLOCK_MONOTONIC.  Raises OSError if the file cannot be written.
+        """
+        segments = self.segments
+        with RawPcapWriter(path, linktype=_LINKTYPE_RAW, nano=True) as file:
+            file.write_header(None)
+            for segment in segments:
+                seconds, nanoseconds = divmod(segment.at, 1_000_000_000)
+                file.write_packet(segment.packet, sec=seconds, usec=nanoseconds)
+        return len(segments)
 
     def token_known(self, token: int) -> bool:
         """Whether a handshake of this connection was captured."""
