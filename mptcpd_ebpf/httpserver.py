@@ -145,12 +145,6 @@ class _Client(asyncio.Protocol):
         self._http.receive_data(data)
         self._advance()
 
-    def eof_received(self) -> bool:
-        if self._streaming or not self._answering:
-            return False
-        self._http.receive_data(b"")
-        return True  # a half-closed client still gets its answer
-
     def connection_lost(self, error: Exception | None) -> None:
         self._disarm()
         self._server.forget(self)
@@ -194,6 +188,7 @@ class _Client(asyncio.Protocol):
             self._begin_stream()
         elif handler is not None:
             self._answering = True
+            # Not even an end of file is read meanwhile: a half-closed client gets its answer.
             self._transport.pause_reading()
             self._server.run(self._answer(handler, f"{method} {path}"))
         else:
