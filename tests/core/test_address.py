@@ -47,7 +47,7 @@ def test_mapped_as_the_kernel_sends_it(raw: bytes) -> None:
         ("10.0.0.1:", "no port"),
         ("10.0.0.1:65536", "no port"),
         ("10.0.0.1:-1", "no port"),
-        ("10.0.0.1:١", "no port"),
+        ("10.0.0.1:\u0661", "no port"),
         ("fe80::1:80", "write an IPv6 address and port as"),
         ("[fe80::1:80", "write an IPv6 address and port as"),
         ("localhost:80", "is no IP address"),
@@ -64,6 +64,7 @@ def test_what_is_no_address_is_refused_by_name(text: str, complaint: str) -> Non
 @given(st.text(max_size=30))
 def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
     try:
-        parse_sockaddr(text)
-    except ValueError as error:
-        assert repr(text) in str(error)
+        parsed = parse_sockaddr(text)
+    except ValueError:
+        return
+    assert parse_sockaddr(str(parsed)) == parsed

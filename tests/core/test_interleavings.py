@@ -52,7 +52,7 @@ def lives(draw: st.DrawFn) -> Life:
     def measure(key: SubflowKey, **more: Any) -> ev.Event:
         nonlocal clock
         clock += 1
-        numbers = {
+        numbers: dict[str, Any] = {
             "srtt_us": draw(st.integers(1, 9)),
             "stalled_us": clock - START,
             "connection_bytes_acked": clock - START,
