@@ -54,10 +54,15 @@ def test_a_full_connection_says_so() -> None:
         AddressIds().for_connection(full, "10.0.1.1")
 
 
-@given(
-    st.lists(st.ip_addresses(v=4).map(str), max_size=40),
-    st.dictionaries(st.ip_addresses(v=4).map(str), st.integers(1, 255), max_size=40),
-)
+IPV4 = st.ip_addresses(v=4).map(str)
+ADOPTED = st.lists(
+    st.tuples(IPV4, st.integers(1, 255)),
+    unique_by=(lambda known: known[0], lambda known: known[1]),
+    max_size=40,
+).map(dict)
+
+
+@given(st.lists(IPV4, max_size=40), ADOPTED)
 def test_ids_are_valid_and_unambiguous(ips: list[str], adopted: dict[str, int]) -> None:
     ids = AddressIds()
     held = Connection(TOKEN, *FIBRE, local_ids=adopted)
