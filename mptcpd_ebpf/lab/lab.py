@@ -15,7 +15,7 @@ from mptcpd_ebpf.lab.errors import LabError, UnavailableError
 from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.live import LiveLink, LivePath
 from mptcpd_ebpf.lab.middlebox import set_up_nat
-from mptcpd_ebpf.lab.schedule import RunningSchedule, Step
+from mptcpd_ebpf.lab.schedule import RunningSchedule, Step, action, check_step
 from mptcpd_ebpf.lab.topology import Path, Topology, parse
 from mptcpd_ebpf.lab.traffic.results import (
     BulkResult,
@@ -89,7 +89,8 @@ class Lab:
         for path in self.paths:
             if name in (path.name, path.index):
                 return path
-        raise LabError(f"there is no path {name!r}; there are {', '.join(map(str, self.paths))}")
+        names = ", ".join(path.name for path in self.paths)
+        raise LabError(f"there is no path {name!r}; there are {names}")
 
     # --- traffic
 
@@ -108,6 +109,11 @@ class Lab:
         running: Running[Any] = Running(workload, client, server, path)
         self._stack.callback(running.kill)
         return running
+
+    def do(self, step: Step) -> None:
+        """Takes one step of a schedule at once, whatever its `at`."""
+        check_step(step, f"path {step.path}")
+        action(self, step)()
 
     def schedule(self, steps: Sequence[Step] | None = None) -> RunningSchedule:
         """Starts a schedule of faults: the given one, or the topology's."""

@@ -44,13 +44,14 @@ def owner_prefix(number: int) -> str:
 
 
 def start_time(pid: int) -> int | None:
-    """A process's start in clock ticks since boot, None if there is no such process."""
+    """A live process's start in clock ticks since boot, None if it is dead (a zombie too)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def path_of(name: str) -> str:

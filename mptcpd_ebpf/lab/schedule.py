@@ -58,21 +58,41 @@ FAULTS: dict[str, Callable[[LivePath, Step], object]] = {
 }
 """What a step's `fault` can be; the hosts' side is the first host's."""
 
-_OF_ANY_LINK = {"blackhole", "heal"}
-
 
 def check_steps(steps: Sequence[Step]) -> None:
     """Raises LabError for a step that no path could take."""
     for number, step in enumerate(steps):
-        where = f"schedule[{number}]"
-        if step.at < 0:
-            raise LabError(f"{where}: at is {step.at:g}, before the start")
-        if (step.fault is None) == (not step.set):
-            raise LabError(f"{where}: give either set or fault")
-        if step.fault is not None and step.fault not in FAULTS:
-            raise LabError(f"{where}: no fault {step.fault!r}; there are {', '.join(FAULTS)}")
-        # What a value may be is known without the path, except jitter against delay.
-        changed(Impairment(delay_ms=60_000), step.set, where=where)
+        check_step(step, f"schedule[{number}]")
+
+
+def check_step(step: Step, where: str) -> None:
+    """Raises LabError, naming `where`, if no path could take the step."""
+    if step.at < 0:
+        raise LabError(f"{where}: at is {step.at:g}, before the start")
+    if (step.fault is None) == (not step.set):
+        raise LabError(f"{where}: give either set or fault")
+    if step.fault is not None and step.fault not in FAULTS:
+        raise LabError(f"{where}: no fault {step.fault!r}; there are {', '.join(FAULTS)}")
+    # What a value may be is known without the path, except jitter against delay.
+    changed(Impairment(delay_ms=60_000), step.set, where=where)
+
+
+def action(lab: Lab, step: Step) -> Callable[[], object]:
+    """What a step does; raises LabError if its path cannot have it done."""
+    if isinstance(step.path, str) and step.path in lab.bottlenecks:
+        link = lab.bottlenecks[step.path]
+        if step.set:
+            return lambda: link.set(direction=step.direction, **step.set)
+        if step.fault == "heal":
+            return link.heal
+        if step.fault == "blackhole":
+            return lambda: link.blackhole(step.direction)
+        raise LabError(f"a bottleneck has no fault {step.fault!r}; it has blackhole, heal")
+    path = lab.path(step.path)
+    if step.fault is not None:
+        fault = FAULTS[step.fault]
+        return lambda: fault(path, step)
+    return lambda: path.set(direction=step.direction, **step.set)
 
 
 class RunningSchedule:
@@ -83,11 +103,9 @@ class RunningSchedule:
         self.steps = sorted(steps, key=lambda step: step.at)
         self.done: list[tuple[int, Step]] = []
         """(CLOCK_MONOTONIC nanoseconds after the change, step)."""
-        self._lab = lab
         self._error: BaseException | None = None
         self._stop = threading.Event()
-        for step in self.steps:
-            self._target(step)
+        self._actions = [action(lab, step) for step in self.steps]
         self._thread = threading.Thread(target=self._run, name="lab schedule", daemon=True)
         self._thread.start()
 
@@ -100,6 +118,11 @@ class RunningSchedule:
             raise self._error
         return self.done
 
+    def state(self) -> dict[str, Any]:
+        """How far it is: steps in all, steps done, and what went wrong, if anything."""
+        error = None if self._error is None else str(self._error)
+        return {"steps": len(self.steps), "done": len(self.done), "error": error}
+
     def stop(self) -> None:
         """No further steps."""
         self._stop.set()
@@ -108,27 +131,10 @@ class RunningSchedule:
     def _run(self) -> None:
         start = time.monotonic()
         try:
-            for step in self.steps:
+            for step, act in zip(self.steps, self._actions, strict=True):
                 if self._stop.wait(max(0.0, start + step.at - time.monotonic())):
                     return
-                self._target(step)()
+                act()
                 self.done.append((time.monotonic_ns(), step))
         except BaseException as error:
             self._error = error
-
-    def _target(self, step: Step) -> Callable[[], object]:
-        """What the step does; raises LabError if its path cannot have it done."""
-        if isinstance(step.path, str) and step.path in self._lab.bottlenecks:
-            link = self._lab.bottlenecks[step.path]
-            if step.set:
-                return lambda: link.set(direction=step.direction, **step.set)
-            if step.fault not in _OF_ANY_LINK:
-                raise LabError(f"schedule: a bottleneck has no fault {step.fault!r}")
-            if step.fault == "heal":
-                return link.heal
-            return lambda: link.blackhole(step.direction)
-        path = self._lab.path(step.path)
-        if step.fault is not None:
-            fault = FAULTS[step.fault]
-            return lambda: fault(path, step)
-        return lambda: path.set(direction=step.direction, **step.set)

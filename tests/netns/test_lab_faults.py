@@ -8,6 +8,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Host, Lab, LabError, Path, RequestResponse, Running, Step
 from mptcpd_ebpf.lab.traffic import RequestResponseResult
+from tests.waiting import until
 
 Make = Callable[..., Lab]
 TWO = [Path(delay_ms=2), Path(delay_ms=4)]
@@ -28,13 +29,6 @@ def mib(host: Host) -> dict[str, int]:
         raise AssertionError("no MPTcpExt counters")
 
     return host.call(read)
-
-
-def until(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
-        time.sleep(0.01)
 
 
 def join_over_second_path(lab: Lab) -> None:

@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path as FilePath
 
 import pytest
 
 from mptcpd_ebpf.lab import Lab, LabError, Path, RequestResponse, namespaces
+from tests.waiting import runs, until
 
 HOLD = """
 import subprocess, sys, time
@@ -23,21 +22,6 @@ with Lab([Path(delay_ms=5)], backend="nfqueue") as lab:
     print(lab.client.name, child.pid, lab.backend.emulation.process.pid, flush=True)
     time.sleep(600)
 """
-
-
-def until(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
-        time.sleep(0.01)
-
-
-def runs(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 class Holder:
@@ -74,10 +58,10 @@ def test_ctrl_c_ends_everything() -> None:
 def test_what_a_killed_owner_leaves_is_removed_by_the_next_lab_alone() -> None:
     killed, alive = Holder(), Holder()
     try:
-        killed.end(signal.SIGKILL)
-        until(lambda: not runs(killed.emulator), "the emulator ends with its lab")
         assert len(killed.namespaces()) == 3
         assert runs(killed.child)
+        killed.end(signal.SIGKILL)
+        until(lambda: not runs(killed.emulator), "the emulator ends with its lab")
         with Lab():
             assert killed.namespaces() == []
             until(lambda: not runs(killed.child), "the left process ends")

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The process that holds a lab for the command line: ``python -m mptcpd_ebpf.lab.keeper``.
+
+``mptcpd-ebpf lab up`` starts it, the other lab commands ask it.  It listens on an
+abstract Unix socket (unix(7)), which is there exactly as long as the process and only
+in its network namespace: a name in use is a lab that is up, and nothing is left when
+it dies.  One SEQPACKET message is one request or answer, in JSON, from root alone.
+"""
+
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from mptcpd_ebpf.lab.errors import LabError, UnavailableError
+from mptcpd_ebpf.lab.host import Host
+from mptcpd_ebpf.lab.lab import Lab
+from mptcpd_ebpf.lab.live import LiveLink, LivePath
+from mptcpd_ebpf.lab.schedule import RunningSchedule, Step
+from mptcpd_ebpf.lab.topology import Topology
+
+SCHEMA = 1
+_PREFIX = "\0mptcpd-ebpf-lab/"
+_MESSAGE = 1 << 18
+_TIMEOUT_S = 30.0
+_UCRED = struct.Struct("3i")  # pid, uid, gid
+
+
+class NotUpError(LabError):
+    """Nobody keeps a lab of that name."""
+
+
+class TakenError(LabError):
+    """Somebody keeps a lab of that name already."""
+
+
+# --- the commands' side
+
+
+def up(name: str, topology: Topology) -> None:
+    """Starts a keeper; returns when its lab can be used.  Raises LabError if it cannot be."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        pid = os.fork()
+        if pid == 0:
+            _become_keeper(theirs, name, topology)
+        theirs.close()
+        answer = ours.recv(_MESSAGE)
+    os.waitpid(pid, 0)
+    if not answer:
+        raise LabError("the lab's keeper ended without a word")
+    _checked(answer)
+
+
+def ask(name: str, request: dict[str, Any]) -> dict[str, Any]:
+    """A keeper's answer; raises NotUpError if there is none, LabError if it refuses."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(_TIMEOUT_S)
+        try:
+            connection.connect(_PREFIX + name)
+        except ConnectionRefusedError:
+            others = ", ".join(names_up())
+            hint = f"; up: {others}" if others else "; 'mptcpd-ebpf lab up' starts one"
+            raise NotUpError(f"no lab {name!r} is up in this network namespace{hint}") from None
+        connection.send(json.dumps(request).encode())
+        try:
+            answer = connection.recv(_MESSAGE)
+        except TimeoutError:
+            raise LabError(f"lab {name!r} does not answer") from None
+    if not answer:
+        raise LabError(f"lab {name!r} ended without an answer")
+    return _checked(answer)
+
+
+def names_up() -> list[str]:
+    """The labs that are kept in this network namespace."""
+    shown = "@" + _PREFIX[1:]
+    with open("/proc/self/net/unix") as file:
+        paths = [line.split()[7] for line in file if line.count(" ") and "@" in line]
+    return sorted({path.removeprefix(shown) for path in paths if path.startswith(shown)})
+
+
+def _checked(answer: bytes) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(answer)
+    for key, kind in _REFUSALS.items():
+        if key in record:
+            raise kind(record[key])
+    return record
+
+
+_REFUSALS = {"unavailable": UnavailableError, "taken": TakenError, "error": LabError}
+
+
+# --- the keeper's side
+
+
+def _become_keeper(report: socket.socket, name: str, topology: Topology) -> None:
+    """In a forked child: a process of its own, in a session of its own.  Never returns."""
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.set_inheritable(report.fileno(), True)
+    os.execv(
+        sys.executable,
+        [
+            sys.executable,
+            "-m",
+            "mptcpd_ebpf.lab.keeper",
+            str(report.fileno()),
+            name,
+            msgspec.json.encode(topology).decode(),
+        ],
+    )
+
+
+class _Ended(Exception):  # noqa: N818 - nothing went wrong
+    """A signal asks the keeper to take its lab down."""
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    raise _Ended
+
+
+def main() -> None:
+    report = socket.socket(fileno=int(sys.argv[1]))
+    name = sys.argv[2]
+    topology = msgspec.json.decode(sys.argv[3], type=Topology)
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.chdir("/")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _end)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(_PREFIX + name)
+    except OSError:
+        report.send(json.dumps({"taken": f"a lab {name!r} is up already"}).encode())
+        return
+    listener.listen(8)
+    last: socket.socket | None = None
+    try:
+        with Lab.of(topology) as lab:
+            schedule = lab.schedule() if topology.schedule else None
+            report.send(b"{}")
+            report.close()
+            last = _serve(listener, lab, schedule)
+    except _Ended:
+        return
+    except UnavailableError as error:
+        report.send(json.dumps({"unavailable": str(error)}).encode())
+    except LabError as error:
+        words = json.dumps({"error": str(error)}).encode()
+        (last or report).send(words)
+    else:
+        last.send(b"{}")
+
+
+def _serve(listener: socket.socket, lab: Lab, schedule: RunningSchedule | None) -> socket.socket:
+    """Answers requests; returns the connection of the one that ends the lab."""
+    while True:
+        connection, _ = listener.accept()
+        connection.settimeout(_TIMEOUT_S)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        if _UCRED.unpack(credentials)[1] != os.geteuid():
+            connection.close()
+            continue
+        try:
+            request = json.loads(connection.recv(_MESSAGE))
+            if request == {"down": True}:
+                return connection
+            answer = _obey(lab, schedule, request)
+        except LabError as error:
+            answer = {"error": str(error)}
+        except (OSError, ValueError):
+            connection.close()
+            continue
+        try:
+            connection.send(json.dumps(answer).encode())
+        except OSError:
+            continue
+        finally:
+            connection.close()
+
+
+def _obey(lab: Lab, schedule: RunningSchedule | None, request: dict[str, Any]) -> dict[str, Any]:
+    if "step" in request:
+        try:
+            step = msgspec.convert(request["step"], Step)
+        except msgspec.ValidationError as error:
+            raise LabError(str(error)) from None
+        lab.do(step)
+    return shown(lab, schedule)
+
+
+def shown(lab: Lab, schedule: RunningSchedule | None) -> dict[str, Any]:
+    """A lab as plain data, as ``lab show --json`` prints it (docs/lab.md)."""
+    return {
+        "schema": SCHEMA,
+        "backend": lab.backend.name,
+        "hosts": [_host(host) for host in lab.hosts.values()],
+        "routers": [_host(host) for host in lab.routers.values()],
+        "paths": [_path(path) for path in lab.paths],
+        "bottlenecks": [_link(link) for link in lab.bottlenecks.values()],
+        "schedule": None if schedule is None else schedule.state(),
+    }
+
+
+def _host(host: Host) -> dict[str, Any]:
+    return {"name": host.label, "namespace": host.name, "inode": host.netns}
+
+
+def _link(link: LiveLink) -> dict[str, Any]:
+    up, down = link.blackholed
+    return {
+        "name": link.name,
+        "up": {**msgspec.to_builtins(link.up), "blackhole": up},
+        "down": {**msgspec.to_builtins(link.down), "blackhole": down},
+    }
+
+
+def _path(path: LivePath) -> dict[str, Any]:
+    return {
+        **_link(path),
+        "between": list(path.path.between),
+        "addresses": [
+            [ip for ip in dict.fromkeys(ips) if ip]
+            for ips in ((path.client_ip, path.client_ip6), (path.server_ip, path.server_ip6))
+        ],
+        "nat": path.path.nat,
+        "bottleneck": path.path.bottleneck,
+    }
+
+
+if __name__ == "__main__":
+    main()

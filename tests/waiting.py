@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Waiting for conditions with a deadline, and telling the running from the dead."""
+
+import time
+from collections.abc import Callable
+
+
+def until(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
+    """Asks again until it is so; fails the test, saying `what`, after `within_s`."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process and it is no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
