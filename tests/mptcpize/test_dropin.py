@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mptcpd_ebpf.exitcodes import Failure
@@ -324,6 +324,8 @@ PIECES = st.sampled_from(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(PIECES, max_size=12))
+@example(["A=1", "\\", "\\", "\nEnvironment=", "C="])
+@example(["A=1", "\\\n", "\n;c\\\n", "C=", "\nEnvironment=", "\nEnvironment=", "B=x y"])
 def test_the_reader_agrees_with_systemd(root: Path, pieces: list[str]) -> None:
     """Any text: what we take for the environment is what systemd takes for it."""
     text = PLAIN + "Environment=" + "".join(pieces) + "\n"
