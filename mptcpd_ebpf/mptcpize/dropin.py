@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
@@ -165,8 +166,12 @@ def _environment_files(unit: Unit, settings: Settings) -> Iterator[Path]:
     known |= {"%N": str(unit.name).removesuffix(".service"), "%%": "%"}
     for written in settings.environment_files:
         pattern = re.sub(r"%.", lambda match: known.get(match[0], "*"), written.lstrip("-"))
-        folder = unit_files.chase(unit.root, Path(pattern).parent)
-        yield from sorted(file for file in folder.glob(Path(pattern).name) if file.is_file())
+        folder, name = unit_files.chase(unit.root, Path(pattern).parent), Path(pattern).name
+        if not pattern.startswith("/") or not folder.is_dir():
+            continue  # systemd ignores it too
+        yield from sorted(
+            file for file in folder.iterdir() if fnmatchcase(file.name, name) and file.is_file()
+        )
 
 
 def _assigned_in(file: Path) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ followed inside the root (`chase`), so that an image's absolute links stay in th
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,11 +190,13 @@ def _aliases(root: Path, name: Name) -> list[Name]:
         for entry in sorted(directory.glob(f"*{_SUFFIX}")):
             if not entry.is_symlink():
                 continue
-            alias = parse_name(entry.name)
-            if alias.instance == "" and name.instance:
-                alias = Name(alias.prefix, name.instance)
-            if alias != name and _own_name(alias, chase(root, entry.relative_to(root))) == name:
-                found[alias] = None
+            with suppress(Failure):  # a broken link elsewhere is not this service's trouble
+                alias = parse_name(entry.name)
+                if alias.instance == "" and name.instance:
+                    alias = Name(alias.prefix, name.instance)
+                target = chase(root, entry.relative_to(root))
+                if alias != name and _own_name(alias, target) == name:
+                    found[alias] = None
     return list(found)
 
 

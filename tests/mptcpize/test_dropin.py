@@ -227,6 +227,18 @@ def test_an_environment_file_that_was_put_right_by_hand_is_accepted(root: Path) 
     assert dropin.enable(root, "foo", LIBRARY).changed
 
 
+def test_oddities_elsewhere_do_no_harm(root: Path) -> None:
+    odd = "EnvironmentFile=/\nEnvironmentFile=relative\nEnvironmentFile=-/etc/**x/[\n"
+    write(root, {USR / "foo.service": PLAIN + odd})
+    (root / ETC / "no name.service").symlink_to("foo.service")
+    (root / ETC / "loop.service").symlink_to("loop.service")
+    (root / ETC / "dangling.service").symlink_to("/nowhere.service")
+    assert dropin.enable(root, "foo", LIBRARY).changed
+    for broken in ("loop", "dangling"):
+        with pytest.raises(Failure, match=f"{broken}.service"):
+            dropin.enable(root, broken, LIBRARY)
+
+
 @pytest.mark.parametrize(
     ("setting", "library", "words"),
     [
