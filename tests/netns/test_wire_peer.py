@@ -5,6 +5,9 @@ The kernel is the judge: what it accepted, it counted (MPTcpExt) and its sockets
 """
 
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -241,9 +244,28 @@ def test_the_namespace_s_own_kernel_keeps_silent(lab: Lab) -> None:
 
 def test_a_namespace_has_one_peer(lab: Lab) -> None:
     with Peer(lab.server.name):
-        with pytest.raises(LabError, match=rf"{lab.server.name}: nft: .*exists"):
+        with pytest.raises(LabError, match=rf"{lab.server.name}: nft: .*another peer"):
             Peer(lab.server.name)
         assert "drop" in lab.server.run(["nft", "list", "ruleset"]).stdout
+
+
+def test_the_rule_goes_with_a_killed_owner(lab: Lab) -> None:
+    script = (
+        "import sys, time; from mptcpd_ebpf.lab.wire import Peer\n"
+        "peer = Peer(sys.argv[1]); print('open', flush=True); time.sleep(60)"
+    )
+    argv = [sys.executable, "-c", script, lab.server.name]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as owner:
+        try:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == "open\n"
+            assert "drop" in lab.server.run(["nft", "list", "ruleset"]).stdout
+        finally:
+            owner.kill()
+    deadline = time.monotonic() + DEADLINE_S
+    while "wire_peer" in lab.server.run(["nft", "list", "ruleset"]).stdout:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_an_expectation_not_met_shows_the_conversation(lab: Lab) -> None:

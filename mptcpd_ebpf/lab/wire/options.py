@@ -24,9 +24,7 @@ A field left out is filled in where it follows from the others (length, the flag
 and ADD_ADDR).  As a pattern (`matches`) only the fields that were given count.
 """
 
-import ipaddress
 import struct
-from collections.abc import Callable
 from typing import Any
 
 from scapy.fields import (
@@ -35,7 +33,6 @@ from scapy.fields import (
     ByteEnumField,
     ByteField,
     ConditionalField,
-    Field,
     FieldListField,
     IntField,
     ShortField,
@@ -46,6 +43,15 @@ from scapy.fields import (
     XShortField,
 )
 from scapy.packet import NoPayload, Packet
+
+from mptcpd_ebpf.lab.wire.option_fields import (
+    AddressField,
+    PresenceBit,
+    SequenceField,
+    given_or_in,
+    is_set,
+    present,
+)
 
 KIND = 30
 
@@ -70,77 +76,6 @@ RESET_REASONS = {
     5: "unacceptable performance",
     6: "middlebox interference",
 }
-
-
-class PresenceBit(BitField):  # type: ignore[misc]
-    """A flag about an optional field: that it is there, or that it is 8 octets and not 4.
-
-    Left out, it is set if that field is given.
-    """
-
-    __slots__ = ["of"]
-
-    def __init__(self, name: str, of: str):
-        super().__init__(name, None, 1)
-        self.of = of
-
-    def i2m(self, pkt: Packet, x: int | None) -> int:
-        return int(pkt.getfieldval(self.of) is not None) if x is None else x
-
-
-def _is_set(pkt: Packet, bit: str) -> bool:
-    return bool(pkt.fieldtype[bit].i2m(pkt, pkt.getfieldval(bit)))
-
-
-def _present(bit: str) -> Callable[[Packet], bool]:
-    return lambda pkt: _is_set(pkt, bit)
-
-
-class SequenceField(Field):  # type: ignore[misc]
-    """A data sequence number of 8 octets, or of the low 4 if the flag `wide` is clear."""
-
-    __slots__ = ["wide"]
-
-    def __init__(self, name: str, wide: str):
-        super().__init__(name, None, "!Q")
-        self.wide = wide
-
-    def addfield(self, pkt: Packet, s: bytes, val: int | None) -> bytes:
-        size = 8 if _is_set(pkt, self.wide) else 4
-        return s + ((val or 0) % (1 << 8 * size)).to_bytes(size, "big")
-
-    def getfield(self, pkt: Packet, s: bytes) -> tuple[bytes, int]:
-        size = 8 if _is_set(pkt, self.wide) else 4
-        return s[size:], int.from_bytes(s[:size], "big")
-
-    def i2repr(self, pkt: Packet, x: int | None) -> str:
-        return "None" if x is None else hex(x)
-
-
-class AddressField(Field):  # type: ignore[misc]
-    """An IPv4 or IPv6 address in canonical text; on the wire the option's length tells which."""
-
-    def __init__(self, name: str):
-        super().__init__(name, "0.0.0.0", "4s")
-
-    def any2i(self, pkt: Packet, x: Any) -> Any:
-        return str(ipaddress.ip_address(x))
-
-    def addfield(self, pkt: Packet, s: bytes, val: str) -> bytes:
-        return s + ipaddress.ip_address(val).packed
-
-    def getfield(self, pkt: Packet, s: bytes) -> tuple[bytes, str]:
-        size = 16 if pkt.length >= 20 else 4
-        return s[size:], str(ipaddress.ip_address(s[:size]))
-
-
-def _given_or_in(name: str, lengths: frozenset[int]) -> Callable[[Packet], bool]:
-    """Whether an optional field without a flag is there: given, or the length says so."""
-
-    def condition(pkt: Packet) -> bool:
-        return pkt.getfieldval(name) is not None or pkt.length in lengths
-
-    return condition
 
 
 class MPTCPOption(Packet):  # type: ignore[misc]
@@ -248,9 +183,9 @@ class MPCapableAck(MPTCPOption):
         XLongField("sender_key", 0),
         XLongField("receiver_key", 0),
         ConditionalField(
-            ShortField("data_length", None), _given_or_in("data_length", frozenset({22, 24}))
+            ShortField("data_length", None), given_or_in("data_length", frozenset({22, 24}))
         ),
-        ConditionalField(XShortField("checksum", None), _given_or_in("checksum", frozenset({24}))),
+        ConditionalField(XShortField("checksum", None), given_or_in("checksum", frozenset({24}))),
     )
 
 
@@ -292,14 +227,14 @@ class MPJoinAck(MPTCPOption):
     )
 
 
-def _dss_checksum_present(pkt: Packet) -> bool:
+def _dss_has_checksum(pkt: Packet) -> bool:
     if pkt.getfieldval("checksum") is not None:
         return True
     without = 4
-    if _is_set(pkt, "has_ack"):
-        without += 8 if _is_set(pkt, "data_ack8") else 4
-    if _is_set(pkt, "has_map"):
-        without += 14 if _is_set(pkt, "dsn8") else 10
+    if is_set(pkt, "has_ack"):
+        without += 8 if is_set(pkt, "data_ack8") else 4
+    if is_set(pkt, "has_map"):
+        without += 14 if is_set(pkt, "dsn8") else 10
     return bool(pkt.length == without + 2)
 
 
@@ -320,11 +255,11 @@ class DSS(MPTCPOption):
         PresenceBit("has_map", of="dsn"),
         PresenceBit("data_ack8", of="data_ack"),
         PresenceBit("has_ack", of="data_ack"),
-        ConditionalField(SequenceField("data_ack", wide="data_ack8"), _present("has_ack")),
-        ConditionalField(SequenceField("dsn", wide="dsn8"), _present("has_map")),
-        ConditionalField(IntField("ssn", 0), _present("has_map")),
-        ConditionalField(ShortField("data_length", 0), _present("has_map")),
-        ConditionalField(XShortField("checksum", None), _dss_checksum_present),
+        ConditionalField(SequenceField("data_ack", wide="data_ack8"), present("has_ack")),
+        ConditionalField(SequenceField("dsn", wide="dsn8"), present("has_map")),
+        ConditionalField(IntField("ssn", 0), present("has_map")),
+        ConditionalField(ShortField("data_length", 0), present("has_map")),
+        ConditionalField(XShortField("checksum", None), _dss_has_checksum),
     )
 
 
@@ -340,10 +275,10 @@ class AddAddr(MPTCPOption):
         ByteField("address_id", 0),
         AddressField("address"),
         ConditionalField(
-            ShortField("port", None), _given_or_in("port", frozenset({10, 18, 22, 30}))
+            ShortField("port", None), given_or_in("port", frozenset({10, 18, 22, 30}))
         ),
         ConditionalField(
-            XLongField("hmac", None), _given_or_in("hmac", frozenset({16, 18, 28, 30}))
+            XLongField("hmac", None), given_or_in("hmac", frozenset({16, 18, 28, 30}))
         ),
     )
 

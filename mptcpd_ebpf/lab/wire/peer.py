@@ -8,9 +8,9 @@
         subflow = connection.accept_join()
         subflow.reset(reason=3)
 
-The namespace is given over to the peer: while it is open, a netfilter rule drops all TCP
-that arrives there *behind* the capture, so the namespace's own kernel neither sees it
-nor answers with RSTs.  The addresses stay the kernel's, and with them ARP and routing.
+The namespace is given over to the peer: while it is open, the namespace's own kernel hears
+no TCP and sends no RSTs (deafness.py).  The addresses stay the kernel's, and with them
+ARP and routing.
 
 Nothing happens behind the script's back: what arrives is looked at, and acknowledged,
 only while the script waits for something.  The peer never retransmits; give it a path
@@ -19,15 +19,14 @@ without loss.
 
 import secrets
 import socket
-import subprocess
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any, Self, TypeVar
 
 from mptcpd_ebpf.core.address import SockAddr, is_ipv6
 from mptcpd_ebpf.lab import namespaces
-from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.wire.deafness import deaf
 from mptcpd_ebpf.lab.wire.options import MPCapableSyn, MPTCPOption
 from mptcpd_ebpf.lab.wire.peer_connection import PeerConnection
 from mptcpd_ebpf.lab.wire.peer_subflow import PeerSubflow
@@ -36,12 +35,6 @@ from mptcpd_ebpf.lab.wire.wire import Wire
 
 T = TypeVar("T")
 
-_TABLE = "mptcplab_wire_peer"
-_SILENCE = f"""
-create table inet {_TABLE}
-add chain inet {_TABLE} input {{ type filter hook input priority raw; }}
-add rule inet {_TABLE} input meta l4proto tcp drop
-"""
 _SHOWN = 20
 
 
@@ -58,13 +51,11 @@ class Peer:
         self._sockets: dict[str, socket.socket] = {}
         self._syns: list[Segment] = []
         self._looked_at = 0
-        self._nft(_SILENCE)
-        try:
-            self.wire = Wire(netns)
+        with ExitStack() as stack:
+            stack.enter_context(deaf(netns))
+            self.wire = stack.enter_context(Wire(netns))
             """What the peer's interfaces saw, both directions."""
-        except BaseException:
-            self._nft(f"delete table inet {_TABLE}")
-            raise
+            self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -74,10 +65,7 @@ class Peer:
 
     def close(self) -> None:
         """Gives the namespace back to its kernel; open connections are left as they are."""
-        self.wire.close()
-        for raw in self._sockets.values():
-            raw.close()
-        self._nft(f"delete table inet {_TABLE}")
+        self._open.close()
 
     # --- conversations
 
@@ -138,7 +126,7 @@ class Peer:
         """Sends a scapy packet from its IP layer on as it is, also with a foreign source."""
         source = packet.src
         if source not in self._sockets:
-            self._sockets[source] = self._raw_socket(source)
+            self._sockets[source] = self._open.enter_context(self._raw_socket(source))
         self._sockets[source].sendto(bytes(packet), (packet.dst, 0))
 
     def wait(self, done: Callable[[], T | None], what: str, within: float = 1.0) -> T:
@@ -172,25 +160,15 @@ class Peer:
         lines += [segment.describe(segments[0].at) for segment in segments[-_SHOWN:]]
         return "\n  ".join(lines)
 
-    def _entered(self) -> AbstractContextManager[None]:
-        return namespaces.entered(self.netns) if self.netns else nullcontext()
-
     def _raw_socket(self, source: str) -> socket.socket:
         """A socket that takes whole IP packets; bound, so that rules by source apply."""
         family = socket.AF_INET6 if is_ipv6(source) else socket.AF_INET
-        with self._entered():
+        with namespaces.entered(self.netns) if self.netns else nullcontext():
             raw = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
         # A foreign address cannot be bound: the packet still carries it, by the default's route.
         with suppress(OSError):
             raw.bind((source, 0))
         return raw
-
-    def _nft(self, script: str) -> None:
-        with self._entered():
-            done = subprocess.run(["nft", "-f", "-"], input=script, capture_output=True, text=True)
-        if done.returncode:
-            place = self.netns or "this namespace"
-            raise LabError(f"{place}: nft: {done.stderr.strip()}")
 
 
 def _ephemeral() -> int:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Keeps a namespace's own kernel from hearing TCP, so that only the script answers.
+
+A netfilter rule drops all TCP at the input hook, which lies behind a capture's tap: the
+capture sees a packet, the kernel's TCP does not, and sends no RST.
+
+The rule's table is *owned* (nft(8), ``flags owner``): the kernel removes it as soon as
+the process that made it ends.  That process is an interactive nft that reads from a pipe
+of ours, so the rule goes whichever way we go, by kill -9 too.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from mptcpd_ebpf.lab import namespaces
+from mptcpd_ebpf.lab.errors import LabError
+
+_TABLE = "mptcplab_wire_peer"
+_SCRIPT = f"""
+create table inet {_TABLE} {{ flags owner; }}
+add chain inet {_TABLE} input {{ type filter hook input priority raw; }}
+add rule inet {_TABLE} input meta l4proto tcp drop
+list tables
+"""
+
+
+@contextmanager
+def deaf(netns: str | None) -> Iterator[None]:
+    """For the time of the block no TCP reaches the kernel of `netns` (None: the caller's).
+
+    Raises LabError if it is deaf already, if the namespace is missing, or for what nft says.
+    """
+    with namespaces.entered(netns) if netns else nullcontext():
+        nft = subprocess.Popen(
+            ["nft", "--interactive"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    with nft:
+        assert nft.stdin is not None
+        assert nft.stdout is not None
+        nft.stdin.write(_SCRIPT)
+        nft.stdin.flush()
+        # The last command lists the tables: once ours is named, the rule stands.
+        for line in nft.stdout:
+            if line.strip() == f"table inet {_TABLE}":
+                break
+            if line.startswith("Error"):
+                raise LabError(
+                    f"{netns or 'this namespace'}: nft: {line.strip()} "
+                    "(is another peer open there?)"
+                )
+        else:
+            raise LabError(f"{netns or 'this namespace'}: nft ended without an answer")
+        yield
+        # Leaving the block closes the pipe and waits for nft to end.
