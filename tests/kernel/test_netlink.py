@@ -63,6 +63,16 @@ def test_garbage_is_refused_or_read(data: bytes) -> None:
         pass
 
 
+@pytest.mark.parametrize("length", [0, 3, 13, 0xFFFF])
+def test_a_length_that_does_not_fit_is_refused(length: int) -> None:
+    data = struct.pack("=HH", length, 1) + bytes(8)
+    with pytest.raises(ValueError, match=f"attribute of {length} bytes"):
+        nl.attributes(data, 0, len(data))
+    data = struct.pack("=IHHII", length, 16, 0, 0, 0)
+    with pytest.raises(ValueError, match=f"message of {length} bytes"):
+        list(nl.messages(data, len(data)))
+
+
 @given(TYPES, st.lists(PAYLOADS, min_size=1, max_size=5), st.data())
 def test_an_attribute_is_found_by_its_offset(
     outer: int, payloads: list[bytes], data: st.DataObject

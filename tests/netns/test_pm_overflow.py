@@ -10,7 +10,9 @@ import pytest
 
 from mptcpd_ebpf.core.events import EventsLost, ListenerCreated
 from mptcpd_ebpf.kernel.errors import MptcpMissing
-from mptcpd_ebpf.kernel.pm_events import SOURCE, PmEvents
+from mptcpd_ebpf.kernel.netlink import GENERIC_HEADER, message, u32
+from mptcpd_ebpf.kernel.pm import VERSION
+from mptcpd_ebpf.kernel.pm_events import CLOSED, SOURCE, TOKEN, PmEvents
 from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC
 from mptcpd_ebpf.lab import Lab
 from tests.netns.mptcp_peers import Heard, listen
@@ -69,7 +71,8 @@ def test_another_process_cannot_forge_events(lab: Lab) -> None:
                 socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
             )
         ours = stack.enter_context(socket.socket(fileno=os.dup(events.fileno())))
-        forger.sendto(bytes(64), (ours.getsockname()[0], 0))
+        closed = GENERIC_HEADER.pack(CLOSED, VERSION, 0) + u32(TOKEN, 1)
+        forger.sendto(message(99, 0, 0, closed), (ours.getsockname()[0], 0))
         assert events.read() == []
 
 
