@@ -85,7 +85,7 @@ def _module_from(path: Path, name: str) -> ModuleType:
     sys.modules[private] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken(name, str(path), error) from error
     return module
 
@@ -104,7 +104,7 @@ def _class_in(module: ModuleType, name: str, where: str) -> type[Plugin]:
     )
 
 
-def _broken(name: str, where: str, error: Exception) -> Failure:
+def _broken(name: str, where: str, error: BaseException) -> Failure:
     line = ""
     for frame in inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []:
         if frame.filename == where:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Daemons and commands as people start them: processes in network namespaces of their own.
+
+A namespace made by ``unshare`` lives as long as its processes, so nothing is left behind.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+PROGRAM = str(Path(sys.executable).parent / "mptcpd-ebpf")
+NEW_NAMESPACE = ("unshare", "--net", "--")
+START_SECONDS = 30.0
+
+
+def command(*arguments: str, prefix: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
+    """Runs one command to its end; `prefix` is what to start it through."""
+    return subprocess.run(
+        [*prefix, PROGRAM, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def refusal(*arguments: str, prefix: Sequence[str] = ()) -> tuple[int, str]:
+    """Exit code and message of a command that must fail, and must fail politely."""
+    ended = command(*arguments, prefix=prefix)
+    assert "Traceback" not in ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("mptcpd-ebpf: ")]
+    assert len(lines) == 1, ended.stderr
+    return ended.returncode, ended.stderr.partition("mptcpd-ebpf: ")[2].strip()
+
+
+class RunningDaemon:
+    """A daemon that has said it is ready."""
+
+    def __init__(self, process: "subprocess.Popen[str]", control: Path, log: Path) -> None:
+        self.process = process
+        self.control = control
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """Prefix that runs a command in the daemon's network namespace."""
+        return ("nsenter", f"--net=/proc/{self.process.pid}/ns/net", "--")
+
+    def ask(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Runs a command against this daemon."""
+        return command(*arguments, "--control", str(self.control))
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@contextlib.contextmanager
+def daemon(
+    folder: Path, *arguments: str, prefix: Sequence[str] = NEW_NAMESPACE
+) -> Iterator[RunningDaemon]:
+    """A daemon, ready, with its control socket and log in `folder`; killed at the end."""
+    control, log = folder / "control.sock", folder / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [*prefix, PROGRAM, "daemon", "--control", str(control), *arguments],
+            stderr=stderr,
+            text=True,
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while "ready:" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        yield RunningDaemon(process, control, log)
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+        process.kill()
+        process.wait()
