@@ -374,7 +374,7 @@ class Tracker:
         self, connection: Connection, found: Measurement, now: int, *, told: bool
     ) -> list[Notice]:
         subflow = connection.subflows.get((found.local, found.remote))
-        was_usable = subflow is not None and subflow.usable
+        known = subflow is not None and subflow.state is State.ESTABLISHED
         if subflow is None:
             if state_of(found) is State.OPENING:
                 self._add_join(connection, found, now)
@@ -389,7 +389,7 @@ class Tracker:
         subflow.error = 0
         if found.backup_by_peer is not None:
             subflow.backup_by_peer = found.backup_by_peer
-        if told and subflow.usable and not was_usable:
+        if told and subflow.state is State.ESTABLISHED and not known:
             return [Notice("new_subflow", (connection, subflow), connection)]
         return []
 

@@ -135,6 +135,14 @@ def test_a_repeated_destruction_counts_from_the_last_one() -> None:
     assert guard.refusal(destroy(RADIO), model, START + SETTLE) == LAST
 
 
+def test_one_that_is_told_again_and_again_does_not_hold_up_the_others() -> None:
+    guard, model = Guard(200), world(FIBRE, RADIO, SATELLITE)
+    guard.refusal(destroy(FIBRE), model, START)
+    guard.refusal(destroy(SATELLITE), model, START + 1)
+    guard.refusal(destroy(FIBRE), model, START + SETTLE - 1)
+    assert guard.refusal(destroy(RADIO), model, START + SETTLE + 1) is None
+
+
 def test_a_settled_one_counts_no_more() -> None:
     guard, model = Guard(200), world(FIBRE, RADIO)
     guard.refusal(demote(FIBRE), model, START)

@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,9 +117,16 @@ def test_a_subflow_that_was_reborn_unheard_is_another() -> None:
     assert net.subflow(RADIO).usable
 
 
-def test_a_last_word_later_than_the_reading_holds() -> None:
+def test_a_subflow_found_live_has_no_error() -> None:
+    net = Listener(created(), established(), joined(error=104))
+    assert net.tell(truth(live(), live(RADIO))) == []
+    assert net.subflow(RADIO).usable
+
+
+@pytest.mark.parametrize("at", [START + 1, START + 2])
+def test_a_last_word_no_older_than_the_reading_holds(at: int) -> None:
     net = Listener(created(), established(), joined())
-    net.tell(ended(at=START + 2))
+    net.tell(ended(at=at))
     assert net.tell(truth(live(), live(RADIO, START + 1))) == []
     assert not net.subflow(RADIO).usable
     assert net.wait(GRACE) == ["subflow_closed", "subflow_final"]

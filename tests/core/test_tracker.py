@@ -309,6 +309,19 @@ def test_probes_ahead_of_netlink_are_kept_aside() -> None:
     assert net.subflow(RADIO).measured == measured(RADIO, srtt_us=2)
 
 
+def test_of_the_probes_words_kept_aside_the_newest_counts() -> None:
+    net = Listener(alarm(measured(at=START + 2, srtt_us=2)), alarm(measured(at=START, srtt_us=1)))
+    net.tell(created())
+    assert net.subflow(FIBRE).measured == measured(at=START + 2, srtt_us=2)
+
+
+def test_old_news_of_the_dead_is_not_the_newborns() -> None:
+    net = Listener(created(), joined())
+    net.tell(ended(at=START + 5), alarm(measured(RADIO, START + 4, srtt_us=9)))
+    net.tell(left(), joined())
+    assert net.subflow(RADIO).measured is None
+
+
 def test_probes_of_what_netlink_never_names_are_forgotten() -> None:
     net = Listener(alarm(measured(srtt_us=1)))
     assert net.wait(GRACE) == []
