@@ -27,6 +27,7 @@ from mptcpd_ebpf.lab.wire import (
     MPCapableAck,
     MPCapableSyn,
     MPCapableSynAck,
+    MPFail,
     MPFastclose,
     MPJoinAck,
     MPJoinSyn,
@@ -197,6 +198,28 @@ def test_what_did_not_come_is_reported_with_what_came(lab: Lab) -> None:
     assert "no MPJoinSyn(address_id=2), interface=path1, token=0xabcd within 0.05 s" in text
     assert "no handshake of that token was captured" in text
     assert "MP_CAPABLE SYN/ACK sender_key=" in text
+
+
+def test_waiting_ends_in_time_while_packets_keep_coming(lab: Lab) -> None:
+    server_ip = lab.paths[0].server_ip
+    assert server_ip
+    enough = threading.Event()
+
+    def keep_busy(near: socket.socket, far: socket.socket) -> None:
+        while not enough.is_set():
+            near.sendall(b"x" * 10_000)
+            far.recv(1 << 20)
+
+    with Wire(lab.client.name) as wire, connected(lab.client, lab.server, server_ip) as pair:
+        busy = threading.Thread(target=keep_busy, args=pair)
+        busy.start()
+        try:
+            with pytest.raises(AssertionError, match="no MPFail"):
+                wire.expect(MPFail, within=0.2)
+            assert busy.is_alive()
+        finally:
+            enough.set()
+            busy.join()
 
 
 def test_a_capture_can_be_saved_for_other_tools(lab: Lab, tmp_path: pathlib.Path) -> None:

@@ -46,6 +46,8 @@ _TIMESPEC = struct.Struct("@qq")
 _QUEUE_BYTES = 64 << 20
 _STAMP_SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
 _BATCH, _LAST_BATCH = 256, 1 << 20
+PATIENCE_S = 5.0
+"""How long a wait for a packet takes at most, unless told."""
 WHOLE = 0x40000
 """A snap length above every packet."""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from mptcpd_ebpf.lab import namespaces
-from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.errors import LabError, UnavailableError
 
 _TABLE = "mptcplab_wire_peer"
 _SCRIPT = f"""
@@ -29,16 +29,20 @@ list tables
 def deaf(netns: str | None) -> Iterator[None]:
     """For the time of the block no TCP reaches the kernel of `netns` (None: the caller's).
 
-    Raises LabError if it is deaf already, if the namespace is missing, or for what nft says.
+    Raises LabError if it is deaf already, if the namespace is missing, or for what nft says;
+    UnavailableError without nft or the right to enter the namespace.
     """
     with namespaces.entered(netns) if netns else nullcontext():
-        nft = subprocess.Popen(
-            ["nft", "--interactive"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        try:
+            nft = subprocess.Popen(
+                ["nft", "--interactive"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        except FileNotFoundError:
+            raise UnavailableError("nft: no such command: install nftables") from None
     with nft:
         assert nft.stdin is not None
         assert nft.stdout is not None

@@ -129,7 +129,7 @@ def _rebuilt(form: type[MPTCPOption], raw: bytes) -> bytes | None:
     """The octets after a journey through the fields of `form`, None if they do not fit it."""
     try:
         option = form(raw)
-    except (struct.error, ValueError):
+    except struct.error:
         # The flags promise more than the length holds.
         return None
     if not isinstance(option.payload, NoPayload):

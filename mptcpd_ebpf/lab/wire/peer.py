@@ -26,6 +26,7 @@ from typing import Any, Self, TypeVar
 
 from mptcpd_ebpf.core.address import SockAddr, is_ipv6
 from mptcpd_ebpf.lab import namespaces
+from mptcpd_ebpf.lab.wire.capture import PATIENCE_S
 from mptcpd_ebpf.lab.wire.deafness import deaf
 from mptcpd_ebpf.lab.wire.options import MPCapableSyn, MPTCPOption
 from mptcpd_ebpf.lab.wire.peer_connection import PeerConnection
@@ -77,7 +78,7 @@ class Peer:
         checksum: bool = False,
         deny_join_id0: bool = False,
         key: int | None = None,
-        within: float = 1.0,
+        within: float = PATIENCE_S,
     ) -> PeerConnection:
         """Opens a connection to a listening MPTCP socket, up to and with the third packet.
 
@@ -89,7 +90,12 @@ class Peer:
         return connection
 
     def accept(
-        self, port: int, *, checksum: bool = False, key: int | None = None, within: float = 1.0
+        self,
+        port: int,
+        *,
+        checksum: bool = False,
+        key: int | None = None,
+        within: float = PATIENCE_S,
     ) -> PeerConnection:
         """Answers the next MP_CAPABLE SYN to `port`, up to and with the third packet."""
         syn = self.next_syn(MPCapableSyn, port=port, within=within)
@@ -105,7 +111,7 @@ class Peer:
         return subflow
 
     def next_syn(
-        self, what: type[MPTCPOption], *, port: int | None = None, within: float = 1.0
+        self, what: type[MPTCPOption], *, port: int | None = None, within: float = PATIENCE_S
     ) -> Segment:
         """The oldest unanswered SYN with option `what`, to `port` if one is given."""
 
@@ -129,7 +135,7 @@ class Peer:
             self._sockets[source] = self._open.enter_context(self._raw_socket(source))
         self._sockets[source].sendto(bytes(packet), (packet.dst, 0))
 
-    def wait(self, done: Callable[[], T | None], what: str, within: float = 1.0) -> T:
+    def wait(self, done: Callable[[], T | None], what: str, within: float = PATIENCE_S) -> T:
         """Looks at what arrives, answering it, until `done()` is true, and returns that.
 
         Raises AssertionError naming `what` after `within` seconds.
@@ -141,7 +147,7 @@ class Peer:
             for segment in arrived:
                 if not segment.outgoing:
                     self._receive(segment)
-            if not arrived:
+            if time.monotonic() >= deadline and not done():
                 raise AssertionError(self._report(what, within))
         return result
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.lab.wire.capture import PATIENCE_S
 from mptcpd_ebpf.lab.wire.keys import (
     ack_hmac,
     add_addr_hmac,
@@ -132,7 +133,7 @@ class PeerConnection:
         backup: bool = False,
         token: int | None = None,
         hmac: bytes | None = None,
-        within: float = 1.0,
+        within: float = PATIENCE_S,
     ) -> PeerSubflow:
         """Adds a subflow: SYN, SYN/ACK, ACK, and the fourth packet that confirms it.
 
@@ -167,7 +168,7 @@ class PeerConnection:
         *,
         backup: bool = False,
         hmac: int | None = None,
-        within: float = 1.0,
+        within: float = PATIENCE_S,
     ) -> PeerSubflow:
         """Answers the kernel's next MP_JOIN, checks its HMAC and confirms with the fourth packet.
 
@@ -243,12 +244,12 @@ class PeerConnection:
             subflow.data(piece, self._mapping(subflow, len(piece), checksum))
             self.snd_nxt = (self.snd_nxt + len(piece)) % _U64
 
-    def receive_data(self, count: int, within: float = 1.0) -> bytes:
+    def receive_data(self, count: int, within: float = PATIENCE_S) -> bytes:
         """Waits until `count` bytes of the data stream are there; returns all there are."""
         self.peer.wait(lambda: len(self.received) >= count, f"{count} bytes of data", within)
         return bytes(self.received)
 
-    def wait_acked(self, within: float = 1.0) -> None:
+    def wait_acked(self, within: float = PATIENCE_S) -> None:
         """Waits until the kernel acknowledged, at the MPTCP level, all that was sent."""
         self.peer.wait(lambda: self.acked == self.snd_nxt, "DATA_ACK of everything sent", within)
 

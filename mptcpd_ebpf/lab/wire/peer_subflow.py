@@ -12,6 +12,7 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
 from mptcpd_ebpf.core.address import is_ipv6
+from mptcpd_ebpf.lab.wire.capture import PATIENCE_S
 from mptcpd_ebpf.lab.wire.options import MPFail, MPPrio, MPTCPOption, MPTcpRst
 from mptcpd_ebpf.lab.wire.segment import ACK, FIN, PSH, RST, SYN, Flow, Segment, What, wanted
 from mptcpd_ebpf.lab.wire.tcp import MPTCP
@@ -102,7 +103,7 @@ class PeerSubflow:
 
     # --- receiving
 
-    def expect(self, what: What = None, *, flags: int = 0, within: float = 1.0) -> Segment:
+    def expect(self, what: What = None, *, flags: int = 0, within: float = PATIENCE_S) -> Segment:
         """The first segment heard here, ever, with these flags and an option like `what`."""
 
         def found() -> Segment | None:
@@ -115,7 +116,7 @@ class PeerSubflow:
             found, f"{self.flow.reversed()} sends {wanted(what)}, flags {flags}", within
         )
 
-    def expect_reset(self, within: float = 1.0) -> Segment:
+    def expect_reset(self, within: float = PATIENCE_S) -> Segment:
         return self.peer.wait(lambda: self.reset_by, f"{self.flow.reversed()} sends a RST", within)
 
     def receive(self, segment: Segment) -> None:

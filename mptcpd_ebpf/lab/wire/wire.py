@@ -14,7 +14,7 @@ from typing import Literal, Self, TypedDict, Unpack
 
 from scapy.utils import RawPcapWriter
 
-from mptcpd_ebpf.lab.wire.capture import WHOLE, Capture
+from mptcpd_ebpf.lab.wire.capture import PATIENCE_S, WHOLE, Capture
 from mptcpd_ebpf.lab.wire.connections import Connections
 from mptcpd_ebpf.lab.wire.retransmissions import retransmissions
 from mptcpd_ebpf.lab.wire.segment import Flow, Segment, What, wanted
@@ -74,7 +74,9 @@ class Wire:
         """Everything captured so far, in the order of capture."""
         return list(self.capture.segments)
 
-    def expect(self, what: What = None, *, within: float = 1.0, **where: Unpack[Where]) -> Segment:
+    def expect(
+        self, what: What = None, *, within: float = PATIENCE_S, **where: Unpack[Where]
+    ) -> Segment:
         """The first captured segment that fits; waits for one up to `within` seconds.
 
         Raises AssertionError with the traffic that there was, LabError if the capture
@@ -88,7 +90,7 @@ class Wire:
                 if self._fits(index, segment, what, where):
                     return segment
             looked_at += len(segments)
-            if not segments:
+            if time.monotonic() >= deadline:
                 self.capture.check()
                 raise AssertionError(self._report(what, within, where))
 
