@@ -9,9 +9,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from tests.waiting import until
 
 PROGRAM = str(Path(sys.executable).parent / "mptcpd-ebpf")
 NEW_NAMESPACE = ("unshare", "--net", "--")
@@ -74,11 +75,12 @@ def daemon(
             text=True,
         )
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while "ready:" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.02)
+        until(
+            lambda: "ready:" in log.read_text() or process.poll() is not None,
+            "the daemon is ready",
+            START_SECONDS,
+        )
+        assert process.poll() is None, log.read_text()
         yield RunningDaemon(process, control, log)
     finally:
         if process.poll() is None:

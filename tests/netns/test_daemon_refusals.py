@@ -5,13 +5,13 @@ import json
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.netns.daemon_process import NEW_NAMESPACE, command, daemon, refusal
+from tests.waiting import until
 
 UNPRIVILEGED = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
 
@@ -230,11 +230,11 @@ def test_doctor_names_a_daemon_and_a_stranger_at_work(tmp_path: Path) -> None:
             [*running.inside, "ip", "mptcp", "monitor"], stdout=subprocess.DEVNULL
         )
         try:
-            deadline = time.monotonic() + 20
-            while f"(pid {stranger.pid}) hears" not in (
-                text := command("doctor", prefix=running.inside).stdout
-            ):
-                assert time.monotonic() < deadline, text
+            hears = f"(pid {stranger.pid}) hears"
+            until(
+                lambda: hears in command("doctor", prefix=running.inside).stdout,
+                "doctor names the stranger",
+            )
         finally:
             stranger.kill()
             stranger.wait()
