@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from mptcpd_ebpf.lab.backends import Backend
@@ -117,6 +118,8 @@ class LivePath(LiveLink):
         """As declared."""
         self.index = index
         self.router = router
+        self._plan = plan
+        self._client = hosts[path.between[0]]
         near, far = plan.path_nets(index)
         self.client_if = path.name
         """The first host's interface."""
@@ -128,6 +131,23 @@ class LivePath(LiveLink):
         self._interfaces = Interfaces(index, plan, hosts, router)
         self._stripper = OptionStripper(router)
         self._dropping = False
+
+    def subflows(self) -> int:
+        """How many TCP connections or subflows the first host has from this path's addresses."""
+        near = self._plan.address_of(self.path.between[0], self.index)
+        argv = ["ss", "-Htn", "state", "established"]
+        count = 0
+        for ip, _ in near.each():
+            count += self._client.run([*argv, "src", ip]).stdout.count("\n")
+        return count
+
+    def wait_for_subflow(self, within_s: float = 10.0) -> None:
+        """Returns when there is one; raises LabError after `within_s`."""
+        deadline = time.monotonic() + within_s
+        while not self.subflows():
+            if time.monotonic() > deadline:
+                raise LabError(f"path {self.name}: no subflow after {within_s:g} s")
+            time.sleep(0.01)
 
     # --- what the hosts notice: links, addresses, routers
 

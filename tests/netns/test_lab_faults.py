@@ -35,17 +35,11 @@ def join_over_second_path(lab: Lab) -> None:
     lab.client.run(["ip", "mptcp", "endpoint", "add", lab.paths[1].client_ip, "subflow"])
 
 
-def subflows(lab: Lab, path: int) -> int:
-    """Established TCP sockets of the client with the address of a path."""
-    out = lab.client.run(["ss", "-Htn", "state", "established"]).stdout
-    return out.count(f"{lab.paths[path].client_ip}%") + out.count(f"{lab.paths[path].client_ip}:")
-
-
 def start_joined(lab: Lab) -> Running[RequestResponseResult]:
     """Requests over a connection with a subflow on each path."""
     join_over_second_path(lab)
     running = lab.start(RequestResponse(interval_ms=10))
-    until(lambda: subflows(lab, 1) == 1, "a subflow on the second path")
+    lab.paths[1].wait_for_subflow()
     return running
 
 
@@ -196,10 +190,10 @@ def test_a_forged_reset_ends_one_subflow_and_the_connection_lives(make_mptcp_lab
     lab = make_mptcp_lab(SECOND_FASTER)
     running = start_joined(lab)
     hit = 0
-    while subflows(lab, 1):
+    while lab.paths[1].subflows():
         hit += lab.paths[1].inject_resets(within_s=0.5)
     assert hit >= 1
-    assert subflows(lab, 0) == 1
+    assert lab.paths[0].subflows() == 1
     assert running.stop().unanswered == 0
 
 
