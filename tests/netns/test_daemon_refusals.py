@@ -159,12 +159,16 @@ def test_nothing_is_left_behind_and_the_sysctl_is_given_back(tmp_path: Path) -> 
     with daemon(tmp_path, "--path-manager=adaptive") as running:
         # Keeps the namespace when the daemon is gone.
         holder = subprocess.Popen([*running.inside, "sleep", "60"])
-        read = ["nsenter", f"--net=/proc/{holder.pid}/ns/net", "--", "cat"]
-        read.append("/proc/sys/net/mptcp/path_manager")
+        namespace = Path(f"/proc/{holder.pid}/ns/net")
+        read = ["nsenter", f"--net={namespace}", "--", "cat", "/proc/sys/net/mptcp/pm_type"]
         try:
-            assert subprocess.check_output(read, text=True).strip() == "userspace"
+            until(
+                lambda: namespace.samefile(f"/proc/{running.process.pid}/ns/net"),
+                "the holder is in the daemon's namespace",
+            )
+            assert subprocess.check_output(read, text=True).strip() == "1"
             assert running.stop() == 0
-            assert subprocess.check_output(read, text=True).strip() == "kernel"
+            assert subprocess.check_output(read, text=True).strip() == "0"
         finally:
             holder.kill()
             holder.wait()
