@@ -1,16 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """scapy's TCP layer with MPTCP in it: nothing of an options area is lost, nothing raises."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 
 from mptcpd_ebpf.lab.wire.options import DSS, KIND, MPCapableSyn, MPJoinSyn, MPPrio
 from mptcpd_ebpf.lab.wire.tcp import MPTCP, mptcp_options, split_options
 
-# Mostly option kinds that mean something to somebody, so that the odd lengths find them.
-octet = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 10, 12, 29, KIND, KIND, KIND]) | st.integers(0, 255)
-areas = st.lists(octet, max_size=40).map(lambda octets: bytes(octets[: len(octets) // 4 * 4]))
+# Options as they are, options that lie about their length, and plain garbage, cut to an area.
+kinds = st.sampled_from([2, 3, 4, 5, 8, 10, 14, 19, 28, 29, KIND, KIND, 34]) | st.integers(0, 255)
+lengths = st.none() | st.integers(0, 255)
+
+
+def an_option(kind: int, body: bytes, length: int | None) -> bytes:
+    return bytes([kind, len(body) + 2 if length is None else length]) + body
+
+
+pieces = st.builds(an_option, kinds, st.binary(max_size=12), lengths) | st.binary(max_size=4)
+areas = st.lists(pieces, max_size=10).map(lambda found: cut_to_area(b"".join(found)))
+
+
+def cut_to_area(octets: bytes) -> bytes:
+    return octets[: min(len(octets), 40) // 4 * 4]
 
 
 def segment(area: bytes) -> bytes:
@@ -18,6 +30,8 @@ def segment(area: bytes) -> bytes:
 
 
 @given(areas)
+@example(an_option(5, bytes(4), None) + bytes(2))  # SACK of half a block
+@example(an_option(29, b"", None) + bytes(2))  # TCP-AO without anything
 def test_any_options_area_is_rebuilt_as_it_was(area: bytes) -> None:
     tcp = TCP(segment(area))
     tcp.raw_packet_cache = None

@@ -36,6 +36,7 @@ from mptcpd_ebpf.lab.wire import (
     MPTCPOption,
     MPTcpRst,
     MPTCPUnknown,
+    Peer,
     RemoveAddr,
     Segment,
     Wire,
@@ -200,26 +201,19 @@ def test_what_did_not_come_is_reported_with_what_came(lab: Lab) -> None:
     assert "MP_CAPABLE SYN/ACK sender_key=" in text
 
 
-def test_waiting_ends_in_time_while_packets_keep_coming(lab: Lab) -> None:
+def test_waiting_ends_in_time_while_packets_keep_coming(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server_ip = lab.paths[0].server_ip
     assert server_ip
-    enough = threading.Event()
-
-    def keep_busy(near: socket.socket, far: socket.socket) -> None:
-        while not enough.is_set():
-            near.sendall(b"x" * 10_000)
-            far.recv(1 << 20)
-
-    with Wire(lab.client.name) as wire, connected(lab.client, lab.server, server_ip) as pair:
-        busy = threading.Thread(target=keep_busy, args=pair)
-        busy.start()
-        try:
-            with pytest.raises(AssertionError, match="no MPFail"):
-                wire.expect(MPFail, within=0.2)
-            assert busy.is_alive()
-        finally:
-            enough.set()
-            busy.join()
+    with Peer(lab.client.name) as peer:
+        peer.subflow(SockAddr("192.0.2.1", 1), SockAddr(server_ip, 2)).syn()
+        segment = peer.wire.expect(flags=SYN)
+        monkeypatch.setattr(peer.wire.capture, "since", lambda *_: [segment])
+        with pytest.raises(AssertionError, match="no MPFail"):
+            peer.wire.expect(MPFail, within=0.05)
+        with pytest.raises(AssertionError, match="nothing fits"):
+            peer.wait(lambda: False, "nothing fits", within=0.05)
 
 
 def test_a_capture_can_be_saved_for_other_tools(lab: Lab, tmp_path: pathlib.Path) -> None:

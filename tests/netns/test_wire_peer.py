@@ -15,6 +15,7 @@ import pytest
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.lab import Lab, LabError
 from mptcpd_ebpf.lab.wire import (
+    FIN,
     RST,
     AddAddr,
     MPFail,
@@ -185,6 +186,8 @@ def test_closing_takes_data_fins_and_fins_both_ways(plain: Talk) -> None:
     plain.accepted.close()
     plain.peer.wait(lambda: connection.closed_by_kernel, "DATA_FIN")
     plain.peer.wait(lambda: connection.initial.finished, "FIN")
+    ours = plain.peer.wire.expect(flags=FIN, direction="out")
+    plain.peer.wire.expect(direction="in", flow=ours.flow.reversed(), since=ours.at)
     assert not plain.peer.wire.matching(flags=RST)
 
 
