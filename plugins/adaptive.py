@@ -42,6 +42,7 @@ from mptcpd_ebpf.plugin import (
     State,
     Subflow,
     WakeAt,
+    WithdrawAddress,
 )
 
 MS = 1_000_000
@@ -75,6 +76,8 @@ class Trial:
     token: int
     started_at: int
     deadline: int
+    counts: bool = True
+    """False for the one that only gives the kernel an address id to withdraw."""
 
 
 @dataclass(slots=True)
@@ -119,6 +122,11 @@ class Book:
     """Subflows we destroyed and that are not gone yet."""
     overdue: bool = False
     """A sample was asked for to find joins to give up."""
+    came_back: dict[int, int] = field(default_factory=dict)
+    """Usual RTT (ns) of the path that a connection just got back, by token, until a
+    sample tells which of its subflows are slower."""
+    moving: dict[tuple[int, SockAddr, SockAddr], int] = field(default_factory=dict)
+    """Subflows on backup that are to be made anew, and when."""
 
 
 class Adaptive(Plugin):
@@ -239,7 +247,9 @@ class Adaptive(Plugin):
     ) -> Iterator[Command]:
         if connection.server_side:
             return
-        self.book.joins.pop((connection.token, subflow.local.ip), None)
+        joined = self.book.joins.pop((connection.token, subflow.local.ip), None)
+        if joined is not None and connection.token in self.book.came_back:
+            yield RequestSample(reason="which subflows are slower than the one that came back?")
         path = self.book.paths.get(_path_name(subflow))
         if path is not None and path.trial is not None and path.trial.token == connection.token:
             yield from self._trial_answered(ctx, path, subflow)
@@ -247,12 +257,15 @@ class Adaptive(Plugin):
     def subflow_closed(
         self, ctx: Context, connection: Connection, subflow: Subflow
     ) -> Iterator[Command]:
-        ours = (subflow.token, subflow.local, subflow.remote) in self.book.leaving
-        self.book.leaving.pop((subflow.token, subflow.local, subflow.remote), None)
+        name = (subflow.token, subflow.local, subflow.remote)
+        ours = name in self.book.leaving
+        self.book.leaving.pop(name, None)
+        if self.book.moving.pop(name, None) is not None:
+            yield from self._join_missing(ctx, connection)
         if ours or connection.server_side or connection.state is State.CLOSED:
             return
-        name = _path_name(subflow)
-        if name not in self.book.paths and connection.token in ctx.world.connections:
+        path = _path_name(subflow)
+        if path not in self.book.paths and connection.token in ctx.world.connections:
             why = f"{subflow} was closed ({_closing_words(subflow)})"
             yield from self._put_on_trial(ctx, subflow, why, needed=1)
 
@@ -261,6 +274,8 @@ class Adaptive(Plugin):
         book = self.book
         book.joins = {key: at for key, at in book.joins.items() if key[0] != token}
         book.leaving = {key: None for key in book.leaving if key[0] != token}
+        book.moving = {key: at for key, at in book.moving.items() if key[0] != token}
+        book.came_back.pop(token, None)
         for path in book.paths.values():
             if path.trial is not None and path.trial.token == token:
                 path.trial = None
@@ -304,6 +319,7 @@ class Adaptive(Plugin):
             yield self._destroy(subflow, why)
             needed = self.options.trials_to_return
             yield from self._put_on_trial(ctx, subflow, why, needed)
+            yield from self._tell_peer(ctx, connection, subflow)
 
     def _harmful(self, subflow: Subflow, others: list[Subflow], alarm: AlarmRaised) -> bool:
         """Whether an alarm is reason enough to leave the path."""
@@ -352,6 +368,29 @@ class Adaptive(Plugin):
         needed = max(1, min(needed, 3 * SECOND // (usual + 50 * MS)))
         self.book.paths[name] = Path(name, why, ctx.now, usual, needed, pause, ctx.now + pause)
         yield WakeAt(at=ctx.now + pause, reason="the next trial")
+
+    def _tell_peer(
+        self, ctx: Context, connection: Connection, subflow: Subflow
+    ) -> Iterator[Command]:
+        """Withdraws the address id over another path, so that the peer lets go at once too.
+
+        The FIN of a destroyed subflow goes over the bad path and may take seconds; until
+        then the peer goes on sending there.  The kernel withdraws only ids it knows, and
+        destroying made it forget any but 0: a join, which nobody needs to answer,
+        tells it again.
+        """
+        reason = "tell the peer over another path"
+        if subflow.local_id != 0:
+            path = self.book.paths[_path_name(subflow)]
+            deadline = ctx.now + 2 * path.usual_rtt + 60 * MS
+            path.trial = Trial(connection.token, ctx.now, deadline, counts=False)
+            yield self._create(
+                ctx, connection, subflow.local.ip, subflow.remote, reason, trial=True
+            )
+            yield WakeAt(at=deadline, reason="the trial's end")
+        yield WithdrawAddress(
+            token=connection.token, address_id=subflow.local_id or 0, reason=reason, routine=True
+        )
 
     def _next_trials(self, ctx: Context) -> Iterator[Command]:
         """Starts the trials whose time has come."""
@@ -408,8 +447,12 @@ class Adaptive(Plugin):
         assert path.trial is not None
         took = ctx.now - path.trial.started_at
         in_time = ctx.now <= path.trial.deadline
+        counts = path.trial.counts
         path.trial = None
-        if in_time:
+        if not counts:
+            path.next_trial_at = ctx.now + path.pause
+            verdict = "it has served"
+        elif in_time:
             path.clean += 1
             path.next_trial_at = ctx.now + 20 * MS
             verdict = f"the trial was answered in {took / MS:.0f} ms"
@@ -439,6 +482,7 @@ class Adaptive(Plugin):
             f"{path.needed} trial(s) in a row were answered in time; "
             f"away for {(ctx.now - path.fell_at) / SECOND:.1f} s"
         )
+        self.book.came_back[connection.token] = path.usual_rtt
         yield from self._join(ctx, connection, path.name, remote, healed)
         for other in ctx.served():
             if other is not connection:
@@ -461,6 +505,7 @@ class Adaptive(Plugin):
             self.book.overdue = True
             yield RequestSample(reason="find the joins that were not answered, to give them up")
         yield from self._end_demotions(ctx)
+        yield from self._end_moves(ctx)
         yield from self._next_trials(ctx)
         for at in self.book.joins.values():
             yield WakeAt(at=at, reason="the join may need another try")
@@ -469,9 +514,53 @@ class Adaptive(Plugin):
                 yield WakeAt(at=path.trial.deadline, reason="the trial's end")
 
     def sampled(self, ctx: Context) -> Iterator[Command]:
-        if not self.book.overdue:
-            return
-        self.book.overdue = False
+        yield from self._move_slower_ones(ctx)
+        if self.book.overdue:
+            self.book.overdue = False
+            yield from self._give_up_joins(ctx)
+
+    # --- order among subflows
+
+    def _move_slower_ones(self, ctx: Context) -> Iterator[Command]:
+        """Puts slower subflows behind the one that came back.
+
+        The kernel's scheduler takes the first of several idle subflows, and a join comes
+        last: a thin flow would stay on the slow path for good.  So the slower one is
+        made anew: first marked backup, so that nothing is lost when it goes.
+        """
+        for token, rtt in self.book.came_back.items():
+            connection = ctx.world.connections.get(token)
+            for other in connection.usable_subflows() if connection is not None else []:
+                thin = other.measured is not None and (
+                    (other.measured.in_flight or 0) <= self.options.thin_segments
+                )
+                if not thin or other.backup or _usual_rtt(other) < 3 * rtt // 2:
+                    continue
+                at = ctx.now + 2 * _usual_rtt(other) + 50 * MS
+                self.book.moving[token, other.local, other.remote] = at
+                yield SetBackup(
+                    token=token,
+                    local=other.local,
+                    remote=other.remote,
+                    backup=True,
+                    reason="the faster path is back and shall be first again",
+                    routine=True,
+                )
+                yield WakeAt(at=at, reason="its data has drained")
+        self.book.came_back.clear()
+
+    def _end_moves(self, ctx: Context) -> Iterator[Command]:
+        for (token, local, remote), at in self.book.moving.items():
+            if at > ctx.now:
+                yield WakeAt(at=at, reason="its data has drained")
+                continue
+            connection = ctx.world.connections.get(token)
+            subflow = connection.subflows.get((local, remote)) if connection is not None else None
+            if subflow is not None:
+                reason = "made anew behind the faster one"
+                yield self._destroy(subflow, reason, trial=True)
+
+    def _give_up_joins(self, ctx: Context) -> Iterator[Command]:
         for connection in ctx.served():
             for subflow in list(connection.subflows.values()):
                 name = _path_name(subflow)
