@@ -34,6 +34,18 @@ class _LazyGroup(click.Group):
         assert isinstance(found, click.Command)
         return found
 
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands, their summaries wrapped where click would cut them short."""
+        found = {name: self.get_command(context, name) for name in self.list_commands(context)}
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, command.get_short_help_str(200))
+                    for name, command in found.items()
+                    if command
+                ]
+            )
+
 
 @click.group(
     cls=_LazyGroup,

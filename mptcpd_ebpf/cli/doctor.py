@@ -16,7 +16,10 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "unknown": "cyan"}
 @click.command()
 @_options.as_json
 def command(as_json: bool) -> int:
-    """Can this machine do it?  Kernel, sysctls, BTF, capabilities, probes, other managers.
+    """Check whether this machine can do it.
+
+    Looks at the kernel, sysctls, capabilities, paths, BTF, lockdown, the probes, and at
+    other path managers that interfere.
 
     \b
     ok       fine

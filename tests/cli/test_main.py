@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line as a whole: exit codes, messages, and what a command pays for."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf import __version__
+from mptcpd_ebpf.cli import group
+
+PROGRAM = str(Path(sys.executable).parent / "mptcpd-ebpf")
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_version() -> None:
+    ended = run("--version")
+    assert (ended.returncode, ended.stdout) == (0, f"mptcpd-ebpf {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nonsense",), "No such command 'nonsense'. (see 'mptcpd-ebpf --help')"),
+        (("--nonsense",), "No such option '--nonsense'. (see 'mptcpd-ebpf --help')"),
+        (("ls", "--nonsense"), "No such option '--nonsense'. (see 'mptcpd-ebpf ls --help')"),
+        (("ls", "extra"), "Got unexpected extra argument (extra) (see 'mptcpd-ebpf ls --help')"),
+        (("ls", "--control"), "Option '--control' requires an argument. (see"),
+        (("daemon", "--probes=magic"), "Invalid value for '--probes': 'magic' is not one of"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_exits_64(arguments: tuple[str, ...], message: str) -> None:
+    ended = run(*arguments)
+    assert ended.returncode == 64
+    assert ended.stdout == ""
+    assert ended.stderr.startswith(f"mptcpd-ebpf: {message}")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_no_command_explains_itself() -> None:
+    ended = run()
+    assert ended.returncode == 64
+    assert "Commands:" in ended.stdout + ended.stderr
+
+
+def test_help_teaches_every_command() -> None:
+    text = run("--help").stdout
+    context = group.make_context("mptcpd-ebpf", ["ls"])
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        assert command.get_short_help_str(200) in " ".join(text.split()), name
+        ended = run(name, "--help")
+        assert ended.returncode == 0
+        assert ended.stdout.startswith("Usage: mptcpd-ebpf ")
+
+
+def test_a_reader_that_goes_away_ends_a_command_silently() -> None:
+    with subprocess.Popen(
+        [PROGRAM, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(20) == -signal.SIGPIPE
+
+
+HEAVY = {"asyncio", "h11", "yaml", "rich", "prometheus_client", "pyroute2", "scapy", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("command", "forbidden"),
+    [
+        ("import mptcpd_ebpf.cli", HEAVY | {"msgspec", "http"}),
+        ("import mptcpd_ebpf.cli.ls, mptcpd_ebpf.cli.pause", HEAVY | {"msgspec"}),
+        ("import mptcpd_ebpf.daemon", HEAVY - {"asyncio", "h11", "yaml"}),
+    ],
+)
+def test_a_command_pays_for_its_own_imports_alone(command: str, forbidden: set[str]) -> None:
+    code = f"{command}; import sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not forbidden & set(loaded)
