@@ -74,7 +74,7 @@ static __noinline u32 best_sibling_rtt(struct subflow *subflow)
 /*
  * A new RTT sample: into the histogram, then against the subflow's slow average.  The
  * limit grows by the time the subflow's own packets in flight take at its delivery rate,
- * the queue it builds itself, and by the peer's delayed-acknowledgement timer if no two
+ * the queue it builds itself (only a sender limited by its window builds one), and by the peer's delayed-acknowledgement timer if no two
  * segments were in flight together.
  */
 static __noinline void consider_rtt(struct subflow *subflow, struct tcp_sock *tp)
@@ -98,7 +98,7 @@ static __noinline void consider_rtt(struct subflow *subflow, struct tcp_sock *tp
 	if (!thresholds.rtt_factor_percent || rtt <= limit)
 		goto fine;
 	delivered = see(tp, rate_delivered);
-	if (delivered)
+	if (delivered && see_bit(tp, is_cwnd_limited))
 		limit += (u64)see(tp, packets_out) * see(tp, rate_interval_us) / delivered;
 	if (see(tp, max_packets_out) <= 1)
 		limit += thresholds.lone_delayed_ack_us;

@@ -87,7 +87,6 @@ struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
 	__be16 skc_dport;
-	u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
 	possible_net_t skc_net;
@@ -156,6 +155,7 @@ struct tcp_sock {
 	u32 data_segs_out, data_segs_in;
 	u32 delivered, lost, total_retrans, reord_seen;
 	u64 bytes_sent, bytes_acked, bytes_retrans;
+	u8 is_cwnd_limited : 1;
 	u32 rate_delivered, rate_interval_us;
 	u32 rcv_tstamp;
 };

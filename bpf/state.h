@@ -56,7 +56,7 @@ struct subflow {
 	u32 baseline_us;    /* slow average of RTT samples */
 	u32 strikes;	    /* RTT samples in a row far above it */
 	u32 segments_seen;  /* data_segs_out + data_segs_in at the last look */
-	u32 repeated_to;    /* highest sequence number that was ever retransmitted */
+	u32 repeated;	    /* sequence number of the newest retransmission */
 	u32 episode;	    /* high_seq of the loss recovery under way */
 	u32 episode_signs;  /* signs of loss it has given so far */
 	u32 armed;	    /* the timer runs */

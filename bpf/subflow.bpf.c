@@ -37,7 +37,7 @@ static __noinline struct subflow *follow(struct sock *sk, struct owner *owner)
 	struct connection *connection;
 	struct subflow *subflow;
 
-	if (!ctx || !see(ctx, token) || (own_netns && netns_of(sk) != own_netns))
+	if (!ctx || !token_of(ctx) || (own_netns && netns_of(sk) != own_netns))
 		return NULL;
 	if (bpf_map_update_elem(&subflows, &cookie, blank, BPF_NOEXIST)) {
 		count(subflows_refused);
@@ -49,7 +49,7 @@ static __noinline struct subflow *follow(struct sock *sk, struct owner *owner)
 	subflow->sk = (u64)sk;
 	identify(&subflow->m, sk, ctx, cookie);
 	subflow->segments_seen = see(tp, data_segs_out) + see(tp, data_segs_in);
-	subflow->repeated_to = see(tp, snd_una);
+	subflow->repeated = see(tp, snd_una) - 1; /* nothing was, yet */
 	subflow->baseline_us = see(tp, srtt_us) >> 3;
 	subflow->flight_since = bpf_ktime_get_ns();
 	bpf_timer_init(&subflow->timer, &subflows, CLOCK_MONOTONIC);
@@ -152,23 +152,31 @@ int BPF_PROG(segment_retransmitted, struct sock *sk, struct sk_buff *skb)
 	if (thresholds.timeouts && timeouts >= thresholds.timeouts)
 		raise(subflow, REPORT_TIMEOUTS, timeouts, thresholds.timeouts);
 	seq = see(segment_of(skb), seq);
-	again = (s32)(seq - subflow->repeated_to) < 0;
-	if (!again)
-		subflow->repeated_to = seq + 1;
+	again = seq == subflow->repeated;
+	subflow->repeated = seq;
 	/* A timeout, or the same segment again: an earlier retransmission was lost as well. */
 	consider_loss(subflow, tp, timeouts || again ? 2 : 1, false);
 	watch(subflow, tp);
 	return 0;
 }
 
+static __always_inline struct listener_key listener_key(struct sock *sk)
+{
+	/* inet_sport, because a closing socket has given its skc_num back already. */
+	struct listener_key key = { .netns = netns_of(sk),
+				    .port = bpf_ntohs(see(as(inet_sock, sk), inet_sport)) };
+
+	put_address(key.ip, sk, skc_rcv_saddr, skc_v6_rcv_saddr);
+	return key;
+}
+
 static __always_inline void remember_listener(struct sock *sk)
 {
 	struct listener listener = { .cookie = bpf_get_socket_cookie(sk) };
-	struct listener_key key = { .netns = netns_of(sk), .port = see(sk, __sk_common.skc_num) };
+	struct listener_key key = listener_key(sk);
 
 	if (own_netns && key.netns != own_netns)
 		return;
-	put_address(key.ip, sk, skc_rcv_saddr, skc_v6_rcv_saddr);
 	present_owner(&listener.owner);
 	if (bpf_map_update_elem(&listeners, &key, &listener, BPF_ANY))
 		count(listeners_refused);
@@ -176,10 +184,9 @@ static __always_inline void remember_listener(struct sock *sk)
 
 static __always_inline void forget_listener(struct sock *sk)
 {
-	struct listener_key key = { .netns = netns_of(sk), .port = see(sk, __sk_common.skc_num) };
+	struct listener_key key = listener_key(sk);
 	struct listener *listener;
 
-	put_address(key.ip, sk, skc_rcv_saddr, skc_v6_rcv_saddr);
 	listener = bpf_map_lookup_elem(&listeners, &key);
 	/* With SO_REUSEPORT another socket may have taken the name over. */
 	if (listener && listener->cookie == sk->__sk_common.skc_cookie.counter)

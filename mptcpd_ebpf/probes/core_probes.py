@@ -35,6 +35,7 @@ _ITERATOR = "sample"
 _ESSENTIAL = frozenset({"state_changes", "socket_destroyed", _ITERATOR})
 _READ_BYTES = 1 << 18
 _BATCH = 256
+_KEY_BYTES = 64  # more than the largest key takes
 
 _WITHOUT = {
     "segment_received": "no RTT histogram, no RTT, loss or stall alarm from received segments",
@@ -300,6 +301,28 @@ class Probes:
         shared, offset = self._global("counters", self._counters)
         values = self._counters.codec.unpack_from(shared, offset)
         return dict(zip(self._counters.fields, values, strict=True))
+
+    def entries(self) -> dict[str, int]:
+        """How full the probes' maps are: subflows, connections and listeners followed now."""
+        return {name: self._count(name) for name in ("subflows", "connections", "listeners")}
+
+    def _count(self, name: str) -> int:
+        descriptor = self._bpf.bpf_map__fd(self._map(name))
+        key, last = ctypes.create_string_buffer(_KEY_BYTES), None
+        number = 0
+        while not self._bpf.bpf_map_get_next_key(descriptor, last, key):
+            number, last = number + 1, key
+        return number
+
+    def programs(self) -> dict[str, int]:
+        """The descriptors of the loaded programs by hook; their fdinfo tells id and run time."""
+        found = {}
+        program = None
+        while program := self._bpf.bpf_object__next_program(self._object, program):
+            descriptor = self._bpf.bpf_program__fd(program)
+            if descriptor >= 0:
+                found[self._bpf.bpf_program__section_name(program).decode()] = descriptor
+        return found
 
     def close(self) -> None:
         """Detaches and unloads; a second call does nothing."""

@@ -61,9 +61,12 @@ def by_address(lab: Lab, probes: Probes) -> dict[str, Measurement]:
 
 def both_paths(lab: Lab, probes: Probes) -> dict[str, Measurement]:
     """The subflows by local address, once the second has joined."""
-    return wait_for(
-        lambda: found if len(found := by_address(lab, probes)) == 2 else None, "second subflow"
-    )
+
+    def joined() -> dict[str, Measurement] | None:
+        found = by_address(lab, probes)
+        return found if [each.state for each in found.values()] == [1, 1] else None
+
+    return wait_for(joined, "second subflow")
 
 
 def at_rest(lab: Lab, probes: Probes, ends: Ends) -> list[tuple[Measurement, TcpInfo]]:
@@ -186,9 +189,13 @@ def sample_first(lab: Lab, probes: Probes, host: str) -> list[Measurement]:
 
 def test_the_backup_marks_are_ours_and_the_peers(lab: Lab, probes: Probes) -> None:
     path = lab.paths[1]
-    with connection(lab):
+    with connection(lab) as ends:
+        # The kernel passes a subflow over whose join the peer has not yet confirmed: have
+        # data go over it first.
         both_paths(lab, probes)
-        lab.client.run(["ip", "mptcp", "endpoint", "change", path.client_ip, "backup"])
+        while not by_address(lab, probes)[path.client_ip].bytes_acked:
+            exchange(ends, bytes(100_000))
+        lab.client.run(["ip", "mptcp", "endpoint", "change", "id", "1", "backup"])
         marked = wait_for(
             lambda: found if (found := by_address(lab, probes)[path.client_ip]).backup else None,
             "backup mark",

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A path in trouble raises an alarm of the fitting kind; a healthy one raises none.
+
+Traffic is request and response, the first customer, over 20 ms of round trip; the time an
+alarm takes is measured in bench/, not here.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mptcpd_ebpf.core.measurement import AlarmKind, Thresholds
+from mptcpd_ebpf.lab import Bulk, Lab, LivePath, Path, RequestResponse
+from tests.netns.probed import QUIET, Listening, allow_joins, probing, sample, wait_for
+
+ONLY_RTT = Thresholds(loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
+ONLY_LOSS = Thresholds(rtt_factor_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
+ONLY_TIMEOUTS = Thresholds(rtt_factor_percent=0, loss_percent=0, no_progress_us=0, stall_us=0)
+ONLY_PROGRESS = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, stall_us=0)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(paths=[Path(delay_ms=10, rate_mbit=20)]) as lab:
+        yield lab
+
+
+def lose(path: LivePath) -> None:
+    path.set(loss_percent=30)
+
+
+def delay(path: LivePath) -> None:
+    path.set(delay_ms=100)
+
+
+def swallow(path: LivePath) -> None:
+    path.blackhole()
+
+
+@pytest.mark.parametrize(
+    ("fault", "thresholds", "kind"),
+    [
+        pytest.param(delay, ONLY_RTT, AlarmKind.RTT, id="+90 ms each way: rtt"),
+        pytest.param(lose, ONLY_LOSS, AlarmKind.LOSS, id="30 % loss: loss"),
+        pytest.param(swallow, ONLY_PROGRESS, AlarmKind.NO_PROGRESS, id="blackhole: no progress"),
+        pytest.param(swallow, ONLY_TIMEOUTS, AlarmKind.TIMEOUTS, id="blackhole: timeouts"),
+    ],
+)
+def test_a_fault_raises_its_alarm(
+    lab: Lab, fault: Callable[[LivePath], None], thresholds: Thresholds, kind: AlarmKind
+) -> None:
+    with probing(lab.client, thresholds=thresholds) as probes:
+        listening = Listening(probes)
+        running = lab.start(RequestResponse())
+        assert running.token is not None
+        exchanges_before(lab, probes, 10)
+        assert not listening.alarms()
+        fault(lab.paths[0])
+        alarm = listening.alarm(running.token)
+    assert alarm.kind is kind
+    assert alarm.value >= alarm.limit > 0
+    # It carries the whole measurement of that moment.
+    seen = alarm.measurement
+    assert seen.local == running.local
+    assert seen.srtt_us is not None
+    assert seen.srtt_us >= 20_000
+    assert seen.segments_out
+    assert seen.owner is not None
+    assert seen.owner.pid == running.pid
+
+
+def exchanges_before(lab: Lab, probes: object, segments: int) -> None:
+    """Waits until the connection has sent some segments, so that it has a baseline."""
+    wait_for(
+        lambda: any((each.segments_out or 0) > segments for each in sample(lab.client, probes)),  # type: ignore[arg-type]
+        "traffic",
+    )
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        pytest.param(RequestResponse(count=60), id="two segments a message"),
+        pytest.param(RequestResponse(size=100, response_size=100, count=60), id="one segment"),
+        pytest.param(RequestResponse(response_size=0, size=100, count=40), id="no response"),
+        pytest.param(Bulk(bytes=8_000_000), id="upload, slow start overshooting"),
+        pytest.param(Bulk(bytes=8_000_000, direction="down"), id="download"),
+    ],
+)
+def test_a_healthy_path_raises_none(lab: Lab, workload: RequestResponse | Bulk) -> None:
+    with probing(lab.client) as probes:
+        listening = Listening(probes)
+        running = lab.start(workload)
+        running.result()
+        assert listening.alarms() == []
+
+
+def test_alarms_keep_their_distance_and_thresholds_change_at_run_time(lab: Lab) -> None:
+    interval_us = 300_000
+    with probing(lab.client, thresholds=QUIET) as probes:
+        listening = Listening(probes)
+        running = lab.start(RequestResponse(interval_ms=10))
+        assert running.token is not None
+        exchanges_before(lab, probes, 10)
+        lab.paths[0].set(loss_percent=15)
+        exchanges_before(lab, probes, 80)
+        assert listening.alarms() == []
+        probes.set_thresholds(
+            Thresholds(
+                rtt_factor_percent=0,
+                timeouts=0,
+                no_progress_us=0,
+                stall_us=0,
+                min_interval_us=interval_us,
+            )
+        )
+        wait_for(lambda: len(listening.alarms()) >= 3, "three alarms")
+        times = [alarm.measurement.at for alarm in listening.alarms()]
+    gaps = [(late - early) / 1000 for early, late in zip(times, times[1:], strict=False)]
+    assert min(gaps) >= interval_us
+
+
+def test_a_sibling_that_stays_fast_makes_the_first_strike_count() -> None:
+    # Ten strikes would be needed if the fast sibling were not looked at.
+    thresholds = Thresholds(
+        loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0, rtt_strikes=1_000_000
+    )
+    with (
+        Lab(paths=[Path(delay_ms=10), Path(delay_ms=12)]) as lab,
+        probing(lab.client, thresholds=thresholds) as probes,
+    ):
+        allow_joins(lab)
+        listening = Listening(probes)
+        running = lab.start(RequestResponse())
+        assert running.token is not None
+        wait_for(lambda: len(sample(lab.client, probes)) == 2, "second subflow")
+        exchanges_before(lab, probes, 20)
+        lab.paths[0].set(delay_ms=100)
+        alarm = listening.alarm(running.token)
+    assert alarm.kind is AlarmKind.RTT
+    assert alarm.measurement.local.ip == lab.paths[0].client_ip

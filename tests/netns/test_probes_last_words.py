@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""No last word is lost, nothing is left behind, and what cannot be is said clearly."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path as Path_
+
+import pytest
+
+from mptcpd_ebpf.core.events import SubflowEnded
+from mptcpd_ebpf.lab import Lab, Path, RequestResponse, ShortConnections
+from mptcpd_ebpf.probes import Probes, core_probes
+from tests.netns.probed import IPPROTO_MPTCP, QUIET, Listening, connection, probing, sample, wait_for
+
+CONNECTIONS = 1000
+SMALL_RING = 4096
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(paths=[Path()]) as lab:
+        yield lab
+
+
+def test_a_full_ring_buffer_loses_no_last_word(lab: Lab) -> None:
+    with probing(lab.client, thresholds=QUIET, ring_bytes=SMALL_RING) as probes:
+        lab.start(ShortConnections(count=CONNECTIONS)).result()
+        wait_for(lambda: not sample(lab.client, probes), "end of all subflows")
+        events = probes.read()
+        lost = probes.lost
+        assert probes.entries() == {"subflows": 0, "connections": 0, "listeners": 0}
+        assert probes.read() == []
+    assert all(isinstance(event, SubflowEnded) for event in events)
+    seen = [event.measurement for event in events]
+    assert len(seen) == CONNECTIONS
+    assert {count for count in Counter(each.local for each in seen).values()} == {1}
+    assert len({each.cookie for each in seen}) == CONNECTIONS
+    assert all(each.closed and each.bytes_sent and each.opened_at for each in seen)
+    assert lost["last_words_kept"] > CONNECTIONS // 2, "the ring was not small enough to test"
+    assert lost["subflows_refused"] == lost["connections_refused"] == 0
+
+
+def test_a_connection_that_was_refused_leaves_nothing(lab: Lab) -> None:
+    with probing(lab.client, thresholds=QUIET) as probes:
+        with connection(lab) as ends:
+            port = ends.listener.getsockname()[1]
+        with lab.client.entered():
+            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        with client, pytest.raises(ConnectionRefusedError):
+            client.connect((lab.paths[0].server_ip, port))
+        listening = Listening(probes)
+        listening.until(lambda event: isinstance(event, SubflowEnded), "last word of the first")
+        wait_for(lambda: not any(probes.entries().values()), "empty maps")
+        # Only the established one had something to say.
+        assert len(listening.events + probes.read()) == 1
+
+
+def test_a_listener_is_forgotten_when_it_closes(lab: Lab) -> None:
+    with probing(lab.server, thresholds=QUIET) as probes:
+        with connection(lab):
+            assert probes.entries()["listeners"] == 1
+        wait_for(lambda: not any(probes.entries().values()), "empty maps")
+
+
+def ids_of(programs: Iterable[int], pid: int | str = "self") -> set[int]:
+    """The kernel's ids of programs, from their descriptors in a process."""
+    found = set()
+    for descriptor in programs:
+        for line in Path_(f"/proc/{pid}/fdinfo/{descriptor}").read_text().splitlines():
+            if line.startswith("prog_id:"):
+                found.add(int(line.split()[1]))
+    return found
+
+
+def loaded_programs() -> set[int]:
+    shown = subprocess.run(["bpftool", "-j", "prog", "show"], capture_output=True, check=True)
+    return {program["id"] for program in json.loads(shown.stdout)}
+
+
+def test_a_killed_reader_leaves_no_program() -> None:
+    script = (
+        "import sys; from mptcpd_ebpf.probes import Probes;"
+        "probes = Probes.open(); print(*probes.programs().values(), flush=True);"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None
+        ids = ids_of(map(int, reader.stdout.readline().split()), reader.pid)
+        assert ids
+        assert ids <= loaded_programs()
+        reader.kill()
+    wait_for(lambda: not ids & loaded_programs(), "end of the programs")
+
+
+def test_closing_twice_is_harmless_and_gives_descriptors_back(lab: Lab) -> None:
+    with lab.client.entered():
+        Probes.open(thresholds=QUIET).close()
+        before = set(os.listdir("/proc/self/fd"))
+        probes = Probes.open(thresholds=QUIET)
+        probes.sample()
+        probes.close()
+        probes.close()
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def all_tokens_equal(tmp_path: Path_, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probes, compiled so that every connection's token reads as 1."""
+    recipe = subprocess.run(
+        ["make", "-nB", "build/bpf/subflow.bpf.o"], capture_output=True, text=True, check=True
+    ).stdout
+    compiler = next(shlex.split(line) for line in recipe.splitlines() if "-target bpf" in line)
+    compiler[compiler.index("-o") + 1] = str(tmp_path / "subflow.bpf.o")
+    subprocess.run([*compiler, "-Dtoken_of(ctx)=1"], check=True)
+    monkeypatch.setattr(core_probes, "bpf_object", lambda name: tmp_path / f"{name}.bpf.o")
+
+
+@pytest.mark.usefixtures("all_tokens_equal")
+def test_the_same_token_in_two_namespaces_does_not_mix(lab: Lab) -> None:
+    with probing(lab.client, everywhere=True, thresholds=QUIET) as probes:
+        running = lab.start(RequestResponse())
+        (client,) = sample(lab.client, probes)
+        (server,) = [each for each in sample(lab.server, probes) if each.initial]
+        assert client.token == server.token == 1
+        assert client.owner is not None
+        assert server.owner is not None
+        assert client.owner.pid == running.pid
+        assert server.owner.pid != running.pid
+        running.kill()
