@@ -201,6 +201,19 @@ def test_what_did_not_come_is_reported_with_what_came(lab: Lab) -> None:
     assert "MP_CAPABLE SYN/ACK sender_key=" in text
 
 
+def test_what_has_passed_is_known_even_if_the_reader_lags(lab: Lab) -> None:
+    server_ip = lab.paths[0].server_ip
+    assert server_ip
+    # Whoever holds the condition holds the reading thread up.
+    with (
+        Wire(lab.client.name) as wire,
+        wire.capture.arrived,
+        connected(lab.client, lab.server, server_ip),
+    ):
+        assert wire.matching(MPCapableAck)
+        assert wire.expect(MPCapableSyn, within=0)
+
+
 def test_waiting_ends_in_time_while_packets_keep_coming(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ def test_data_goes_both_ways(lab: Lab, checksum: bool) -> None:
     counters.expect(MPCapableSYNRX=1, MPCapableACKRX=1, DataCsumErr=0, MPCapableFallbackACK=0)
 
 
-def test_ipv6_and_its_announcement() -> None:
+def test_ipv6_joins_and_announcements() -> None:
     with open_lab(ip="6") as lab:
         near, far = lab.paths
         assert near.client_ip6
@@ -78,6 +78,10 @@ def test_ipv6_and_its_announcement() -> None:
             remote = SockAddr(near.server_ip6, listener.getsockname()[1])
             connection = peer.connect(near.client_ip6, remote)
             connection.send(b"hello")
+            connection.wait_acked()
+            subflow = connection.join(far.client_ip6, 2)
+            assert subflow.reset_by is None
+            connection.send(b"over the second path", on=subflow)
             connection.wait_acked()
             connection.announce(far.client_ip6, 3, port=7000)
             connection.initial.expect(

@@ -45,7 +45,7 @@ _VNET_HEADER = struct.Struct("=BBHHHH")  # struct virtio_net_hdr, without num_bu
 _TIMESPEC = struct.Struct("@qq")
 _QUEUE_BYTES = 64 << 20
 _STAMP_SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
-_BATCH, _LAST_BATCH = 256, 1 << 20
+_BATCH, _ALL = 256, 1 << 20
 PATIENCE_S = 5.0
 """How long a wait for a packet takes at most, unless told."""
 WHOLE = 0x40000
@@ -77,10 +77,16 @@ class Capture:
         if self._thread.is_alive():
             os.write(self._wake_write, b"\0")
             self._thread.join()
+            self._take(_ALL)
             self._count_losses()
             self._socket.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
+
+    def catch_up(self) -> None:
+        """Returns when everything that has passed by now is in `segments`."""
+        if self._thread.is_alive():
+            self._take(_ALL)
 
     def check(self) -> None:
         """Raises LabError if the kernel had to drop packets: what was captured is not all."""
@@ -109,14 +115,13 @@ class Capture:
         with selectors.DefaultSelector() as selector:
             selector.register(self._socket, selectors.EVENT_READ)
             stop = selector.register(self._wake_read, selectors.EVENT_READ)
-            stopping = False
-            while not stopping:
-                stopping = any(key is stop for key, _ in selector.select())
-                # Also once more after the wish to stop: what passed before it is kept.
-                batch = self._drain(_LAST_BATCH if stopping else _BATCH)
-                with self.arrived:
-                    self.segments += batch
-                    self.arrived.notify_all()
+            while not any(key is stop for key, _ in selector.select()):
+                self._take(_BATCH)
+
+    def _take(self, most: int) -> None:
+        with self.arrived:
+            self.segments += self._drain(most)
+            self.arrived.notify_all()
 
     def _drain(self, most: int) -> list[Segment]:
         batch: list[Segment] = []

@@ -142,13 +142,13 @@ class Peer:
         """
         deadline = time.monotonic() + within
         while not (result := done()):
+            if time.monotonic() >= deadline:
+                raise AssertionError(self._report(what, within))
             arrived = self.wire.capture.since(self._looked_at, deadline)
             self._looked_at += len(arrived)
             for segment in arrived:
                 if not segment.outgoing:
                     self._receive(segment)
-            if time.monotonic() >= deadline and not done():
-                raise AssertionError(self._report(what, within))
         return result
 
     def _receive(self, segment: Segment) -> None:

@@ -72,6 +72,7 @@ class Wire:
     @property
     def segments(self) -> list[Segment]:
         """Everything captured so far, in the order of capture."""
+        self.capture.catch_up()
         return list(self.capture.segments)
 
     def expect(
@@ -83,6 +84,7 @@ class Wire:
         lost packets.
         """
         deadline = time.monotonic() + within
+        self.capture.catch_up()
         looked_at = 0
         while True:
             segments = self.capture.since(looked_at, deadline)
