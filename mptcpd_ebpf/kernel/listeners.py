@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""MPTCP listening sockets for announced addresses, so that the peer's joins find a door.
+
+An address announced with a port is joined at that port, and the kernel accepts a join
+there only if something listens (kernel: net/mptcp/subflow.c, subflow_check_req).
+In-kernel endpoints with a port get such a listener from the kernel itself; in
+userspace mode it is ours to open.  Joins never reach accept(2): they become subflows of
+their connection.  What does reach it are strangers, who would fill the backlog and keep
+joins out; `turn_away` closes them.
+
+A door is counted: opened twice, it stays until it is closed twice.
+"""
+
+import errno
+import socket
+from typing import NamedTuple, Self
+
+from mptcpd_ebpf.core.address import SockAddr, is_ipv6
+from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, errno_words
+
+IPPROTO_MPTCP = 262
+_BACKLOG = 1024
+
+
+class _Door(NamedTuple):
+    sock: socket.socket
+    users: int
+
+
+class Listeners:
+    """The listening sockets of one network namespace (the calling thread's, at `open`)."""
+
+    def __init__(self) -> None:
+        self._doors: dict[SockAddr, _Door] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close_all()
+
+    def open(self, address: SockAddr) -> SockAddr:
+        """Listens there; port 0 lets the kernel choose one.  Returns the address listened on.
+
+        Raises KernelError if it is taken or not on this host, MptcpMissing without MPTCP.
+        """
+        door = self._doors.get(address)
+        if door is not None:
+            self._doors[address] = _Door(door.sock, door.users + 1)
+            return address
+        sock = _listen(address)
+        actual = SockAddr(address.ip, sock.getsockname()[1])
+        self._doors[actual] = _Door(sock, 1)
+        return actual
+
+    def close(self, address: SockAddr) -> bool:
+        """Takes back one `open`; returns whether the door is shut now.
+
+        Raises KeyError for what was not opened here.
+        """
+        door = self._doors[address]
+        if door.users > 1:
+            self._doors[address] = _Door(door.sock, door.users - 1)
+            return False
+        del self._doors[address]
+        door.sock.close()
+        return True
+
+    def close_all(self) -> None:
+        for door in self._doors.values():
+            door.sock.close()
+        self._doors.clear()
+
+    def filenos(self) -> list[int]:
+        """Readable when strangers wait."""
+        return [door.sock.fileno() for door in self._doors.values()]
+
+    def turn_away(self) -> int:
+        """Closes the connections of those who came to talk; returns how many.  Never blocks."""
+        count = 0
+        for door in self._doors.values():
+            for _ in range(_BACKLOG):
+                try:
+                    stranger, _address = door.sock.accept()
+                except BlockingIOError:
+                    break
+                except OSError:
+                    continue  # gone before we looked
+                stranger.close()
+                count += 1
+        return count
+
+
+def _listen(address: SockAddr) -> socket.socket:
+    family = socket.AF_INET6 if is_ipv6(address.ip) else socket.AF_INET
+    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    try:
+        sock = socket.socket(family, kind, IPPROTO_MPTCP)
+    except OSError as error:
+        raise MptcpMissing(
+            f"cannot open an MPTCP socket: {errno_words(error.errno or 0)}; "
+            "is net.mptcp.enabled 1 here?"
+        ) from None
+    try:
+        if family == socket.AF_INET6:
+            # Its IPv4 neighbour may want the same port.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        why = {
+            errno.EADDRINUSE: "something listens there already",
+            errno.EADDRNOTAVAIL: "the address is not on this host",
+            errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
+        }.get(error.errno or 0, errno_words(error.errno or 0))
+        raise KernelError(f"cannot listen on {address}: {why}") from None
+    return sock
