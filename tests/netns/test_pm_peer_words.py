@@ -3,6 +3,7 @@
 
 import errno
 import socket
+from typing import cast
 
 import pytest
 
@@ -13,6 +14,8 @@ from mptcpd_ebpf.core.events import (
     SubflowClosed,
     SubflowEstablished,
 )
+from mptcpd_ebpf.kernel import counters
+from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.lab.wire import Peer as ScriptedPeer
 from tests.netns.mptcp_peers import IPPROTO_MPTCP, connected, peer
@@ -63,3 +66,22 @@ def test_a_peer_may_deny_joins_to_its_first_address(deny: bool) -> None:
             assert server.heard.wait(ConnectionCreated).deny_join_id0 is deny
             assert pair.at_server.deny_join_id0 is deny
             assert not client.heard.wait(ConnectionCreated).deny_join_id0
+
+
+def test_a_subscriber_anywhere_keeps_joins_accepted() -> None:
+    """In userspace mode joins need a listener to the events, in whichever namespace it is."""
+    with Lab() as lab, peer(lab.client) as client, peer(lab.server) as server:
+        with connected(client, server, lab.paths[0].server_ip) as pair:
+            cast(PmEvents, server.heard.source).close()
+            create = CreateSubflow(
+                token=pair.at_client.token,
+                local_ip=lab.paths[1].client_ip,
+                local_id=5,
+                remote=pair.at_client.remote,
+                reason="test",
+            )
+            assert client.pm.execute_now(create) == (0, "")
+            client.heard.wait(SubflowEstablished)
+            pair.exchange()
+            with lab.server.entered():
+                assert counters.read()["MPJoinRejected"] == 0
