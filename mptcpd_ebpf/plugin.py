@@ -29,16 +29,23 @@ from mptcpd_ebpf.core.model import (
     LocalAddress,
     State,
     Subflow,
+    SubflowKey,
     World,
 )
 from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
+from mptcpd_ebpf.core.trials import Path as AwayPath
+from mptcpd_ebpf.core.trials import PathName, Trials, join_target, path_name, usual_rtt
+from mptcpd_ebpf.core.units import MS, SECOND
 
 __all__ = [
+    "MS",
+    "SECOND",
     "AddEndpoint",
     "AddressIds",
     "AlarmKind",
     "AlarmRaised",
     "AnnounceAddress",
+    "AwayPath",
     "ChangeEndpoint",
     "Command",
     "Commands",
@@ -54,6 +61,7 @@ __all__ = [
     "LocalAddress",
     "Measurement",
     "Options",
+    "PathName",
     "Plugin",
     "RemoveEndpoint",
     "RequestSample",
@@ -62,7 +70,12 @@ __all__ = [
     "SockAddr",
     "State",
     "Subflow",
+    "SubflowKey",
+    "Trials",
     "WakeAt",
     "WithdrawAddress",
     "World",
+    "join_target",
+    "path_name",
+    "usual_rtt",
 ]

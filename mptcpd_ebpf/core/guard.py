@@ -8,8 +8,8 @@ together do what neither may alone.
 
 from mptcpd_ebpf.core.commands import Command, DestroySubflow, SetBackup, WithdrawAddress
 from mptcpd_ebpf.core.model import Connection, Subflow, SubflowKey, World
+from mptcpd_ebpf.core.units import SECOND
 
-SECOND = 1_000_000_000
 SETTLE = SECOND
 """Nanoseconds after which a destruction that did not show is no longer reckoned with."""
 

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Measures a path without putting data on it, until it may be used again.
+
+A join marked backup carries nothing while a regular subflow lives, yet its handshake
+crosses the path both ways: a trial.  It is clean when it is answered within twice the
+path's usual RTT and a little.  Enough clean trials in a row bring the path back: under
+30 % loss each way one trial is clean in half of the cases, ten in a row in one of a
+thousand.  Failed trials come at growing pauses, clean ones at once after each other,
+so a path that heals is back within seconds however long it was away.
+
+A path is known by our address and the peer's; one connection at a time tries it for
+all (the scout).  Plain data and generators of commands: the plugin that owns a
+`Trials` hands its events in and yields what comes out.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.address_ids import AddressIds
+from mptcpd_ebpf.core.commands import (
+    Command,
+    CreateSubflow,
+    DestroySubflow,
+    WakeAt,
+    WithdrawAddress,
+)
+from mptcpd_ebpf.core.model import Connection, State, Subflow
+from mptcpd_ebpf.core.plugin import Context
+from mptcpd_ebpf.core.units import MS, SECOND
+
+PathName = tuple[str, str]
+"""Our address and the peer's."""
+
+SOON = 10 * SECOND
+"""A path that falls again so soon after its return has relapsed."""
+UNMEASURED_RTT = 100 * MS
+
+
+@dataclass(slots=True)
+class Trial:
+    """A join marked backup, under way."""
+
+    token: int
+    started_at: int
+    deadline: int
+    counts: bool = True
+    """False for the one that only gives the kernel an address id to withdraw."""
+
+
+@dataclass(slots=True)
+class Path:
+    """A path that is away."""
+
+    name: PathName
+    why: str
+    fell_at: int
+    usual_rtt: int
+    """Nanoseconds, from better times."""
+    needed: int
+    """Clean trials in a row that bring it back."""
+    pause: int
+    next_at: int
+    relapses: int
+    """How often it fell again soon after its return, in a row."""
+    clean: int = 0
+    trial: Trial | None = None
+
+    @property
+    def patience(self) -> int:
+        """Nanoseconds after which an unanswered trial has failed."""
+        return 2 * self.usual_rtt + 60 * MS
+
+
+def path_name(subflow: Subflow) -> PathName:
+    return (subflow.local.ip, subflow.remote.ip)
+
+
+def usual_rtt(subflow: Subflow) -> int:
+    """Nanoseconds: the least RTT measured, `UNMEASURED_RTT` if there is none."""
+    measured = subflow.measured
+    if measured is None or not measured.min_rtt_us:
+        return UNMEASURED_RTT
+    return measured.min_rtt_us * 1000
+
+
+def join_target(connection: Connection) -> SockAddr | None:
+    """Where joins go: the initial address, or an announced one if the peer asks for that."""
+    if not connection.deny_join_id0:
+        return connection.remote
+    for announced in connection.announced.values():
+        return SockAddr(announced.ip, announced.port or connection.remote.port)
+    return None
+
+
+Return = Callable[[Context, Path, Connection, SockAddr], Iterator[Command]]
+"""What the plugin does with a healed path: path, a connection without it, where to join."""
+
+
+class Trials:
+    """The paths that are away.
+
+    `pause` and `longest_pause` are nanoseconds between failed trials, at first and at
+    most; `take_back` is told when a path has healed.
+    """
+
+    def __init__(
+        self, ids: AddressIds, *, pause: int, longest_pause: int, take_back: Return
+    ) -> None:
+        self._ids = ids
+        self._pause = pause
+        self._longest_pause = longest_pause
+        self._take_back = take_back
+        self._away: dict[PathName, Path] = {}
+        self._returned: dict[PathName, tuple[int, int]] = {}
+        """When a path came back lately, and its relapses by then."""
+
+    def __contains__(self, name: PathName) -> bool:
+        return name in self._away
+
+    def under_way(self, name: PathName) -> bool:
+        """Whether a trial of the path waits for its answer."""
+        path = self._away.get(name)
+        return path is not None and path.trial is not None
+
+    def put(self, ctx: Context, subflow: Subflow, why: str, needed: int) -> Iterator[Command]:
+        """The subflow's path is away from now on; `needed` clean trials bring it back."""
+        name = path_name(subflow)
+        usual = usual_rtt(subflow)
+        lately = {n: was for n, was in self._returned.items() if ctx.now - was[0] < SOON}
+        relapses = lately.pop(name)[1] + 1 if name in lately else 0
+        self._returned = lately
+        pause = self._pause if relapses < 2 else min(self._pause << relapses, 60 * SECOND)
+        # A path with a long RTT must come back in seconds too: fewer trials fit.
+        needed = max(1, min(needed, 3 * SECOND // (usual + 50 * MS)))
+        next_at = ctx.now + pause
+        self._away[name] = Path(name, why, ctx.now, usual, needed, pause, next_at, relapses)
+        yield WakeAt(at=ctx.now + pause, reason="the next trial")
+
+    def tell_peer(
+        self, ctx: Context, connection: Connection, subflow: Subflow
+    ) -> Iterator[Command]:
+        """Withdraws a destroyed subflow's address id over another path: the peer lets go too.
+
+        The FIN goes over the bad path and may take seconds; until then the peer goes on
+        sending there.  The kernel withdraws only ids it knows, and destroying made it
+        forget any but 0 (mptcp_pm_nl_subflow_destroy_doit): a join, which nobody needs to
+        answer, tells it again.
+        """
+        reason = "tell the peer over another path"
+        if subflow.local_id != 0:
+            path = self._away[path_name(subflow)]
+            path.trial = Trial(connection.token, ctx.now, ctx.now + path.patience, counts=False)
+            yield self._join(ctx, path, connection, subflow.remote, reason)
+        yield WithdrawAddress(
+            token=connection.token, address_id=subflow.local_id or 0, reason=reason, routine=True
+        )
+
+    def joined(self, ctx: Context, subflow: Subflow) -> Iterator[DestroySubflow | WakeAt]:
+        """A subflow was established: if it is a trial's, the verdict, and its end."""
+        path = self._away.get(path_name(subflow))
+        if path is None or path.trial is None or path.trial.token != subflow.token:
+            return
+        trial, path.trial = path.trial, None
+        took = f"{(ctx.now - trial.started_at) / MS:.0f} ms"
+        if not trial.counts:
+            path.next_at = ctx.now + path.pause
+            verdict = "it has served"
+        elif ctx.now <= trial.deadline:
+            path.clean += 1
+            path.next_at = ctx.now + 20 * MS
+            verdict = f"the trial was answered in {took}"
+        else:
+            self._failed(ctx, path)
+            verdict = f"the trial took {took}, the path is not healed"
+        yield DestroySubflow(
+            token=subflow.token,
+            local=subflow.local,
+            remote=subflow.remote,
+            reason=verdict,
+            routine=True,
+        )
+        yield WakeAt(at=path.next_at, reason="the next trial")
+
+    def refused(self, ctx: Context, command: CreateSubflow) -> Iterator[WakeAt]:
+        """The kernel refused a join: if it was a trial, it has failed."""
+        path = self._away.get((command.local_ip, command.remote.ip))
+        if path is not None and path.trial is not None and path.trial.token == command.token:
+            self._failed(ctx, path)
+            yield WakeAt(at=path.next_at, reason="the next trial")
+
+    def connection_closed(self, ctx: Context, token: int) -> Iterator[Command]:
+        for path in self._away.values():
+            if path.trial is not None and path.trial.token == token:
+                path.trial = None
+                path.next_at = ctx.now
+        yield from self.due(ctx)
+
+    def expire(self, ctx: Context) -> bool:
+        """Ends trials that were not answered in time; whether there were any."""
+        late = [
+            path
+            for path in self._away.values()
+            if path.trial is not None and path.trial.deadline <= ctx.now
+        ]
+        for path in late:
+            self._failed(ctx, path)
+        return bool(late)
+
+    def due(self, ctx: Context) -> Iterator[Command]:
+        """Starts the trials, and takes back the paths, whose time has come."""
+        for path in list(self._away.values()):
+            if path.trial is not None:
+                yield WakeAt(at=path.trial.deadline, reason="the trial's end")
+            elif path.next_at > ctx.now:
+                yield WakeAt(at=path.next_at, reason="the next trial")
+            else:
+                yield from self._try(ctx, path)
+
+    def _try(self, ctx: Context, path: Path) -> Iterator[Command]:
+        if not any(_could_join(connection, path) for connection in ctx.served()):
+            # Nobody is left who could try it: forget, the next connection starts afresh.
+            del self._away[path.name]
+            return
+        scout = self._scout(ctx, path)
+        if scout is None:
+            path.next_at = ctx.now + self._pause
+            yield WakeAt(at=path.next_at, reason="somebody may be free to try it then")
+            return
+        connection, remote = scout
+        if path.clean >= path.needed:
+            del self._away[path.name]
+            self._returned[path.name] = (ctx.now, path.relapses)
+            yield from self._take_back(ctx, path, connection, remote)
+            return
+        path.trial = Trial(connection.token, ctx.now, ctx.now + path.patience)
+        which = f"trial {path.clean + 1} of {path.needed}"
+        yield self._join(ctx, path, connection, remote, f"{which}: does it answer in time?")
+        yield WakeAt(at=path.trial.deadline, reason="the trial's end")
+
+    def _scout(self, ctx: Context, path: Path) -> tuple[Connection, SockAddr] | None:
+        """A connection that can try the path without risk, and where it would join."""
+        local_ip, _ = path.name
+        if not any(address.ip == local_ip for address in ctx.world.usable_addresses()):
+            return None
+        for connection in reversed(ctx.served()):
+            remote = join_target(connection)
+            if (
+                remote is not None
+                and _could_join(connection, path)
+                and connection.state is State.ESTABLISHED
+                and connection.usable_subflows()
+                and not any(s.local.ip == local_ip for s in connection.subflows.values())
+            ):
+                return connection, remote
+        return None
+
+    def _join(
+        self, ctx: Context, path: Path, connection: Connection, remote: SockAddr, reason: str
+    ) -> CreateSubflow:
+        local_ip, _ = path.name
+        return CreateSubflow(
+            token=connection.token,
+            local_ip=local_ip,
+            local_id=self._ids.for_connection(connection, local_ip),
+            remote=remote,
+            if_index=ctx.world.interface_of(local_ip) or 0,
+            backup=True,
+            reason=reason,
+            routine=True,
+        )
+
+    def _failed(self, ctx: Context, path: Path) -> None:
+        path.trial = None
+        path.clean = 0
+        path.next_at = ctx.now + path.pause
+        path.pause = min(path.pause * 3 // 2, max(self._longest_pause, path.pause))
+
+
+def _could_join(connection: Connection, path: Path) -> bool:
+    target = join_target(connection)
+    return target is not None and target.ip == path.name[1] and not connection.server_side
