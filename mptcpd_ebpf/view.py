@@ -23,18 +23,15 @@ from mptcpd_ebpf.schema import (
     SubflowView,
 )
 
-_LISTED = (State.OPENING, State.ESTABLISHED)
-"""Provisional entries may turn out to be nothing, closed ones wait for last words only."""
-
 
 def connections(world: World, epoch_ns: int) -> Connections:
-    """What ``ls`` shows."""
+    """What ``ls`` shows: all but what only waits for the probes' last word."""
     return {
         "schema": SCHEMA,
         "connections": [
             _connection(world, connection, epoch_ns)
             for connection in world.connections.values()
-            if connection.state in _LISTED
+            if connection.state is not State.CLOSED
         ],
     }
 
@@ -87,7 +84,7 @@ def _connection(world: World, connection: Connection, epoch_ns: int) -> Connecti
         "subflows": [
             _subflow(world, subflow, epoch_ns)
             for subflow in connection.subflows.values()
-            if subflow.state in _LISTED
+            if subflow.state is not State.CLOSED
         ],
     }
 
