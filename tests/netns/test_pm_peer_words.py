@@ -70,18 +70,22 @@ def test_a_peer_may_deny_joins_to_its_first_address(deny: bool) -> None:
 
 def test_a_subscriber_anywhere_keeps_joins_accepted() -> None:
     """In userspace mode joins need a listener to the events, in whichever namespace it is."""
-    with Lab() as lab, peer(lab.client) as client, peer(lab.server) as server:
-        with connected(client, server, lab.paths[0].server_ip) as pair:
-            cast(PmEvents, server.heard.source).close()
-            create = CreateSubflow(
-                token=pair.at_client.token,
-                local_ip=lab.paths[1].client_ip,
-                local_id=5,
-                remote=pair.at_client.remote,
-                reason="test",
-            )
-            assert client.pm.execute_now(create) == (0, "")
-            client.heard.wait(SubflowEstablished)
-            pair.exchange()
-            with lab.server.entered():
-                assert counters.read()["MPJoinRejected"] == 0
+    with (
+        Lab() as lab,
+        peer(lab.client) as client,
+        peer(lab.server) as server,
+        connected(client, server, lab.paths[0].server_ip) as pair,
+    ):
+        cast(PmEvents, server.heard.source).close()
+        create = CreateSubflow(
+            token=pair.at_client.token,
+            local_ip=lab.paths[1].client_ip,
+            local_id=5,
+            remote=pair.at_client.remote,
+            reason="test",
+        )
+        assert client.pm.execute_now(create) == (0, "")
+        client.heard.wait(SubflowEstablished)
+        pair.exchange()
+        with lab.server.entered():
+            assert counters.read()["MPJoinRejected"] == 0

@@ -6,6 +6,8 @@ what catches the changes of which the kernel does not tell.
 """
 
 import json
+import select
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TypeVar
@@ -29,7 +31,7 @@ from mptcpd_ebpf.kernel import rtnetlink
 from mptcpd_ebpf.kernel.rtnetlink import RouteEvents
 from mptcpd_ebpf.kernel.transport import NETLINK_ROUTE, Requester
 from mptcpd_ebpf.lab import Host, Lab
-from tests.netns.mptcp_peers import Heard
+from tests.netns.mptcp_peers import DEADLINE_S, Heard
 
 E = TypeVar("E", bound=Event)
 
@@ -54,11 +56,7 @@ class Network:
         )
 
     def ip(self, arguments: str) -> list[Event]:
-        """Runs `ip`, then holds the events' model against a dump; returns the events.
-
-        rtnetlink reports before `ip` returns; what comes later (carrier, duplicate
-        address detection) is waited for by the caller.
-        """
+        """Runs `ip`, then holds the events' model against a dump; returns the events."""
         self.run(arguments)
         return self.settle()
 
@@ -75,20 +73,33 @@ class Network:
         return event
 
     def settle(self) -> list[Event]:
-        self.heard.events = self.heard.source.read()
-        for event in self.heard.events:
-            network.apply(self.world, event)
-        fresh = World()
-        network.resynchronise(fresh, self.dump())
-        assert self.world.links == fresh.links
-        assert self.world.addresses == fresh.addresses
-        assert set(self.world.routes) == set(fresh.routes)
-        return self.heard.events
+        """Reads until the model equals a dump; returns the events it took.
+
+        IPv4 is told before `ip` returns, IPv6 by a worker of the kernel a moment later.
+        """
+        self.heard.events = []
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            for event in self.heard.source.read():
+                self.heard.events.append(event)
+                network.apply(self.world, event)
+            fresh = World()
+            network.resynchronise(fresh, self.dump())
+            if known(self.world) == known(fresh):
+                return self.heard.events
+            left = max(deadline - time.monotonic(), 0)
+            if not select.select([self.heard.source], [], [], left)[0]:
+                assert known(self.world) == known(fresh)
 
     def index(self, name: str) -> int:
         rows = json.loads(self.run(f"-j link show dev {name}"))
         index: int = rows[0]["ifindex"]
         return index
+
+
+def known(world: World) -> tuple[object, object, object]:
+    """What a dump tells, whatever its order."""
+    return world.links, world.addresses, set(world.routes)
 
 
 @pytest.fixture
