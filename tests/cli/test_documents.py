@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The manual pages, the documents and the unit say what the code does."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -68,20 +69,22 @@ def test_the_manual_has_every_exit_code() -> None:
     ]
 
 
-def keys(of: type[Struct], above: str = "") -> Iterator[str]:
-    """Every key of a configuration, dotted, sections themselves left out."""
-    for field in structs.fields(of):
-        if isinstance(field.type, type) and issubclass(field.type, Struct):
-            yield from keys(field.type, f"{above}{field.name}.")
+def defaults(of: Struct, above: str = "") -> Iterator[tuple[str, str]]:
+    """Every key of a configuration, dotted, with its default as YAML writes it."""
+    for name, value in structs.asdict(of).items():
+        if isinstance(value, Struct):
+            yield from defaults(value, f"{above}{name}.")
+        elif isinstance(value, str):
+            yield above + name, value
         else:
-            yield above + field.name
+            yield above + name, json.dumps(value)
 
 
 def test_manual_and_reference_have_every_key() -> None:
     manual, reference = FILE_MANUAL.read_text(), CONFIGURATION.read_text()
-    for key in keys(Config):
+    for key, default in defaults(Config()):
         section, _, last = key.rpartition(".")
-        assert f"`{key}`" in reference, key
+        assert f"\n| `{key}` | {default} | " in reference, f"{key}: {default}"
         if section == "probes.thresholds":
             assert f".It Cm {last}\n" in manual, key
         else:
