@@ -7,7 +7,7 @@ most one message on stderr.
 """
 
 import importlib
-import pkgutil
+import os
 import signal
 import sys
 from typing import Any, NoReturn
@@ -24,8 +24,13 @@ class _LazyGroup(click.Group):
     """Finds its commands among the modules beside this one."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
-        modules = (module.name for module in pkgutil.iter_modules(__path__))
-        return sorted(name for name in modules if not name.startswith("_"))
+        # Not pkgutil, whose import takes longer than all the rest of `--version`.
+        files = os.listdir(os.path.dirname(__file__))
+        return sorted(
+            name.removesuffix(".py")
+            for name in files
+            if name.endswith(".py") and not name.startswith("_")
+        )
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(context):
