@@ -2,6 +2,7 @@
 """The command line as a whole: exit codes, messages, and what a command pays for."""
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,23 @@ def test_a_reader_that_goes_away_ends_a_command_silently() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(20) == -signal.SIGPIPE
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "c.sock"
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        silent.settimeout(20)
+        with subprocess.Popen(
+            [PROGRAM, "ls", "--control", str(path)], stderr=subprocess.PIPE, text=True
+        ) as process:
+            connection, _ = silent.accept()  # now it waits for an answer
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            assert process.stderr.read().strip() == ""
+            assert process.wait(20) == 130
+            connection.close()
 
 
 HEAVY = {"asyncio", "h11", "yaml", "rich", "prometheus_client", "pyroute2", "scapy", "matplotlib"}
