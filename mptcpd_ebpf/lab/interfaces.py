@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mptcpd_ebpf.lab.errors import LabError
-from mptcpd_ebpf.lab.wiring import FAR, NEAR, connect, neck_routers
+from mptcpd_ebpf.lab.wiring import FAR, NEAR, WORKSHOP, connect, neck_routers
 
 if TYPE_CHECKING:
     from mptcpd_ebpf.lab.host import Host
@@ -77,7 +77,8 @@ class Interfaces:
         if not self.removed:
             return False
         host = self.hosts[self.path.between[0]]
-        self.router.batch("ip", connect([(host, self.path.name, self.router, NEAR)]))
+        cable = connect([(host, self.path.name, self.router, NEAR)])
+        self.hosts[WORKSHOP].batch("ip", cable)
         self.router.batch("ip", self.plan.router_lines(self.index))
         host.batch("ip", self.plan.host_path_lines(host.label, self.index))
         self.removed = False

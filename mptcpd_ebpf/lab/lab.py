@@ -39,6 +39,7 @@ from mptcpd_ebpf.lab.wiring import (
     ROUTER_SYSCTLS,
     ROUTER_SYSCTLS6,
     SYSCTLS,
+    WORKSHOP,
     Plan,
     connect,
     neck_routers,
@@ -152,7 +153,7 @@ class Lab:
 
     def _build(self) -> None:
         plan = Plan(self.topology)
-        labels = [*self.topology.hosts, *plan.routers()]
+        labels = [*self.topology.hosts, *plan.routers(), WORKSHOP]
         prefix = namespaces.owner_prefix(next(_numbers))
         names = [prefix + label for label in labels]
         self._stack.callback(namespaces.remove, names)
@@ -167,7 +168,7 @@ class Lab:
         self.routers = {label: everyone[label] for label in plan.routers()}
 
         links = self._links()
-        self.backend = choose(self.topology.backend, self.client, links, self.topology.seed)
+        self.backend = choose(self.topology.backend, everyone[WORKSHOP], links, self.topology.seed)
         plan.single_packets = self.backend.name == "netem"
         self._wire(plan, everyone)
         self._stack.callback(self.backend.close)
@@ -207,7 +208,7 @@ class Lab:
                 settings["mptcp.enabled"] = 1
             host.set_sysctls(settings)
         pairs = [(everyone[a], if_a, everyone[b], if_b) for a, if_a, b, if_b in plan.links()]
-        self.client.batch("ip", connect(pairs))
+        everyone[WORKSHOP].batch("ip", connect(pairs))
         for label, host in self.hosts.items():
             host.batch("ip", plan.host_lines(label))
         for index, path in enumerate(self.topology.paths):

@@ -143,6 +143,9 @@ def checked(topology: Topology) -> Topology:
     named += [("bottleneck", neck.name) for neck in topology.bottlenecks]
     _unique(named)
     _unique([("host", host) for host in topology.hosts])
+    for host in topology.hosts:
+        if host.startswith(("router-", "neck-")):
+            raise LabError(f"host {host!r}: names that begin so are the lab's own routers'")
     necks = {neck.name: neck for neck in topology.bottlenecks}
     for neck in topology.bottlenecks:
         neck.directions()

@@ -18,6 +18,9 @@ from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.topology import Addresses, Path, Topology, network_of, subnet
 
 NEAR, FAR = "near", "far"  # a router's interfaces: to the first host, to the second
+WORKSHOP = "_workshop"
+"""A namespace that stays empty.  Links are made from here: before Linux 6.14 the kernel
+refuses a new link whose name its maker has already, wherever the link is to go."""
 FIRST_TABLE = 101
 FIRST_METRIC = 100
 
@@ -199,7 +202,7 @@ def neck_routers(neck: str) -> list[str]:
 
 
 def connect(pairs: list[tuple[Host, str, Host, str]]) -> list[str]:
-    """ip(8) lines, for the caller's own namespace, that make veth pairs between hosts."""
+    """ip(8) lines, for the workshop, that make veth pairs between hosts."""
     return [
         f"link add name {if_a} netns {a.name} type veth peer name {if_b} netns {b.name}"
         for a, if_a, b, if_b in pairs

@@ -48,7 +48,7 @@ class Holder:
 
 def test_ctrl_c_ends_everything() -> None:
     holder = Holder()
-    assert len(holder.namespaces()) == 3
+    assert len(holder.namespaces()) == 4
     holder.end(signal.SIGINT)
     assert holder.namespaces() == []
     until(lambda: not runs(holder.child), "the process on the client ends")
@@ -58,14 +58,14 @@ def test_ctrl_c_ends_everything() -> None:
 def test_what_a_killed_owner_leaves_is_removed_by_the_next_lab_alone() -> None:
     killed, alive = Holder(), Holder()
     try:
-        assert len(killed.namespaces()) == 3
+        assert len(killed.namespaces()) == 4
         assert runs(killed.child)
         killed.end(signal.SIGKILL)
         until(lambda: not runs(killed.emulator), "the emulator ends with its lab")
         with Lab():
             assert killed.namespaces() == []
             until(lambda: not runs(killed.child), "the left process ends")
-            assert len(alive.namespaces()) == 3
+            assert len(alive.namespaces()) == 4
             assert runs(alive.child)
     finally:
         alive.end(signal.SIGINT)
