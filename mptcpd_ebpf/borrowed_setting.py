@@ -7,6 +7,7 @@ names the namespace by its cookie and the boot by its id: an inode number may re
 these do not.
 """
 
+import os
 import socket
 import struct
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 
 from mptcpd_ebpf.control_client import RUN_FOLDER
 from mptcpd_ebpf.kernel import sysctl
+from mptcpd_ebpf.kernel.errors import NotPermitted
 from mptcpd_ebpf.kernel.netns import inode
 
 _SO_NETNS_COOKIE = 71
@@ -43,9 +45,14 @@ class BorrowedSetting:
         """
         held = self._note()
         before = held.before if held is not None else self._setting.current()
-        self._setting.set(path_manager)
         if before != path_manager:
+            # Noted first: who is killed in between leaves a note that says what is not so.
             self._write(_Note(_boot_id(), _netns_cookie(), before, path_manager))
+        try:
+            self._setting.set(path_manager)
+        except BaseException:
+            self._path.unlink(missing_ok=True)
+            raise
         return before
 
     def give_back(self) -> None:
@@ -65,10 +72,16 @@ class BorrowedSetting:
         return note if here and self._setting.current() == note.ours else None
 
     def _write(self, note: _Note) -> None:
-        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(note))
-        fresh.rename(self._path)
+        try:
+            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fresh.write_bytes(msgspec.json.encode(note))
+            os.replace(fresh, self._path)
+        except OSError as error:
+            raise NotPermitted(
+                f"{fresh}: {error.strerror}; the path manager to put back at the end is noted "
+                "there, so let this process write the folder, or run as root"
+            ) from None
 
 
 def _boot_id() -> str:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A time limit for plugin handlers, so that one that never returns does not stop the loop.
 
-SIGALRM interrupts the handler between two bytecodes of Python.  A handler that blocks
-inside one C call is interrupted when that call returns, or at once if it is a system
-call that signals interrupt.
+SIGALRM interrupts the handler between two bytecodes of Python, and again and again if
+it catches that and goes on.  A handler that blocks inside one C call is interrupted
+when that call returns, or at once if it is a system call that signals interrupt.  What
+nothing in this process can end is one that catches everything for ever, or a C call
+that never returns.
 """
 
 import signal
@@ -13,20 +15,23 @@ from types import FrameType, TracebackType
 from mptcpd_ebpf.core.commands import Command
 
 SECONDS = 0.25
+AGAIN_SECONDS = 0.01
+"""Pause before a handler that went on is interrupted once more."""
 
 
-class HandlerTooSlow(Exception):  # noqa: N818 - the plugin's fault, told in a sentence
-    """A plugin handler ran longer than `SECONDS`."""
+class HandlerTooSlow(BaseException):
+    """A plugin handler ran longer than `SECONDS`.
+
+    Like KeyboardInterrupt no Exception, because it is meant to get past the plugin's own
+    ``except Exception``.
+    """
 
 
 class HandlerBudget:
     """Runs handlers under the limit.  Use it as a context, in the main thread."""
 
-    def __init__(self) -> None:
-        self._running = False
-
     def __enter__(self) -> "HandlerBudget":
-        self._previous = signal.signal(signal.SIGALRM, self._on_alarm)
+        self._previous = signal.signal(signal.SIGALRM, _on_alarm)
         return self
 
     def __exit__(
@@ -38,15 +43,22 @@ class HandlerBudget:
         signal.signal(signal.SIGALRM, self._previous)
 
     def __call__(self, handler: Callable[[], list[Command]]) -> list[Command]:
-        self._running = True
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        """Raises HandlerTooSlow for a handler that takes too long, or whatever it raises."""
+        signal.setitimer(signal.ITIMER_REAL, SECONDS, AGAIN_SECONDS)
         try:
-            return handler()
+            return _limited(handler)
         finally:
-            self._running = False
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if self._running:
-            self._running = False
+
+def _limited(handler: Callable[[], list[Command]]) -> list[Command]:
+    """The frame below which an alarm may strike."""
+    return handler()
+
+
+def _on_alarm(_number: int, frame: FrameType | None) -> None:
+    # One that comes late finds the daemon's own code running, which is not to be interrupted.
+    while frame is not None:
+        if frame.f_code is _limited.__code__:
             raise HandlerTooSlow(f"it ran longer than {SECONDS * 1000:.0f} ms")
+        frame = frame.f_back

@@ -17,8 +17,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,7 +25,7 @@ import msgspec
 from mptcpd_ebpf import __version__, plugin_loader, view, words
 from mptcpd_ebpf.borrowed_setting import BorrowedSetting
 from mptcpd_ebpf.budget import HandlerBudget
-from mptcpd_ebpf.config import Config, Interfaces, Settings
+from mptcpd_ebpf.config import Config, Settings
 from mptcpd_ebpf.control import ControlServer, epoch_ns
 from mptcpd_ebpf.control_client import default_path
 from mptcpd_ebpf.core import events as ev
@@ -70,6 +69,7 @@ def run(settings: Settings) -> int:
 async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> int:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
+    plugins = build_plugins(config)
     with Ears.open(config.probes) as ears, PmClient() as hands:
         daemon = Daemon(settings, config, ears, hands, budget)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,7 +78,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
         control = ControlServer(daemon, config.metrics)
         await control.start(config.control or default_path())
         try:
-            daemon.start(control)
+            daemon.start(control, plugins)
             try:
                 notify("READY=1")
                 await stopping.wait()
@@ -97,7 +97,13 @@ def build_plugins(config: Config) -> list[Plugin]:
     for name in config.path_managers:
         found = plugin_loader.load(name, folder)
         options = msgspec.convert(config.plugins.get(name, {}), found.Options)
-        plugins.append(found(options))
+        try:
+            plugins.append(found(options))
+        except Exception as error:
+            raise Failure(
+                f"plugin {name}: making it raised {type(error).__name__}: {error}",
+                ExitCode.CONFIG,
+            ) from error
     _refuse_mixed_modes(plugins)
     return plugins
 
@@ -123,45 +129,41 @@ class Daemon:
         self._config = config
         self._ears = ears
         self._hands = hands
-        plugins = build_plugins(config)
         self._engine = Engine(
-            plugins,
-            _serve_rule(config),
             destructive_per_second=config.limits.destructive_per_second,
             seed=int.from_bytes(os.urandom(8)),
             budget=budget,
         )
-        self._engine.world.interface_allowed = _allowed(config.interfaces)
         self._setting = BorrowedSetting()
         self._queue: deque[ev.Event] = deque()
         self._decisions: deque[Decision] = deque(maxlen=REMEMBERED_DECISIONS)
         self._decided = self._refused = 0
         self._events_lost: dict[str, int] = {}
+        self._resync_due = False
         self._started_at = time.time()
         self._timer: asyncio.TimerHandle | None = None
         self._control: ControlServer | None = None
 
-    def start(self, control: ControlServer) -> None:
+    def start(self, control: ControlServer, plugins: Sequence[Plugin]) -> None:
         """Takes up what lives already, then listens."""
         loop = asyncio.get_running_loop()
         self._control = control
-        self._set_path_manager()
+        self._set_path_manager(plugins)
         log.info("probes: %s", self._ears.choice)
         for other in others.others():
             log.warning("%s (pid %s) manages or hears MPTCP here too; %s", *_named(other))
+        # The plugins come after the snapshot: their `init` finds all that lives already.
         self._dispatch([self._ears.snapshot()])
-        self._carry_out(self._engine.start(time.monotonic_ns()))
-        self._drain()
+        self._install(plugins)
         for source in self._ears.sources:
             loop.add_reader(source.fileno(), self._read, source)
-        names = ", ".join(self._engine.plugins)
-        world = self._engine.world
+        names = ", ".join(plugin.name for plugin in plugins)
         log.info(
             "ready: %s; %d connections live already",
             f"plugins {names}"
             if names
             else "observing only, nothing is managed (choose a plugin with --path-manager)",
-            len(world.connections),
+            len(self._engine.world.connections),
         )
 
     def stop(self) -> None:
@@ -175,8 +177,15 @@ class Daemon:
         self._setting.give_back()
         log.info("stopped")
 
-    def _set_path_manager(self) -> None:
-        modes = {plugin.mode for plugin in self._engine.installed} - {"any"}
+    def _install(self, plugins: Sequence[Plugin]) -> None:
+        """Gives the engine the configuration and its plugins, which start from the model."""
+        self._dispatch([ev.ConfigChanged(config=msgspec.to_builtins(self._config))])
+        serve = _serve_rule(self._config)
+        self._carry_out(self._engine.reconfigure(plugins, serve, time.monotonic_ns()))
+        self._drain()
+
+    def _set_path_manager(self, plugins: Sequence[Plugin]) -> None:
+        modes = {plugin.mode for plugin in plugins} - {"any"}
         if not modes:
             self._setting.give_back()
             return
@@ -200,8 +209,12 @@ class Daemon:
 
     def _drain(self) -> None:
         try:
-            while self._queue:
-                self._take_in(self._queue.popleft())
+            while self._queue or self._resync_due:
+                if self._queue:
+                    self._take_in(self._queue.popleft())
+                else:
+                    self._take_in(self._ears.snapshot())
+                    self._resync_due = False
         finally:
             # Whatever went wrong with one event, the next deadline must not be missed.
             self._set_timer()
@@ -217,7 +230,10 @@ class Daemon:
     def _lost(self, event: ev.EventsLost) -> None:
         count = self._events_lost[event.source] = self._events_lost.get(event.source, 0) + 1
         log.warning("events lost from %s (%d. time): reading everything anew", event.source, count)
-        self._queue.appendleft(self._ears.snapshot())
+        if not self._resync_due:
+            # All that waits is older than what will be read anew, and must not come after it.
+            self._resync_due = True
+            self._queue.extend(self._ears.waiting())
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -315,13 +331,13 @@ class Daemon:
     async def reload(self) -> None:
         config = self._settings.load(plugin_loader.options_of)
         plugins = build_plugins(config)
+        try:
+            self._set_path_manager(plugins)
+        except KernelError as error:
+            raise Failure(str(error), ExitCode.PRIVILEGE) from None
         self._config = config
-        self._engine.world.interface_allowed = _allowed(config.interfaces)
         self._ears.set_thresholds(config.probes.thresholds)
-        outcome = self._engine.reconfigure(plugins, _serve_rule(config), time.monotonic_ns())
-        self._set_path_manager()
-        self._carry_out(outcome)
-        self._drain()
+        self._install(plugins)
         logging.getLogger().setLevel(config.log_level.upper())
         log.info("configuration reloaded")
 
@@ -341,16 +357,6 @@ def _serve_rule(config: Config) -> Serve:
         return serve_none
     default = config.path_managers[0]
     return lambda _connection: default
-
-
-def _allowed(interfaces: Interfaces) -> Callable[[str], bool]:
-    def allowed(name: str) -> bool:
-        def matches(patterns: list[str]) -> bool:
-            return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-        return not matches(interfaces.deny) and (not interfaces.allow or matches(interfaces.allow))
-
-    return allowed
 
 
 def _named(other: others.Manager) -> tuple[str, int | str, str]:

@@ -6,6 +6,7 @@ the kernel refuses joins while nobody listens.  Without probes the daemon still 
 netlink; what only probes can measure is then unknown.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
     from mptcpd_ebpf.probes import Probes
 
 
+_ROUNDS = 100
+"""Reads of one source at most to empty it: each takes 256 events, a full socket holds 8192."""
+
+
 class Source(Protocol):
     """Something to wait for and read events from."""
 
     def fileno(self) -> int: ...
 
-    def read(self) -> list[Event]: ...
+    def read(self) -> Sequence[Event]: ...
 
 
 class Ears:
@@ -82,6 +87,22 @@ class Ears:
     def snapshot(self) -> Resynchronised:
         """The whole truth, read anew."""
         return resync.snapshot(self._probes.sample() if self._probes is not None else None)
+
+    def waiting(self) -> list[Event]:
+        """All that waits to be read.
+
+        A netlink socket that has overflowed stays deaf until it is empty: what happens
+        before that is dropped without another word (kernel: net/netlink/af_netlink.c,
+        NETLINK_S_CONGESTED).  So empty them first, and take a snapshot then.
+        """
+        events: list[Event] = []
+        for source in self.sources:
+            for _ in range(_ROUNDS):
+                batch = source.read()
+                if not batch:
+                    break
+                events += batch
+        return events
 
     def set_thresholds(self, thresholds: Thresholds) -> None:
         if self._probes is not None:

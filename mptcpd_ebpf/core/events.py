@@ -243,7 +243,7 @@ class Resynchronised(Event, frozen=True):
 
 
 class ConfigChanged(Event, frozen=True):
-    """New configuration, validated; plain data so that a recording can hold it."""
+    """New configuration, validated; plain data so that a recording can hold it (`config.py`)."""
 
     config: dict[str, Any]
 

@@ -5,9 +5,9 @@
 kept in insertion order, so that walking it is the same in every run.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatchcase
 
 from mptcpd_ebpf.core.address import SockAddr, is_ipv6
 from mptcpd_ebpf.core.measurement import Measurement, Owner
@@ -130,10 +130,6 @@ class DefaultRoute:
     table: int = 254
 
 
-def every_interface(_name: str) -> bool:
-    return True
-
-
 @dataclass(slots=True)
 class World:
     """All of it."""
@@ -147,12 +143,24 @@ class World:
     listeners: dict[SockAddr, int] = field(default_factory=dict)
     """MPTCP listeners and how often each was opened."""
 
-    interface_allowed: Callable[[str], bool] = every_interface
-    """Which interfaces may carry subflows, by name; the configuration's choice."""
+    allowed_interfaces: list[str] = field(default_factory=list)
+    """Patterns of the interfaces that may carry subflows, as configured; none means all."""
+    denied_interfaces: list[str] = field(default_factory=list)
+    """Patterns of those that may not; beats the former."""
 
     def interface_name(self, if_index: int | None) -> str | None:
         link = self.links.get(if_index) if if_index is not None else None
         return link.name if link else None
+
+    def interface_allowed(self, name: str) -> bool:
+        """Whether the configuration lets an interface of that name carry subflows."""
+
+        def matches(patterns: list[str]) -> bool:
+            return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+        return not matches(self.denied_interfaces) and (
+            not self.allowed_interfaces or matches(self.allowed_interfaces)
+        )
 
     def interface_of(self, ip: str) -> int | None:
         """The interface that holds one of our addresses."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The local network's part of the model: links, addresses, default routes, listeners."""
+"""The local network's part of the model: links, addresses, default routes, listeners.
+
+Which interfaces may be used is the configuration's word (`ConfigChanged`).
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -122,6 +125,13 @@ def _listener_closed(world: World, event: ev.ListenerClosed) -> list[Notice]:
     return [Notice("listener_closed", (event.local,))]
 
 
+def _config_changed(world: World, event: ev.ConfigChanged) -> list[Notice]:
+    interfaces = event.config.get("interfaces", {})
+    world.allowed_interfaces = interfaces.get("allow", [])
+    world.denied_interfaces = interfaces.get("deny", [])
+    return []
+
+
 def _route(event: ev.DefaultRouteAdded | ev.DefaultRouteRemoved) -> DefaultRoute:
     return DefaultRoute(event.if_index, event.ipv6, event.gateway, event.metric, event.table)
 
@@ -135,4 +145,5 @@ _APPLY: dict[type[ev.Event], Callable[[World, Any], list[Notice]]] = {
     ev.DefaultRouteRemoved: _route_removed,
     ev.ListenerCreated: _listener_created,
     ev.ListenerClosed: _listener_closed,
+    ev.ConfigChanged: _config_changed,
 }

@@ -251,6 +251,7 @@ class RouteEvents:
                     events += self._state.handle(kind, flags, data, start, end)
         except (MessagesLost, ValueError, struct.error):
             events.append(EventsLost(source=SOURCE))
+            self._subscription.discard()
             self._seed()
         if self._state.routes_uncertain:
             events += self._state.settle_routes(default_routes(self._requester))

@@ -10,6 +10,7 @@ the call returns; both drivers look first and only then wait.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import select
@@ -35,6 +36,8 @@ _SO_RCVBUFFORCE = 33
 
 _DATAGRAM = 1 << 17
 """Longest datagram taken: dumps come in at most 32 KiB, a link with many VFs may be longer."""
+_QUEUED = 1 << 15
+"""More datagrams than any receive buffer of ours holds."""
 ANSWER_TIMEOUT_S = 5.0
 """An answer later than this is taken as lost."""
 _DUMP_ATTEMPTS = 5
@@ -270,6 +273,16 @@ class Subscription:
                 raise MessagesLost
             if sender[0] == 0:  # only the kernel's word counts
                 yield buffer, length
+
+    def discard(self) -> None:
+        """Throws away what waits, which is older than what is asked for next.
+
+        After an overflow the kernel drops all that comes until the queue is empty.
+        """
+        for _ in range(2):  # the first pass may find one more overflow before the queue
+            with contextlib.suppress(MessagesLost):
+                for _ in self.receive(_QUEUED):
+                    pass
 
 
 class MessagesLost(Exception):  # noqa: N818

@@ -123,9 +123,7 @@ def connect(engine: Engine, *keys: SubflowKey, token: int = TOKEN, now: int = ST
 
 def picture(tracker: Tracker) -> dict[str, Any]:
     """All of a tracker's world as plain data, to compare."""
-    world = asdict(tracker.world)
-    del world["interface_allowed"]
-    return world
+    return asdict(tracker.world)
 
 
 def leftovers(keeper: object, path: str = "") -> dict[str, int]:

@@ -54,10 +54,25 @@ def test_unusable(order: list[ev.Event]) -> None:
     assert usable(Listener(*order).tracker.world) == []
 
 
-def test_interfaces_that_are_not_allowed_are_not_used() -> None:
-    world = Listener(link(), address(), link(3, "lte0"), address("10.0.2.2", 3)).tracker.world
-    world.interface_allowed = lambda name: name != "wan0"
-    assert usable(world) == ["10.0.2.2"]
+@pytest.mark.parametrize(
+    ("allow", "deny", "left"),
+    [
+        ([], [], ["10.0.1.2", "10.0.2.2"]),
+        ([], ["wan*"], ["10.0.2.2"]),
+        (["wan?"], [], ["10.0.1.2"]),
+        (["*0"], ["lte0"], ["10.0.1.2"]),
+        (["WAN0"], [], []),
+    ],
+)
+def test_interfaces_that_are_not_allowed_are_not_used(
+    allow: list[str], deny: list[str], left: list[str]
+) -> None:
+    net = Listener(link(), address(), link(3, "lte0"), address("10.0.2.2", 3))
+    chosen = ev.ConfigChanged(config={"interfaces": {"allow": allow, "deny": deny}})
+    assert net.tell(chosen) == []
+    assert usable(net.tracker.world) == left
+    net.tell(ev.ConfigChanged(config={}))
+    assert usable(net.tracker.world) == ["10.0.1.2", "10.0.2.2"]
 
 
 def test_an_address_comes_again_when_it_is_usable() -> None:
