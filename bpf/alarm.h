@@ -213,6 +213,15 @@ static __always_inline u64 patience_us(struct tcp_sock *tp, u32 segments)
 	return patience > thresholds.no_progress_us ? patience : thresholds.no_progress_us;
 }
 
+/* How long what is in flight has gone unanswered, microseconds. */
+static __always_inline u64 silence_us(struct subflow *subflow, struct tcp_sock *tp, u64 now)
+{
+	u64 since_flight = (now - subflow->flight_since) / NSEC_PER_USEC;
+	u64 idle = idle_us(tp);
+
+	return idle < since_flight ? idle : since_flight;
+}
+
 /* Data is in flight, and not merely the FIN of a subflow that is being closed. */
 static __always_inline bool carries_data(struct tcp_sock *tp)
 {
@@ -225,15 +234,12 @@ static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
 {
 	struct tcp_sock *tp = as(tcp_sock, subflow->sk);
 	u64 now = bpf_ktime_get_ns();
-	u64 patience, silence, since_flight, wait;
+	u64 patience, silence, wait;
 
 	subflow->armed = 0;
 	if (subflow->closed || !thresholds.no_progress_us || !carries_data(tp))
 		return 0;
-	silence = idle_us(tp);
-	since_flight = (now - subflow->flight_since) / NSEC_PER_USEC;
-	if (since_flight < silence)
-		silence = since_flight;
+	silence = silence_us(subflow, tp, now);
 	patience = patience_us(tp, see(tp, packets_out));
 	if (silence < subflow->silence_us)
 		subflow->silence_us = 0;

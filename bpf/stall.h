@@ -5,8 +5,8 @@
  * The sender is blocked when the connection's window is closed with data waiting
  * (RFC 8684, 3.3.1: one receive window for all subflows) or when a writer waits for room
  * in the send buffer.  If meanwhile a subflow has room in its congestion window and
- * nothing queued, and a different, slower one holds unacknowledged data, that slower one
- * is to blame: the time since the connection was last looked at is charged to it.
+ * nothing queued, and a different, slower or silent one holds unacknowledged data, that
+ * one is to blame: the time since the connection was last looked at is charged to it.
  *
  * Looking back is right where this is called: an acknowledgement has arrived and is not
  * yet processed, so what is read is the state that held until now.  At most one look per
@@ -37,38 +37,57 @@ static __always_inline bool could_send(struct tcp_sock *tp)
 	return in_flight < see(tp, snd_cwnd) && see(tp, write_seq) == see(tp, snd_nxt);
 }
 
-/* The slowest subflow with unacknowledged data while a faster one could send; 0: none. */
-static __noinline u64 guilty_one(struct mptcp_sock *msk)
+/* The entry of the subflow whose socket is at this address; NULL: it is not followed. */
+static __always_inline struct subflow *subflow_at(u64 address)
+{
+	u64 cookie = see(as(sock, address), __sk_common.skc_cookie.counter);
+	struct subflow *subflow = bpf_map_lookup_elem(&subflows, &cookie);
+
+	return subflow && subflow->sk == address ? subflow : NULL;
+}
+
+/*
+ * The subflow whose unacknowledged data is the longest on its way, by its smoothed round
+ * trip or its silence, if another that has room is faster than that; NULL: none.
+ * `heard` is the socket that a segment has just come in on: it is not silent.  0: none.
+ */
+static __noinline struct subflow *guilty_one(struct mptcp_sock *msk, u64 now, u64 heard)
 {
 	u64 first = (u64)msk + bpf_core_field_offset(msk->conn_list);
 	u64 node = (u64)see(msk, conn_list.next);
-	u32 free_rtt = UNSEEN, guilty_rtt = 0;
-	u64 guilty = 0;
+	struct subflow *guilty = NULL;
+	u32 free_rtt = UNSEEN;
+	u64 longest = 0;
 
 	for (int i = 0; i < MAX_SIBLINGS && node && node != first; i++) {
 		struct mptcp_subflow_context *ctx = as(mptcp_subflow_context, node);
 		struct tcp_sock *tp = as(tcp_sock, see(ctx, tcp_sock));
-		u32 srtt = see(tp, srtt_us);
+		u32 srtt = see(tp, srtt_us) >> 3;
 
-		if (see(tp, snd_una) != see(tp, write_seq) && srtt > guilty_rtt) {
-			guilty_rtt = srtt;
-			guilty = (u64)tp;
+		if (see(tp, snd_una) != see(tp, write_seq)) {
+			struct subflow *subflow = subflow_at((u64)tp);
+			u64 on_the_way = srtt;
+
+			if (subflow && (u64)tp != heard) {
+				u64 silence = silence_us(subflow, tp, now);
+
+				if (silence > on_the_way)
+					on_the_way = silence;
+			}
+			if (subflow && on_the_way > longest) {
+				longest = on_the_way;
+				guilty = subflow;
+			}
 		}
 		if (srtt < free_rtt && could_send(tp))
 			free_rtt = srtt;
 		node = (u64)see(ctx, node.next);
 	}
-	return free_rtt < guilty_rtt ? guilty : 0;
+	return free_rtt < longest ? guilty : NULL;
 }
 
-static __noinline void charge(u64 sk, u64 now, u64 stalled_us)
+static __noinline void charge(struct subflow *subflow, u64 now, u64 stalled_us)
 {
-	struct sock *guilty = as(sock, sk);
-	u64 cookie = see(guilty, __sk_common.skc_cookie.counter);
-	struct subflow *subflow = bpf_map_lookup_elem(&subflows, &cookie);
-
-	if (!subflow || subflow->sk != sk)
-		return;
 	__sync_fetch_and_add(&subflow->m.stalled_us, stalled_us);
 	if (now - subflow->stall_second > NSEC_PER_SEC) {
 		subflow->stall_second = now;
@@ -83,13 +102,14 @@ static __noinline void charge(u64 sk, u64 now, u64 stalled_us)
 	}
 }
 
-static __noinline void account_stall(struct subflow *subflow, u64 now)
+static __noinline void account_stall(struct subflow *subflow, u64 now, bool heard)
 {
 	struct connection_key key = { .netns = subflow->m.netns, .token = subflow->m.token };
 	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
 	struct mptcp_subflow_context *ctx;
 	struct mptcp_sock *msk;
-	u64 since, guilty;
+	struct subflow *guilty;
+	u64 since;
 
 	if (!connection)
 		return;
@@ -103,7 +123,7 @@ static __noinline void account_stall(struct subflow *subflow, u64 now)
 	msk = as(mptcp_sock, see(ctx, conn));
 	if (!msk || !blocked(msk))
 		return;
-	guilty = guilty_one(msk);
+	guilty = guilty_one(msk, now, heard ? subflow->sk : 0);
 	if (guilty)
 		charge(guilty, now, (now - since) / NSEC_PER_USEC);
 }

@@ -63,7 +63,7 @@ static __noinline struct subflow *follow(struct sock *sk, struct owner *owner)
 }
 
 /* What a look at a live subflow always does: new samples, new segments, the timer. */
-static __noinline void look(struct subflow *subflow, struct tcp_sock *tp, bool wrong)
+static __noinline void look(struct subflow *subflow, struct tcp_sock *tp, bool heard, bool wrong)
 {
 	u64 sample_at = see(tp, rack.mstamp);
 
@@ -74,7 +74,7 @@ static __noinline void look(struct subflow *subflow, struct tcp_sock *tp, bool w
 	consider_loss(subflow, tp, 0, wrong);
 	if (see(tp, packets_out))
 		watch(subflow, tp);
-	account_stall(subflow, bpf_ktime_get_ns());
+	account_stall(subflow, bpf_ktime_get_ns(), heard);
 }
 
 SEC("tp_btf/tcp_probe")
@@ -99,7 +99,7 @@ int BPF_PROG(segment_received, struct sock *sk, struct sk_buff *skb)
 	if (at - subflow->looked_at < LOOK_GATE_US && !wrong)
 		return 0;
 	subflow->looked_at = at;
-	look(subflow, tp, wrong);
+	look(subflow, tp, true, wrong);
 	return 0;
 }
 
@@ -131,7 +131,7 @@ int BPF_PROG(scheduler_looks, struct mptcp_subflow_context *subflow_ctx)
 			return 0;
 		subflow->considered_at = now;
 	}
-	look(subflow, tp, false);
+	look(subflow, tp, false, false);
 	return 0;
 }
 
@@ -284,7 +284,7 @@ int sample(struct bpf_iter__tcp *ctx)
 	}
 	if (!subflow->established)
 		name(&subflow->m, sk);
-	account_stall(subflow, bpf_ktime_get_ns());
+	account_stall(subflow, bpf_ktime_get_ns(), false);
 	measure(subflow);
 	bpf_seq_write(ctx->meta->seq, &subflow->m, sizeof(subflow->m));
 	return 0;
