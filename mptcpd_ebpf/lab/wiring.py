@@ -12,6 +12,7 @@ namespace, with `replace` instead of `add`: the same lines set a router up again
 after a reboot.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 from mptcpd_ebpf.lab.host import Host
@@ -118,6 +119,7 @@ class Plan:
             others.append(self._router_far(index))
         single = " gso_max_segs 1" if self.single_packets else ""
         lines = [f"link set {interface} up{single}", *_address_lines(interface, mine)]
+        lines += _neighbour_lines(interface, router, *self._gateway(index, first))
         for (ip, _), (gateway, _) in zip(mine.each(), router.each(), strict=True):
             via = f"via {gateway} dev {interface}"
             if first:
@@ -133,6 +135,15 @@ class Plan:
                         lines.append(f"route replace {network_of(there)} {via}")
         return lines
 
+    def _gateway(self, index: int, first: bool) -> tuple[str, str]:
+        """The router's end of a path's cable to one of its hosts: label, interface."""
+        path = self.topology.paths[index]
+        if first:
+            return router_of(path), NEAR
+        if path.bottleneck is None:
+            return router_of(path), FAR
+        return neck_routers(path.bottleneck)[1], FAR
+
     def drop_rules(self, index: int) -> list[str]:
         """Takes back the source rules of a path on its first host."""
         host = self.topology.paths[index].between[0]
@@ -146,7 +157,13 @@ class Plan:
         lines = [f"link set {side} up" for side in ("lo", NEAR, FAR)]
         lines += _address_lines(NEAR, near[0])
         lines += _address_lines(FAR, self._router_far(index))
-        beyond = far[1] if path.bottleneck is None else subnet(index, 3, self.ip)[1]
+        if path.bottleneck is None:
+            beyond, cable = far[1], (path.between[1], path.name)
+        else:
+            beyond = subnet(index, 3, self.ip)[1]
+            cable = (neck_routers(path.bottleneck)[0], path.name)
+        lines += _neighbour_lines(NEAR, near[1], path.between[0], path.name)
+        lines += _neighbour_lines(FAR, beyond, *cable)
         lines += self._routes_to_all(path.between[0], near[1], NEAR)
         lines += self._routes_to_all(path.between[1], beyond, FAR)
         return lines
@@ -159,14 +176,19 @@ class Plan:
         left, right = subnet(100 + number, 1, self.ip)
         first += _address_lines(FAR, left)
         second += _address_lines(NEAR, right)
+        first_label, second_label = neck_routers(neck)
+        first += _neighbour_lines(FAR, right, second_label, NEAR)
+        second += _neighbour_lines(NEAR, left, first_label, FAR)
         for index in self.members(neck):
             path = self.topology.paths[index]
-            (_, near_host), (far_router, _) = self.path_nets(index)
+            (_, near_host), (far_router, far_host) = self.path_nets(index)
             router, here = subnet(index, 3, self.ip)
             first += [f"link set {path.name} up", *_address_lines(path.name, here)]
             first += _routes([near_host, router], router, path.name)
             first += self._routes_to_all(path.between[1], right, FAR)
+            first += _neighbour_lines(path.name, router, router_of(path), FAR)
             second += _address_lines(FAR, far_router)
+            second += _neighbour_lines(FAR, far_host, path.between[1], neck)
             second += _routes([near_host, router], left, NEAR)
         last = self.members(neck)[0]
         host, beyond = self.topology.paths[last].between[1], self.path_nets(last)[1][1]
@@ -204,9 +226,16 @@ def neck_routers(neck: str) -> list[str]:
 def connect(pairs: list[tuple[Host, str, Host, str]]) -> list[str]:
     """ip(8) lines, for the workshop, that make veth pairs between hosts."""
     return [
-        f"link add name {if_a} netns {a.name} type veth peer name {if_b} netns {b.name}"
+        f"link add name {if_a} address {mac(a.label, if_a)} netns {a.name} type veth "
+        f"peer name {if_b} address {mac(b.label, if_b)} netns {b.name}"
         for a, if_a, b, if_b in pairs
     ]
+
+
+def mac(label: str, interface: str) -> str:
+    """An interface's address: locally administered, always the same for the same place."""
+    digest = hashlib.sha256(f"{label}/{interface}".encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
 
 
 def _rule(verb: str, ip: str, table: int) -> str:
@@ -217,6 +246,18 @@ def _address_lines(interface: str, addresses: Addresses) -> list[str]:
     return [
         f"address replace {ip}/{length} dev {interface}" + (" nodad" if ":" in ip else "")
         for ip, length in addresses.each()
+    ]
+
+
+def _neighbour_lines(interface: str, addresses: Addresses, label: str, its: str) -> list[str]:
+    """Who is at the other end of a cable.
+
+    Without them a blackhole or loss made by netem, which sits on the interface, would
+    hit ARP and neighbour discovery too, and last beyond its healing.
+    """
+    return [
+        f"neighbour replace {ip} lladdr {mac(label, its)} dev {interface} nud permanent"
+        for ip, _ in addresses.each()
     ]
 
 
