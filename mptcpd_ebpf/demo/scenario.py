@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One run: two hosts, two paths, a daemon in the client's namespace, and faults by the clock.
+
+The kernel's own path manager and ours meet the same: a client sends a request every
+50 ms over one connection while the faster path suffers one fault after another and
+heals each time; then a bulk transfer over a connection of its own.  In the kernel's run
+the daemon only observes, so that both are measured by the same probes at the same cost.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from msgspec import Struct
+
+from mptcpd_ebpf import control_client
+from mptcpd_ebpf.lab import Bulk, Lab, LabError, Path, RequestResponse
+from mptcpd_ebpf.lab.live import LivePath
+from mptcpd_ebpf.lab.traffic import BulkResult, Message
+from mptcpd_ebpf.schema import Connections, DecisionView
+
+Manager = Literal["kernel", "adaptive"]
+
+FAST = Path(name="fibre", delay_ms=10, rate_mbit=20)
+SLOW = Path(name="mobile", delay_ms=40, rate_mbit=20)
+
+FAULTS: dict[str, Callable[[LivePath], None]] = {
+    "loss": lambda path: path.set(loss_percent=30),
+    "delay": lambda path: path.set(delay_ms=FAST.delay_ms + 290),
+    "blackhole": lambda path: path.blackhole(),
+}
+"""What happens to the faster path, each way."""
+
+SAMPLE_S = 0.25
+_LIMIT = 8
+
+
+class Timing(Struct, frozen=True, kw_only=True):
+    """How long each part lasts, seconds."""
+
+    quiet: float = 4.0
+    fault: float = 8.0
+    healed: float = 6.0
+    bulk: float = 6.0
+
+
+class Phase(Struct, frozen=True, kw_only=True):
+    """A stretch of the run.  CLOCK_MONOTONIC nanoseconds."""
+
+    fault: str
+    """``none``, a key of `FAULTS`, or ``bulk``."""
+    begin: int
+    heal: int
+    """When the fault ended."""
+    end: int
+    """When the next began."""
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    """What `ls` showed at one moment."""
+
+    at: int
+    connections: Connections
+
+
+class Recording(Struct, frozen=True, kw_only=True):
+    """Everything one run brought."""
+
+    manager: Manager
+    fast_ip: str
+    """The client's address on the path that suffers."""
+    slow_ip: str
+    phases: list[Phase]
+    messages: list[Message]
+    bulk: BulkResult
+    samples: list[Sample]
+    decisions: list[tuple[int, DecisionView]]
+    """With the time of each, CLOCK_MONOTONIC nanoseconds."""
+
+
+Watch = Callable[[str, Connections, list[DecisionView]], None]
+"""Told the phase, the connections and the decisions so far, a few times a second."""
+
+
+def run(manager: Manager, timing: Timing, watch: Watch) -> Recording:
+    """One run from set-up to clean-up.  Raises LabError."""
+    with Lab(paths=[FAST, SLOW]) as lab, tempfile.TemporaryDirectory() as folder:
+        _set_limits(lab)
+        if manager == "kernel":
+            slow = lab.paths[1]
+            lab.client.run(
+                ["ip", "mptcp", "endpoint", "add", slow.client_ip, "dev", slow.client_if, "subflow"]
+            )
+        with _daemon(lab, manager, f"{folder}/control") as control:
+            return _Run(lab, manager, timing, control, watch).record()
+
+
+def _set_limits(lab: Lab) -> None:
+    """Room for joins at both ends; the defaults of the in-kernel path manager allow two."""
+    for host in (lab.client, lab.server):
+        limit = str(_LIMIT)
+        host.run(["ip", "mptcp", "limits", "set", "subflows", limit, "add_addr_accepted", limit])
+
+
+@contextmanager
+def _daemon(lab: Lab, manager: Manager, control: str) -> Iterator[str]:
+    """A daemon in the client's namespace; gives its control path."""
+    argv = [sys.executable, "-m", "mptcpd_ebpf", "daemon", "--control", control]
+    if manager != "kernel":
+        argv.append(f"--path-manager={manager}")
+    process = lab.client.popen(argv, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        told = []
+        for line in process.stderr:
+            told.append(line.rstrip())
+            if "ready:" in line:
+                break
+        else:
+            raise LabError(f"the daemon did not start: {' / '.join(told) or 'no word from it'}")
+        yield control
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+class _Run:
+    def __init__(
+        self, lab: Lab, manager: Manager, timing: Timing, control: str, watch: Watch
+    ) -> None:
+        self._lab = lab
+        self._manager = manager
+        self._timing = timing
+        self._control = control
+        self._watch = watch
+        self._epoch = time.time_ns() - time.monotonic_ns()
+        self._samples: list[Sample] = []
+
+    def record(self) -> Recording:
+        messages, phases = self._under_faults()
+        bulk, bulk_phase = self._bulk()
+        decisions = self._decisions()
+        return Recording(
+            manager=self._manager,
+            fast_ip=self._lab.paths[0].client_ip,
+            slow_ip=self._lab.paths[1].client_ip,
+            phases=[*phases, bulk_phase],
+            messages=messages,
+            bulk=bulk,
+            samples=self._samples,
+            decisions=[(round(each["t"] * 1e9) - self._epoch, each) for each in decisions],
+        )
+
+    def _under_faults(self) -> tuple[list[Message], list[Phase]]:
+        traffic = self._lab.start(RequestResponse())
+        try:
+            begin = time.monotonic_ns()
+            self._wait(self._timing.quiet, "no fault yet")
+            now = time.monotonic_ns()
+            phases = [Phase(fault="none", begin=begin, heal=now, end=now)]
+            fast = self._lab.paths[0]
+            for fault, inflict in FAULTS.items():
+                begin = time.monotonic_ns()
+                inflict(fast)
+                self._wait(self._timing.fault, f"{FAST.name}: {fault}")
+                heal = time.monotonic_ns()
+                fast.heal()
+                self._wait(self._timing.healed, f"{FAST.name}: healed")
+                end = time.monotonic_ns()
+                phases.append(Phase(fault=fault, begin=begin, heal=heal, end=end))
+            return traffic.stop().messages, phases
+        finally:
+            traffic.kill()
+
+    def _bulk(self) -> tuple[BulkResult, Phase]:
+        traffic = self._lab.start(Bulk(seconds=self._timing.bulk, chunk=128 * 1024))
+        try:
+            self._wait(self._timing.bulk, "bulk transfer over both paths")
+            result = traffic.result()
+        finally:
+            traffic.kill()
+        end = time.monotonic_ns()
+        return result, Phase(fault="bulk", begin=result.started_at, heal=end, end=end)
+
+    def _wait(self, seconds: float, phase: str) -> None:
+        """Samples until the time is over."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, SAMPLE_S))
+            connections: Connections = control_client.get(self._control, "/v1/connections")
+            self._samples.append(Sample(at=time.monotonic_ns(), connections=connections))
+            self._watch(phase, connections, self._decisions())
+
+    def _decisions(self) -> list[DecisionView]:
+        answer = control_client.get(self._control, "/v1/decisions")["decisions"]
+        return [each for each in answer if each["refused"] is None]
