@@ -30,8 +30,8 @@ class Backend(Protocol):
     def drop_options(self, link: int, subtypes: dict[int, list[int]]) -> None:
         """Drops, by direction, what carries an MPTCP option of these subtypes."""
 
-    def interface_is_new(self, link: int, direction: int) -> None:
-        """The interface of a direction was made anew and holds no qdisc of ours."""
+    def interface(self, link: int, direction: int, *, there: bool) -> None:
+        """The interface of a direction is gone, or is made anew and holds nothing of ours."""
 
     def flush(self, link: int) -> None:
         """Drops what is on its way."""
@@ -46,6 +46,14 @@ class _Shaper:
     def __init__(self, links: list[Link]) -> None:
         self.links = links
         self.set: dict[tuple[int, int], list[str]] = {}
+        self.gone: set[tuple[int, int]] = set()
+
+    def interface(self, link: int, direction: int, *, there: bool) -> None:
+        self.set.pop((link, direction), None)
+        if there:
+            self.gone.discard((link, direction))
+        else:
+            self.gone.add((link, direction))
 
     def change(self, link: int, wanted: dict[int, list[str]]) -> None:
         """Brings the root qdiscs of the given directions to the wanted lines.
@@ -57,7 +65,7 @@ class _Shaper:
         for direction, lines in wanted.items():
             host, device = self.links[link].devices[direction]
             old = self.set.get((link, direction), [])
-            if lines == old:
+            if lines == old or (link, direction) in self.gone:
                 continue
             batch = batches.setdefault(host, [])
             shape = [line.split()[0] for line in lines]
@@ -131,8 +139,8 @@ class Netem:
         self.emulation.divert(link)
         self.emulation.drop_options(link, subtypes)
 
-    def interface_is_new(self, link: int, direction: int) -> None:
-        self.shaper.set.pop((link, direction), None)
+    def interface(self, link: int, direction: int, *, there: bool) -> None:
+        self.shaper.interface(link, direction, there=there)
 
     def flush(self, link: int) -> None:
         for direction, (host, device) in enumerate(self.shaper.links[link].devices):
@@ -166,8 +174,8 @@ class Nfqueue:
     def drop_options(self, link: int, subtypes: dict[int, list[int]]) -> None:
         self.emulation.drop_options(link, subtypes)
 
-    def interface_is_new(self, link: int, direction: int) -> None:
-        self.shaper.set.pop((link, direction), None)
+    def interface(self, link: int, direction: int, *, there: bool) -> None:
+        self.shaper.interface(link, direction, there=there)
 
     def flush(self, link: int) -> None:
         self.emulation.flush(link)

@@ -165,11 +165,12 @@ class LivePath(LiveLink):
     def remove_interface(self) -> None:
         """Deletes the first host's interface, as when a USB modem is pulled."""
         self._interfaces.remove_interface()
+        self._backend.interface(self._number, DOWN, there=False)
 
     def restore_interface(self) -> None:
         """Makes the interface, with its addresses and routes, again."""
         if self._interfaces.restore_interface():
-            self._backend.interface_is_new(self._number, DOWN)
+            self._backend.interface(self._number, DOWN, there=True)
             self._apply([UP, DOWN])
 
     def power_off_router(self) -> None:
