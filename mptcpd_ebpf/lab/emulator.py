@@ -75,7 +75,7 @@ class Queue:
         self.jitter_source = random.Random(None if seed is None else f"{seed} jitter")
         self.bad = False
         self.held: deque[tuple[int, int, int]] = deque()
-        """(due, last id, verdict): a run of packets with one fate, in order."""
+        """(due, last id, verdict): a run of packets with one fate; who is first goes first."""
         self.loose: list[tuple[int, int, int]] = []
         """(due, id, verdict) as a heap: packets that may overtake each other."""
         self.seen = self.dropped = 0
@@ -146,10 +146,7 @@ class Queue:
             return False
         self.seen += len(ids)
         if self.plain and not self.loose:
-            due = now + self.delay
-            if self.held and self.held[-1][0] > due:
-                due = self.held[-1][0]
-            self.held.append((due, ids[-1], ACCEPT))
+            self.held.append((now + self.delay, ids[-1], ACCEPT))
         else:
             for packet in ids:
                 self._hold(packet, now, packet in marked)
@@ -167,7 +164,6 @@ class Queue:
         held = self.held
         if held:
             last_due, _, last_verdict = held[-1]
-            due = max(due, last_due)
             if last_due == due and last_verdict == verdict == ACCEPT:
                 held.pop()
         held.append((due, packet, verdict))

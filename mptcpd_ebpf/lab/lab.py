@@ -153,6 +153,7 @@ class Lab:
 
     def _build(self) -> None:
         plan = Plan(self.topology)
+        self.paths, self.bottlenecks = [], {}
         labels = [*self.topology.hosts, *plan.routers(), WORKSHOP]
         prefix = namespaces.owner_prefix(next(_numbers))
         names = [prefix + label for label in labels]
