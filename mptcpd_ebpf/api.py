@@ -36,7 +36,6 @@ from mptcpd_ebpf.core.commands import (
     ChangeEndpoint,
     CreateSubflow,
     DestroySubflow,
-    EndpointFlag,
     FlushEndpoints,
     KernelCommand,
     RemoveEndpoint,
@@ -44,6 +43,7 @@ from mptcpd_ebpf.core.commands import (
     SetLimits,
     WithdrawAddress,
 )
+from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits
 from mptcpd_ebpf.core.events import (
     AddressAnnounced,
     AddressWithdrawn,
@@ -71,7 +71,6 @@ from mptcpd_ebpf.kernel import rtnetlink
 from mptcpd_ebpf.kernel.diag import Snapshot, snapshot
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NetlinkRefused, NotPermitted
 from mptcpd_ebpf.kernel.listeners import Listeners
-from mptcpd_ebpf.kernel.pm import Endpoint, Limits
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.rtnetlink import RouteEvents

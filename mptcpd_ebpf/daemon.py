@@ -21,18 +21,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from mptcpd_ebpf import __version__, plugin_loader, view, words
 from mptcpd_ebpf.borrowed_setting import BorrowedSetting
 from mptcpd_ebpf.budget import HandlerBudget
-from mptcpd_ebpf.config import Config, Settings
+from mptcpd_ebpf.config import Config, OnExit, Settings
 from mptcpd_ebpf.control import ControlServer, epoch_ns
 from mptcpd_ebpf.control_client import default_path
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.commands import Decision, RequestSample, WakeAt
+from mptcpd_ebpf.core.commands import Decision, ReadEndpoints, RequestSample, WakeAt
 from mptcpd_ebpf.core.engine import Engine, Outcome, Serve, serve_none
 from mptcpd_ebpf.core.plugin import Plugin
 from mptcpd_ebpf.ears import Ears, Source
+from mptcpd_ebpf.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel import others, sysctl
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NamespaceTaken
@@ -128,7 +130,7 @@ class Daemon:
         self._settings = settings
         self._config = config
         self._ears = ears
-        self._hands = hands
+        self._hands = EndpointLedger(hands)
         self._engine = Engine(
             destructive_per_second=config.limits.destructive_per_second,
             seed=int.from_bytes(os.urandom(8)),
@@ -153,7 +155,7 @@ class Daemon:
         for other in others.others():
             log.warning("%s (pid %s) manages or hears MPTCP here too; %s", *_named(other))
         # The plugins come after the snapshot: their `init` finds all that lives already.
-        self._dispatch([self._ears.snapshot()])
+        self._dispatch([replace(self._ears.snapshot(), at_start=True)])
         self._install(plugins)
         for source in self._ears.sources:
             loop.add_reader(source.fileno(), self._read, source)
@@ -173,7 +175,9 @@ class Daemon:
             loop.remove_reader(source.fileno())
         if self._timer is not None:
             self._timer.cancel()
-        self._carry_out(self._engine.stop(time.monotonic_ns()))
+        self._refresh_endpoints()
+        keep = self._engine.plugins if self._config.on_exit is OnExit.KEEP else ()
+        self._carry_out(self._engine.stop(time.monotonic_ns(), keep))
         self._setting.give_back()
         log.info("stopped")
 
@@ -181,8 +185,14 @@ class Daemon:
         """Gives the engine the configuration and its plugins, which start from the model."""
         self._dispatch([ev.ConfigChanged(config=msgspec.to_builtins(self._config))])
         serve = _serve_rule(self._config)
+        self._refresh_endpoints()
         self._carry_out(self._engine.reconfigure(plugins, serve, time.monotonic_ns()))
         self._drain()
+
+    def _refresh_endpoints(self) -> None:
+        """Before plugins say their last word: what they remove must still be what they made."""
+        if any(plugin.mode == "kernel" for plugin in self._engine.installed):
+            self._dispatch([self._hands.read()])
 
     def _set_path_manager(self, plugins: Sequence[Plugin]) -> None:
         modes = {plugin.mode for plugin in plugins} - {"any"}
@@ -264,7 +274,7 @@ class Daemon:
                 self._execute(decision)
             else:
                 self._refused += 1
-            if not isinstance(decision.command, RequestSample):
+            if not isinstance(decision.command, RequestSample | ReadEndpoints):
                 self._remember(decision)
 
     def _execute(self, decision: Decision) -> None:
@@ -272,8 +282,11 @@ class Daemon:
         if isinstance(command, RequestSample):
             self._queue.append(ev.Sampled(measurements=self._ears.sample()))
             return
+        if isinstance(command, ReadEndpoints):
+            self._queue.append(self._hands.read())
+            return
         assert not isinstance(command, WakeAt)
-        answer = self._hands.execute_now(command)
+        answer = self._hands.execute(command)
         if answer.errno:
             log.warning("%s: %s", words.action(command), answer.explanation)
         self._queue.append(

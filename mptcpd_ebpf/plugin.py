@@ -11,14 +11,21 @@ from mptcpd_ebpf.core.commands import (
     CreateSubflow,
     Decision,
     DestroySubflow,
-    EndpointFlag,
     FlushEndpoints,
+    ReadEndpoints,
     RemoveEndpoint,
     RequestSample,
     SetBackup,
     SetLimits,
     WakeAt,
     WithdrawAddress,
+)
+from mptcpd_ebpf.core.endpoints import (
+    HIGHEST_LIMIT,
+    Endpoint,
+    EndpointFlag,
+    Limits,
+    endpoint_flags,
 )
 from mptcpd_ebpf.core.events import AlarmRaised
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
@@ -38,6 +45,7 @@ from mptcpd_ebpf.core.trials import PathName, Trials, join_target, path_name, us
 from mptcpd_ebpf.core.units import MS, SECOND
 
 __all__ = [
+    "HIGHEST_LIMIT",
     "MS",
     "SECOND",
     "AddEndpoint",
@@ -55,14 +63,17 @@ __all__ = [
     "Decision",
     "DefaultRoute",
     "DestroySubflow",
+    "Endpoint",
     "EndpointFlag",
     "FlushEndpoints",
+    "Limits",
     "Link",
     "LocalAddress",
     "Measurement",
     "Options",
     "PathName",
     "Plugin",
+    "ReadEndpoints",
     "RemoveEndpoint",
     "RequestSample",
     "SetBackup",
@@ -75,6 +86,7 @@ __all__ = [
     "WakeAt",
     "WithdrawAddress",
     "World",
+    "endpoint_flags",
     "join_target",
     "path_name",
     "usual_rtt",

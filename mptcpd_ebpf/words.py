@@ -10,6 +10,7 @@ from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
     FlushEndpoints,
+    ReadEndpoints,
     RemoveEndpoint,
     RequestSample,
     SetBackup,
@@ -54,6 +55,8 @@ def action(command: AnyCommand) -> str:
             )
         case RequestSample():
             return "sample"
+        case ReadEndpoints():
+            return "read endpoints"
         case _:
             return "wait"
 

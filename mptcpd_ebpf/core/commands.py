@@ -3,25 +3,13 @@
 
 Each command carries the reason for it in words.  Those under "the kernel's path
 managers" become one generic netlink request each (include/uapi/linux/mptcp_pm.h);
-the last two never leave user space.
+those under "the daemon itself" never leave user space.
 """
-
-from enum import IntFlag
 
 from msgspec import Struct
 
 from mptcpd_ebpf.core.address import SockAddr
-
-
-class EndpointFlag(IntFlag):
-    """MPTCP_PM_ADDR_FLAG_* of include/uapi/linux/mptcp_pm.h."""
-
-    SIGNAL = 1
-    SUBFLOW = 2
-    BACKUP = 4
-    FULLMESH = 8
-    IMPLICIT = 16
-    LAMINAR = 32
+from mptcpd_ebpf.core.endpoints import EndpointFlag
 
 
 class Command(Struct, frozen=True, kw_only=True, tag=True, tag_field="command"):
@@ -119,6 +107,13 @@ class SetLimits(Command, frozen=True):
 class RequestSample(Command, frozen=True):
     """Asks for a Sampled event with the exact present values."""
 
+    with_owners: bool = False
+    """Also who owns each connection, where that takes a look at every process."""
+
+
+class ReadEndpoints(Command, frozen=True):
+    """Asks for an EndpointsRead event: the in-kernel path manager's table as it is now."""
+
 
 class WakeAt(Command, frozen=True):
     """Asks for the plugin's `wake` handler at `at` (CLOCK_MONOTONIC nanoseconds)."""
@@ -139,7 +134,7 @@ KernelCommand = (
     | SetLimits
 )
 
-AnyCommand = KernelCommand | RequestSample | WakeAt
+AnyCommand = KernelCommand | RequestSample | ReadEndpoints | WakeAt
 
 
 class Decision(Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ decisions, which is what unit tests and `replay` live on.  A plugin that raises 
 excluded, with the reason kept; the others and the model go on.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from random import Random
 from typing import Any
 
@@ -21,6 +21,7 @@ from mptcpd_ebpf.core.commands import (
     CreateSubflow,
     Decision,
     DestroySubflow,
+    ReadEndpoints,
     RequestSample,
     SetBackup,
     WakeAt,
@@ -138,16 +139,16 @@ class Engine:
             self._call(outcome, plugin, "init", (), now)
         return outcome
 
-    def stop(self, now: int) -> Outcome:
-        """Lets the plugins say their last word."""
+    def stop(self, now: int, keep: Container[str] = ()) -> Outcome:
+        """Lets the plugins say their last word; what those in `keep` made shall stay."""
         outcome = Outcome(decisions=[], faults=[], finals=[])
         for plugin in self._plugins.values():
-            self._call(outcome, plugin, "exit", (), now)
+            self._call(outcome, plugin, "exit", (), now, keep=plugin.name in keep)
         return outcome
 
     def reconfigure(self, plugins: Sequence[Plugin], serve: Serve, now: int) -> Outcome:
         """Replaces the plugins; the new ones start from the live connections."""
-        outcome = self.stop(now)
+        outcome = self.stop(now, keep=[plugin.name for plugin in plugins])
         self._serve = serve
         self._install(plugins)
         started = self.start(now)
@@ -238,14 +239,21 @@ class Engine:
             self._call(outcome, plugin, "answered", args, now)
 
     def _call(
-        self, outcome: Outcome, plugin: Plugin, handler: str, args: tuple[Any, ...], now: int
+        self,
+        outcome: Outcome,
+        plugin: Plugin,
+        handler: str,
+        args: tuple[Any, ...],
+        now: int,
+        *,
+        keep: bool = False,
     ) -> None:
         if self.paused or plugin.name in self.excluded:
             return
         method: Callable[..., Iterable[Command]] = getattr(plugin, handler)
         if getattr(type(plugin), handler) is getattr(Plugin, handler):
             return
-        ctx = Context(self.world, now, self._random, lambda: self._served_by(plugin.name))
+        ctx = Context(self.world, now, self._random, lambda: self._served_by(plugin.name), keep)
         try:
             commands = [checked(c) for c in self._budget(lambda: list(method(ctx, *args) or ()))]
         except KeyboardInterrupt:
@@ -278,6 +286,6 @@ class Engine:
             refused=self._guard.refusal(command, self.world, now),
         )
         self._next_id += 1
-        if decision.refused is None and not isinstance(command, RequestSample):
+        if decision.refused is None and not isinstance(command, RequestSample | ReadEndpoints):
             self._unanswered[decision.id] = decision
         outcome.decisions.append(decision)

@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.endpoints import Endpoint, Limits
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Owner
 
 
@@ -201,6 +202,18 @@ class Sampled(Event, frozen=True):
     measurements: list[Measurement]
 
 
+# --- the in-kernel path manager's table
+
+
+class EndpointsRead(Event, frozen=True):
+    """The answer to a ReadEndpoints."""
+
+    endpoints: list[Endpoint]
+    limits: Limits
+    limits_before: Limits | None = None
+    """What stood there before we set them; None if they are not ours."""
+
+
 # --- the daemon's own life
 
 
@@ -240,6 +253,8 @@ class Resynchronised(Event, frozen=True):
     links: list[LinkChanged]
     addresses: list[LocalAddressChanged]
     routes: list[DefaultRouteAdded]
+    at_start: bool = False
+    """The first reading: its addresses were there before the daemon."""
 
 
 class ConfigChanged(Event, frozen=True):
@@ -276,6 +291,7 @@ AnyEvent = (
     | AlarmRaised
     | SubflowEnded
     | Sampled
+    | EndpointsRead
     | Tick
     | CommandAnswered
     | EventsLost

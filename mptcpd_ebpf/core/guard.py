@@ -4,9 +4,24 @@
 The guard looks at each destructive command before it leaves.  It counts what it has
 let through and the kernel has not yet carried out, so two commands in one turn cannot
 together do what neither may alone.
+
+Commands on endpoints touch every connection of the namespace: the kernel closes or demotes
+all subflows of an endpoint's address, the initial one too (net/mptcp/pm_kernel.c).  Only
+an address that is no longer on this host carries nothing that could be lost.
 """
 
-from mptcpd_ebpf.core.commands import Command, DestroySubflow, SetBackup, WithdrawAddress
+from collections.abc import Callable
+
+from mptcpd_ebpf.core.commands import (
+    ChangeEndpoint,
+    Command,
+    DestroySubflow,
+    FlushEndpoints,
+    RemoveEndpoint,
+    SetBackup,
+    WithdrawAddress,
+)
+from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.model import Connection, Subflow, SubflowKey, World
 from mptcpd_ebpf.core.units import SECOND
 
@@ -25,10 +40,20 @@ class Guard:
 
     def refusal(self, command: Command, world: World, now: int) -> str | None:
         """Why `command` must not be carried out; None if it may."""
-        demoting = isinstance(command, SetBackup) and command.backup
-        if not (demoting or isinstance(command, DestroySubflow | WithdrawAddress)):
-            return None
-        assert isinstance(command, SetBackup | DestroySubflow | WithdrawAddress)
+        match command:
+            case SetBackup(backup=True) | DestroySubflow() | WithdrawAddress():
+                return self._refusal_for_one(command, world, now)
+            case RemoveEndpoint() | FlushEndpoints():
+                return self._refusal_for_all(_of_endpoints(command, world), world, now)
+            case ChangeEndpoint() if EndpointFlag.BACKUP in command.flags:
+                affects = _of_endpoints(command, world)
+                return self._refusal_for_all(affects, world, now, demoting=True)
+            case _:
+                return None
+
+    def _refusal_for_one(
+        self, command: SetBackup | DestroySubflow | WithdrawAddress, world: World, now: int
+    ) -> str | None:
         connection = world.connections.get(command.token)
         if connection is None:
             return "the connection is gone"
@@ -36,20 +61,57 @@ class Guard:
         affected = _affected(command, connection)
         if not isinstance(command, WithdrawAddress) and not affected:
             return "the subflow is gone"
-        if any(subflow.usable for subflow in affected.values()) and not any(
+        if self._takes_the_last(connection, affected, demoting=isinstance(command, SetBackup)):
+            return "it is the last usable subflow of the connection"
+        if not self._take_token(now):
+            return f"more than {self._rate} destructive commands a second"
+        self._let_go(command.token, affected, now)
+        return None
+
+    def _refusal_for_all(
+        self,
+        affects: Callable[[Subflow], bool],
+        world: World,
+        now: int,
+        *,
+        demoting: bool = False,
+    ) -> str | None:
+        self._settle_due(now)
+        here = {address.ip for address in world.addresses.values()}
+        leaving = {}
+        for connection in world.connections.values():
+            affected = {
+                subflow.key: subflow
+                for subflow in connection.subflows.values()
+                if affects(subflow) and subflow.local.ip in here
+            }
+            if self._takes_the_last(connection, affected, demoting=demoting):
+                return (
+                    f"connection {connection.token:08x} has its last usable subflow "
+                    f"on {next(iter(affected))[0].ip}"
+                )
+            leaving[connection.token] = affected
+        if not self._take_token(now):
+            return f"more than {self._rate} destructive commands a second"
+        for token, affected in leaving.items():
+            self._let_go(token, affected, now)
+        return None
+
+    def _takes_the_last(
+        self, connection: Connection, affected: dict[SubflowKey, Subflow], *, demoting: bool
+    ) -> bool:
+        return any(subflow.usable for subflow in affected.values()) and not any(
             other.usable
             and not (demoting and (other.backup or other.backup_by_peer))
             and (other.token, other.key) not in self._leaving
             for other in connection.subflows.values()
             if other.key not in affected
-        ):
-            return "it is the last usable subflow of the connection"
-        if not self._take_token(now):
-            return f"more than {self._rate} destructive commands a second"
+        )
+
+    def _let_go(self, token: int, affected: dict[SubflowKey, Subflow], now: int) -> None:
         for key in affected:
-            self._leaving.pop((command.token, key), None)
-            self._leaving[command.token, key] = now + SETTLE
-        return None
+            self._leaving.pop((token, key), None)
+            self._leaving[token, key] = now + SETTLE
 
     def settled(self, token: int, key: SubflowKey) -> None:
         """The kernel answered, and what it did (or refused) shows in the model already."""
@@ -71,6 +133,16 @@ class Guard:
             return False
         self._tokens -= 1
         return True
+
+
+def _of_endpoints(
+    command: RemoveEndpoint | ChangeEndpoint | FlushEndpoints, world: World
+) -> Callable[[Subflow], bool]:
+    """Which subflows a command on endpoints touches, as far as the table was read."""
+    if isinstance(command, FlushEndpoints):
+        return lambda _subflow: True
+    ips = {e.ip for e in world.endpoints if e.address_id == command.address_id} | {command.ip}
+    return lambda subflow: subflow.local.ip in ips or subflow.local_id == command.address_id
 
 
 def _affected(

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
+from msgspec import Struct
+
 from mptcpd_ebpf.core.address import SockAddr, is_ipv6
+from mptcpd_ebpf.core.endpoints import Endpoint, Limits
 from mptcpd_ebpf.core.measurement import Measurement, Owner
 
 SubflowKey = tuple[SockAddr, SockAddr]
@@ -119,6 +122,21 @@ class LocalAddress:
     tentative: bool = False
     deprecated: bool = False
     temporary: bool = False
+    existing: bool = False
+    """It was there when the daemon started, and has been since."""
+
+
+class AddressPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which of our addresses are used at all; the names are those of mptcpd's notify-flags."""
+
+    existing: bool = True
+    """Also those that were there when the daemon started."""
+    skip_link_local: bool = True
+    """Not fe80::/10 and 169.254.0.0/16."""
+    skip_loopback: bool = True
+    """Not those of host scope."""
+    check_route: bool = False
+    """Only while a default route of their family leads through their interface."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -147,6 +165,15 @@ class World:
     """Patterns of the interfaces that may carry subflows, as configured; none means all."""
     denied_interfaces: list[str] = field(default_factory=list)
     """Patterns of those that may not; beats the former."""
+    address_policy: AddressPolicy = field(default_factory=AddressPolicy)
+    """Which addresses may, as configured."""
+
+    endpoints: list[Endpoint] = field(default_factory=list)
+    """The in-kernel path manager's, as last read."""
+    limits: Limits | None = None
+    """Its limits; None if they were never read."""
+    limits_before: Limits | None = None
+    """What stood there before we set them; None if they are not ours."""
 
     def interface_name(self, if_index: int | None) -> str | None:
         link = self.links.get(if_index) if if_index is not None else None
@@ -169,11 +196,12 @@ class World:
                 return address.if_index
         return None
 
-    def usable_addresses(self) -> list[LocalAddress]:
+    def usable_addresses(self, *, deprecated: bool = False) -> list[LocalAddress]:
         """Addresses a subflow can start from now.
 
-        Their interface is up, running, allowed and no loopback; they are neither tentative nor
-        deprecated, and neither link- nor host-scoped.
+        Their interface is up, running, allowed and no loopback; they are not tentative, not
+        deprecated (unless those are asked for: good for what uses them already), and the
+        configuration's `AddressPolicy` lets them in.
         """
         usable = []
         for address in self.addresses.values():
@@ -185,12 +213,22 @@ class World:
                 and not link.loopback
                 and self.interface_allowed(link.name)
                 and not address.tentative
-                and not address.deprecated
-                and address.scope < SCOPE_LINK
-                and not address.ip.startswith("169.254.")
+                and (deprecated or not address.deprecated)
+                and self._lets_in(address)
             ):
                 usable.append(address)
         return usable
+
+    def _lets_in(self, address: LocalAddress) -> bool:
+        policy = self.address_policy
+        # 169.254/16 is link-local (RFC 3927) even where it was configured with global scope.
+        link_local = address.scope == SCOPE_LINK or address.ip.startswith("169.254.")
+        return (
+            (policy.existing or not address.existing)
+            and not (policy.skip_link_local and link_local)
+            and not (policy.skip_loopback and address.scope == SCOPE_HOST)
+            and (not policy.check_route or self.has_default_route(address.if_index, address.ip))
+        )
 
     def has_default_route(self, if_index: int, ip: str) -> bool:
         return any(

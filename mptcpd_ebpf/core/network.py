@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The local network's part of the model: links, addresses, default routes, listeners.
+"""The local network's part of the model: links, addresses, default routes, listeners, endpoints.
 
-Which interfaces may be used is the configuration's word (`ConfigChanged`).
+Which interfaces and addresses may be used is the configuration's word (`ConfigChanged`).
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import convert
+
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.model import DefaultRoute, Link, LocalAddress, World
+from mptcpd_ebpf.core.model import AddressPolicy, DefaultRoute, Link, LocalAddress, World
 from mptcpd_ebpf.core.notice import Notice
 
 
@@ -30,7 +32,7 @@ def resynchronise(world: World, event: ev.Resynchronised) -> list[Notice]:
     for if_index, ip in [known for known in world.addresses if known not in addresses]:
         notices += _address_removed(world, ev.LocalAddressRemoved(if_index=if_index, ip=ip))
     for address in event.addresses:
-        notices += _address_changed(world, address)
+        notices += _address_changed(world, address, existing=event.at_start)
     routes = {_route(route) for route in event.routes}
     for route in [known for known in world.routes if known not in routes]:
         del world.routes[route]
@@ -71,7 +73,11 @@ def _link_removed(world: World, event: ev.LinkRemoved) -> list[Notice]:
     return notices
 
 
-def _address_changed(world: World, event: ev.LocalAddressChanged) -> list[Notice]:
+def _address_changed(
+    world: World, event: ev.LocalAddressChanged, *, existing: bool = False
+) -> list[Notice]:
+    key = (event.if_index, event.ip)
+    known = world.addresses.get(key)
     address = LocalAddress(
         event.if_index,
         event.ip,
@@ -80,9 +86,9 @@ def _address_changed(world: World, event: ev.LocalAddressChanged) -> list[Notice
         event.tentative,
         event.deprecated,
         event.temporary,
+        known.existing if known is not None else existing,
     )
-    key = (event.if_index, event.ip)
-    if world.addresses.get(key) == address:
+    if known == address:
         return []
     world.addresses[key] = address
     return [Notice("new_local_address", (address,))]
@@ -129,7 +135,14 @@ def _config_changed(world: World, event: ev.ConfigChanged) -> list[Notice]:
     interfaces = event.config.get("interfaces", {})
     world.allowed_interfaces = interfaces.get("allow", [])
     world.denied_interfaces = interfaces.get("deny", [])
+    world.address_policy = convert(event.config.get("addresses", {}), AddressPolicy)
     return []
+
+
+def _endpoints_read(world: World, event: ev.EndpointsRead) -> list[Notice]:
+    world.endpoints = event.endpoints
+    world.limits, world.limits_before = event.limits, event.limits_before
+    return [Notice("endpoints_read", ())]
 
 
 def _route(event: ev.DefaultRouteAdded | ev.DefaultRouteRemoved) -> DefaultRoute:
@@ -146,4 +159,5 @@ _APPLY: dict[type[ev.Event], Callable[[World, Any], list[Notice]]] = {
     ev.ListenerCreated: _listener_created,
     ev.ListenerClosed: _listener_closed,
     ev.ConfigChanged: _config_changed,
+    ev.EndpointsRead: _endpoints_read,
 }

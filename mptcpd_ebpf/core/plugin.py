@@ -38,6 +38,8 @@ class Context(NamedTuple):
     """Seeded by the engine: the only source of chance that replays."""
     served: Callable[[], list[Connection]]
     """The live connections that this plugin serves."""
+    keep: bool = False
+    """In `exit`: what the plugin made shall stay, for it or the next daemon takes it up again."""
 
 
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +70,10 @@ class Plugin:
         return ()
 
     def exit(self, ctx: Context) -> Commands:
-        """The plugin's last word before it is unloaded."""
+        """The plugin's last word before it is unloaded.
+
+        `ctx.keep` tells whether what it made may stay.
+        """
         return ()
 
     # --- connections
@@ -148,6 +153,12 @@ class Plugin:
         return ()
 
     def listener_closed(self, ctx: Context, address: SockAddr) -> Commands:
+        return ()
+
+    # --- the in-kernel path manager
+
+    def endpoints_read(self, ctx: Context) -> Commands:
+        """Endpoints and limits, asked for with ReadEndpoints, now stand in the world."""
         return ()
 
     # --- its own doing

@@ -25,7 +25,6 @@ from mptcpd_ebpf.core.commands import (
     ChangeEndpoint,
     CreateSubflow,
     DestroySubflow,
-    EndpointFlag,
     FlushEndpoints,
     KernelCommand,
     RemoveEndpoint,
@@ -33,6 +32,7 @@ from mptcpd_ebpf.core.commands import (
     SetLimits,
     WithdrawAddress,
 )
+from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits
 from mptcpd_ebpf.kernel.netlink import (
     GENERIC_HEADER,
     Operation,
@@ -91,26 +91,6 @@ class AddrAttr(IntEnum):
     PORT = 5
     FLAGS = 6
     IF_IDX = 7
-
-
-class Endpoint(Struct, frozen=True, kw_only=True):
-    """An address the kernel's path manager may use: of the namespace, or of one connection."""
-
-    ip: str
-    address_id: int
-    flags: EndpointFlag = EndpointFlag(0)
-    if_index: int = 0
-    """0 if it is bound to no interface."""
-    port: int = 0
-
-
-class Limits(Struct, frozen=True, kw_only=True):
-    """What the in-kernel path manager allows per connection; userspace mode ignores it."""
-
-    subflows: int
-    """Subflows beside the initial one."""
-    add_addr_accepted: int
-    """Announced addresses that are joined."""
 
 
 class Answer(Struct, frozen=True):

@@ -9,6 +9,7 @@ a command that the kernel refuses is news, not an accident.
 from typing import NamedTuple, Self
 
 from mptcpd_ebpf.core.commands import KernelCommand
+from mptcpd_ebpf.core.endpoints import Endpoint, Limits
 from mptcpd_ebpf.kernel import pm
 from mptcpd_ebpf.kernel.errors import MptcpMissing, NetlinkRefused
 from mptcpd_ebpf.kernel.generic import Family, family
@@ -70,22 +71,22 @@ class PmClient:
         """`execute`, blocking."""
         return _answer(self._requester.run(pm.command(self._family, command)))
 
-    def endpoints(self) -> list[pm.Endpoint]:
+    def endpoints(self) -> list[Endpoint]:
         """The namespace's endpoints.  Raises NetlinkRefused."""
         return self._read(pm.endpoints(self._family))
 
-    def endpoint(self, address_id: int) -> pm.Endpoint:
+    def endpoint(self, address_id: int) -> Endpoint:
         """One endpoint.  Raises NetlinkRefused with EINVAL if there is none of that id."""
         return self._read(pm.endpoint(self._family, address_id))[0]
 
-    def connection_addresses(self, token: int) -> list[pm.Endpoint]:
+    def connection_addresses(self, token: int) -> list[Endpoint]:
         """Local addresses that one connection in userspace mode knows, with their ids.
 
         Raises NetlinkRefused, also where the kernel (before 6.10) cannot tell.
         """
         return self._read(pm.connection_addresses(self._family, token))
 
-    def limits(self) -> pm.Limits:
+    def limits(self) -> Limits:
         """Limits of the in-kernel path manager.  Raises NetlinkRefused."""
         found = self._read(pm.limits(self._family))
         assert found is not None

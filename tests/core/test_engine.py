@@ -13,11 +13,11 @@ from mptcpd_ebpf.core.commands import (
     CreateSubflow,
     Decision,
     DestroySubflow,
-    EndpointFlag,
     RequestSample,
     SetBackup,
     WakeAt,
 )
+from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.engine import SHORTEST_SLEEP, Engine
 from mptcpd_ebpf.core.model import Connection
 from mptcpd_ebpf.core.pairing import GRACE

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mptcpd_ebpf.core import commands, events
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.commands import AnyCommand, Command, Decision, EndpointFlag
+from mptcpd_ebpf.core.commands import AnyCommand, Command, Decision
+from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.events import AnyEvent, Event
 from mptcpd_ebpf.core.measurement import Measurement
 

@@ -21,7 +21,6 @@ from mptcpd_ebpf.core.commands import (
     ChangeEndpoint,
     CreateSubflow,
     DestroySubflow,
-    EndpointFlag,
     FlushEndpoints,
     KernelCommand,
     RemoveEndpoint,
@@ -29,6 +28,7 @@ from mptcpd_ebpf.core.commands import (
     SetLimits,
     WithdrawAddress,
 )
+from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.kernel import pm
 from mptcpd_ebpf.kernel.netlink import HEADER, Pending, Reply, Request, attributes, number
 from mptcpd_ebpf.kernel.pm_errors import _BY_ERRNO, _BY_MESSAGE, _WHAT, explain

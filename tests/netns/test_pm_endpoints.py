@@ -13,15 +13,14 @@ from mptcpd_ebpf.core.commands import (
     AddEndpoint,
     ChangeEndpoint,
     CreateSubflow,
-    EndpointFlag,
     FlushEndpoints,
     KernelCommand,
     RemoveEndpoint,
     SetLimits,
 )
+from mptcpd_ebpf.core.endpoints import EndpointFlag, Limits
 from mptcpd_ebpf.core.events import SubflowClosed, SubflowEstablished, SubflowPriority
 from mptcpd_ebpf.kernel.errors import NetlinkRefused, NotPermitted
-from mptcpd_ebpf.kernel.pm import Limits
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.lab import Host, Lab

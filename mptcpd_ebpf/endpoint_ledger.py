@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which endpoints and limits of the in-kernel path manager are ours.
+
+The kernel's table does not say who made an entry.  So what this daemon adds is noted
+(`namespace_note`) until it is removed: a daemon that was killed, or told to keep what it
+made, leaves endpoints that the next one knows for its own.  An entry counts as ours while
+the kernel shows it with the id it got; the same address under another id was made by
+somebody else.
+"""
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from mptcpd_ebpf.core.commands import (
+    AddEndpoint,
+    FlushEndpoints,
+    KernelCommand,
+    RemoveEndpoint,
+    SetLimits,
+)
+from mptcpd_ebpf.core.endpoints import Endpoint, Limits
+from mptcpd_ebpf.core.events import EndpointsRead
+from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
+from mptcpd_ebpf.namespace_note import NamespaceNote
+
+
+class _Made(Struct, frozen=True):
+    """An endpoint we added."""
+
+    ip: str
+    port: int
+    address_id: int
+    """0 until it was read what the kernel chose."""
+
+
+class _Ledger(Struct):
+    endpoints: list[_Made] = field(default_factory=list)
+    limits_before: Limits | None = None
+    limits_ours: Limits | None = None
+
+
+class EndpointLedger:
+    """Carries out commands on the table and notes what came of them."""
+
+    def __init__(self, hands: PmClient) -> None:
+        self._hands = hands
+        self._file = NamespaceNote("endpoints", _Ledger)
+        self._ledger = self._file.read() or _Ledger()
+
+    def execute(self, command: KernelCommand) -> CommandAnswer:
+        """Carries out any command; those on endpoints and limits are noted."""
+        before = self._hands.limits() if isinstance(command, SetLimits) else None
+        answer = self._hands.execute_now(command)
+        if answer.errno:
+            return answer
+        ledger = self._ledger
+        match command:
+            case AddEndpoint():
+                ledger.endpoints.append(_Made(command.ip, command.port, command.address_id))
+            case RemoveEndpoint():
+                ledger.endpoints = [
+                    made for made in ledger.endpoints if made.address_id != command.address_id
+                ]
+            case FlushEndpoints():
+                ledger.endpoints = []
+            case SetLimits():
+                ledger.limits_before = ledger.limits_before or before
+                ledger.limits_ours = Limits(
+                    subflows=command.subflows, add_addr_accepted=command.add_addr_accepted
+                )
+                if ledger.limits_ours == ledger.limits_before:
+                    ledger.limits_before = ledger.limits_ours = None
+            case _:
+                return answer
+        self._save()
+        return answer
+
+    def read(self) -> EndpointsRead:
+        """The table as it is now.  Raises NetlinkRefused."""
+        limits = self._hands.limits()
+        endpoints = [self._marked(endpoint) for endpoint in self._hands.endpoints()]
+        ours = [_Made(e.ip, e.port, e.address_id) for e in endpoints if e.ours]
+        stale = self._ledger.limits_ours != limits
+        if ours != self._ledger.endpoints or (stale and self._ledger.limits_ours is not None):
+            self._ledger.endpoints = ours
+            if stale:
+                self._ledger.limits_before = self._ledger.limits_ours = None
+            self._save()
+        return EndpointsRead(
+            endpoints=endpoints, limits=limits, limits_before=self._ledger.limits_before
+        )
+
+    def _marked(self, endpoint: Endpoint) -> Endpoint:
+        for made in self._ledger.endpoints:
+            if (made.ip, made.port) == (endpoint.ip, endpoint.port):
+                return replace(endpoint, ours=made.address_id in (0, endpoint.address_id))
+        return endpoint
+
+    def _save(self) -> None:
+        if self._ledger == _Ledger():
+            self._file.forget()
+        else:
+            self._file.write(self._ledger)
