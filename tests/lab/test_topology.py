@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mptcpd_ebpf.lab import Bottleneck, LabError, Path, Topology
 from mptcpd_ebpf.lab.topology import checked, network_of, parse
@@ -62,27 +64,38 @@ def test_the_environment_names_the_backend(monkeypatch: pytest.MonkeyPatch) -> N
         parse({})
 
 
-def test_no_address_is_given_twice_and_every_gateway_is_on_a_link() -> None:
-    made = plan(
-        Path(bottleneck="isp"),
-        Path(nat=True, bottleneck="isp"),
-        Path(nat=True),
-        Path(between=("phone", "server")),
-        bottlenecks=[Bottleneck(name="isp")],
-        hosts=["client", "server", "phone"],
-        ip="both",
+SHAPES = st.lists(
+    st.builds(
+        Path,
+        nat=st.booleans(),
+        bottleneck=st.sampled_from([None, "isp"]),
     )
+    | st.builds(Path, between=st.just(("phone", "server")), nat=st.booleans()),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(SHAPES, st.sampled_from(["4", "6", "both"]))
+def test_no_address_is_given_twice_and_every_gateway_is_known(paths: list[Path], ip: Any) -> None:
+    shared = any(path.bottleneck for path in paths)
+    necks = [Bottleneck(name="isp")] if shared else []
+    made = plan(*paths, bottlenecks=necks, hosts=["client", "server", "phone"], ip=ip)
     machines = [made.host_lines(host) for host in made.topology.hosts]
-    machines += [made.router_lines(index) for index in range(4)]
-    machines += list(made.neck_lines("isp"))
-    given = [ip for lines in machines for ip in addresses(lines)]
-    assert len(given) == len(set(given)) == 2 * 2 * (4 * 2 + 2 + 1)
+    machines += [made.router_lines(index) for index in range(len(paths))]
+    machines += list(made.neck_lines("isp")) if shared else []
+    given_out = [address for lines in machines for address in addresses(lines)]
+    assert len(given_out) == len(set(given_out))
     for lines in machines:
-        links = {network_of(ip) for ip in addresses(lines)}
-        for words in (line.split() for line in lines if " via " in line):
-            gateway = words[words.index("via") + 1]
-            assert network_of(gateway) in links
-            assert gateway in given
+        links = {network_of(address) for address in addresses(lines)}
+        words = [line.split() for line in lines]
+        neighbours = {line[2] for line in words if line[0] == "neighbour"}
+        for line in words:
+            if "via" in line:
+                gateway = line[line.index("via") + 1]
+                assert network_of(gateway) in links
+                assert gateway in given_out
+                assert gateway in neighbours
 
 
 def test_a_network_holds_its_addresses() -> None:
