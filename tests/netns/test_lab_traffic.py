@@ -10,6 +10,7 @@ import pytest
 
 from mptcpd_ebpf.lab import (
     Bulk,
+    Host,
     Lab,
     LabError,
     Path,
@@ -17,6 +18,7 @@ from mptcpd_ebpf.lab import (
     ShortConnections,
     Stream,
 )
+from tests.waiting import until
 
 Make = Callable[..., Lab]
 Transport = Literal["mptcp", "tcp"]
@@ -49,9 +51,12 @@ def test_the_first_subflow_uses_the_path_and_family_asked_for(make_mptcp_lab: Ma
 def test_congestion_control_reaches_both_ends(make_mptcp_lab: Make) -> None:
     lab = make_mptcp_lab([Path(delay_ms=1)])
     running = lab.start(RequestResponse(interval_ms=10, congestion="reno"))
-    for host in (lab.client, lab.server):
-        algorithms = re.findall(r"\t (\w+) ", host.run(["ss", "-Htin"]).stdout)
-        assert set(algorithms) == {"reno"}
+
+    def algorithms(host: Host) -> set[str]:
+        return set(re.findall(r"\t (\w+) ", host.run(["ss", "-Htin"]).stdout))
+
+    until(lambda: algorithms(lab.client) == {"reno"}, "the client uses reno")
+    until(lambda: algorithms(lab.server) == {"reno"}, "the server uses reno")
     running.stop()
 
 
