@@ -117,9 +117,9 @@ class Running(Generic[R]):
     def stop(self, timeout_s: float = 60.0) -> R:
         """Sends no more, waits for what is under way (`drain_s`), and gives the result."""
         if self._result is None:
-            self._client.stop()
-            if getattr(self.workload, "direction", "up") == "down":
-                self._server.stop()
+            # Only who sends is told: the other end reads on until all has arrived.
+            down = isinstance(self.workload, Bulk | Stream) and self.workload.direction == "down"
+            (self._server if down else self._client).stop()
         return self.result(timeout_s, allow_error=False)
 
     def result(self, timeout_s: float = 120.0, *, allow_error: bool = False) -> R:
