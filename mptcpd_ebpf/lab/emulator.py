@@ -19,6 +19,7 @@ there is no garbage collection.
 """
 
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -133,7 +134,9 @@ class Queue:
                 message = receive(wanted)
                 if message[4:6] == _NLMSG_ERROR:
                     error = -int.from_bytes(message[16:20], sys.byteorder, signed=True)
-                    if error:
+                    # A verdict finds no packet when its interface went down meanwhile and the
+                    # kernel dropped it (net/netfilter/nfnetlink_queue.c, nfqnl_dev_drop).
+                    if error not in (0, errno.ENOENT):
                         raise OSError(error, f"NFQUEUE {self.number}: {os.strerror(error)}")
                     continue
                 packet = int.from_bytes(message[_ID_AT], "big")

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A daemon in a host of a lab: what it says of itself, and what it tells as it happens."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mptcpd_ebpf import control_client
+from mptcpd_ebpf.lab import Host, LivePath
+from tests.netns.daemon_process import RunningDaemon, daemon
+from tests.waiting import until
+
+Record = dict[str, Any]
+PATIENCE_S = 30.0
+"""How long to wait for what takes a daemon a few seconds on an idle machine."""
+
+
+@contextlib.contextmanager
+def daemon_in(host: Host, folder: Path, *arguments: str) -> Iterator[RunningDaemon]:
+    """A daemon, ready, in a host's namespace; its socket and log are in `folder`."""
+    prefix = ("nsenter", f"--net=/run/netns/{host.name}", "--")
+    with daemon(folder, *arguments, prefix=prefix) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def adaptive_in(host: Host, folder: Path, *arguments: str) -> Iterator[RunningDaemon]:
+    """A daemon in a host's namespace that manages it; it must still be at work at the end."""
+    with daemon_in(host, folder, "--path-manager=adaptive", *arguments) as running:
+        yield running
+        if running.process.poll() is None:
+            assert status(running)["plugins"] == [{"name": "adaptive", "excluded": None}]
+        assert "Traceback" not in running.log
+
+
+def status(running: RunningDaemon) -> Record:
+    found: Record = control_client.get(str(running.control), "/v1/status")
+    return found
+
+
+def connections(running: RunningDaemon) -> list[Record]:
+    """What `ls --json` tells."""
+    found: list[Record] = control_client.get(str(running.control), "/v1/connections")["connections"]
+    return found
+
+
+def subflows(running: RunningDaemon, token: int | None) -> list[Record]:
+    """The subflows of one connection, none if the daemon does not know it."""
+    return [
+        subflow
+        for connection in connections(running)
+        if token is not None and connection["token"] == f"{token:08x}"
+        for subflow in connection["subflows"]
+    ]
+
+
+def carrying(running: RunningDaemon, token: int | None) -> list[str]:
+    """The interfaces on which a connection has regular, established subflows, sorted."""
+    return sorted(
+        subflow["interface"] or "?"
+        for subflow in subflows(running, token)
+        if subflow["state"] == "established" and not subflow["backup"]
+    )
+
+
+def until_carried_by(running: RunningDaemon, token: int | None, *paths: LivePath) -> None:
+    """Waits until a connection has one regular subflow on each of these paths, and no other."""
+    wanted = sorted(path.client_if for path in paths)
+    try:
+        until(lambda: carrying(running, token) == wanted, "", PATIENCE_S)
+    except AssertionError:
+        found = carrying(running, token)
+        raise AssertionError(
+            f"not within {PATIENCE_S:g} s: regular subflows on {wanted}; there are {found}\n"
+            f"{running.log}"
+        ) from None
+
+
+def decisions(running: RunningDaemon, *actions: str, ip: str | None = None) -> list[Record]:
+    """The decisions that were carried out: of these actions, about this address of ours."""
+    found = control_client.get(str(running.control), "/v1/decisions")["decisions"]
+    return [
+        made
+        for made in found
+        if made["refused"] is None
+        and (not actions or made["action"] in actions)
+        and (ip is None or (made["subflow"] or "").startswith((f"{ip} ", f"{ip}:", f"[{ip}]:")))
+    ]
+
+
+def until_decided(running: RunningDaemon, action: str, ip: str, after: int = 0) -> Record:
+    """Waits for a decision newer than the one numbered `after`, and returns the first."""
+
+    def found() -> list[Record]:
+        return [made for made in decisions(running, action, ip=ip) if made["id"] > after]
+
+    until(lambda: bool(found()), f"{action} {ip}\n{running.log}", PATIENCE_S)
+    return found()[0]
+
+
+def newest(running: RunningDaemon) -> int:
+    """The number of the newest decision, 0 if there is none."""
+    found = control_client.get(str(running.control), "/v1/decisions")["decisions"]
+    return int(found[-1]["id"]) if found else 0
+
+
+def bpf_programs(pid: int) -> set[int]:
+    """The ids of the BPF programs that a process holds."""
+    found = set()
+    for name in os.listdir(f"/proc/{pid}/fdinfo"):
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(f"/proc/{pid}/fdinfo/{name}") as file,
+        ):
+            found |= {int(line.split()[1]) for line in file if line.startswith("prog_id:")}
+    return found
+
+
+class _Streaming(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=PATIENCE_S)
+        self._path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)
+
+
+class Story:
+    """All that a daemon tells of events and decisions from now on, in its order."""
+
+    def __init__(self, running: RunningDaemon) -> None:
+        self.told: list[Record] = []
+        self._connection = _Streaming(running.control)
+        self._connection.request("GET", "/v1/events")
+        self._answer = self._connection.getresponse()
+        self._answer.readline()  # the greeting: from here on nothing is missed
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Story":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._connection.close()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            while line := self._answer.readline():
+                if line.startswith(b"data: "):
+                    self.told.append(json.loads(line[6:]))
+
+    def events(self, name: str) -> list[Record]:
+        return [each for each in self.told if each.get("event") == name]
+
+    def until(self, name: str, fits: Callable[[Record], bool] = lambda _: True) -> Record:
+        """Waits for an event and returns the first that fits."""
+
+        def found() -> list[Record]:
+            return [event for event in self.events(name) if fits(event)]
+
+        until(lambda: bool(found()), f"{name} among {self.told[-20:]}", PATIENCE_S)
+        return found()[0]

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`adaptive` in a real namespace: a subflow from every usable interface, seen on the wire.
+
+Interfaces, addresses and carriers come and go; several connections, IPv6, the server's
+side, and a kernel without probes are served as they should be.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse
+from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.wire import MPJoinSyn, Wire
+from mptcpd_ebpf.lab.wire.segment import Segment
+from tests.netns.daemon_host import (
+    PATIENCE_S,
+    Story,
+    adaptive_in,
+    connections,
+    daemon_in,
+    decisions,
+    newest,
+    status,
+    subflows,
+    until_carried_by,
+    until_decided,
+)
+from tests.netns.daemon_process import RunningDaemon
+from tests.waiting import until
+
+MakeLab = Callable[..., Lab]
+TALK = RequestResponse(interval_ms=10)
+
+
+def let_join(lab: Lab) -> None:
+    """Takes the limits off joins at a server that its own kernel manages."""
+    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+
+
+def joined(
+    wire: Wire, path: LivePath, running: RunningDaemon, token: int | None, *, since: int = 0
+) -> Segment:
+    """The regular MP_JOIN that left by a path's interface, with the id that the daemon tells."""
+    assert token is not None
+    (subflow,) = (s for s in subflows(running, token) if s["interface"] == path.client_if)
+    return wire.expect(
+        MPJoinSyn(address_id=subflow["local_id"], backup=0),
+        interface=path.client_if,
+        direction="out",
+        source=path.client_ip,
+        token=token,
+        since=since,
+        within=PATIENCE_S,
+    )
+
+
+def test_it_joins_from_every_usable_interface(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath(), LabPath()])
+    let_join(lab)
+    with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
+        traffic = lab.start(TALK)
+        until_carried_by(running, traffic.token, *lab.paths)
+        ids = []
+        for path in lab.paths[1:]:
+            syn = joined(wire, path, running, traffic.token)
+            ids += [option.address_id for option in syn.mptcp if isinstance(option, MPJoinSyn)]
+            assert (
+                f"{path.client_if} is usable" in decisions(running, ip=path.client_ip)[0]["reason"]
+            )
+        assert len(set(ids)) == 2
+        assert 0 not in ids
+        assert not wire.matching(MPJoinSyn, interface=lab.paths[0].client_if)
+        assert traffic.stop().unanswered == 0
+
+
+def test_every_connection_is_served(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+    """Also one that began on the other path; ids and subflows are its own."""
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    let_join(lab)
+    with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
+        first = lab.start(TALK)
+        second = lab.start(RequestResponse(interval_ms=10, path=1))
+        for traffic, other in ((first, lab.paths[1]), (second, lab.paths[0])):
+            until_carried_by(running, traffic.token, *lab.paths)
+            joined(wire, other, running, traffic.token)
+        first.stop()
+        until(lambda: not subflows(running, first.token), "the first is forgotten")
+        until_carried_by(running, second.token, *lab.paths)
+        assert second.stop().unanswered == 0
+
+
+@pytest.mark.parametrize("ip", ["6", "both"])
+def test_it_joins_over_ipv6(make_mptcp_lab: MakeLab, tmp_path: Path, ip: str) -> None:
+    """And only from addresses of the connection's own family."""
+    lab = make_mptcp_lab([LabPath(), LabPath()], ip=ip)
+    let_join(lab)
+    with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
+        traffic = lab.start(RequestResponse(interval_ms=10, family="6"))
+        until_carried_by(running, traffic.token, *lab.paths)
+        for subflow, path in zip(subflows(running, traffic.token), lab.paths, strict=True):
+            assert subflow["local"].startswith(f"[{path.client_ip6}]:")
+            assert subflow["remote"].startswith(f"[{lab.paths[0].server_ip6}]:")
+        syns = wire.matching(MPJoinSyn, direction="out")
+        assert {syn.flow.source.ip for syn in syns} == {lab.paths[1].client_ip6}
+        assert traffic.stop().unanswered == 0
+
+
+def lose_carrier(path: LivePath) -> None:
+    path.carrier(False)
+
+
+@pytest.mark.parametrize(
+    ("lose", "reason"),
+    [
+        # The kernel tells of a lost carrier up to a second later: silence may be seen before.
+        (lose_carrier, "lost its carrier|timeouts in a row|nothing came back"),
+        (LivePath.remove_address, "was removed"),
+        (LivePath.remove_interface, "lost its carrier|was removed"),
+    ],
+    ids=["carrier", "address", "interface"],
+)
+@pytest.mark.parametrize("number", [0, 1], ids=["initial", "joined"])
+def test_what_an_interface_loses_is_left_and_joined_again(
+    make_mptcp_lab: MakeLab,
+    tmp_path: Path,
+    lose: Callable[[LivePath], None],
+    reason: str,
+    number: int,
+) -> None:
+    lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
+    let_join(lab)
+    path, other = lab.paths[number], lab.paths[1 - number]
+    with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
+        traffic = lab.start(TALK)
+        until_carried_by(running, traffic.token, *lab.paths)
+        before = newest(running)
+        lose(path)
+        decision = until_decided(running, "DestroySubflow", path.client_ip, before)
+        assert re.search(reason, decision["reason"])
+        until_carried_by(running, traffic.token, other)
+        back = answered_on(wire, other)
+        path.heal()
+        until_carried_by(running, traffic.token, *lab.paths)
+        joined(wire, path, running, traffic.token, since=back)
+        assert traffic.stop().unanswered == 0
+
+
+def answered_on(wire: Wire, path: LivePath) -> int:
+    """Waits for data to come back on a path from now on; returns when it did."""
+    seen = len(wire.segments)
+    found: list[Segment] = []
+
+    def data() -> bool:
+        found[:] = [
+            segment
+            for segment in wire.segments[seen:]
+            if segment.payload_length
+            and not segment.outgoing
+            and segment.interface == path.client_if
+        ]
+        return bool(found)
+
+    until(data, f"data on {path.client_if}", PATIENCE_S)
+    return found[0].at
+
+
+def test_an_interface_that_is_new_is_joined_from(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    let_join(lab)
+    lab.paths[1].remove_interface()
+    with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
+        traffic = lab.start(TALK)
+        until_carried_by(running, traffic.token, lab.paths[0])
+        lab.paths[1].restore_interface()
+        until_carried_by(running, traffic.token, *lab.paths)
+        joined(wire, lab.paths[1], running, traffic.token)
+        assert traffic.stop().unanswered == 0
+
+
+def test_a_denied_interface_is_not_used_until_a_reload_allows_it(
+    make_mptcp_lab: MakeLab, tmp_path: Path
+) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath(), LabPath()])
+    let_join(lab)
+    file = tmp_path / "c.yaml"
+    file.write_text("interfaces: {deny: [path1]}\n")
+    options = ("--config", str(file))
+    with (
+        Wire(lab.client.name, snap=200) as wire,
+        adaptive_in(lab.client, tmp_path, *options) as running,
+    ):
+        traffic = lab.start(TALK)
+        until_carried_by(running, traffic.token, lab.paths[0], lab.paths[2])
+        assert not wire.matching(MPJoinSyn, interface="path1")
+        file.write_text("interfaces: {allow: ['path*']}\n")
+        assert running.ask("reload").returncode == 0
+        until_carried_by(running, traffic.token, *lab.paths)
+        assert traffic.stop().unanswered == 0
+
+
+def test_the_servers_side_is_left_alone(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+    """There the daemon lets the client join, sees what goes wrong, and does nothing."""
+    lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
+    for host in (lab.client, lab.server):
+        host.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+    path = lab.paths[1]
+    lab.client.run(
+        ["ip", "mptcp", "endpoint", "add", path.client_ip, "dev", path.client_if, "subflow"]
+    )
+    with adaptive_in(lab.server, tmp_path) as running, Story(running) as story:
+        traffic = lab.start(TALK)
+        until(
+            lambda: [len(c["subflows"]) for c in connections(running)] == [2],
+            "the client's join is accepted",
+            PATIENCE_S,
+        )
+        (connection,) = connections(running)
+        assert connection["server_side"] is True
+        lab.paths[0].blackhole()
+        story.until("AlarmRaised")
+        lab.paths[0].heal()
+        traffic.stop()
+        assert status(running)["decisions"] == 0
+
+
+def test_two_daemons_side_by_side(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+    """One at each end: each tells of its own end, and ends without the other's noticing."""
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    for name in ("near", "far"):
+        (tmp_path / name).mkdir()
+    with adaptive_in(lab.client, tmp_path / "near") as near:
+        with daemon_in(lab.server, tmp_path / "far") as far:
+            let_join(lab)
+            traffic = lab.start(TALK)
+            until_carried_by(near, traffic.token, *lab.paths)
+            (here,), (there,) = connections(near), connections(far)
+            assert (here["server_side"], there["server_side"]) == (False, True)
+            assert here["token"] != there["token"]
+            assert {(s["local"], s["remote"]) for s in here["subflows"]} == {
+                (s["remote"], s["local"]) for s in there["subflows"]
+            }
+            assert here["pid"] == traffic.pid != there["pid"]
+            assert status(near)["netns"] == lab.client.netns
+            assert status(far)["netns"] == lab.server.netns
+            assert far.stop() == 0
+        assert lab.client.sysctl("mptcp.pm_type") == "1"
+        assert lab.server.sysctl("mptcp.pm_type") == "0"
+        assert len(connections(near)) == 1
+        assert traffic.stop().unanswered == 0
+
+
+def test_without_probes_it_manages_from_netlink_alone(
+    make_mptcp_lab: MakeLab, tmp_path: Path
+) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    let_join(lab)
+    with adaptive_in(lab.client, tmp_path, "--probes=netlink") as running:
+        assert status(running)["probes"]["backend"] == "netlink"
+        traffic = lab.start(TALK)
+        until_carried_by(running, traffic.token, *lab.paths)
+        for subflow in subflows(running, traffic.token):
+            assert subflow["srtt_us"]
+            assert subflow["cwnd"]
+            assert subflow["lost"] is None  # inet_diag does not tell
+        lab.paths[0].carrier(False)
+        until_decided(running, "DestroySubflow", lab.paths[0].client_ip)
+        until_carried_by(running, traffic.token, lab.paths[1])
+        lab.paths[0].carrier(True)
+        until_carried_by(running, traffic.token, *lab.paths)
+        assert traffic.stop().unanswered == 0
+
+
+def test_nothing_is_decided_while_paused_and_what_was_missed_is_done_after(
+    make_mptcp_lab: MakeLab, tmp_path: Path
+) -> None:
+    lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
+    let_join(lab)
+    with adaptive_in(lab.client, tmp_path) as running:
+        first = lab.start(TALK)
+        until_carried_by(running, first.token, *lab.paths)
+        assert running.ask("pause").returncode == 0
+        before = status(running)["decisions"]
+        with Story(running) as story:
+            second = lab.start(TALK)
+            lab.paths[0].blackhole()
+            story.until("AlarmRaised")
+            lab.paths[0].heal()
+        until(lambda: len(connections(running)) == 2, "the second connection is seen")
+        assert status(running)["paused"] is True
+        assert status(running)["decisions"] == before
+        assert running.ask("resume").returncode == 0
+        until_carried_by(running, second.token, *lab.paths)
+        until_carried_by(running, first.token, *lab.paths)
+        second.stop()
+        first.stop()

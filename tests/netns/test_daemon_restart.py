@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The daemon comes and goes over live connections, and leaves nothing behind it."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf.control_client import RUN_FOLDER
+from mptcpd_ebpf.lab import Lab, RequestResponse
+from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.wire import MPJoinSyn, Wire
+from tests.netns.daemon_host import (
+    PATIENCE_S,
+    adaptive_in,
+    bpf_programs,
+    connections,
+    daemon_in,
+    subflows,
+    until_carried_by,
+    until_decided,
+)
+from tests.netns.daemon_process import refusal
+from tests.waiting import until
+
+MakeLab = Callable[..., Lab]
+TALK = RequestResponse(interval_ms=10)
+
+_NR_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+_BPF_PROG_GET_FD_BY_ID = 13  # include/uapi/linux/bpf.h, enum bpf_cmd
+
+
+@pytest.fixture
+def lab(make_mptcp_lab: MakeLab) -> Iterator[Lab]:
+    lab = make_mptcp_lab([LabPath(delay_ms=2), LabPath(delay_ms=5)])
+    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    yield lab
+    note(lab).unlink(missing_ok=True)
+
+
+def note(lab: Lab) -> Path:
+    """Where a daemon notes the path manager that it has to put back."""
+    return Path(RUN_FOLDER) / f"{lab.client.netns}.path-manager"
+
+
+def loaded(program: int) -> bool:
+    """Whether the kernel still holds a BPF program."""
+    request = (ctypes.c_uint32 * 32)(program)
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(_NR_BPF, _BPF_PROG_GET_FD_BY_ID, ctypes.byref(request), 128)
+    if fd >= 0:
+        os.close(fd)
+    return bool(fd >= 0)
+
+
+@contextlib.contextmanager
+def kept_alive(lab: Lab) -> Iterator[None]:
+    """Somebody else stays subscribed, so that the kernel allows joins without a daemon too."""
+    holder = lab.client.popen(["ip", "mptcp", "monitor"], stdout=-3)
+    try:
+        yield
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_connections_older_than_the_daemon_are_known_and_served(lab: Lab, tmp_path: Path) -> None:
+    lab.client.sysctl("mptcp.pm_type", 1)
+    with Wire(lab.client.name, snap=200) as wire:
+        traffic = lab.start(TALK)
+        with adaptive_in(lab.client, tmp_path) as running:
+            assert "1 connections live already" in running.log
+            until_carried_by(running, traffic.token, *lab.paths)
+            (connection,) = connections(running)
+            assert connection["server_side"] is False
+            assert connection["pid"] == traffic.pid
+            assert connection["comm"] == Path(f"/proc/{traffic.pid}/comm").read_text().strip()
+            assert connection["local"] == f"{traffic.local[0]}:{traffic.local[1]}"
+            (join,) = wire.matching(MPJoinSyn, direction="out")
+            assert join.interface == lab.paths[1].client_if
+            # What the daemon found it serves as any other.
+            lab.paths[0].blackhole()
+            until_decided(running, "DestroySubflow", lab.paths[0].client_ip)
+            lab.paths[0].heal()
+            until_carried_by(running, traffic.token, *lab.paths)
+        assert traffic.stop().unanswered == 0
+    # It was userspace before, and that is not ours to change.
+    assert lab.client.sysctl("mptcp.pm_type") == "1"
+
+
+def test_a_listeners_connections_are_known_by_its_owner(lab: Lab, tmp_path: Path) -> None:
+    traffic = lab.start(TALK)
+    with daemon_in(lab.server, tmp_path) as running:
+        (connection,) = connections(running)
+        assert connection["server_side"] is True
+        assert connection["pid"] not in (None, traffic.pid)
+        assert Path(f"/proc/{connection['pid']}/comm").read_text().strip() == connection["comm"]
+    traffic.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_politely_and_leaves_nothing(
+    lab: Lab, tmp_path: Path, number: signal.Signals
+) -> None:
+    with adaptive_in(lab.client, tmp_path) as running:
+        traffic = lab.start(TALK)
+        until_carried_by(running, traffic.token, *lab.paths)
+        pid = running.process.pid
+        programs = bpf_programs(pid)
+        assert programs
+        assert all(map(loaded, programs))
+        assert note(lab).exists()
+        assert lab.client.sysctl("mptcp.pm_type") == "1"
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        assert children == ""
+        running.process.send_signal(number)
+        assert running.process.wait(PATIENCE_S) == 0
+        assert running.log.endswith("INFO stopped\n")
+        assert not running.control.exists()
+        assert not note(lab).exists()
+        assert lab.client.sysctl("mptcp.pm_type") == "0"
+        until(lambda: not any(map(loaded, programs)), "its BPF programs are gone")
+        # The connection goes on as it was.
+        assert [path.subflows() for path in lab.paths] == [1, 1]
+        assert traffic.stop().unanswered == 0
+
+
+def test_after_kill_9_the_next_one_puts_everything_right(lab: Lab, tmp_path: Path) -> None:
+    with kept_alive(lab), contextlib.ExitStack() as stack:
+        first = stack.enter_context(adaptive_in(lab.client, tmp_path))
+        traffic = lab.start(TALK)
+        until_carried_by(first, traffic.token, *lab.paths)
+        before = {(s["local"], s["remote"]) for s in subflows(first, traffic.token)}
+        programs = bpf_programs(first.process.pid)
+        first.process.kill()
+        first.process.wait()
+        assert lab.client.sysctl("mptcp.pm_type") == "1"
+        assert first.control.exists()
+        assert note(lab).exists()
+        assert refusal("ls", "--control", str(first.control))[0] == 69
+        until(lambda: not any(map(loaded, programs)), "its BPF programs are gone")
+
+        second = stack.enter_context(adaptive_in(lab.client, tmp_path))
+        assert "1 connections live already" in second.log
+        assert "(was: kernel)" in second.log
+        until_carried_by(second, traffic.token, *lab.paths)
+        assert {(s["local"], s["remote"]) for s in subflows(second, traffic.token)} == before
+        assert second.stop() == 0
+        assert lab.client.sysctl("mptcp.pm_type") == "0"
+        assert not second.control.exists()
+        assert not note(lab).exists()
+        assert traffic.stop().unanswered == 0
+
+
+def test_what_somebody_else_set_meanwhile_is_left_alone(lab: Lab, tmp_path: Path) -> None:
+    with adaptive_in(lab.client, tmp_path) as running:
+        lab.client.sysctl("mptcp.pm_type", 0)
+        lab.client.sysctl("mptcp.stale_loss_cnt", 7)
+        assert running.stop() == 0
+        assert lab.client.sysctl("mptcp.pm_type") == "0"
+        assert lab.client.sysctl("mptcp.stale_loss_cnt") == "7"
+        assert not note(lab).exists()
+
+
+def test_endpoints_that_are_not_its_own_stay(lab: Lab, tmp_path: Path) -> None:
+    lab.client.run(["ip", "mptcp", "endpoint", "add", "10.9.9.9", "id", "7", "signal"])
+    before = lab.client.run(["ip", "mptcp", "endpoint", "show"]).stdout
+    with adaptive_in(lab.client, tmp_path) as running:
+        traffic = lab.start(TALK)
+        until_carried_by(running, traffic.token, *lab.paths)
+        assert traffic.stop().unanswered == 0
+        assert running.stop() == 0
+    assert lab.client.run(["ip", "mptcp", "endpoint", "show"]).stdout == before
+
+
+def test_a_control_socket_that_was_replaced_is_not_removed(lab: Lab, tmp_path: Path) -> None:
+    with adaptive_in(lab.client, tmp_path) as running:
+        running.control.unlink()
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.bind(str(running.control))
+            running.process.send_signal(signal.SIGTERM)
+            assert running.process.wait(PATIENCE_S) == 0
+            assert running.control.exists()

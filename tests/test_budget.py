@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A plugin handler that does not return is interrupted; nothing else ever is."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mptcpd_ebpf import budget
+from mptcpd_ebpf.budget import HandlerBudget, HandlerTooSlow
+from mptcpd_ebpf.core.commands import Command, WakeAt
+
+DONE: list[Command] = [WakeAt(at=1, reason="done")]
+
+
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandlerBudget]:
+    monkeypatch.setattr(budget, "SECONDS", 0.02)
+    monkeypatch.setattr(budget, "AGAIN_SECONDS", 0.005)
+    before = signal.getsignal(signal.SIGALRM)
+    with HandlerBudget() as entered:
+        yield entered
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def spin() -> list[Command]:
+    while True:
+        pass
+
+
+def stubborn() -> list[Command]:
+    while True:
+        with contextlib.suppress(Exception):
+            spin()
+
+
+def caught_three_times() -> list[Command]:
+    for _ in range(3):
+        with contextlib.suppress(BaseException):
+            spin()
+    return spin()
+
+
+def asleep() -> list[Command]:
+    time.sleep(3600)
+    return DONE
+
+
+def generating() -> list[Command]:
+    def endless() -> Iterator[Command]:
+        while True:
+            yield DONE[0]
+
+    return [command for command in endless() if command is None]
+
+
+@pytest.mark.parametrize("handler", [spin, stubborn, caught_three_times, asleep, generating])
+def test_a_handler_that_does_not_return_is_interrupted(
+    limited: HandlerBudget, handler: Callable[[], list[Command]]
+) -> None:
+    with pytest.raises(HandlerTooSlow, match="it ran longer than 20 ms"):
+        limited(handler)
+
+
+def test_a_handler_s_answer_and_its_errors_come_through(limited: HandlerBudget) -> None:
+    def broken() -> list[Command]:
+        raise ZeroDivisionError("by zero")
+
+    assert limited(lambda: DONE) is DONE
+    with pytest.raises(ZeroDivisionError):
+        limited(broken)
+    assert limited(lambda: DONE) is DONE
+
+
+def test_an_alarm_that_comes_late_interrupts_nothing(limited: HandlerBudget) -> None:
+    assert limited(lambda: DONE) is DONE
+    signal.raise_signal(signal.SIGALRM)
+
+
+def test_it_gets_past_except_exception() -> None:
+    assert not issubclass(HandlerTooSlow, Exception)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Plugins are found by name, loaded afresh, and refused with the cause and the way out."""
+
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mptcpd_ebpf import plugin_loader
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.plugin import Options, Plugin
+from tests.netns.own_plugins import plugin_folder
+
+OWN = """
+from mptcpd_ebpf.plugin import Options, Plugin
+
+
+class OwnOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pace: int = {pace}
+
+
+class Base(Plugin):
+    name = "base"
+
+
+class Own(Base):
+    name = "own"
+    Options = OwnOptions
+"""
+
+
+class Installed(Plugin):
+    name = "installed"
+
+
+def pace(plugin: type[Plugin]) -> int:
+    """The default of the option that `OWN` declares."""
+    found: int = vars(plugin)["Options"]().pace
+    return found
+
+
+def refusal(name: str, folder: Path | None = None) -> str:
+    with pytest.raises(Failure) as caught:
+        plugin_loader.load(name, folder)
+    assert caught.value.exit_code == ExitCode.CONFIG
+    return str(caught.value)
+
+
+def test_a_shipped_plugin() -> None:
+    found = plugin_loader.load("adaptive")
+    assert issubclass(found, Plugin)
+    assert found.name == "adaptive"
+    assert plugin_loader.options_of("adaptive", None).__name__ == "AdaptiveOptions"
+    assert "adaptive" in plugin_loader.available()
+
+
+def test_a_file_of_the_user_s_own(tmp_path: Path) -> None:
+    folder = plugin_folder(tmp_path, own=OWN.format(pace=3))
+    found = plugin_loader.load("own", folder)
+    assert found.name == "own"
+    assert pace(found) == 3
+    assert {"adaptive", "own"} <= set(plugin_loader.available(folder))
+
+
+def test_a_file_that_changed_is_loaded_afresh(tmp_path: Path) -> None:
+    folder = plugin_folder(tmp_path, own=OWN.format(pace=3))
+    before = plugin_loader.load("own", folder)
+    plugin_folder(tmp_path, own=OWN.format(pace=40))
+    assert pace(plugin_loader.load("own", folder)) == 40
+    assert pace(before) == 3
+
+
+def test_the_user_s_folder_comes_before_the_shipped_plugins(tmp_path: Path) -> None:
+    folder = plugin_folder(tmp_path, adaptive=OWN.format(pace=3).replace('"own"', '"adaptive"'))
+    assert pace(plugin_loader.load("adaptive", folder)) == 3
+
+
+def test_no_plugin_shadows_a_library(tmp_path: Path) -> None:
+    import json
+
+    folder = plugin_folder(tmp_path, json=OWN.format(pace=3).replace('"own"', '"json"'))
+    plugin_loader.load("json", folder)
+    assert sys.modules["json"] is json
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import nothing_of_that_name\n", "own.py:1 does not load: ModuleNotFoundError"),
+        ("\n\n1 / 0\n", "own.py:3 does not load: ZeroDivisionError"),
+        ("def (:\n", "does not load: SyntaxError"),
+        ("raise SystemExit(0)\n", "does not load: SystemExit"),
+        ("x = 1\n", "defines no Plugin class with name = 'own'"),
+        (
+            OWN.format(pace=3).replace('"own"', '"other"'),
+            "defines no Plugin class with name = 'own'",
+        ),
+    ],
+)
+def test_what_does_not_load_is_refused_with_its_place(
+    tmp_path: Path, source: str, reason: str
+) -> None:
+    folder = plugin_folder(tmp_path, own=source)
+    message = refusal("own", folder)
+    assert message.startswith("plugin own: ")
+    assert reason in message
+    assert str(folder / "own.py") in message
+
+
+def test_an_unknown_name_is_refused_with_those_known(tmp_path: Path) -> None:
+    folder = plugin_folder(tmp_path, own=OWN)
+    message = refusal("nobody", folder)
+    known = message.partition("there is none of that name; known: ")[2].split(", ")
+    assert {"adaptive", "own"} <= set(known)
+
+
+@pytest.mark.parametrize("name", ["../own", "own.py", "", "a/b", "os.path"])
+def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
+    plugin_folder(tmp_path, own=OWN.format(pace=3))
+    assert "letters, digits and _" in refusal(name, tmp_path)
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777])
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_others_can_write_is_refused(tmp_path: Path, what: str, mode: int) -> None:
+    folder = plugin_folder(tmp_path, own=OWN.format(pace=3))
+    place = folder if what == "folder" else folder / "own.py"
+    place.chmod(mode)
+    message = refusal("own", folder)
+    assert message.startswith(f"{place}: somebody else could write it")
+    assert "chmod go-w" in message
+
+
+def entry_points(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    """Makes `value` what an installed package offers as plugin `installed`."""
+    module = ModuleType("a_package")
+    module.thing = value  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_package", module)
+    entry = EntryPoint("installed", "a_package:thing", plugin_loader.ENTRY_POINTS)
+
+    def found(group: str, name: str | None = None) -> list[EntryPoint]:
+        return [entry] if group == entry.group and name in (None, entry.name) else []
+
+    monkeypatch.setattr(plugin_loader, "entry_points", found)
+
+
+def test_an_installed_package_s_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry_points(monkeypatch, Installed)
+    assert plugin_loader.load("installed") is Installed
+    assert "installed" in plugin_loader.available()
+
+
+def test_an_installed_package_s_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("inner")
+    module.Installed = Installed  # type: ignore[attr-defined]
+    entry_points(monkeypatch, module)
+    assert plugin_loader.load("installed") is Installed
+
+
+@pytest.mark.parametrize("value", [Options, "no class", None])
+def test_an_entry_point_that_is_no_plugin(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    entry_points(monkeypatch, value)
+    assert "entry point a_package:thing names no Plugin class" in refusal("installed")
+
+
+def test_an_entry_point_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry_points(monkeypatch, Installed)
+    monkeypatch.setitem(sys.modules, "a_package", ModuleType("a_package"))
+    message = refusal("installed")
+    assert "entry point a_package:thing does not load: AttributeError" in message

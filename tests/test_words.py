@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every command has words of its own, with whom it is about."""
+
+from typing import Any, get_args
+
+import pytest
+
+from mptcpd_ebpf import words
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.commands import (
+    AddEndpoint,
+    AnnounceAddress,
+    AnyCommand,
+    ChangeEndpoint,
+    CreateSubflow,
+    Decision,
+    DestroySubflow,
+    EndpointFlag,
+    FlushEndpoints,
+    RemoveEndpoint,
+    RequestSample,
+    SetBackup,
+    SetLimits,
+    WakeAt,
+    WithdrawAddress,
+)
+
+TOKEN = 0x1A2B3C4D
+NEAR, FAR = SockAddr("10.0.1.2", 4000), SockAddr("2001:db8::1", 80)
+SUBFLOW: dict[str, Any] = {"token": TOKEN, "local": NEAR, "remote": FAR, "reason": "why"}
+JOIN: dict[str, Any] = {"token": TOKEN, "local_ip": "10.0.1.2", "local_id": 3, "remote": FAR}
+BOTH = EndpointFlag.SUBFLOW | EndpointFlag.BACKUP
+
+WORDS: list[tuple[AnyCommand, str]] = [
+    (CreateSubflow(**JOIN, reason=""), "create subflow 10.0.1.2 → [2001:db8::1]:80 of 1a2b3c4d"),
+    (
+        CreateSubflow(**JOIN, backup=True, reason=""),
+        "create backup subflow 10.0.1.2 → [2001:db8::1]:80 of 1a2b3c4d",
+    ),
+    (DestroySubflow(**SUBFLOW), "destroy 10.0.1.2:4000 → [2001:db8::1]:80 of 1a2b3c4d"),
+    (SetBackup(**SUBFLOW, backup=True), "demote 10.0.1.2:4000 → [2001:db8::1]:80 of 1a2b3c4d"),
+    (SetBackup(**SUBFLOW, backup=False), "restore 10.0.1.2:4000 → [2001:db8::1]:80 of 1a2b3c4d"),
+    (
+        AnnounceAddress(token=TOKEN, ip="10.0.2.2", address_id=4, reason=""),
+        "announce 10.0.2.2 as id 4 of 1a2b3c4d",
+    ),
+    (
+        WithdrawAddress(token=TOKEN, address_id=4, reason=""),
+        "withdraw address id 4 of 1a2b3c4d",
+    ),
+    (AddEndpoint(ip="10.0.2.2", flags=BOTH, reason=""), "add endpoint 10.0.2.2 (subflow, backup)"),
+    (RemoveEndpoint(address_id=4, ip="10.0.2.2", reason=""), "remove endpoint 4 10.0.2.2"),
+    (RemoveEndpoint(address_id=4, reason=""), "remove endpoint 4"),
+    (
+        ChangeEndpoint(address_id=4, ip="10.0.2.2", flags=EndpointFlag(0), reason=""),
+        "change endpoint 4 to no flags",
+    ),
+    (FlushEndpoints(reason=""), "flush endpoints"),
+    (
+        SetLimits(subflows=3, add_addr_accepted=2, reason=""),
+        "set limits to 3 subflows, 2 accepted addresses",
+    ),
+    (RequestSample(reason=""), "sample"),
+    (WakeAt(at=1, reason=""), "wait"),
+]
+
+
+@pytest.mark.parametrize(("command", "text"), WORDS)
+def test_what_a_command_does(command: AnyCommand, text: str) -> None:
+    assert words.action(command) == text
+
+
+def test_no_command_is_without_words() -> None:
+    assert {type(command) for command, _ in WORDS} == set(get_args(AnyCommand))
+
+
+def test_a_decision_tells_its_author_its_reason_and_whether_it_was_done() -> None:
+    made = Decision(id=1, at=0, plugin="adaptive", command=DestroySubflow(**SUBFLOW))
+    told = "adaptive: destroy 10.0.1.2:4000 → [2001:db8::1]:80 of 1a2b3c4d: why"
+    assert words.decision(made) == told
+    refused = Decision(id=2, at=0, plugin="adaptive", command=made.command, refused="the last one")
+    assert words.decision(refused) == f"{told} [not done: the last one]"
