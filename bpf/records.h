@@ -61,7 +61,7 @@ struct measurement {
 	u8 backup_by_peer;
 	u8 stale;
 	u8 initial;
-	u8 unused[7];
+	u8 unused[11]; /* to a multiple of eight, so that nothing is left to the compiler */
 };
 
 /* Why a report was made.  The alarms carry the names of core's AlarmKind. */

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the probes' tests share: probes in a host, connections to probe, TCP's own word."""
 
+import ctypes
 import select
 import socket
 import struct
@@ -21,9 +22,7 @@ IPPROTO_MPTCP = 262
 SOL_MPTCP = 284
 MPTCP_INFO, MPTCP_TCPINFO, MPTCP_SUBFLOW_ADDRS = 1, 2, 3  # include/uapi/linux/mptcp.h
 DEADLINE_S = 10.0
-QUIET = Thresholds(
-    rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0
-)
+QUIET = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
 """No alarm at all."""
 
 T = TypeVar("T")
@@ -77,9 +76,11 @@ class Listening:
     def alarm(self, token: int, *kinds: AlarmKind) -> AlarmRaised:
         """The first alarm of a connection; of given kinds, if any are given."""
         event: AlarmRaised = self.until(
-            lambda event: isinstance(event, AlarmRaised)
-            and event.measurement.token == token
-            and (not kinds or event.kind in kinds),
+            lambda event: (
+                isinstance(event, AlarmRaised)
+                and event.measurement.token == token
+                and (not kinds or event.kind in kinds)
+            ),
             f"alarm of kind {kinds or 'any'}",
         )
         return event
@@ -169,6 +170,24 @@ class TcpInfo(NamedTuple):
     reord_seen: int
 
 
+_TCP_INFO = {
+    "rto": 8,
+    "unacked": 24,
+    "rtt": 68,
+    "rttvar": 72,
+    "snd_cwnd": 80,
+    "total_retrans": 100,
+    "bytes_acked": 120,
+    "min_rtt": 148,
+    "data_segs_out": 156,
+    "delivered": 192,
+    "bytes_sent": 200,
+    "bytes_retrans": 208,
+    "reord_seen": 220,
+}
+"""Offsets in struct tcp_info, in the order of TcpInfo."""
+
+
 def _per_subflow(sock: socket.socket, option: int, each: int) -> list[bytes]:
     """A per-subflow socket option; ask for `each` bytes a subflow (struct mptcp_subflow_data)."""
     room = 16 + 16 * each
@@ -182,8 +201,6 @@ def _per_subflow(sock: socket.socket, option: int, each: int) -> list[bytes]:
 
 def _getsockopt(sock: socket.socket, option: int, buffer: bytearray) -> int:
     """getsockopt(2) that also hands the buffer in, which Python's own does not."""
-    import ctypes
-
     libc = ctypes.CDLL(None, use_errno=True)
     size = ctypes.c_uint32(len(buffer))
     raw = (ctypes.c_char * len(buffer)).from_buffer(buffer)
@@ -204,29 +221,16 @@ def tcp_infos(sock: socket.socket) -> list[TcpInfo]:
     """MPTCP_TCPINFO and MPTCP_SUBFLOW_ADDRS, joined: both go through the same list."""
     infos = _per_subflow(sock, MPTCP_TCPINFO, 232)
     pairs = _per_subflow(sock, MPTCP_SUBFLOW_ADDRS, 256)
-    found = []
-    for raw, pair in zip(infos, pairs, strict=True):
-        u32 = lambda at, raw=raw: struct.unpack_from("=I", raw, at)[0]  # noqa: E731
-        u64 = lambda at, raw=raw: struct.unpack_from("=Q", raw, at)[0]  # noqa: E731
-        found.append(
-            TcpInfo(
-                local=_sockaddr(pair[:128]),
-                remote=_sockaddr(pair[128:]),
-                state=raw[0],
-                retransmits=raw[2],
-                rto=u32(8),
-                unacked=u32(24),
-                rtt=u32(68),
-                rttvar=u32(72),
-                snd_cwnd=u32(80),
-                total_retrans=u32(100),
-                bytes_acked=u64(120),
-                min_rtt=u32(148),
-                data_segs_out=u32(156),
-                delivered=u32(192),
-                bytes_sent=u64(200),
-                bytes_retrans=u64(208),
-                reord_seen=u32(220),
-            )
+    return [
+        TcpInfo(
+            _sockaddr(pair[:128]),
+            _sockaddr(pair[128:]),
+            raw[0],
+            raw[2],
+            *(
+                struct.unpack_from("=Q" if name.startswith("bytes") else "=I", raw, at)[0]
+                for name, at in _TCP_INFO.items()
+            ),
         )
-    return found
+        for raw, pair in zip(infos, pairs, strict=True)
+    ]

@@ -16,7 +16,15 @@ import pytest
 from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.lab import Lab, Path, RequestResponse, ShortConnections
 from mptcpd_ebpf.probes import Probes, core_probes
-from tests.netns.probed import IPPROTO_MPTCP, QUIET, Listening, connection, probing, sample, wait_for
+from tests.netns.probed import (
+    IPPROTO_MPTCP,
+    QUIET,
+    Listening,
+    connection,
+    probing,
+    sample,
+    wait_for,
+)
 
 CONNECTIONS = 1000
 SMALL_RING = 4096
@@ -39,7 +47,7 @@ def test_a_full_ring_buffer_loses_no_last_word(lab: Lab) -> None:
     assert all(isinstance(event, SubflowEnded) for event in events)
     seen = [event.measurement for event in events]
     assert len(seen) == CONNECTIONS
-    assert {count for count in Counter(each.local for each in seen).values()} == {1}
+    assert set(Counter(each.local for each in seen).values()) == {1}
     assert len({each.cookie for each in seen}) == CONNECTIONS
     assert all(each.closed and each.bytes_sent and each.opened_at for each in seen)
     assert lost["last_words_kept"] > CONNECTIONS // 2, "the ring was not small enough to test"

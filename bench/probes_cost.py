@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the probes cost: nanoseconds per call and per segment, and bulk throughput.
+
+The kernel's own accounting (BPF_ENABLE_STATS) gives run time and count of each program.
+Its clock costs some 60 ns a call itself, so an empty program is attached beside ours to
+the same hooks and sees the same segments: the difference is what ours costs.  Stats are
+switched on by a descriptor that goes with this process.
+"""
+
+import ctypes
+import os
+import shlex
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path as FilePath
+
+from mptcpd_ebpf.lab import Bulk, Lab, Path
+from mptcpd_ebpf.probes import Probes
+from mptcpd_ebpf.probes.libbpf import Libbpf
+
+NAME = "Probes: cost and throughput"
+
+_ROOT = FilePath(__file__).resolve().parent.parent
+_RECEIVE, _SEND = "tp_btf/tcp_probe", "tp_btf/mptcp_subflow_get_send"
+_STATS_RUN_TIME = 0  # enum bpf_stats_type
+_RATIO_TARGET = 0.98
+
+
+@contextmanager
+def _accounting() -> Iterator[None]:
+    library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    descriptor = library.bpf_enable_stats(_STATS_RUN_TIME)
+    if descriptor < 0:
+        raise OSError(-descriptor, "bpf_enable_stats")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _empty() -> Iterator[dict[str, int]]:
+    """Empty programs, attached; their descriptors by hook."""
+    with tempfile.TemporaryDirectory() as folder:
+        built = FilePath(folder) / "empty.bpf.o"
+        recipe = subprocess.run(
+            ["make", "-nB", "build/bpf/subflow.bpf.o"],
+            cwd=_ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        compiler = next(shlex.split(line) for line in recipe.splitlines() if "-target bpf" in line)
+        compiler[compiler.index("-o") + 1] = str(built)
+        compiler[compiler.index("bpf/subflow.bpf.c")] = "bench/empty.bpf.c"
+        subprocess.run(compiler, cwd=_ROOT, check=True)
+        libbpf = Libbpf()
+        handle = libbpf.pointer("bpf_object__open_file", os.fsencode(built), None)
+        links = []
+        try:
+            libbpf.number("bpf_object__load", handle)
+            found = {}
+            program = None
+            while program := libbpf.bpf_object__next_program(handle, program):
+                links.append(libbpf.pointer("bpf_program__attach", program))
+                section = libbpf.bpf_program__section_name(program).decode()
+                found[section] = libbpf.bpf_program__fd(program)
+            yield found
+        finally:
+            for link in links:
+                libbpf.bpf_link__destroy(link)
+            libbpf.bpf_object__close(handle)
+
+
+def _spent(descriptor: int) -> tuple[int, int]:
+    """Nanoseconds and calls of a program so far."""
+    text = FilePath(f"/proc/self/fdinfo/{descriptor}").read_text()
+    fields = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
+    return int(fields["run_time_ns"]), int(fields["run_cnt"])
+
+
+def _per_call(before: tuple[int, int], after: tuple[int, int]) -> float:
+    calls = after[1] - before[1]
+    return (after[0] - before[0]) / calls if calls else 0.0
+
+
+def _costs(lab: Lab, workload: Bulk, rounds: int) -> dict[str, list[tuple[float, float, float]]]:
+    """For each hook and round: ns a call of ours, of the empty one, calls per segment."""
+    found: dict[str, list[tuple[float, float, float]]] = {_RECEIVE: [], _SEND: []}
+    with _accounting(), lab.client.entered(), Probes.open() as probes, _empty() as empty:
+        ours = probes.programs()
+        for _ in range(rounds):
+            start = {hook: (_spent(ours[hook]), _spent(empty[hook])) for hook in found}
+            lab.start(workload).result()
+            end = {hook: (_spent(ours[hook]), _spent(empty[hook])) for hook in found}
+            segments = end[_RECEIVE][1][1] - start[_RECEIVE][1][1]
+            for hook, rows in found.items():
+                rows.append(
+                    (
+                        _per_call(start[hook][0], end[hook][0]),
+                        _per_call(start[hook][1], end[hook][1]),
+                        (end[hook][1][1] - start[hook][1][1]) / max(1, segments),
+                    )
+                )
+    return found
+
+
+def _rate(lab: Lab, seconds: float, probed: bool) -> float:
+    """Mbit/s of one upload."""
+    with ExitStack() as stack:
+        if probed:
+            stack.enter_context(lab.client.entered())
+            stack.enter_context(Probes.open())
+        return lab.start(Bulk(seconds=seconds)).result().mbit
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.0f} ({min(values):.0f}…{max(values):.0f})"
+
+
+def run(quick: bool) -> str:
+    rounds, seconds, pairs = (3, 1.0, 3) if quick else (9, 3.0, 11)
+    lines = ["| figure | median (least…most) | target |", "|---|---|---|"]
+    with Lab(paths=[Path()]) as lab:
+        for workload, target in (
+            (Bulk(seconds=seconds, transport="mptcp"), 60),
+            (Bulk(seconds=seconds, transport="tcp"), 30),
+        ):
+            transport = workload.transport
+            costs = _costs(lab, workload, rounds)
+            total = [0.0] * rounds
+            for hook, rows in costs.items():
+                if not any(calls for _, _, calls in rows):
+                    continue
+                lines.append(
+                    f"| {transport}: {hook}, ns a call | {_spread([r[0] for r in rows])} | |"
+                )
+                lines.append(f"| …empty program there | {_spread([r[1] for r in rows])} | |")
+                total = [
+                    sum_ + (ours - empty) * calls
+                    for sum_, (ours, empty, calls) in zip(total, rows, strict=True)
+                ]
+            name = "MPTCP" if transport == "mptcp" else "plain TCP"
+            lines.append(
+                f"| **ns per received {name} segment over empty** | {_spread(total)} | ≤ {target} |"
+            )
+        ratios = []
+        for _ in range(pairs):
+            off, on = _rate(lab, seconds, False), _rate(lab, seconds, True)
+            ratios.append(on / off)
+        lines.append(
+            f"| **bulk throughput, probes on / off** | {statistics.median(ratios):.3f} "
+            f"({min(ratios):.3f}…{max(ratios):.3f}) | ≥ {_RATIO_TARGET} |"
+        )
+    return "\n".join(lines)
