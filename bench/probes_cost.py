@@ -90,7 +90,12 @@ def _per_call(before: tuple[int, int], after: tuple[int, int]) -> float:
 def _costs(lab: Lab, workload: Bulk, rounds: int) -> dict[str, list[tuple[float, float, float]]]:
     """For each hook and round: ns a call of ours, of the empty one, calls per segment."""
     found: dict[str, list[tuple[float, float, float]]] = {_RECEIVE: [], _SEND: []}
-    with _accounting(), lab.client.entered(), Probes.open() as probes, _empty() as empty:
+    with (
+        _accounting(),
+        lab.client.entered(),
+        Probes.open(netns=lab.client.netns) as probes,
+        _empty() as empty,
+    ):
         ours = probes.programs()
         for _ in range(rounds):
             start = {hook: (_spent(ours[hook]), _spent(empty[hook])) for hook in found}
@@ -113,7 +118,7 @@ def _rate(lab: Lab, seconds: float, probed: bool) -> float:
     with ExitStack() as stack:
         if probed:
             stack.enter_context(lab.client.entered())
-            stack.enter_context(Probes.open())
+            stack.enter_context(Probes.open(netns=lab.client.netns))
         return lab.start(Bulk(seconds=seconds)).result().mbit
 
 
