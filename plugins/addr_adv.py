@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""An endpoint of the in-kernel path manager for every usable address; limits kept in step.
+
+The kernel then joins from (flag subflow) or announces (flag signal) these addresses by
+itself, in every connection.  It is what mptcpd's plugin of the same name does, with one
+difference in method: nothing is done *because* of an event.  Every event about links,
+addresses and routes is an occasion to compare what the table should hold with what it
+holds, so an address that comes early, late or twice ends in the same table.
+
+An endpoint that somebody else made is left alone: its address needs none of ours, its id
+is never taken (the kernel chooses ids for us), and it is not removed with its address.
+The table is read anew before anything is removed from it.
+"""
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from ipaddress import ip_address, ip_network
+from typing import ClassVar
+
+from msgspec import Struct, field
+
+from mptcpd_ebpf.plugin import (
+    HIGHEST_LIMIT,
+    SECOND,
+    AddEndpoint,
+    ChangeEndpoint,
+    Command,
+    Connection,
+    Context,
+    Decision,
+    DefaultRoute,
+    Endpoint,
+    EndpointFlag,
+    Link,
+    LocalAddress,
+    Options,
+    Plugin,
+    ReadEndpoints,
+    RemoveEndpoint,
+    SetLimits,
+    Subflow,
+    WakeAt,
+    endpoint_flags,
+)
+
+FEWEST_SUBFLOWS = 2
+"""Of the limit, before there is any address: mptcpd's MPTCP_MIN_SUBFLOWS."""
+
+CHANGEABLE = EndpointFlag.BACKUP | EndpointFlag.FULLMESH
+"""What the kernel can change in an endpoint that is there."""
+
+
+class FlagRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Flags for some addresses; all that is given must fit."""
+
+    flags: list[str]
+    interface: str = "*"
+    """Name of the interface; ``*`` and ``?`` as in a shell."""
+    address: str | None = None
+    """An address or a network, ``fd00::/8``."""
+
+    def __post_init__(self) -> None:
+        endpoint_flags(self.flags)
+        if self.address is not None:
+            ip_network(self.address)
+
+    def fits(self, interface: str, ip: str) -> bool:
+        if not fnmatchcase(interface, self.interface):
+            return False
+        return self.address is None or ip_address(ip) in ip_network(self.address)
+
+
+class AddrAdvOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What can be set under `plugins: addr_adv:`."""
+
+    flags: list[str] = field(default_factory=lambda: ["subflow"])
+    """Of the endpoints: subflow, signal, backup, fullmesh (not with signal), laminar."""
+    rules: list[FlagRule] = field(default_factory=list)
+    """Flags by interface and address; the first that fits beats `flags`."""
+
+    def __post_init__(self) -> None:
+        endpoint_flags(self.flags)
+
+
+class Wanted(Struct, frozen=True):
+    """An endpoint that should be there."""
+
+    ip: str
+    if_index: int
+    flags: EndpointFlag
+    interface: str
+
+
+class AddrAdv(Plugin):
+    name = "addr_adv"
+    mode = "kernel"
+    Options: ClassVar[type[Options]] = AddrAdvOptions
+
+    options: AddrAdvOptions
+
+    def init(self, ctx: Context) -> Iterator[Command]:
+        self.told: dict[str, EndpointFlag] = {}
+        """The flags an endpoint got or had by our wish: who changed them since may keep his."""
+        self.limit: int | None = None
+        """The limit we last set: who changed it since may keep his."""
+        self.under_way: dict[str, None] = {}
+        """Addresses whose endpoint the kernel was asked for and has not answered."""
+        self.refused: dict[str, int | None] = {}
+        """Addresses whose endpoint it refused, and how full the table was (None: not read yet)."""
+        self.pending = False
+        """Something is to be removed or changed, and perhaps must wait for a connection."""
+        yield ReadEndpoints(reason="what does the table hold already?")
+
+    # --- occasions to compare
+
+    def new_interface(self, ctx: Context, link: Link) -> Iterator[Command]:
+        yield from self._compare(ctx)
+
+    def update_interface(self, ctx: Context, link: Link) -> Iterator[Command]:
+        yield from self._compare(ctx)
+
+    def delete_interface(self, ctx: Context, link: Link) -> Iterator[Command]:
+        yield from self._compare(ctx)
+
+    def new_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
+        yield from self._compare(ctx)
+
+    def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
+        yield from self._compare(ctx)
+
+    def new_default_route(self, ctx: Context, route: DefaultRoute) -> Iterator[Command]:
+        yield from self._compare(ctx)
+
+    def delete_default_route(self, ctx: Context, route: DefaultRoute) -> Iterator[Command]:
+        yield from self._compare(ctx)
+
+    def endpoints_read(self, ctx: Context) -> Iterator[Command]:
+        yield from self._compare(ctx, fresh=True)
+
+    def wake(self, ctx: Context) -> Iterator[Command]:
+        yield from self._compare(ctx)
+
+    def new_subflow(
+        self, ctx: Context, connection: Connection, subflow: Subflow
+    ) -> Iterator[Command]:
+        if self.pending:
+            yield from self._compare(ctx)
+
+    def connection_closed(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        if self.pending:
+            yield from self._compare(ctx)
+
+    def answered(
+        self, ctx: Context, decision: Decision, errno: int, explanation: str
+    ) -> Iterator[Command]:
+        command = decision.command
+        if isinstance(command, AddEndpoint):
+            self.under_way.pop(command.ip, None)
+            if errno:
+                self.refused[command.ip] = None
+            else:
+                self.told[command.ip] = command.flags
+        if isinstance(command, ChangeEndpoint):
+            self.told[command.ip] = command.flags
+        if not self.under_way and isinstance(command, AddEndpoint | RemoveEndpoint):
+            yield ReadEndpoints(reason="which ids did the kernel choose?")
+
+    def exit(self, ctx: Context) -> Iterator[Command]:
+        if ctx.keep:
+            return
+        for endpoint in ctx.world.endpoints:
+            if endpoint.ours:
+                yield RemoveEndpoint(
+                    address_id=endpoint.address_id, ip=endpoint.ip, reason="the daemon leaves"
+                )
+        before = ctx.world.limits_before
+        if before is not None:
+            yield SetLimits(
+                subflows=before.subflows,
+                add_addr_accepted=before.add_addr_accepted,
+                reason="the daemon leaves; these were there before",
+            )
+
+    # --- comparing
+
+    def _compare(self, ctx: Context, *, fresh: bool = False) -> Iterator[Command]:
+        """Makes the table what it should be; `fresh`: it was read just now."""
+        if ctx.world.limits is None:
+            return  # the first reading is under way
+        wanted = self._wanted(ctx)
+        yield from self._keep_limits(ctx, len(wanted))
+        surplus, changed = [], []
+        for endpoint in ctx.world.endpoints:
+            want = wanted.get(endpoint.ip)
+            if not endpoint.ours:
+                continue
+            if want is None or want.if_index != endpoint.if_index:
+                surplus.append(endpoint)
+            elif want.flags == endpoint.flags:
+                self.told[want.ip] = want.flags
+            elif want.flags != self.told.get(want.ip):
+                changed.append((endpoint, want))
+        self.pending = bool(surplus or changed)
+        if (self.pending or self.refused) and not fresh:
+            yield ReadEndpoints(reason="look again before changing it")
+            return
+        yield from self._remove(surplus)
+        removed = {endpoint.ip: None for endpoint in surplus}
+        for endpoint, want in changed:
+            if (endpoint.flags ^ want.flags) & ~CHANGEABLE:
+                yield from self._remove([endpoint])
+                removed[endpoint.ip] = None
+            else:
+                yield ChangeEndpoint(
+                    address_id=endpoint.address_id,
+                    ip=endpoint.ip,
+                    flags=want.flags,
+                    reason=f"its flags for {want.interface} are other ones now",
+                )
+        if self.pending:
+            # What was refused, for a connection lives on it, is tried again.
+            yield WakeAt(at=ctx.now + SECOND, reason="is it done?")
+        self.told = {ip: flags for ip, flags in self.told.items() if ip in wanted}
+        yield from self._add(ctx, wanted, removed, fresh=fresh)
+
+    def _wanted(self, ctx: Context) -> dict[str, Wanted]:
+        """The endpoints that should be there, by address."""
+        held = {endpoint.ip for endpoint in ctx.world.endpoints if endpoint.ours}
+        wanted: dict[str, Wanted] = {}
+        for address in ctx.world.usable_addresses(deprecated=True):
+            if address.ip in wanted or (address.deprecated and address.ip not in held):
+                # A deprecated address is good for what uses it, not for anything new.
+                continue
+            interface = ctx.world.interface_name(address.if_index) or ""
+            flags = self._flags(interface, address.ip)
+            wanted[address.ip] = Wanted(address.ip, address.if_index, flags, interface)
+        return wanted
+
+    def _flags(self, interface: str, ip: str) -> EndpointFlag:
+        for rule in self.options.rules:
+            if rule.fits(interface, ip):
+                return endpoint_flags(rule.flags)
+        return endpoint_flags(self.options.flags)
+
+    def _remove(self, surplus: list[Endpoint]) -> Iterator[Command]:
+        for endpoint in surplus:
+            yield RemoveEndpoint(
+                address_id=endpoint.address_id,
+                ip=endpoint.ip,
+                reason=f"{endpoint.ip} is not usable any more, or not the same",
+            )
+
+    def _add(
+        self, ctx: Context, wanted: dict[str, Wanted], removed: dict[str, None], *, fresh: bool
+    ) -> Iterator[Command]:
+        # An implicit endpoint is the kernel's own note of an address; ours replaces it.
+        taken = {
+            endpoint.ip
+            for endpoint in ctx.world.endpoints
+            if not endpoint.port
+            and EndpointFlag.IMPLICIT not in endpoint.flags
+            and endpoint.ip not in removed
+        }
+        fullness = len(ctx.world.endpoints) - len(removed)
+        for ip, then in list(self.refused.items()):
+            if ip not in wanted or (then is not None and fullness < then):
+                del self.refused[ip]  # it may be tried again
+            elif then is None and fresh:
+                self.refused[ip] = fullness
+        for want in wanted.values():
+            if want.ip in taken or want.ip in self.under_way or want.ip in self.refused:
+                continue
+            self.under_way[want.ip] = None
+            yield AddEndpoint(
+                ip=want.ip,
+                flags=want.flags,
+                if_index=want.if_index,
+                reason=f"{want.ip} on {want.interface} is usable",
+            )
+
+    def _keep_limits(self, ctx: Context, addresses: int) -> Iterator[Command]:
+        limit = min(FEWEST_SUBFLOWS + addresses, HIGHEST_LIMIT)
+        if limit == self.limit:
+            return
+        self.limit = limit
+        # Who joins by himself is taken for a client, which also takes up what is announced.
+        joins = EndpointFlag.SUBFLOW in endpoint_flags(self.options.flags)
+        accepted = limit if joins else 0
+        now = ctx.world.limits
+        if now is None or (now.subflows, now.add_addr_accepted) != (limit, accepted):
+            yield SetLimits(
+                subflows=limit,
+                add_addr_accepted=accepted,
+                reason=f"{addresses} usable address(es)",
+            )

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A network namespace to try plugins in: interfaces come and go, daemons start and end in it."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.netns.daemon_process import RunningDaemon, daemon
+from tests.waiting import until
+
+
+class PluginHost:
+    """A namespace by its file, as nsenter(1) takes it."""
+
+    def __init__(self, namespace: str) -> None:
+        self.prefix = ("nsenter", f"--net={namespace}", "--")
+
+    def run(self, *words: str) -> str:
+        """Runs a command here, and returns what it said."""
+        done = subprocess.run([*self.prefix, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+        return done.stdout
+
+    def ip(self, *lines: str) -> str:
+        """Runs `ip` once per line, and returns what the last one said."""
+        said = ""
+        for line in lines:
+            said = self.run("ip", *line.split())
+        return said
+
+    def veth(self, name: str, *addresses: str, up: bool = True) -> None:
+        """An interface with carrier (its other end is NAME-far), without waiting for DAD."""
+        self.ip(
+            f"link add name {name} type veth peer name {name}-far",
+            f"link set dev {name} addrgenmode none",
+            f"link set dev {name}-far addrgenmode none",
+            f"link set dev {name}-far up",
+        )
+        if up:
+            self.ip(f"link set dev {name} up")
+        for address in addresses:
+            self.ip(f"addr add {address} dev {name}" + (" nodad" if ":" in address else ""))
+
+    @property
+    def endpoints(self) -> dict[str, dict[str, Any]]:
+        """The endpoint table as `ip mptcp` shows it, by address."""
+        rows = json.loads(self.ip("-j mptcp endpoint show"))
+        return {row["address"]: row for row in rows}
+
+    @property
+    def table(self) -> set[str]:
+        """The addresses in it."""
+        return set(self.endpoints)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Subflows, and accepted addresses."""
+        words = self.ip("mptcp limits").split()
+        return int(words[3]), int(words[1])
+
+    def expect(self, *addresses: str) -> None:
+        """Waits until the table holds these and no others."""
+        until(
+            lambda: self.table == set(addresses),
+            f"endpoints {sorted(addresses)}; there are {sorted(self.table)}",
+        )
+
+    @contextmanager
+    def daemon(self, folder: Path, *arguments: str) -> Iterator[RunningDaemon]:
+        """A daemon here, without probes: they have nothing to do with what is tried."""
+        with daemon(folder, "--probes=netlink", *arguments, prefix=self.prefix) as running:
+            yield running
+
+
+@contextmanager
+def plugin_host() -> Iterator[PluginHost]:
+    """A namespace of its own, that lives as long as the process that holds it."""
+    with subprocess.Popen(
+        ["unshare", "--net", "--", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            yield PluginHost(f"/proc/{holder.pid}/ns/net")
+        finally:
+            holder.kill()
