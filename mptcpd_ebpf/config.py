@@ -27,6 +27,7 @@ from msgspec import Meta, Struct
 
 from mptcpd_ebpf.core.address import parse_sockaddr
 from mptcpd_ebpf.core.measurement import Thresholds
+from mptcpd_ebpf.core.model import AddressPolicy
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.yamldoc import Document, KeyPath, Mistake
 
@@ -113,6 +114,7 @@ class Config(_Section, frozen=True):
     plugin_dir: str | None = None
     """A folder searched for plugins before the shipped ones."""
     interfaces: Interfaces = Interfaces()
+    addresses: AddressPolicy = AddressPolicy()
     probes: ProbeSettings = ProbeSettings()
     control: str | None = None
     """Path of the control socket; None is `control_client.default_path`."""
