@@ -31,7 +31,8 @@ _COMPOSED = {
 """Members that become part of another field, or take more than one value."""
 
 
-def _address(ip: bytes, port: int) -> SockAddr:
+def address(ip: bytes, port: int) -> SockAddr:
+    """An address of a record: 16 bytes, IPv4 mapped."""
     if ip.startswith(_V4_MAPPED):
         return SockAddr(inet_ntop(AF_INET, ip[12:]), port)
     return SockAddr(inet_ntop(AF_INET6, ip), port)
@@ -93,8 +94,8 @@ class Decoder:
                 comm=values[at["owner_comm"]].split(b"\0", 1)[0].decode(errors="replace"),
             )
         return Measurement(
-            local=_address(values[at["local_ip"]], values[at["local_port"]]),
-            remote=_address(values[at["remote_ip"]], values[at["remote_port"]]),
+            local=address(values[at["local_ip"]], values[at["local_port"]]),
+            remote=address(values[at["remote_ip"]], values[at["remote_port"]]),
             rtt_histogram=list(values[first : first + self._slots]),
             owner=owner,
             closed=closed,

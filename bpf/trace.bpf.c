@@ -1,0 +1,470 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause)
+/*
+ * Tracing: what happens to MPTCP subflows, told as it happens.
+ *
+ * A tool of `mptcpd-ebpf trace` loads only the programs it needs; without a tool nothing
+ * of this is in the kernel.  All are BTF tracepoints that leave at once for what is no
+ * MPTCP subflow of the chosen namespace.  Rare events go through the ring buffer, one
+ * record each; what happens for every packet is only counted, in maps.
+ */
+#include "trace.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Chosen by user space before loading. */
+const volatile u32 own_netns = 0;  /* inode of the namespace to keep to, 0: all */
+const volatile u32 only_token = 0; /* 0: all connections */
+
+struct trace_lost lost = {};
+
+/* Nothing else makes the compiler write these layouts into the BTF. */
+const struct trace_record *record_layout = 0;
+const struct trace_share *share_layout = 0;
+const struct trace_rounds *rounds_layout = 0;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20); /* user space may choose another size */
+} records SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, u64); /* socket cookie */
+	__type(value, struct trace_share);
+} shares SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, struct trace_connection);
+	__type(value, struct trace_rounds);
+} rounds SEC(".maps");
+
+/* Kernel threads that are in mptcp_worker() just now, with the connection they work on. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64); /* pid_tgid */
+	__type(value, u64);
+} workers SEC(".maps");
+
+static __always_inline bool wanted(struct sock *sk)
+{
+	struct mptcp_subflow_context *ctx;
+
+	if (!see(as(tcp_sock, sk), is_mptcp) || (own_netns && netns_of(sk) != own_netns))
+		return false;
+	if (!only_token)
+		return true;
+	ctx = subflow_context(as(tcp_sock, sk));
+	return !ctx || see(ctx, token) == only_token;
+}
+
+/* An address in 16 bytes, whatever its family (an IPv4 one mapped, RFC 4291, 2.5.5.2). */
+#define put_address(to, sk, v4, v6)                                                  \
+	({                                                                           \
+		__be32 *words = (__be32 *)(to);                                      \
+		if (see(sk, __sk_common.skc_family) == AF_INET6) {                   \
+			words[0] = see(sk, __sk_common.v6.in6_u.u6_addr32[0]);       \
+			words[1] = see(sk, __sk_common.v6.in6_u.u6_addr32[1]);       \
+			words[2] = see(sk, __sk_common.v6.in6_u.u6_addr32[2]);       \
+			words[3] = see(sk, __sk_common.v6.in6_u.u6_addr32[3]);       \
+		} else {                                                             \
+			words[0] = words[1] = 0;                                     \
+			words[2] = bpf_htonl(0xffff);                                \
+			words[3] = see(sk, __sk_common.v4);                          \
+		}                                                                    \
+	})
+
+/* A record about a subflow with everything that can be read at any event. */
+static __noinline struct trace_record *about(u64 address, enum trace_kind kind)
+{
+	struct sock *sk = as(sock, address);
+	struct sock___trace *more = as(sock___trace, address);
+	struct tcp_sock *tp = as(tcp_sock, address);
+	struct tcp_sock___trace *tp_more = as(tcp_sock___trace, address);
+	struct mptcp_subflow_context *ctx = subflow_context(tp);
+	struct mptcp_subflow_context___trace *ctx_more = as(mptcp_subflow_context___trace, ctx);
+	struct trace_record *record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+
+	if (!record) {
+		__sync_fetch_and_add(&lost.records, 1);
+		return 0;
+	}
+	__builtin_memset(record, 0, sizeof(*record));
+	record->kind = kind;
+	record->at = bpf_ktime_get_ns();
+	record->netns = netns_of(sk);
+	record->cookie = see(sk, __sk_common.skc_cookie.counter);
+	record->state = record->old_state = see(sk, __sk_common.skc_state);
+	record->error = see(more, sk_err);
+	record->bytes_sent = see(tp, bytes_sent);
+	record->bytes_acked = see(tp, bytes_acked);
+	record->bytes_received = see(tp_more, bytes_received);
+	record->bytes_retrans = see(tp, bytes_retrans);
+	record->total_retrans = see(tp, total_retrans);
+	record->srtt_us = see(tp, srtt_us) ? see(tp, srtt_us) >> 3 : UNSEEN;
+	record->min_rtt_us = see(tp, rtt_min.s[0].v);
+	record->ca_state = see_bit(tp, inet_conn.icsk_ca_state);
+	record->timeouts = see(tp, inet_conn.icsk_retransmits);
+	record->cgroup = UNSEEN;
+	record->pid = record->uid = record->subflow_id = UNSEEN;
+	record->local_id = record->remote_id = UNSEEN;
+	record->reset_reason = UNSEEN;
+	put_address(record->local_ip, sk, skc_rcv_saddr, skc_v6_rcv_saddr);
+	put_address(record->remote_ip, sk, skc_daddr, skc_v6_daddr);
+	record->local_port = bpf_ntohs(see(as(inet_sock, address), inet_sport));
+	record->remote_port = bpf_ntohs(see(sk, __sk_common.skc_dport));
+	if (!ctx)
+		return record;
+	record->token = see(ctx, token);
+	record->joined = see_bit(ctx, request_join) || see_bit(ctx, mp_join);
+	record->stale = see_bit(ctx, stale);
+	record->remote_id = see(ctx, remote_id);
+	if (bpf_core_field_size(ctx->local_id) == sizeof(s16))
+		record->local_id = see(ctx, local_id);
+	else
+		record->local_id = see((struct mptcp_subflow_context___u8 *)ctx, local_id);
+	if (bpf_core_field_exists(ctx->subflow_id))
+		record->subflow_id = see(ctx, subflow_id);
+	if (see_bit(ctx_more, reset_seen)) {
+		record->reset_reason = see_bit(ctx_more, reset_reason);
+		record->reset_transient = see_bit(ctx_more, reset_transient);
+	}
+	return record;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(state_changed, struct sock *sk, int old, int new)
+{
+	struct trace_record *record;
+
+	/* The MPTCP socket itself comes by here too; it is no tcp_sock. */
+	if (sk->sk_protocol != IPPROTO_TCP || new == TCP_LISTEN || old == TCP_LISTEN ||
+	    !wanted(sk))
+		return 0;
+	bpf_get_socket_cookie(sk); /* gives it one */
+	record = about((u64)sk, TRACE_STATE);
+	if (!record)
+		return 0;
+	record->old_state = old;
+	record->state = new;
+	if (new == TCP_SYN_SENT && !record->joined) { /* in connect(2)'s caller */
+		record->pid = bpf_get_current_pid_tgid() >> 32;
+		record->uid = (u32)bpf_get_current_uid_gid();
+		record->cgroup = bpf_get_current_cgroup_id();
+		bpf_get_current_comm(record->comm, sizeof(record->comm));
+	}
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(destroyed, struct sock *sk)
+{
+	struct trace_record *record;
+
+	if (!wanted(sk))
+		return 0;
+	record = about((u64)sk, TRACE_ENDED);
+	if (record)
+		bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+/* Full sockets only: a request or a TIME_WAIT one has no context (include/net/request_sock.h). */
+static __always_inline bool is_full(struct sock *sk)
+{
+	u8 state = see(sk, __sk_common.skc_state);
+
+	return state != TCP_NEW_SYN_RECV && state != TCP_TIME_WAIT && state != TCP_LISTEN;
+}
+
+SEC("tp_btf/tcp_send_reset")
+int BPF_PROG(reset_sent, u64 address, u64 skb, u32 reason)
+{
+	struct sock *sk = as(sock, address);
+	struct trace_record *record;
+
+	if (!address || !is_full(sk) || !wanted(sk))
+		return 0;
+	record = about(address, TRACE_RESET_SENT);
+	if (!record)
+		return 0;
+	record->reason = reason;
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+SEC("tp_btf/tcp_receive_reset")
+int BPF_PROG(reset_received, struct sock *sk)
+{
+	struct trace_record *record;
+
+	if (!wanted(sk))
+		return 0;
+	record = about((u64)sk, TRACE_RESET_RECEIVED);
+	if (record)
+		bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(retransmitted, struct sock *sk, struct sk_buff *skb)
+{
+	struct trace_record *record;
+	struct tcp_skb_cb *cb;
+
+	if (!wanted(sk))
+		return 0;
+	record = about((u64)sk, TRACE_RETRANSMITTED);
+	if (!record)
+		return 0;
+	cb = segment_of(skb);
+	record->seq = see(cb, seq);
+	record->length = see(cb, end_seq) - record->seq;
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+/* --- reinjection: the worker sends data again that some subflow does not bring through */
+
+extern const void mptcp_worker __ksym __weak;
+
+SEC("tp_btf/workqueue_execute_start")
+int BPF_PROG(work_starts, struct work_struct *work)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	struct mptcp_sock___trace *msk = 0;
+	u64 connection;
+
+	if ((u64)see(as(work_struct, work), func) != (u64)&mptcp_worker)
+		return 0;
+	connection = (u64)work - bpf_core_field_offset(msk->work);
+	bpf_map_update_elem(&workers, &thread, &connection, BPF_ANY);
+	return 0;
+}
+
+SEC("tp_btf/workqueue_execute_end")
+int BPF_PROG(work_ends, struct work_struct *work)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+
+	bpf_map_delete_elem(&workers, &thread);
+	return 0;
+}
+
+/* Whether the mapping at `mapping` is that of the newest segment in the write queue. */
+static __always_inline bool just_wrote(u64 address, u64 mapping)
+{
+	struct sock___trace *sk = as(sock___trace, address);
+	u64 queue = address + bpf_core_field_offset(sk->sk_write_queue);
+	u64 tail = (u64)see(sk, sk_write_queue.prev);
+	u64 extensions;
+
+	if (!tail || tail == queue)
+		return false;
+	extensions = (u64)see(as(sk_buff___trace, tail), extensions);
+	return mapping - extensions < 256; /* chunks is a u8, and counts eights; ours is near */
+}
+
+SEC("tp_btf/mptcp_sendmsg_frag")
+int BPF_PROG(mapped, struct mptcp_ext *mapping)
+{
+	u64 thread = bpf_get_current_pid_tgid(), node, first, onto = 0, blamed = 0;
+	u64 *connection = bpf_map_lookup_elem(&workers, &thread);
+	struct trace_record *record;
+	struct mptcp_sock *msk;
+	u32 blamed_timeouts = 0;
+
+	if (!connection)
+		return 0;
+	msk = as(mptcp_sock, *connection);
+	/* The worker also sends what is new. */
+	if ((s64)(see(as(mptcp_ext, mapping), data_seq) - see(msk, snd_nxt)) >= 0)
+		return 0;
+	first = *connection + bpf_core_field_offset(msk->conn_list);
+	node = (u64)see(msk, conn_list.next);
+	for (int i = 0; i < MAX_SUBFLOWS && node && node != first; i++) {
+		struct mptcp_subflow_context *ctx = as(mptcp_subflow_context, node);
+		u64 ssk = (u64)see(ctx, tcp_sock);
+		struct tcp_sock *tp = as(tcp_sock, ssk);
+
+		if (just_wrote(ssk, (u64)mapping)) {
+			onto = ssk;
+		} else if (see(tp, packets_out) &&
+			   (!blamed || see(tp, inet_conn.icsk_retransmits) > blamed_timeouts)) {
+			blamed_timeouts = see(tp, inet_conn.icsk_retransmits);
+			blamed = see(as(sock, ssk), __sk_common.skc_cookie.counter);
+		}
+		node = (u64)see(ctx, node.next);
+	}
+	if (!onto) {
+		__sync_fetch_and_add(&lost.unattributed, 1);
+		return 0;
+	}
+	if (!wanted(as(sock, onto)))
+		return 0;
+	record = about(onto, TRACE_REINJECTED);
+	if (!record)
+		return 0;
+	record->data_seq = see(as(mptcp_ext, mapping), data_seq);
+	record->length = see(as(mptcp_ext, mapping), data_len);
+	record->connection_reinjected = see(msk, bytes_retrans);
+	record->blamed = blamed;
+	record->blamed_timeouts = blamed_timeouts;
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+/* --- the scheduler */
+
+static __always_inline struct trace_share *share_of(u64 address, u32 netns, u32 token)
+{
+	u64 cookie = see(as(sock, address), __sk_common.skc_cookie.counter);
+	struct trace_share fresh = { .netns = netns, .token = token };
+	struct trace_share *share = bpf_map_lookup_elem(&shares, &cookie);
+
+	if (share || !cookie)
+		return share;
+	bpf_map_update_elem(&shares, &cookie, &fresh, BPF_NOEXIST);
+	share = bpf_map_lookup_elem(&shares, &cookie);
+	if (!share)
+		__sync_fetch_and_add(&lost.shares, 1);
+	return share;
+}
+
+static __always_inline bool is_ready(struct mptcp_subflow_context *ctx, struct sock *ssk)
+{
+	u8 state = see(ssk, __sk_common.skc_state);
+
+	if (see_bit(ctx, request_join) &&
+	    !see(as(mptcp_subflow_context___trace, ctx), fully_established))
+		return false;
+	return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT;
+}
+
+static __always_inline bool is_backup(struct mptcp_subflow_context *ctx)
+{
+	return see_bit(ctx, backup) || see_bit(ctx, request_bkup);
+}
+
+/* Accounts a round that found a place to send, or none. */
+static __noinline void account_round(struct trace_connection *key, bool unusable, bool full)
+{
+	struct trace_rounds fresh = {}, *round = bpf_map_lookup_elem(&rounds, key);
+	u64 now = bpf_ktime_get_ns(), lasted;
+
+	if (!round) {
+		bpf_map_update_elem(&rounds, key, &fresh, BPF_NOEXIST);
+		round = bpf_map_lookup_elem(&rounds, key);
+		if (!round) {
+			__sync_fetch_and_add(&lost.shares, 1);
+			return;
+		}
+	}
+	round->rounds++;
+	if (unusable || full) {
+		if (unusable)
+			round->unusable++;
+		else
+			round->full++;
+		if (!round->since) {
+			round->since = now;
+			round->since_unusable = unusable;
+		}
+		return;
+	}
+	if (!round->since)
+		return;
+	lasted = now - round->since;
+	round->without_ns += lasted;
+	if (round->since_unusable)
+		round->unusable_ns += lasted;
+	if (lasted > round->longest_ns)
+		round->longest_ns = lasted;
+	round->since = 0;
+}
+
+/*
+ * mptcp_subflow_get_send() (net/mptcp/protocol.c) comes by here for each subflow before it
+ * decides.  At the last one everything it will compare is known, so the decision is made
+ * again here: ready ones only, no backup while another is ready, and of these the one
+ * whose queue empties first (queued bytes over pacing rate).
+ */
+SEC("tp_btf/mptcp_subflow_get_send")
+int BPF_PROG(round_ends, struct mptcp_subflow_context *subflow)
+{
+	u64 best_linger = UNSEEN, backup_linger = UNSEEN, best = 0, best_backup = 0;
+	struct trace_connection key = {};
+	struct trace_share *share;
+	struct mptcp_sock *msk;
+	u64 first, node;
+	bool full = false;
+
+	msk = as(mptcp_sock, subflow->conn);
+	first = (u64)msk + bpf_core_field_offset(msk->conn_list);
+	if ((u64)see(as(mptcp_subflow_context, subflow), node.next) != first ||
+	    !wanted(subflow->tcp_sock))
+		return 0;
+	key.netns = netns_of(subflow->tcp_sock);
+	key.token = subflow->token;
+
+	node = (u64)see(msk, conn_list.next);
+	for (int i = 0; i < MAX_SUBFLOWS && node && node != first; i++) {
+		struct mptcp_subflow_context *ctx = as(mptcp_subflow_context, node);
+		u64 address = (u64)see(ctx, tcp_sock);
+		u64 pace = see(as(mptcp_subflow_context___trace, node), avg_pacing_rate);
+		u64 linger;
+
+		node = (u64)see(ctx, node.next);
+		if (!pace || see_bit(ctx, stale) || !is_ready(ctx, as(sock, address)))
+			continue;
+		linger = ((u64)see(as(sock___trace, address), sk_wmem_queued) << 32) / pace;
+		if (is_backup(ctx)) {
+			if (linger < backup_linger) {
+				backup_linger = linger;
+				best_backup = address;
+			}
+		} else if (linger < best_linger) {
+			best_linger = linger;
+			best = address;
+		}
+	}
+	if (best) {
+		best_backup = 0;
+	} else {
+		best = best_backup;
+	}
+	if (best) {
+		struct sock___trace *sk = as(sock___trace, best);
+
+		full = see(sk, sk_wmem_queued) >= see(sk, sk_sndbuf);
+	}
+	account_round(&key, !best, full);
+
+	node = (u64)see(msk, conn_list.next);
+	for (int i = 0; i < MAX_SUBFLOWS && node && node != first; i++) {
+		struct mptcp_subflow_context *ctx = as(mptcp_subflow_context, node);
+		u64 address = (u64)see(ctx, tcp_sock);
+
+		node = (u64)see(ctx, node.next);
+		share = share_of(address, key.netns, key.token);
+		if (!share)
+			continue;
+		if (see_bit(ctx, stale))
+			share->stale++;
+		else if (!is_ready(ctx, as(sock, address)))
+			share->not_ready++;
+		else if (address == best)
+			share->chosen += !full;
+		else if (is_backup(ctx) && !best_backup)
+			share->backup++;
+		else
+			share->slower++;
+	}
+	return 0;
+}

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``mptcpd-ebpf trace TOOL``: why is this connection behaving like that?"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NotPermitted
+from mptcpd_ebpf.probes import ProbesUnavailable
+from mptcpd_ebpf.probes.core_probes import may_load
+
+if TYPE_CHECKING:
+    from mptcpd_ebpf.trace.frame import Summary, Trace
+    from mptcpd_ebpf.trace.scope import Scope
+
+_CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+
+Tool = Callable[..., "Summary"]
+
+
+@click.group(
+    epilog="""
+    \b
+    Try it:
+      mptcpd-ebpf trace life               connections and subflows, first SYN to end
+      mptcpd-ebpf trace joins -d 30        why does the second path not come up?
+      mptcpd-ebpf trace doctor 1a2b3c4d    what limits this connection?
+
+    docs/tracing.md is the guide, by symptom.
+    """
+)
+def command() -> None:
+    """Show what MPTCP does in the kernel, as it happens.
+
+    Each tool prints a line an event and a summary at the end (Ctrl-C, or -d), with what
+    it lost and what it cost.  Tools see the network namespace they run in.
+    """
+
+
+def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options all tools share."""
+    for option in reversed(
+        (
+            click.option("--pid", type=click.IntRange(min=1), help="Only this process."),
+            click.option("--comm", metavar="NAME", help="Only processes of this name."),
+            click.option(
+                "--cgroup",
+                metavar="DIR",
+                type=click.Path(exists=True, file_okay=False, path_type=Path),
+                help="Only this cgroup v2 folder and those below.",
+            ),
+            click.option("--token", metavar="TOKEN", help="Only this connection, as ls names it."),
+            click.option(
+                "--addr", metavar="ADDR", help="Only with this address, prefix, or address:port."
+            ),
+            click.option(
+                "--netns",
+                metavar="NS",
+                help="Look into this network namespace: a name of 'ip netns', or a pid.",
+            ),
+            click.option(
+                "-d", "--duration", type=click.FloatRange(min=0), help="End after so many seconds."
+            ),
+            click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _run(
+    name: str,
+    tool: Callable[[Trace, dict[str, int]], Summary],
+    *,
+    as_json: bool,
+    duration: float | None,
+    netns: str | None,
+    **chosen: Any,
+) -> None:
+    from mptcpd_ebpf.kernel import netns as namespaces
+    from mptcpd_ebpf.trace.frame import Trace
+
+    scope = _scope(**chosen)
+    _enter(netns)
+    if not may_load():
+        raise Failure(
+            f"trace {name} needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root",
+            ExitCode.PRIVILEGE,
+        )
+    try:
+        trace = Trace(name, scope, as_json=as_json)
+        constants = {"own_netns": namespaces.inode()}
+        trace.run(duration, tool(trace, constants))
+    except ProbesUnavailable as error:
+        raise Failure(f"trace {name}: {error}", ExitCode.NO_MPTCP) from None
+    except MptcpMissing as error:
+        raise Failure(str(error), ExitCode.NO_MPTCP) from None
+    except NotPermitted as error:
+        raise Failure(str(error), ExitCode.PRIVILEGE) from None
+    except KernelError as error:
+        raise Failure(f"trace {name}: {error}", ExitCode.CHECK_FAILED) from None
+
+
+def _scope(
+    *, pid: int | None, comm: str | None, cgroup: Path | None, token: str | None, addr: str | None
+) -> Scope:
+    from mptcpd_ebpf.trace.scope import Scope, cgroups_below, parse_address, parse_token
+
+    option = ""
+    try:
+        option = "--token"
+        wanted_token = None if token is None else parse_token(token)
+        option = "--addr"
+        wanted_address = None if addr is None else parse_address(addr)
+        option = "--cgroup"
+        cgroups = frozenset[int]() if cgroup is None else cgroups_below(cgroup)
+    except ValueError as error:
+        raise Failure(f"{option}: {error}", ExitCode.USAGE) from None
+    return Scope(pid=pid, comm=comm, cgroups=cgroups, token=wanted_token, address=wanted_address)
+
+
+def _enter(netns: str | None) -> None:
+    """Moves this thread into a namespace.  Raises Failure."""
+    if netns is None:
+        return
+    path = f"/proc/{netns}/ns/net" if netns.isdigit() else f"/run/netns/{netns}"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Failure(
+            f"--netns {netns}: {path}: {error.strerror}; give a name that 'ip netns' lists or a pid",
+            ExitCode.USAGE,
+        ) from None
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.setns(descriptor, _CLONE_NEWNET)
+    os.close(descriptor)
+    if result:
+        cause = os.strerror(ctypes.get_errno())
+        raise Failure(f"--netns {netns}: cannot enter it: {cause}", ExitCode.PRIVILEGE)
+
+
+def _tool(name: str, module: str, text: str) -> None:
+    """Adds a tool that takes nothing but the filters; its module loads when it is asked for."""
+
+    def run(**chosen: Any) -> None:
+        from importlib import import_module
+
+        entry: Tool = getattr(import_module(f"mptcpd_ebpf.trace.{module}"), f"trace_{module}")
+        _run(name, entry, **chosen)
+
+    command.command(name, help=text)(_filters(functools.update_wrapper(run, run)))
+
+
+_tool(
+    "life", "life",
+    """Connections and subflows, from the first SYN to the end.
+
+    With durations, bytes, the process, and why each ended.""",
+)  # fmt: skip

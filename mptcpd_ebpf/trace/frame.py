@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What all trace tools share: one loop, one way of speaking, one way of ending.
+
+A tool is a function that opens its sources, hands them to the `Trace` and returns what
+says the summary.  The frame then waits on the sources until the time is over or SIGINT or
+SIGTERM comes, reads once more what is left, lets the summary be said, and states what was
+lost and what the tracing cost.
+
+Every line is said twice at once: as text for people, and as fields for `--json`, which
+prints one object a line with `schema`, `trace` (the tool), `event` and `at`
+(CLOCK_MONOTONIC, nanoseconds).
+"""
+
+import json
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol, TextIO, TypeVar
+
+from mptcpd_ebpf.kernel import counters, netns
+from mptcpd_ebpf.trace.kernel_side import Cost
+from mptcpd_ebpf.trace.scope import Directory, Scope, Subject
+
+SCHEMA = 1
+
+Summary = Callable[[], None]
+
+
+class Source(Protocol):
+    """Something of the kernel's that costs and may lose."""
+
+    def cost(self) -> Cost: ...
+
+    @property
+    def lost(self) -> dict[str, int]: ...
+
+    def close(self) -> None: ...
+
+
+class Readable(Protocol):
+    def fileno(self) -> int: ...
+
+
+S = TypeVar("S", bound=Source)
+
+
+class Trace:
+    """One run of one tool."""
+
+    def __init__(
+        self, tool: str, scope: Scope, *, as_json: bool = False, out: TextIO | None = None
+    ) -> None:
+        self.tool = tool
+        self.scope = scope
+        self.directory = Directory()
+        self.began = time.monotonic_ns()
+        self.means: list[str] = []
+        """How the tool sees, for the first line: hooks, filters, counters."""
+        self._json = as_json
+        self._out = out or sys.stdout
+        self._sources: list[Source] = []
+        self._readers: list[tuple[Readable, Callable[[], None]]] = []
+        self._timers: list[list[Any]] = []
+        self._stack = ExitStack()
+        self._before = counters.read()
+        self._shift_ns = time.time_ns() - self.began
+
+    # --- what a tool does with it
+
+    def open(self, source: S) -> S:
+        """Takes a source over: it is accounted for, and closed at the end."""
+        self._sources.append(source)
+        self._stack.callback(source.close)
+        return source
+
+    def watch(self, readable: Readable, read: Callable[[], None]) -> None:
+        """`read` is called whenever there is something to read."""
+        self._readers.append((readable, read))
+
+    def every(self, seconds: float, call: Callable[[], None]) -> None:
+        self._timers.append([time.monotonic() + seconds, seconds, call])
+
+    def admits(self, who: Subject) -> bool:
+        """Whether the filters let a subflow through; its process is looked up if they ask."""
+        if self.scope.asks_for_owner:
+            self.directory.find_owner(who)
+        return self.scope.admits(who)
+
+    def counted(self) -> dict[str, int]:
+        """The MPTcpExt counters that moved since the trace began, and by how much."""
+        now = counters.read()
+        moved = {name: value - self._before.get(name, 0) for name, value in now.items()}
+        return {name: value for name, value in moved.items() if value}
+
+    def say(self, event: str, text: str, at: int | None = None, **fields: object) -> None:
+        """One line.  Text of several lines is indented below the first."""
+        moment = at or time.monotonic_ns()
+        if self._json:
+            record = {
+                "schema": SCHEMA, "trace": self.tool, "event": event, "at": moment, **fields,
+            }  # fmt: skip
+            line = json.dumps(record)
+        else:
+            seconds, rest = divmod(moment + self._shift_ns, 1_000_000_000)
+            clock = time.strftime("%H:%M:%S", time.localtime(seconds))
+            first, *more = text.split("\n")
+            line = "\n".join([f"{clock}.{rest // 1000:06d}  {first}", *more])
+        print(line, file=self._out, flush=True)
+
+    def note(self, text: str, **fields: object) -> None:
+        """A line without a time, of a summary."""
+        if self._json:
+            self.say("summary", text, **fields)
+        else:
+            print(text, file=self._out, flush=True)
+
+    # --- the run
+
+    def run(self, seconds: float | None, summary: Summary) -> None:
+        """Reads until the time is over or a signal comes, and says the end."""
+        with self._stack, _stopped_by_signals() as stopped:
+            self.say(
+                "started",
+                f"tracing {self.tool} in namespace {netns.inode()} by {', '.join(self.means)}; "
+                + ("Ctrl-C ends it" if seconds is None else f"{seconds:g} s"),
+                means=self.means,
+                netns=netns.inode(),
+            )
+            self._loop(stopped, None if seconds is None else time.monotonic() + seconds)
+            for _, read in self._readers:
+                read()
+            summary()
+            self._account()
+
+    def _loop(self, stopped: socket.socket, end: float | None) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(stopped, selectors.EVENT_READ)
+            for readable, read in self._readers:
+                selector.register(readable.fileno(), selectors.EVENT_READ, read)
+            while end is None or time.monotonic() < end:
+                deadlines = [timer[0] for timer in self._timers]
+                if end is not None:
+                    deadlines.append(end)
+                wait = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+                for key, _ in selector.select(wait):
+                    if key.data is None:
+                        return
+                    key.data()
+                for timer in self._timers:
+                    if timer[0] <= time.monotonic():
+                        timer[0] = time.monotonic() + timer[1]
+                        timer[2]()
+
+    def _account(self) -> None:
+        lost = {
+            name: count for source in self._sources for name, count in source.lost.items() if count
+        }
+        costs = [source.cost() for source in self._sources]
+        calls = sum(cost.calls for cost in costs)
+        spent = sum(cost.nanoseconds for cost in costs)
+        share = 100 * spent / max(1, time.monotonic_ns() - self.began)
+        each = spent / calls if calls else 0.0
+        words = ", ".join(f"{count} {name}" for name, count in lost.items()) or "nothing"
+        self.note(
+            f"lost: {words}; overhead: {calls} events, {each:.0f} ns each, "
+            f"{share:.3f} % of one CPU",
+            lost=lost,
+            overhead={"events": calls, "ns_per_event": round(each), "cpu_percent": share},
+        )
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[socket.socket]:
+    """A socket that becomes readable at SIGINT or SIGTERM."""
+    read, write = socket.socketpair()
+    write.setblocking(False)
+    with read, write:
+        before = {
+            number: signal.signal(number, lambda *_: None)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        wakeup = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+        try:
+            yield read
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``trace life``: every connection and subflow from its first SYN to its end.
+
+Seen by inet_sock_set_state, tcp_send_reset, tcp_receive_reset and tcp_destroy_sock, whose
+record carries TCP's own final numbers.  Why a subflow ended is told by what came first:
+a reset in either direction, the socket's error, or which side sent FIN first (the state
+left ESTABLISHED for FIN_WAIT1: this host; for CLOSE_WAIT: the peer).
+"""
+
+import errno
+from collections import Counter
+from dataclasses import dataclass, field
+
+from mptcpd_ebpf.trace import words
+from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
+from mptcpd_ebpf.trace.scope import Subject, owner_words, token_words
+
+_ESTABLISHED, _SYN_SENT, _SYN_RECV, _FIN_WAIT1, _CLOSE_WAIT = 1, 2, 3, 4, 8
+_NO_REASON = 0xFF
+
+
+@dataclass
+class Life:
+    """A subflow under way."""
+
+    who: Subject
+    opened_at: int | None = None
+    established_at: int | None = None
+    why: str | None = None
+    """The first sign of its end."""
+
+
+@dataclass
+class Connection:
+    """What its subflows add up to."""
+
+    opened_at: int
+    live: set[int] = field(default_factory=set)
+    subflows: int = 0
+    sent: int = 0
+    received: int = 0
+    retransmitted: int = 0
+
+
+class Lives:
+    """Follows records into lives; pure but for what it says to the trace."""
+
+    def __init__(self, trace: Trace, kinds: dict[int, str], reasons: dict[int, str]) -> None:
+        self._trace = trace
+        self._kinds = kinds
+        self._reasons = reasons
+        self._lives: dict[int, Life] = {}
+        self._connections: dict[int, Connection] = {}
+        self.ends: Counter[str] = Counter()
+        self.connections = 0
+
+    def take(self, record: Record) -> None:
+        who = self._trace.directory.of_record(record)
+        cookie = record["cookie"]
+        life = self._lives.get(cookie)
+        if life is None:
+            life = self._lives[cookie] = Life(who)
+        match self._kinds[record["kind"]]:
+            case "TRACE_STATE":
+                self._state(life, record)
+            case "TRACE_RESET_SENT":
+                reason = self._reasons.get(record["reason"], str(record["reason"]))
+                life.why = life.why or f"reset by this host ({reset_words(reason)})"
+            case "TRACE_RESET_RECEIVED":
+                life.why = life.why or "reset by the peer"
+            case "TRACE_ENDED":
+                self._ended(life, record)
+
+    def _state(self, life: Life, record: Record) -> None:
+        old, new = record["old_state"], record["state"]
+        if new in (_SYN_SENT, _SYN_RECV) and life.opened_at is None:
+            life.opened_at = record["at"]
+        if new == _ESTABLISHED:
+            self._established(life, record)
+        elif old == _ESTABLISHED and life.why is None:
+            if new == _FIN_WAIT1:
+                life.why = "closed by this host"
+            elif new == _CLOSE_WAIT:
+                life.why = "closed by the peer"
+        if record["error"] and (life.why is None or life.why.startswith("closed")):
+            life.why = _error_words(record, life)
+
+    def _established(self, life: Life, record: Record) -> None:
+        life.established_at = record["at"]
+        who, token = life.who, life.who.token
+        if token is None:
+            return
+        connection = self._connections.get(token)
+        if connection is None:
+            connection = Connection(life.opened_at or record["at"])
+            self._connections[token] = connection
+        connection.live.add(record["cookie"])
+        connection.subflows += 1
+        if not self._trace.admits(who):
+            return
+        kind = "join" if who.joined else "connection"
+        took = "" if life.opened_at is None else record["at"] - life.opened_at
+        self._trace.say(
+            "established",
+            f"{token_words(token)}  {kind:<10}  {who.name}  {owner_words(who.owner)}"
+            + (f"  after {words.duration(took)}" if isinstance(took, int) else "  accepted"),
+            record["at"],
+            **who.fields(),
+            handshake_ns=took if isinstance(took, int) else None,
+        )
+
+    def _ended(self, life: Life, record: Record) -> None:
+        who = life.who
+        self._lives.pop(record["cookie"], None)
+        why = life.why
+        if record["reset_reason"] != _NO_REASON:
+            told = words.reset(record["reset_reason"], bool(record["reset_transient"]))
+            why = f"reset by the peer (MP_TCPRST {told})"
+        if why is None:
+            why = _error_words(record, life) if record["error"] else "ended without a sign"
+        began = life.established_at or life.opened_at
+        lasted = None if began is None else record["at"] - began
+        self._trace.directory.find_owner(who)
+        if self._trace.admits(who):
+            self.ends[why] += 1
+            self._trace.say(
+                "ended",
+                f"{token_words(who.token)}  {'end':<10}  {who.name}  "
+                f"{'older than the trace' if lasted is None else words.duration(lasted)}  "
+                f"sent {words.size(record['bytes_sent'])}, "
+                f"received {words.size(record['bytes_received'])}, "
+                f"retransmitted {record['total_retrans']}  {why}",
+                record["at"],
+                **who.fields(),
+                established=life.established_at is not None,
+                lasted_ns=lasted,
+                bytes_sent=record["bytes_sent"],
+                bytes_acked=record["bytes_acked"],
+                bytes_received=record["bytes_received"],
+                retransmits=record["total_retrans"],
+                why=why,
+            )
+        self._leave(who, record)
+        self._trace.directory.forget(who)
+
+    def _leave(self, who: Subject, record: Record) -> None:
+        connection = self._connections.get(who.token or 0)
+        if connection is None or who.token is None:
+            return
+        connection.sent += record["bytes_sent"] - record["bytes_retrans"]
+        connection.received += record["bytes_received"]
+        connection.retransmitted += record["total_retrans"]
+        connection.live.discard(record["cookie"])
+        if connection.live:
+            return
+        del self._connections[who.token]
+        if not self._trace.admits(who):
+            return
+        self.connections += 1
+        lasted = record["at"] - connection.opened_at
+        self._trace.say(
+            "closed",
+            f"{token_words(who.token)}  closed      {connection.subflows} subflows  "
+            f"{words.duration(lasted)}  sent {words.size(connection.sent)}, "
+            f"received {words.size(connection.received)}, "
+            f"retransmitted {connection.retransmitted}  {owner_words(who.owner)}",
+            record["at"],
+            token=token_words(who.token),
+            lasted_ns=lasted,
+            subflows=connection.subflows,
+            bytes_sent=connection.sent,
+            bytes_received=connection.received,
+            retransmits=connection.retransmitted,
+        )
+
+    @property
+    def alive(self) -> int:
+        return sum(len(connection.live) for connection in self._connections.values())
+
+
+def reset_words(name: str) -> str:
+    """``SK_RST_REASON_TCP_ABORT_ON_CLOSE`` as ``tcp abort on close``."""
+    return name.removeprefix("SK_RST_REASON_").lower().replace("_", " ")
+
+
+def _error_words(record: Record, life: Life) -> str:
+    code = record["error"]
+    if life.established_at is None:
+        if code == errno.ETIMEDOUT:
+            return "the SYN was never answered"
+        if code == errno.ECONNREFUSED:
+            return "refused: the SYN was answered by a reset"
+    if code == errno.ETIMEDOUT:
+        return "timed out: nothing was acknowledged any more"
+    return words.error(code)
+
+
+def trace_life(trace: Trace, constants: dict[str, int]) -> Summary:
+    programs = ("state_changed", "destroyed", "reset_sent", "reset_received")
+    kernel = trace.open(KernelSide("trace", programs, constants))
+    trace.means += kernel.hooks()
+    trace.directory.look()
+    lives = Lives(trace, kernel.enumeration("trace_kind"), kernel_reasons())
+    trace.watch(kernel, lambda: [lives.take(each) for each in kernel.read("trace_record")] and None)
+
+    def summary() -> None:
+        trace.note(
+            f"{lives.connections} connections closed, {sum(lives.ends.values())} subflows ended, "
+            f"{lives.alive} alive"
+            + "".join(f"\n  {count:5}  {why}" for why, count in lives.ends.most_common()),
+            connections=lives.connections,
+            ends=dict(lives.ends),
+            alive=lives.alive,
+        )
+
+    return summary
+
+
+def kernel_reasons() -> dict[int, str]:
+    """The running kernel's enum sk_rst_reason; empty before Linux 6.10."""
+    from mptcpd_ebpf.probes.btf import Btf, BtfError
+    from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF
+
+    with open(VMLINUX_BTF, "rb") as file:
+        try:
+            names = Btf(file.read()).enumeration("sk_rst_reason")
+        except BtfError:
+            return {}
+    return {value: name for name, value in names.items()}

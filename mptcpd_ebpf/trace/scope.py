@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Whose traffic is traced: the filters that all tools share, and who a subflow belongs to.
+
+The kernel's records carry token and addresses; the process is known from the call that
+opened the connection, or else is looked up by way of the connection's socket
+(kernel.owners).  What is not known does not match a filter that asks for it.
+"""
+
+import os
+import time
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+
+from mptcpd_ebpf.core.address import SockAddr, parse_sockaddr
+from mptcpd_ebpf.core.measurement import Measurement, Owner
+from mptcpd_ebpf.kernel import diag
+from mptcpd_ebpf.probes.records import address
+from mptcpd_ebpf.trace.kernel_side import Record
+
+_U32 = 0xFFFFFFFF
+_LOOK_AGAIN_NS = 50_000_000
+
+Flow = tuple[SockAddr, SockAddr]
+"""Local, remote."""
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """A subflow as far as it is known."""
+
+    token: int | None
+    local: SockAddr
+    remote: SockAddr
+    local_id: int | None = None
+    remote_id: int | None = None
+    joined: bool | None = None
+    cookie: int | None = None
+    owner: Owner | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.local} → {self.remote}"
+
+    def fields(self) -> dict[str, object]:
+        """For JSON."""
+        owner = self.owner or Owner()
+        return {
+            "token": None if self.token is None else f"{self.token:08x}",
+            "local": str(self.local),
+            "remote": str(self.remote),
+            "local_id": self.local_id,
+            "remote_id": self.remote_id,
+            "initial": None if self.joined is None else not self.joined,
+            "pid": owner.pid,
+            "comm": owner.comm,
+        }
+
+
+def owner_words(owner: Owner | None) -> str:
+    """``python3[4711]``."""
+    if owner is None or owner.pid is None:
+        return "process unknown"
+    return f"{owner.comm or '?'}[{owner.pid}]"
+
+
+def token_words(token: int | None) -> str:
+    return "token ?" if token is None else f"{token:08x}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """Which connections are meant: those that fit everything that is given."""
+
+    pid: int | None = None
+    comm: str | None = None
+    cgroups: frozenset[int] = frozenset()
+    token: int | None = None
+    address: IPv4Network | IPv6Network | SockAddr | None = None
+
+    @property
+    def asks_for_owner(self) -> bool:
+        return self.pid is not None or self.comm is not None or bool(self.cgroups)
+
+    def admits(self, who: Subject) -> bool:
+        owner = who.owner or Owner()
+        return (
+            (self.token is None or who.token == self.token)
+            and (self.address is None or _touches(self.address, who))
+            and (self.pid is None or owner.pid == self.pid)
+            and (self.comm is None or owner.comm == self.comm)
+            and (not self.cgroups or owner.cgroup in self.cgroups)
+        )
+
+
+def _touches(wanted: IPv4Network | IPv6Network | SockAddr, who: Subject) -> bool:
+    if isinstance(wanted, SockAddr):
+        return wanted in (who.local, who.remote)
+    return any(ip_address(end.ip) in wanted for end in (who.local, who.remote))
+
+
+def parse_address(text: str) -> IPv4Network | IPv6Network | SockAddr:
+    """An address, a prefix, or an address with a port.  Raises ValueError."""
+    try:
+        return ip_network(text)
+    except ValueError:
+        if "/" in text or ":" not in text:
+            raise ValueError(
+                f"{text!r} is no address, prefix, or address:port ([address]:port)"
+            ) from None
+        return parse_sockaddr(text)
+
+
+def parse_token(text: str) -> int:
+    """A token in hexadecimal, as all commands print it.  Raises ValueError."""
+    try:
+        token = int(text, 16)
+    except ValueError:
+        token = -1
+    if not 0 < token <= _U32:
+        raise ValueError(f"{text!r} is no token: give the 8 hexadecimal digits that ls prints")
+    return token
+
+
+def cgroups_below(folder: Path) -> frozenset[int]:
+    """The ids (inodes) of a cgroup v2 folder and all below it.
+
+    Raises ValueError if it is none.
+    """
+    if not (folder / "cgroup.procs").exists() or not (folder / "cgroup.controllers").exists():
+        raise ValueError(f"{folder} is not a folder of the cgroup v2 file system")
+    return frozenset(os.stat(path).st_ino for path, _, _ in os.walk(folder))
+
+
+@dataclass
+class Directory:
+    """Which subflow belongs to which connection and process, as learnt so far."""
+
+    by_flow: dict[Flow, Subject] = field(default_factory=dict)
+    by_cookie: dict[int, Subject] = field(default_factory=dict)
+    owners: dict[int, Owner] = field(default_factory=dict)
+    """By token."""
+    _looked_at: int = 0
+
+    def look(self) -> None:
+        """Learns all live connections and who has them open."""
+        self._looked_at = time.monotonic_ns()
+        snapshot = diag.snapshot()
+        for connection in snapshot.connections:
+            if connection.owner and connection.owner.pid is not None:
+                self.owners.setdefault(connection.token, connection.owner)
+        for measured in snapshot.subflows:
+            self.of_measurement(measured)
+
+    def of_measurement(self, measured: Measurement) -> Subject:
+        if measured.owner and measured.owner.pid is not None:
+            self.owners.setdefault(measured.token, measured.owner)
+        return self._learn(
+            Subject(
+                token=measured.token,
+                local=measured.local,
+                remote=measured.remote,
+                local_id=measured.local_id,
+                remote_id=measured.remote_id,
+                joined=None if measured.initial is None else not measured.initial,
+                cookie=measured.cookie,
+            )
+        )
+
+    def of_record(self, record: Record) -> Subject:
+        """The subflow of a trace_record, with what earlier ones said of it."""
+        token = record["token"] or None
+        if token and record["pid"] != _U32:
+            self.owners[token] = Owner(
+                pid=record["pid"],
+                uid=record["uid"],
+                cgroup=record["cgroup"],
+                comm=record["comm"].split(b"\0", 1)[0].decode(errors="replace"),
+            )
+        return self._learn(
+            Subject(
+                token=token,
+                local=address(record["local_ip"], record["local_port"]),
+                remote=address(record["remote_ip"], record["remote_port"]),
+                local_id=_known_id(record["local_id"]),
+                remote_id=_known_id(record["remote_id"]),
+                joined=bool(record["joined"]) if token else None,
+                cookie=record["cookie"] or None,
+            )
+        )
+
+    def of_flow(self, local: SockAddr, remote: SockAddr) -> Subject:
+        """The subflow between two addresses, token None if nothing is known of it."""
+        known = self.by_flow.get((local, remote))
+        return known or Subject(token=None, local=local, remote=remote)
+
+    def _learn(self, new: Subject) -> Subject:
+        known = self.by_cookie.get(new.cookie or 0)
+        if known is None:
+            known = new
+            if new.cookie:
+                self.by_cookie[new.cookie] = new
+        else:
+            known.token = known.token or new.token
+            if new.local.port and new.remote.port:
+                known.local, known.remote = new.local, new.remote
+            for name in ("local_id", "remote_id", "joined"):
+                if getattr(new, name) is not None:
+                    setattr(known, name, getattr(new, name))
+        self.by_flow[known.local, known.remote] = known
+        if known.owner is None and known.token:
+            known.owner = self.owners.get(known.token)
+        return known
+
+    def find_owner(self, who: Subject) -> None:
+        """Looks the process up if it is not known yet; not more often than 20 times a second."""
+        if who.owner or not who.token:
+            return
+        if who.token not in self.owners and (
+            time.monotonic_ns() - self._looked_at > _LOOK_AGAIN_NS
+        ):
+            self.look()
+        who.owner = self.owners.get(who.token)
+
+    def forget(self, who: Subject) -> None:
+        """The subflow has ended."""
+        if who.cookie:
+            self.by_cookie.pop(who.cookie, None)
+        if self.by_flow.get((who.local, who.remote)) is who:
+            del self.by_flow[who.local, who.remote]
+
+
+def _known_id(value: int) -> int | None:
+    return None if value > 255 else value

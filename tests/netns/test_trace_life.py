@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What `trace life` tells of real connections is what was done with them."""
+
+import os
+import struct
+from collections.abc import Iterator
+from socket import SO_LINGER, SOL_SOCKET
+
+import pytest
+
+from mptcpd_ebpf.lab import Lab, Path
+from tests.netns.probed import allow_joins, connection, exchange
+from tests.netns.tracing import tracing
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(paths=[Path(delay_ms=2), Path(delay_ms=4)]) as lab:
+        allow_joins(lab)
+        yield lab
+
+
+def test_a_connection_its_join_and_its_end(lab: Lab) -> None:
+    with tracing(lab.client, "life") as told:
+        with connection(lab) as ends:
+            join = told.event("established", initial=False)
+            exchange(ends, b"x" * 10_000)
+            port = ends.client.getsockname()[1]
+        closed = told.event("closed")
+        told.end()
+    initial = told.event("established", initial=True)
+    assert initial["local"] == f"{lab.paths[0].client_ip}:{port}"
+    assert initial["token"] == join["token"] == closed["token"]
+    assert join["local"].startswith(lab.paths[1].client_ip + ":")
+    assert initial["pid"] == os.getpid()
+    assert initial["handshake_ns"] >= 4_000_000
+    assert closed["subflows"] == 2
+    assert closed["bytes_sent"] >= 10_005
+    assert closed["bytes_received"] >= 10_005
+    assert {line["why"] for line in told.all("ended")} == {"closed by this host"}
+
+
+def test_the_peer_closes_and_the_server_sees_its_side(lab: Lab) -> None:
+    with tracing(lab.client, "life") as told, tracing(lab.server, "life") as server_told:
+        with connection(lab) as ends:
+            told.event("established", initial=False)
+            server_told.event("established", initial=False)
+            ends.server.close()
+            ends.client.recv(1)
+        told.event("closed")
+        server_told.event("closed")
+    assert {line["why"] for line in told.all("ended")} <= {
+        "closed by the peer",
+        "closed by this host",
+    }
+    # An accepted socket appears when it is established: its SYN is not known, and not made up.
+    assert server_told.event("established", initial=True)["handshake_ns"] is None
+
+
+def test_a_reset_is_told_on_both_sides(lab: Lab) -> None:
+    with tracing(lab.client, "life") as told, tracing(lab.server, "life") as server_told:
+        with connection(lab) as ends:
+            ends.client.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("=ii", 1, 0))
+            ends.client.close()
+        ended = told.event("ended", initial=True)
+        server_ended = server_told.event("ended", initial=True)
+    assert ended["why"].startswith("reset by this host")
+    assert server_ended["why"].startswith("reset by the peer")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seen"),
+    [
+        (("--pid", str(os.getpid())), True),
+        (("--pid", "1"), False),
+        (("--comm", "no-such-name"), False),
+        (("--addr", "10.1.1.2"), True),
+        (("--addr", "10.9.0.0/16"), False),
+        (("--token", "1"), False),
+    ],
+)
+def test_filters_let_through_what_fits(lab: Lab, arguments: tuple[str, ...], seen: bool) -> None:
+    with tracing(lab.client, "life", *arguments) as told:
+        with connection(lab):
+            pass
+        if seen:
+            told.event("closed")
+        summary = told.end()
+    assert bool(summary["ends"]) == seen
+
+
+def test_another_namespace_by_name(lab: Lab) -> None:
+    with tracing(lab.server, "life", "--netns", lab.client.name) as told:
+        assert told.event("started")["netns"] == lab.client.netns
+        with connection(lab):
+            pass
+        assert told.event("established", initial=True)["local"].startswith("10.1.1.2:")

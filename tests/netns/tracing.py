@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the tests of the trace tools share: a tool running in a host, and what it says."""
+
+import json
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from mptcpd_ebpf.exitcodes import ExitCode
+from mptcpd_ebpf.lab import Host
+
+DEADLINE_S = 15.0
+MAIN = "import sys; from mptcpd_ebpf.cli import main; main(sys.argv[1:])"
+
+Line = dict[str, Any]
+
+
+class Tracing:
+    """A running tool; its lines so far."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+        self._pending = b""
+        self.lines: list[Line] = []
+
+    def until(self, found: Callable[[Line], bool], what: str) -> Line:
+        """The first line, past or to come, for which `found` holds."""
+        deadline = time.monotonic() + DEADLINE_S
+        looked_at = 0
+        while True:
+            for line in self.lines[looked_at:]:
+                if found(line):
+                    return line
+            looked_at = len(self.lines)
+            left = deadline - time.monotonic()
+            assert left > 0, f"no {what} among {self.lines}"
+            assert self._read(left), f"the tool ended without {what}: {self.lines}"
+
+    def event(self, name: str, **fields: object) -> Line:
+        """The first line of an event with these fields."""
+        return self.until(
+            lambda line: (
+                line["event"] == name
+                and all(line.get(key) == value for key, value in fields.items())
+            ),
+            f"{name} with {fields}",
+        )
+
+    def all(self, name: str) -> list[Line]:
+        """All lines of an event so far."""
+        return [line for line in self.lines if line["event"] == name]
+
+    def end(self) -> Line:
+        """Ctrl-C; returns what the summaries say, put together."""
+        self._process.send_signal(signal.SIGINT)
+        while self._read(DEADLINE_S):
+            pass
+        assert self._process.wait(DEADLINE_S) == ExitCode.OK
+        return {key: value for line in self.all("summary") for key, value in line.items()}
+
+    def _read(self, seconds: float) -> bool:
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(seconds):
+                return True
+        chunk = self._process.stdout.read1(65536)  # type: ignore[attr-defined]
+        *whole, self._pending = (self._pending + chunk).split(b"\n")
+        self.lines += [json.loads(line) for line in whole]
+        return bool(chunk)
+
+
+@contextmanager
+def tracing(host: Host, *arguments: str) -> Iterator[Tracing]:
+    """A tool that has begun to trace in a host."""
+    process = host.popen(
+        [sys.executable, "-c", MAIN, "trace", *arguments, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        try:
+            running = Tracing(process)
+            if not running._read(DEADLINE_S):
+                assert process.stderr is not None
+                words = process.stderr.read().decode()
+                if process.wait() in (ExitCode.NO_MPTCP, ExitCode.PRIVILEGE):
+                    pytest.skip(f"this tool cannot run here: {words}")
+                raise AssertionError(words)
+            running.event("started")
+            yield running
+        finally:
+            if process.poll() is None:
+                process.kill()
