@@ -77,19 +77,31 @@ def news(decisions: list[DecisionView]) -> list[DecisionView]:
     return [each for each in decisions if not each["command"]["routine"]]
 
 
+def reaction(
+    decisions: list[tuple[int, DecisionView]], phase: Phase, ip: str
+) -> tuple[float | None, float | None]:
+    """Milliseconds from the fault to the leaving of the path of our address `ip`, and from
+    the healing to its return; None for what did not happen."""
+    telling = [
+        (at, each)
+        for at, each in decisions
+        if phase.begin <= at < phase.end and not each["command"]["routine"]
+    ]
+    left = next((at for at, each in telling if _leaves(each, ip)), None)
+    back = next((at for at, each in telling if at >= phase.heal and _returns(each, ip)), None)
+    return _ms(left, phase.begin), _ms(back, phase.heal)
+
+
 def _compared(without: Recording, before: Phase, managed: Recording, after: Phase) -> Compared:
     made = [(at, each) for at, each in managed.decisions if after.begin <= at < after.end]
     telling = [(at, each) for at, each in made if not each["command"]["routine"]]
-    left = next((at for at, each in telling if _leaves(each, managed.fast_ip)), None)
-    back = next(
-        (at for at, each in telling if at >= after.heal and _returns(each, managed.fast_ip)), None
-    )
+    left, back = reaction(managed.decisions, after, managed.fast_ip)
     return {
         "fault": after.fault,
         "without": _latency(without, before),
         "with": _latency(managed, after),
-        "fault_to_action_ms": _ms(left, after.begin),
-        "heal_to_return_ms": _ms(back, after.heal),
+        "fault_to_action_ms": left,
+        "heal_to_return_ms": back,
         "decisions": [
             {
                 "t": round((at - after.begin) / 1e9, 3),

@@ -88,27 +88,35 @@ Watch = Callable[[str, Connections, list[DecisionView]], None]
 
 def run(manager: Manager, timing: Timing, watch: Watch) -> Recording:
     """One run from set-up to clean-up.  Raises LabError."""
-    with Lab(paths=[FAST, SLOW]) as lab, tempfile.TemporaryDirectory() as folder:
-        _set_limits(lab)
+    with (
+        stage(manager) as lab,
+        tempfile.TemporaryDirectory() as folder,
+        daemon(lab, manager, f"{folder}/control") as control,
+    ):
+        return _Run(lab, manager, timing, control, watch).record()
+
+
+@contextmanager
+def stage(manager: Manager) -> Iterator[Lab]:
+    """The two hosts and paths, with what the path manager needs to use both."""
+    with Lab(paths=[FAST, SLOW]) as lab:
+        # Room for joins at both ends; the defaults of the in-kernel path manager allow two.
+        for host in (lab.client, lab.server):
+            limit = str(_LIMIT)
+            host.run(
+                ["ip", "mptcp", "limits", "set", "subflows", limit, "add_addr_accepted", limit]
+            )
         if manager == "kernel":
             slow = lab.paths[1]
             lab.client.run(
                 ["ip", "mptcp", "endpoint", "add", slow.client_ip, "dev", slow.client_if, "subflow"]
             )
-        with _daemon(lab, manager, f"{folder}/control") as control:
-            return _Run(lab, manager, timing, control, watch).record()
-
-
-def _set_limits(lab: Lab) -> None:
-    """Room for joins at both ends; the defaults of the in-kernel path manager allow two."""
-    for host in (lab.client, lab.server):
-        limit = str(_LIMIT)
-        host.run(["ip", "mptcp", "limits", "set", "subflows", limit, "add_addr_accepted", limit])
+        yield lab
 
 
 @contextmanager
-def _daemon(lab: Lab, manager: Manager, control: str) -> Iterator[str]:
-    """A daemon in the client's namespace; gives its control path."""
+def daemon(lab: Lab, manager: Manager, control: str) -> Iterator[str]:
+    """A daemon in the client's namespace, ready; gives its control path."""
     argv = [sys.executable, "-m", "mptcpd_ebpf", "daemon", "--control", control]
     if manager != "kernel":
         argv.append(f"--path-manager={manager}")
@@ -128,6 +136,17 @@ def _daemon(lab: Lab, manager: Manager, control: str) -> Iterator[str]:
         process.communicate()
 
 
+def decisions(control: str) -> list[tuple[int, DecisionView]]:
+    """What a daemon decided and carried out, each with its time, CLOCK_MONOTONIC nanoseconds."""
+    epoch = time.time_ns() - time.monotonic_ns()
+    return [(round(each["t"] * 1e9) - epoch, each) for each in _carried_out(control)]
+
+
+def _carried_out(control: str) -> list[DecisionView]:
+    answer = control_client.get(control, "/v1/decisions")["decisions"]
+    return [each for each in answer if each["refused"] is None]
+
+
 class _Run:
     def __init__(
         self, lab: Lab, manager: Manager, timing: Timing, control: str, watch: Watch
@@ -137,13 +156,11 @@ class _Run:
         self._timing = timing
         self._control = control
         self._watch = watch
-        self._epoch = time.time_ns() - time.monotonic_ns()
         self._samples: list[Sample] = []
 
     def record(self) -> Recording:
         messages, phases = self._under_faults()
         bulk, bulk_phase = self._bulk()
-        decisions = self._decisions()
         return Recording(
             manager=self._manager,
             fast_ip=self._lab.paths[0].client_ip,
@@ -152,7 +169,7 @@ class _Run:
             messages=messages,
             bulk=bulk,
             samples=self._samples,
-            decisions=[(round(each["t"] * 1e9) - self._epoch, each) for each in decisions],
+            decisions=decisions(self._control),
         )
 
     def _under_faults(self) -> tuple[list[Message], list[Phase]]:
@@ -193,8 +210,4 @@ class _Run:
             time.sleep(min(left, SAMPLE_S))
             connections: Connections = control_client.get(self._control, "/v1/connections")
             self._samples.append(Sample(at=time.monotonic_ns(), connections=connections))
-            self._watch(phase, connections, self._decisions())
-
-    def _decisions(self) -> list[DecisionView]:
-        answer = control_client.get(self._control, "/v1/decisions")["decisions"]
-        return [each for each in answer if each["refused"] is None]
+            self._watch(phase, connections, _carried_out(self._control))

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A figure that was measured, beside what it should be: rows of a markdown table."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+HEAD = ["| figure | measured | target | |", "|---|---|---|---|"]
+
+
+class Figure(Struct, frozen=True):
+    """One row."""
+
+    what: str
+    measured: str
+    target: str = ""
+    met: bool | None = None
+    """None without a target."""
+
+    def __str__(self) -> str:
+        verdict = "" if self.met is None else "met" if self.met else "**missed**"
+        return f"| {self.what} | {self.measured} | {self.target} | {verdict} |"
+
+
+def table(figures: Iterable[Figure]) -> str:
+    return "\n".join([*HEAD, *map(str, figures)])
+
+
+def spread(values: Sequence[float], unit: str, digits: int = 0) -> str:
+    """``median 12 ms (8…31, n 10)``; says so where there is nothing to tell."""
+    if not values:
+        return "never happened"
+    low, middle, high = min(values), statistics.median(values), max(values)
+    numbers = [f"{value:.{digits}f}" for value in (middle, low, high)]
+    return f"median {numbers[0]} {unit} ({numbers[1]}…{numbers[2]}, n {len(values)})"
+
+
+def median_at_most(
+    what: str, values: Sequence[float], limit: float, unit: str, digits: int = 0
+) -> Figure:
+    """A figure whose median has a limit; what never happened misses it."""
+    met = bool(values) and statistics.median(values) <= limit
+    return Figure(what, spread(values, unit, digits), f"≤ {limit:g} {unit}", met)
+
+
+def percentile(values: Iterable[float], percent: int) -> float:
+    """By the nearest-rank rule; NaN of nothing, which meets no target."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-percent * len(ordered) // 100) - 1)] if ordered else math.nan
