@@ -48,11 +48,16 @@ def ping(
     return len(times), times
 
 
-def fastest(host: Host, target: str, source: str | None = None) -> float:
-    """The best of some round trips: load on the machine only ever adds."""
-    answers, times = ping(host, target, source=source, count=8)
-    assert answers
-    return min(times)
+def check_round_trip(
+    host: Host, target: str, low_ms: float, high_ms: float, *, source: str | None = None
+) -> None:
+    """The best round trip is in low…high: load on the machine only ever adds, so try again."""
+    deadline = time.monotonic() + 10
+    best = float("inf")
+    while not low_ms <= best < high_ms:
+        assert time.monotonic() < deadline, f"{best} ms, not in {low_ms}…{high_ms}"
+        assert best >= low_ms
+        best = min([best, *ping(host, target, source=source)[1]])
 
 
 def test_every_path_has_its_delay_and_every_address_is_reached_over_every_path(
@@ -61,8 +66,9 @@ def test_every_path_has_its_delay_and_every_address_is_reached_over_every_path(
     lab = make([Path(delay_ms=10), Path(delay_ms=30), Path(up={"delay_ms": 20})])
     for path, round_trip in zip(lab.paths, (20, 60, 20), strict=True):
         for target in lab.paths:
-            measured = fastest(lab.client, target.server_ip, path.client_ip)
-            assert round_trip <= measured < round_trip + 5, (path, target)
+            check_round_trip(
+                lab.client, target.server_ip, round_trip, round_trip + 5, source=path.client_ip
+            )
 
 
 @pytest.mark.parametrize("ip", ["6", "both"])
@@ -87,21 +93,21 @@ def test_a_changed_path_is_changed_and_a_healed_one_as_declared(make: Make) -> N
     lab = make([Path(delay_ms=5)])
     path = lab.paths[0]
     path.set(delay_ms=20)
-    assert fastest(lab.client, path.server_ip) >= 40
+    check_round_trip(lab.client, path.server_ip, 40, 60)
     path.set(delay_ms=10, direction="up")
-    assert 30 <= fastest(lab.client, path.server_ip) < 40
+    check_round_trip(lab.client, path.server_ip, 30, 40)
     path.heal()
-    assert 10 <= fastest(lab.client, path.server_ip) < 30
+    check_round_trip(lab.client, path.server_ip, 10, 30)
 
 
 def test_an_unimpaired_path_can_be_impaired_and_back(make: Make) -> None:
     lab = make([Path()])
     path = lab.paths[0]
-    assert fastest(lab.client, path.server_ip) < 5
+    check_round_trip(lab.client, path.server_ip, 0, 5)
     path.set(delay_ms=20)
-    assert fastest(lab.client, path.server_ip) >= 40
+    check_round_trip(lab.client, path.server_ip, 40, 60)
     path.heal()
-    assert fastest(lab.client, path.server_ip) < 5
+    check_round_trip(lab.client, path.server_ip, 0, 5)
 
 
 @pytest.mark.parametrize("direction", ["up", "down", "both"])
@@ -166,8 +172,8 @@ def test_paths_that_share_a_bottleneck_share_its_rate(make: Make) -> None:
         bottlenecks=[Bottleneck(name="isp", rate_mbit=10, delay_ms=4)],
     )
     for path in lab.paths[:2]:
-        assert 10 <= fastest(lab.client, path.server_ip, path.client_ip) < 15
-    assert fastest(lab.client, lab.paths[2].server_ip, lab.paths[2].client_ip) < 5
+        check_round_trip(lab.client, path.server_ip, 10, 15, source=path.client_ip)
+    check_round_trip(lab.client, lab.paths[2].server_ip, 0, 5, source=lab.paths[2].client_ip)
     both = [lab.start(Bulk(transport="tcp", path=path)) for path in (0, 1)]
     began = time.monotonic_ns()
     time.sleep(1.5)
@@ -175,7 +181,7 @@ def test_paths_that_share_a_bottleneck_share_its_rate(make: Make) -> None:
     together = sum(bulk.stop().mbit_between(began, ended) for bulk in both)
     assert 5 < together <= 10.5
     lab.bottlenecks["isp"].set(delay_ms=20)
-    assert fastest(lab.client, lab.paths[0].server_ip, lab.paths[0].client_ip) >= 42
+    check_round_trip(lab.client, lab.paths[0].server_ip, 42, 50, source=lab.paths[0].client_ip)
 
 
 def test_eight_paths_and_a_third_host(make: Make) -> None:
@@ -224,7 +230,7 @@ def test_a_dead_emulator_is_noticed() -> None:
             process = lab.backend.emulation.process  # type: ignore[attr-defined]
             process.kill()
             process.wait()
-            assert fastest(lab.client, lab.paths[0].server_ip) < 20
+            check_round_trip(lab.client, lab.paths[0].server_ip, 0, 20)
             with pytest.raises(LabError, match="emulator has ended"):
                 lab.paths[0].set(delay_ms=30)
 
