@@ -10,7 +10,9 @@ import asyncio
 import logging
 import time
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from mptcpd_ebpf import view
 from mptcpd_ebpf.config import ConfigError, Metrics
@@ -27,7 +29,15 @@ from mptcpd_ebpf.httpserver import (
     json_answer,
     server_sent_event,
 )
-from mptcpd_ebpf.schema import SCHEMA, Connections, DecisionView, Status
+from mptcpd_ebpf.schema import (
+    SCHEMA,
+    CarriedOut,
+    Connections,
+    DecisionView,
+    Endpoints,
+    LimitsView,
+    Status,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +57,14 @@ class ControlSource(Protocol):
 
     def decisions(self) -> list[DecisionView]:
         """The newest decisions, oldest first, bounded (`view.decision`)."""
+
+    async def endpoints(self) -> Endpoints:
+        """The in-kernel path manager's table (`by_hand.endpoints`)."""
+
+    async def limits(self) -> LimitsView: ...
+
+    async def carry_out(self, fields: dict[str, Any]) -> CarriedOut:
+        """Carries out a person's command (`by_hand`).  Raises ValueError if it is none."""
 
     async def pause(self) -> None: ...
 
@@ -70,6 +88,9 @@ class ControlServer:
             ("GET", "/v1/status"): self._status,
             ("GET", "/v1/decisions"): self._decisions,
             ("GET", "/v1/events"): STREAM,
+            ("GET", "/v1/endpoints"): self._endpoints,
+            ("GET", "/v1/limits"): self._limits,
+            ("POST", "/v1/command"): self._command,
             ("POST", "/v1/pause"): self._pause,
             ("POST", "/v1/resume"): self._resume,
             ("POST", "/v1/reload"): self._reload,
@@ -131,31 +152,44 @@ class ControlServer:
 
     # --- requests
 
-    async def _connections(self) -> Answer:
+    async def _connections(self, _body: bytes) -> Answer:
         return json_answer(await self._source.connections())
 
-    async def _status(self) -> Answer:
+    async def _status(self, _body: bytes) -> Answer:
         return json_answer(self._source.status())
 
-    async def _decisions(self) -> Answer:
+    async def _decisions(self, _body: bytes) -> Answer:
         return json_answer({"schema": SCHEMA, "decisions": self._source.decisions()})
 
-    async def _pause(self) -> Answer:
+    async def _endpoints(self, _body: bytes) -> Answer:
+        return json_answer(await self._source.endpoints())
+
+    async def _limits(self, _body: bytes) -> Answer:
+        return json_answer(await self._source.limits())
+
+    async def _command(self, body: bytes) -> Answer:
+        try:
+            fields = msgspec.json.decode(body, type=dict[str, Any])
+            return json_answer(await self._source.carry_out(fields))
+        except (msgspec.DecodeError, ValueError) as error:
+            return error_answer(HTTPStatus.BAD_REQUEST, str(error))
+
+    async def _pause(self, _body: bytes) -> Answer:
         await self._source.pause()
-        return await self._status()
+        return json_answer(self._source.status())
 
-    async def _resume(self) -> Answer:
+    async def _resume(self, _body: bytes) -> Answer:
         await self._source.resume()
-        return await self._status()
+        return json_answer(self._source.status())
 
-    async def _reload(self) -> Answer:
+    async def _reload(self, _body: bytes) -> Answer:
         try:
             await self._source.reload()
         except ConfigError as error:
             return error_answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
-        return await self._status()
+        return json_answer(self._source.status())
 
-    async def _scrape(self) -> Answer:
+    async def _scrape(self, _body: bytes) -> Answer:
         from mptcpd_ebpf import metrics  # prometheus_client: only a scrape pays for it
 
         body = metrics.exposition(self._source.status(), await self._source.connections())

@@ -9,6 +9,9 @@ import http.client
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
@@ -49,9 +52,27 @@ def get(path: str, target: str) -> Any:
     return _ask(path, "GET", target)
 
 
-def post(path: str, target: str) -> Any:
-    """The JSON that the daemon answers to ``POST target``."""
-    return _ask(path, "POST", target)
+def post(path: str, target: str, body: Any = None) -> Any:
+    """The JSON that the daemon answers to ``POST target`` with `body` as JSON."""
+    return _ask(path, "POST", target, None if body is None else json.dumps(body).encode())
+
+
+def stream(path: str, target: str) -> Iterator[tuple[str, Any]]:
+    """Name and data of each server-sent event that the daemon streams, until it ends."""
+    with _connection(path) as connection:
+        connection.request("GET", target)
+        response = connection.getresponse()
+        if response.status != HTTPStatus.OK:
+            raise _refusal("GET", target, response, json.loads(response.read()))
+        assert connection.sock is not None
+        connection.sock.settimeout(None)
+        name = ""
+        for line in response:
+            field, _, value = line.decode().rstrip("\n").partition(": ")
+            if field == "event":
+                name = value
+            elif field == "data":
+                yield name, json.loads(value)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -65,14 +86,24 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _ask(path: str, method: str, target: str) -> Any:
-    """One request.  Raises `Failure` for every way in which it can fail."""
+def _ask(path: str, method: str, target: str, body: bytes | None = None) -> Any:
+    """One request."""
+    with _connection(path) as connection:
+        connection.request(method, target, body)
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    if response.status != HTTPStatus.OK:
+        raise _refusal(method, target, response, answer)
+    return answer
+
+
+@contextmanager
+def _connection(path: str) -> Iterator[_UnixConnection]:
+    """A connection; raises `Failure` for every way in which its use can fail."""
     check_length(path)
     connection = _UnixConnection(path)
     try:
-        connection.request(method, target)
-        response = connection.getresponse()
-        answer = json.loads(response.read())
+        yield connection
     except FileNotFoundError:
         raise Failure(
             f"no daemon: {path} does not exist; start 'mptcpd-ebpf daemon' in this network "
@@ -102,10 +133,17 @@ def _ask(path: str, method: str, target: str) -> Any:
         ) from None
     finally:
         connection.close()
-    if response.status != 200:
-        reason = answer.get("error") if isinstance(answer, dict) else None
-        raise Failure(
-            f"the daemon refused {method} {target}: {reason or response.reason}",
-            ExitCode.CONFIG if response.status == 422 else ExitCode.CHECK_FAILED,
-        )
-    return answer
+
+
+_EXIT_CODES: dict[int, ExitCode] = {
+    HTTPStatus.BAD_REQUEST: ExitCode.USAGE,
+    HTTPStatus.UNPROCESSABLE_ENTITY: ExitCode.CONFIG,
+}
+
+
+def _refusal(method: str, target: str, response: http.client.HTTPResponse, answer: Any) -> Failure:
+    reason = answer.get("error") if isinstance(answer, dict) else None
+    return Failure(
+        f"the daemon refused {method} {target}: {reason or response.reason}",
+        _EXIT_CODES.get(response.status, ExitCode.CHECK_FAILED),
+    )

@@ -14,33 +14,50 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from mptcpd_ebpf import __version__, plugin_loader, view, words
+from mptcpd_ebpf import __version__, by_hand, logs, plugin_loader, view, words
 from mptcpd_ebpf.borrowed_setting import BorrowedSetting
 from mptcpd_ebpf.budget import HandlerBudget
 from mptcpd_ebpf.config import Config, OnExit, Settings
 from mptcpd_ebpf.control import ControlServer, epoch_ns
 from mptcpd_ebpf.control_client import default_path
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.commands import Decision, ReadEndpoints, RequestSample, WakeAt
-from mptcpd_ebpf.core.engine import Engine, Outcome, Serve, serve_none
+from mptcpd_ebpf.core.commands import (
+    BY_HAND,
+    Decision,
+    ReadEndpoints,
+    RequestSample,
+    TableCommand,
+    WakeAt,
+)
+from mptcpd_ebpf.core.engine import Engine, Outcome, Serve
+from mptcpd_ebpf.core.model import World
 from mptcpd_ebpf.core.plugin import Plugin
+from mptcpd_ebpf.core.serving import Serving
 from mptcpd_ebpf.ears import Ears, Source
 from mptcpd_ebpf.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel import others, sysctl
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NamespaceTaken
 from mptcpd_ebpf.kernel.lock import NamespaceLock
-from mptcpd_ebpf.kernel.pm_client import PmClient
-from mptcpd_ebpf.schema import SCHEMA, Connections, DecisionView, Status
+from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
+from mptcpd_ebpf.schema import (
+    SCHEMA,
+    CarriedOut,
+    Connections,
+    DecisionView,
+    Endpoints,
+    LimitsView,
+    Status,
+)
 from mptcpd_ebpf.service_notify import notify
 
 log = logging.getLogger("mptcpd-ebpf")
@@ -54,9 +71,9 @@ def run(settings: Settings) -> int:
     Raises `Failure` for what keeps it from starting.
     """
     config = settings.load(plugin_loader.options_of)
-    logging.basicConfig(
-        stream=sys.stderr, level=config.log_level.upper(), format="%(levelname)s %(message)s"
-    )
+    logs.set_up(config.log, config.log_level)
+    for warning in settings.warnings():
+        log.warning("%s", warning)
     try:
         with NamespaceLock(), HandlerBudget() as budget:
             return asyncio.run(_serve(settings, config, budget))
@@ -96,7 +113,7 @@ def build_plugins(config: Config) -> list[Plugin]:
     """The plugins that the configuration names, with their options."""
     folder = Path(config.plugin_dir) if config.plugin_dir else None
     plugins = []
-    for name in config.path_managers:
+    for name in config.plugin_names:
         found = plugin_loader.load(name, folder)
         options = msgspec.convert(config.plugins.get(name, {}), found.Options)
         try:
@@ -115,7 +132,7 @@ def _refuse_mixed_modes(plugins: Sequence[Plugin]) -> None:
     userspace = [plugin.name for plugin in plugins if plugin.mode == "userspace"]
     if kernel and userspace:
         raise Failure(
-            f"path_manager: {', '.join(kernel)} needs the in-kernel path manager and "
+            f"plugins: {', '.join(kernel)} needs the in-kernel path manager and "
             f"{', '.join(userspace)} the userspace one; a namespace has only one of them",
             ExitCode.CONFIG,
         )
@@ -130,6 +147,7 @@ class Daemon:
         self._settings = settings
         self._config = config
         self._ears = ears
+        self._pm = hands
         self._hands = EndpointLedger(hands)
         self._engine = Engine(
             destructive_per_second=config.limits.destructive_per_second,
@@ -145,6 +163,7 @@ class Daemon:
         self._started_at = time.time()
         self._timer: asyncio.TimerHandle | None = None
         self._control: ControlServer | None = None
+        self._answered_by_hand: CommandAnswer | None = None
 
     def start(self, control: ControlServer, plugins: Sequence[Plugin]) -> None:
         """Takes up what lives already, then listens."""
@@ -184,7 +203,7 @@ class Daemon:
     def _install(self, plugins: Sequence[Plugin]) -> None:
         """Gives the engine the configuration and its plugins, which start from the model."""
         self._dispatch([ev.ConfigChanged(config=msgspec.to_builtins(self._config))])
-        serve = _serve_rule(self._config)
+        serve = _serve_rule(self._config, plugins, self._engine.world)
         self._refresh_endpoints()
         self._carry_out(self._engine.reconfigure(plugins, serve, time.monotonic_ns()))
         self._drain()
@@ -233,9 +252,7 @@ class Daemon:
         if isinstance(event, ev.EventsLost):
             self._lost(event)
             return
-        if self._control is not None:
-            self._control.publish(event)
-        self._carry_out(self._engine.handle(event, time.monotonic_ns()))
+        self._carry_out(self._engine.handle(event, time.monotonic_ns()), event)
 
     def _lost(self, event: ev.EventsLost) -> None:
         count = self._events_lost[event.source] = self._events_lost.get(event.source, 0) + 1
@@ -260,7 +277,16 @@ class Daemon:
 
     # --- commands out
 
-    def _carry_out(self, outcome: Outcome) -> None:
+    def _carry_out(self, outcome: Outcome, event: ev.Event | None = None) -> None:
+        """Commands first; then whoever watches hears of the event and what it led to."""
+        for decision in outcome.decisions:
+            self._decided += 1
+            if decision.refused is None:
+                self._execute(decision)
+            else:
+                self._refused += 1
+        if event is not None and self._control is not None:
+            self._control.publish(event)
         for fault in outcome.faults:
             log.error(
                 "plugin %s is kept out from now on: its %s raised %s; mend it and reload (SIGHUP)",
@@ -269,24 +295,24 @@ class Daemon:
                 fault.error,
             )
         for decision in outcome.decisions:
-            self._decided += 1
-            if decision.refused is None:
-                self._execute(decision)
-            else:
-                self._refused += 1
             if not isinstance(decision.command, RequestSample | ReadEndpoints):
                 self._remember(decision)
 
     def _execute(self, decision: Decision) -> None:
         command = decision.command
         if isinstance(command, RequestSample):
-            self._queue.append(ev.Sampled(measurements=self._ears.sample()))
+            measured = self._ears.sample(with_owners=command.with_owners)
+            self._queue.append(ev.Sampled(measurements=measured, with_owners=command.with_owners))
             return
         if isinstance(command, ReadEndpoints):
             self._queue.append(self._hands.read())
             return
         assert not isinstance(command, WakeAt)
-        answer = self._hands.execute(command)
+        if decision.plugin == BY_HAND:
+            answer = self._hands.execute_by_hand(command)
+            self._answered_by_hand = answer
+        else:
+            answer = self._hands.execute(command)
         if answer.errno:
             log.warning("%s: %s", words.action(command), answer.explanation)
         self._queue.append(
@@ -333,6 +359,27 @@ class Daemon:
     def decisions(self) -> list[DecisionView]:
         return [view.decision(decision, epoch_ns()) for decision in self._decisions]
 
+    async def carry_out(self, fields: dict[str, Any]) -> CarriedOut:
+        command = by_hand.parse(fields, self._pm)
+        if isinstance(command, TableCommand):
+            # The guard must know the table; nobody may have read it yet.
+            self._dispatch([self._hands.read()])
+        self._answered_by_hand = None
+        self._dispatch([ev.CommandAsked(command=command)])
+        answer = self._answered_by_hand
+        if isinstance(command, TableCommand):
+            self._dispatch([self._hands.read()])
+        if answer is None:
+            refused = next(d.refused for d in reversed(self._decisions) if d.plugin == BY_HAND)
+            return by_hand.carried_out(command, "daemon", None, refused or "")
+        return by_hand.carried_out(command, "daemon", *answer)
+
+    async def endpoints(self) -> Endpoints:
+        return by_hand.endpoints(self._pm.endpoints())
+
+    async def limits(self) -> LimitsView:
+        return by_hand.limits(self._pm.limits())
+
     async def pause(self) -> None:
         log.info("paused: nothing is decided until 'mptcpd-ebpf resume'")
         self._dispatch([ev.Paused()])
@@ -351,7 +398,7 @@ class Daemon:
         self._config = config
         self._ears.set_thresholds(config.probes.thresholds)
         self._install(plugins)
-        logging.getLogger().setLevel(config.log_level.upper())
+        logs.set_up(config.log, config.log_level)
         log.info("configuration reloaded")
 
     def reload_or_complain(self) -> None:
@@ -365,11 +412,15 @@ class Daemon:
             log.error("configuration not reloaded, the old one stays: %s", failure)
 
 
-def _serve_rule(config: Config) -> Serve:
-    if not config.path_managers:
-        return serve_none
-    default = config.path_managers[0]
-    return lambda _connection: default
+def _serve_rule(config: Config, plugins: Sequence[Plugin], world: World) -> Serve:
+    """By rules, else by the named default, else by the loaded plugin that comes first."""
+    default = config.default_plugin
+    if default is None and config.load_plugins:
+        default = max(
+            (plugin for plugin in plugins if plugin.name in config.load_plugins),
+            key=lambda plugin: plugin.priority,
+        ).name
+    return Serving(world, config.rules, default)
 
 
 def _named(other: others.Manager) -> tuple[str, int | str, str]:

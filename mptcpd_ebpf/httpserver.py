@@ -41,7 +41,8 @@ class Answer(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Handler = Callable[[], Awaitable[Answer]]
+Handler = Callable[[bytes], Awaitable[Answer]]
+"""Gets the request's body."""
 STREAM = "stream"
 """Stands for the handler of a path that streams."""
 
@@ -124,7 +125,7 @@ class _Client(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._deadline: asyncio.TimerHandle | None = None
         self._request: h11.Request | None = None
-        self._body_bytes = 0
+        self._body = bytearray()
         self._answering = False
         self._streaming = False
 
@@ -161,12 +162,12 @@ class _Client(asyncio.Protocol):
                 return
             if isinstance(event, h11.Request):
                 self._request = event
-                self._body_bytes = 0
+                self._body.clear()
                 if self._http.they_are_waiting_for_100_continue:
                     self._write(h11.InformationalResponse(status_code=100, headers=[]))
             elif isinstance(event, h11.Data):
-                self._body_bytes += len(event.data)
-                if self._body_bytes > MAX_BODY_BYTES:
+                self._body += event.data
+                if len(self._body) > MAX_BODY_BYTES:
                     reason = f"a request's body may have {MAX_BODY_BYTES} bytes"
                     self._refuse(error_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason))
                     return
@@ -190,7 +191,7 @@ class _Client(asyncio.Protocol):
             self._answering = True
             # Not even an end of file is read meanwhile: a half-closed client gets its answer.
             self._transport.pause_reading()
-            self._server.run(self._answer(handler, f"{method} {path}"))
+            self._server.run(self._answer(handler, bytes(self._body), f"{method} {path}"))
         else:
             self._send(self._no_such(method, path))
             self._next()
@@ -204,9 +205,9 @@ class _Client(asyncio.Protocol):
         paths = ", ".join(sorted({at for _, at in self._routes}))
         return error_answer(HTTPStatus.NOT_FOUND, f"no such path; there are {paths}")
 
-    async def _answer(self, handler: Handler, what: str) -> None:
+    async def _answer(self, handler: Handler, body: bytes, what: str) -> None:
         try:
-            answer = await handler()
+            answer = await handler(body)
         except Exception:
             log.exception("control socket: %s failed", what)
             answer = error_answer(

@@ -115,6 +115,54 @@ class Decisions(TypedDict):
     decisions: list[DecisionView]
 
 
+class CarriedOut(TypedDict):
+    """``POST /v1/command``, and what the commands that change something print with ``--json``."""
+
+    schema: int
+    action: str
+    """What was asked for, in words."""
+    command: dict[str, Any]
+    """All fields of the command, those that were left out included."""
+    through: str
+    """``daemon``, or ``kernel`` if none was asked."""
+    errno: int | None
+    """The kernel's answer, 0 if it is done; null if the daemon did not send it."""
+    explanation: str | None
+    """Why it is not done, in one line; null if it is."""
+
+
+class EndpointView(TypedDict):
+    """An endpoint of the in-kernel path manager."""
+
+    id: int
+    """Address id (RFC 8684, 3.4.1)."""
+    ip: str
+    port: int | None
+    flags: list[str]
+    """``signal``, ``subflow``, ``backup``, ``fullmesh``, ``implicit``, ``laminar``."""
+    interface: str | None
+    """The one it is bound to; null if to none, or if that is gone."""
+    if_index: int | None
+    """Of that interface, also when it is gone; null if it is bound to none."""
+
+
+class Endpoints(TypedDict):
+    """``GET /v1/endpoints`` and ``mptcpd-ebpf endpoint show --json``."""
+
+    schema: int
+    endpoints: list[EndpointView]
+
+
+class LimitsView(TypedDict):
+    """``GET /v1/limits`` and ``mptcpd-ebpf limits --json``: of the in-kernel path manager."""
+
+    schema: int
+    subflows: int
+    """Subflows a connection may have beside the initial one."""
+    add_addr_accepted: int
+    """Announced addresses that a connection joins."""
+
+
 class PluginView(TypedDict):
     name: str
     excluded: str | None

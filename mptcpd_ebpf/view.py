@@ -10,7 +10,8 @@ from typing import Any
 from msgspec import Struct
 
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.commands import Decision
+from mptcpd_ebpf.core.commands import AnyCommand, Decision
+from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.events import Event
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.core.model import Connection, State, Subflow, World
@@ -38,19 +39,29 @@ def connections(world: World, epoch_ns: int) -> Connections:
 
 def decision(made: Decision, epoch_ns: int) -> DecisionView:
     """One decision, with its command's fields in `command`."""
-    fields = _plain_struct(made.command)
-    local, remote = fields.get("local", fields.get("local_ip")), fields.get("remote")
+    fields_of = fields(made.command)
+    local, remote = fields_of.get("local", fields_of.get("local_ip")), fields_of.get("remote")
     return {
         "id": made.id,
         "t": _seconds(made.at + epoch_ns),
         "plugin": made.plugin,
         "action": type(made.command).__name__,
-        "token": fields.get("token"),
+        "token": fields_of.get("token"),
         "subflow": f"{local} → {remote}" if local is not None and remote is not None else None,
         "reason": made.command.reason,
         "refused": made.refused,
-        "command": fields,
+        "command": fields_of,
     }
+
+
+def fields(command: AnyCommand) -> dict[str, Any]:
+    """A command's fields: tokens in hexadecimal, addresses as text, endpoint flags by name."""
+    return _plain_struct(command)
+
+
+def flag_names(flags: EndpointFlag) -> list[str]:
+    """The names that `core.endpoints.endpoint_flags` reads."""
+    return [flag.name.lower() for flag in EndpointFlag if flag in flags and flag.name]
 
 
 def event(happened: Event) -> dict[str, Any]:
@@ -131,6 +142,8 @@ def _plain_struct(record: Struct) -> dict[str, Any]:
 def _plain(name: str, value: Any) -> Any:
     if name == "token":
         return token_text(value)
+    if isinstance(value, EndpointFlag):
+        return flag_names(value)
     if isinstance(value, SockAddr):
         return str(value)
     if isinstance(value, Struct):

@@ -18,18 +18,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mptcpd_ebpf import control_client, httpserver, metrics
+from mptcpd_ebpf import by_hand, control_client, httpserver, metrics
 from mptcpd_ebpf.config import ConfigError, Metrics
 from mptcpd_ebpf.control import ControlServer
 from mptcpd_ebpf.control_socket import SocketFile
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.commands import Decision, SetBackup
+from mptcpd_ebpf.core.commands import Decision, FlushEndpoints, SetBackup
+from mptcpd_ebpf.core.endpoints import Endpoint, Limits
 from mptcpd_ebpf.core.events import ConnectionClosed
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.schema import Connections, DecisionView, Status
+from mptcpd_ebpf.schema import (
+    CarriedOut,
+    Connections,
+    DecisionView,
+    Endpoints,
+    LimitsView,
+    Status,
+)
 from mptcpd_ebpf.yamldoc import Mistake
 
+EVENTS = "/v1/events"
 OFF = Metrics()
+FLUSH = {"command": "FlushEndpoints"}
 ON = Metrics(enabled=True)
 DECISION = Decision(
     id=7,
@@ -79,6 +89,17 @@ class Source:
 
     def decisions(self) -> list[DecisionView]:
         return []
+
+    async def endpoints(self) -> Endpoints:
+        return by_hand.endpoints([Endpoint(ip="10.0.0.1", address_id=3, if_index=1)])
+
+    async def limits(self) -> LimitsView:
+        return by_hand.limits(Limits(subflows=2, add_addr_accepted=1))
+
+    async def carry_out(self, fields: dict[str, Any]) -> CarriedOut:
+        if fields != FLUSH:
+            raise ValueError("fields are wrong")
+        return by_hand.carried_out(FlushEndpoints(reason="test"), "daemon", 0, "")
 
     async def pause(self) -> None:
         self.paused = True
@@ -147,6 +168,56 @@ def test_the_client_gets_what_the_source_has(path: Path) -> None:
     serve(path, use)
 
 
+def test_a_person_reads_the_table_and_changes_it(path: Path) -> None:
+    async def use(path: str, source: Source, _server: ControlServer) -> None:
+        get, post = control_client.get, control_client.post
+        assert await asyncio.to_thread(get, path, "/v1/endpoints") == await source.endpoints()
+        assert await asyncio.to_thread(get, path, "/v1/limits") == await source.limits()
+        for _ in range(2):  # each request has a body of its own
+            done = await asyncio.to_thread(post, path, "/v1/command", FLUSH)
+            assert done == await source.carry_out(FLUSH)
+        request = b"POST /v1/command HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+        two = request % (28, b'{"command":"FlushEndpoints"}') + request % (2, b"{}")
+        good, _, bad = (await ask(path, two)).partition(b"HTTP/1.1 400")
+        assert b'"action":"flush endpoints"' in good
+        assert b"fields are wrong" in bad
+
+    serve(path, use)
+
+
+@pytest.mark.parametrize("body", [b"", b"nonsense", b"[]", b"{}", b"\xff"])
+def test_what_is_no_command_is_told_and_exits_64(path: Path, body: bytes) -> None:
+    async def use(path: str, _source: Source, _server: ControlServer) -> None:
+        head = b"POST /v1/command HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        status, told = head_and_json(await ask(path, head % len(body) + body))
+        assert b"400" in status
+        assert told["error"]
+        with pytest.raises(Failure, match="the daemon refused POST /v1/command") as failure:
+            await asyncio.to_thread(control_client.post, path, "/v1/command", {"command": "x"})
+        assert failure.value.exit_code is ExitCode.USAGE
+
+    serve(path, use)
+
+
+def test_the_client_reads_the_stream_until_it_ends(path: Path) -> None:
+    async def use(path: str, _source: Source, server: ControlServer) -> None:
+        read = asyncio.create_task(
+            asyncio.to_thread(lambda: [*control_client.stream(path, EVENTS)])
+        )
+        while not server._http.has_streams:
+            await asyncio.sleep(0.001)
+        server.publish(ConnectionClosed(token=5))
+        server.publish(DECISION)
+        server.close()
+        (hello, greeting), (event, closed), (decision, made) = await asyncio.wait_for(read, 20)
+        assert (hello, event, decision) == ("hello", "event", "decision")
+        assert greeting == {"schema": 1}
+        assert closed == {"event": "ConnectionClosed", "token": "00000005"}
+        assert made["id"] == DECISION.id
+
+    serve(path, use)
+
+
 def test_a_refused_reload_tells_every_mistake_and_exits_78(path: Path) -> None:
     async def use(path: str, _source: Source, _server: ControlServer) -> None:
         with pytest.raises(Failure, match="F:1:2: key: is wrong") as caught:
@@ -181,7 +252,7 @@ def test_a_half_closed_client_still_gets_its_answer(path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_line", "headers", "body", "status", "reason"),
     [
-        (b"GET /nothing HTTP/1.1", b"", b"", b"404", "no such path; there are /v1/connections"),
+        (b"GET /nothing HTTP/1.1", b"", b"", b"404", "no such path; there are /v1/command"),
         (b"GET /metrics HTTP/1.1", b"", b"", b"404", "no such path"),
         (b"GET /v1/pause HTTP/1.1", b"", b"", b"405", "/v1/pause knows POST, not GET"),
         (b"POST /v1/status HTTP/1.1", b"", b"", b"405", "knows GET, not POST"),

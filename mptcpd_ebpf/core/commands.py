@@ -6,10 +6,22 @@ managers" become one generic netlink request each (include/uapi/linux/mptcp_pm.h
 those under "the daemon itself" never leave user space.
 """
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.endpoints import EndpointFlag
+
+Token = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+AddressId = Annotated[int, Meta(ge=0, le=255)]
+Port = Annotated[int, Meta(ge=0, le=2**16 - 1)]
+IfIndex = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Limit = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+"""What the attributes of include/uapi/linux/mptcp_pm.h can hold."""
+
+BY_HAND = "by hand"
+"""Stands for a plugin's name where a person asked; no plugin can have it, for its space."""
 
 
 class Command(Struct, frozen=True, kw_only=True, tag=True, tag_field="command"):
@@ -25,17 +37,17 @@ class Command(Struct, frozen=True, kw_only=True, tag=True, tag_field="command"):
 
 
 class CreateSubflow(Command, frozen=True):
-    token: int
+    token: Token
     local_ip: str
-    local_id: int
+    local_id: AddressId
     remote: SockAddr
-    remote_id: int = 0
-    if_index: int = 0
+    remote_id: AddressId = 0
+    if_index: IfIndex = 0
     backup: bool = False
 
 
 class DestroySubflow(Command, frozen=True):
-    token: int
+    token: Token
     local: SockAddr
     remote: SockAddr
 
@@ -43,7 +55,7 @@ class DestroySubflow(Command, frozen=True):
 class SetBackup(Command, frozen=True):
     """Sends MP_PRIO for one subflow (RFC 8684, 3.3.8)."""
 
-    token: int
+    token: Token
     local: SockAddr
     remote: SockAddr
     backup: bool
@@ -52,18 +64,18 @@ class SetBackup(Command, frozen=True):
 class AnnounceAddress(Command, frozen=True):
     """Sends ADD_ADDR (RFC 8684, 3.4.1)."""
 
-    token: int
+    token: Token
     ip: str
-    address_id: int
-    port: int = 0
-    if_index: int = 0
+    address_id: AddressId
+    port: Port = 0
+    if_index: IfIndex = 0
 
 
 class WithdrawAddress(Command, frozen=True):
     """Sends REMOVE_ADDR (RFC 8684, 3.4.2): the peer closes the subflows of that id."""
 
-    token: int
-    address_id: int
+    token: Token
+    address_id: AddressId
 
 
 # --- the kernel's path managers: endpoints and limits (in-kernel mode)
@@ -71,15 +83,15 @@ class WithdrawAddress(Command, frozen=True):
 
 class AddEndpoint(Command, frozen=True):
     ip: str
-    address_id: int = 0
+    address_id: AddressId = 0
     """0 lets the kernel choose."""
     flags: EndpointFlag = EndpointFlag.SUBFLOW
-    if_index: int = 0
-    port: int = 0
+    if_index: IfIndex = 0
+    port: Port = 0
 
 
 class RemoveEndpoint(Command, frozen=True):
-    address_id: int
+    address_id: AddressId
     ip: str = ""
     """Needed only for address id 0."""
 
@@ -87,7 +99,7 @@ class RemoveEndpoint(Command, frozen=True):
 class ChangeEndpoint(Command, frozen=True):
     """Sets or clears backup and fullmesh of an endpoint, and with it of its subflows."""
 
-    address_id: int
+    address_id: AddressId
     ip: str
     flags: EndpointFlag
 
@@ -97,8 +109,8 @@ class FlushEndpoints(Command, frozen=True):
 
 
 class SetLimits(Command, frozen=True):
-    subflows: int
-    add_addr_accepted: int
+    subflows: Limit
+    add_addr_accepted: Limit
 
 
 # --- the daemon itself
@@ -121,17 +133,10 @@ class WakeAt(Command, frozen=True):
     at: int
 
 
+TableCommand = AddEndpoint | RemoveEndpoint | ChangeEndpoint | FlushEndpoints | SetLimits
+
 KernelCommand = (
-    CreateSubflow
-    | DestroySubflow
-    | SetBackup
-    | AnnounceAddress
-    | WithdrawAddress
-    | AddEndpoint
-    | RemoveEndpoint
-    | ChangeEndpoint
-    | FlushEndpoints
-    | SetLimits
+    CreateSubflow | DestroySubflow | SetBackup | AnnounceAddress | WithdrawAddress | TableCommand
 )
 
 AnyCommand = KernelCommand | RequestSample | ReadEndpoints | WakeAt

@@ -16,6 +16,7 @@ from msgspec import Struct, ValidationError, convert, to_builtins
 
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
+    BY_HAND,
     AnyCommand,
     Command,
     CreateSubflow,
@@ -161,6 +162,8 @@ class Engine:
         outcome = Outcome(decisions=[], faults=[], finals=[])
         if isinstance(event, ev.CommandAnswered):
             self._answered(outcome, event, now)
+        elif isinstance(event, ev.CommandAsked):
+            self._decide(outcome, BY_HAND, event.command, now)
         elif isinstance(event, ev.Paused):
             self.paused = True
         elif isinstance(event, ev.Resumed):

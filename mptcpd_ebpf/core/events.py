@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.commands import KernelCommand
 from mptcpd_ebpf.core.endpoints import Endpoint, Limits
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Owner
 
@@ -200,6 +201,7 @@ class Sampled(Event, frozen=True):
     """The answer to a RequestSample: every live subflow of the namespace, read at one moment."""
 
     measurements: list[Measurement]
+    with_owners: bool = False
 
 
 # --- the in-kernel path manager's table
@@ -219,6 +221,12 @@ class EndpointsRead(Event, frozen=True):
 
 class Tick(Event, frozen=True):
     """The deadline that the engine asked for has come."""
+
+
+class CommandAsked(Event, frozen=True):
+    """A person asks for a command; the guard has its say, plugins and `Paused` do not."""
+
+    command: KernelCommand
 
 
 class CommandAnswered(Event, frozen=True):
@@ -293,6 +301,7 @@ AnyEvent = (
     | Sampled
     | EndpointsRead
     | Tick
+    | CommandAsked
     | CommandAnswered
     | EventsLost
     | Resynchronised

@@ -32,13 +32,21 @@ FREE_FORM: dict[type, dict[str, Any]] = {
 }
 
 
+def values(kind: Any) -> st.SearchStrategy[Any]:
+    """Values of a field's type, within its bounds."""
+    bounds = [meta for meta in getattr(kind, "__metadata__", ()) if isinstance(meta, msgspec.Meta)]
+    if bounds:
+        return st.integers(int(bounds[0].ge or 0), int(bounds[0].le or 0))
+    return st.from_type(kind)
+
+
 def records(kind: type) -> st.SearchStrategy[Any]:
     """Values of a struct with all its fields drawn, those with a default too."""
-    fields = {field.name: st.from_type(field.type) for field in msgspec.structs.fields(kind)}
+    fields = {field.name: values(field.type) for field in msgspec.structs.fields(kind)}
     return st.builds(kind, **(fields | FREE_FORM.get(kind, {})))
 
 
-for _kind in (events.LiveConnection, Measurement, *get_args(AnyEvent), *get_args(AnyCommand)):
+for _kind in (events.LiveConnection, Measurement, *get_args(AnyCommand), *get_args(AnyEvent)):
     st.register_type_strategy(_kind, records(_kind))
 
 

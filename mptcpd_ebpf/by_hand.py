@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Commands that people give: from plain fields to the kernel's command, and answers as plain data.
+
+The fields are those of `core.commands`, written as the control socket writes them: tokens in
+hexadecimal, addresses as text, endpoint flags by name.  Three things may be left to
+be found out: an interface may be given by name (`interface`), an address id may be missing
+where a connection has or gets one, and so may the reason.
+
+The daemon and the commands that ask the kernel themselves read the same fields with the
+same words of complaint, in the network namespace in which the command will be carried out.
+"""
+
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from mptcpd_ebpf import view, words
+from mptcpd_ebpf.core.address import SockAddr, canonical, parse_sockaddr
+from mptcpd_ebpf.core.address_ids import HIGHEST_ID
+from mptcpd_ebpf.core.commands import KernelCommand
+from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits, endpoint_flags
+from mptcpd_ebpf.kernel.errors import NetlinkRefused
+from mptcpd_ebpf.kernel.pm_client import PmClient
+from mptcpd_ebpf.schema import SCHEMA, CarriedOut, Endpoints, LimitsView
+
+REASON = "asked for by hand"
+
+_ID_OF = {"CreateSubflow": ("local_id", "local_ip"), "AnnounceAddress": ("address_id", "ip")}
+"""Where an address id may be missing: its field, and that of the address it belongs to."""
+
+
+def parse(fields: Mapping[str, Any], pm: PmClient) -> KernelCommand:
+    """The command that the fields describe; `pm` is asked for a missing address id.
+
+    Raises ValueError naming the field and what is wrong with it.
+    """
+    plain = {"reason": REASON, **fields}
+    for name, read in _READERS.items():
+        if name in plain:
+            plain[name] = read(plain[name])
+    if plain.pop("interface", None) is not None:
+        plain["if_index"] = _interface(fields["interface"])
+    id_field, ip_field = _ID_OF.get(str(plain.get("command")), ("", ""))
+    if id_field and id_field not in plain and {ip_field, "token"} <= plain.keys():
+        plain[id_field] = address_id(pm, plain["token"], plain[ip_field])
+    try:
+        command: KernelCommand = msgspec.convert(plain, type=KernelCommand)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+    unknown = plain.keys() - {"command", *command.__struct_fields__}
+    if unknown:
+        known = ", ".join(command.__struct_fields__)
+        raise ValueError(f"{sorted(unknown)[0]}: no such field; there are {known}")
+    return command
+
+
+def address_id(pm: PmClient, token: int, ip: str) -> int:
+    """The id by which a connection knows an address of ours, or the lowest one it has free.
+
+    Raises ValueError if the kernel cannot tell, or all 255 are taken.
+    """
+    try:
+        known = pm.connection_addresses(token)
+    except NetlinkRefused as error:
+        raise ValueError(f"which address ids the connection uses: {error}") from None
+    taken = {endpoint.address_id for endpoint in known}
+    for endpoint in known:
+        if endpoint.ip == ip:
+            return endpoint.address_id
+    for free in range(1, HIGHEST_ID + 1):
+        if free not in taken:
+            return free
+    raise ValueError(f"all {HIGHEST_ID} address ids of the connection are taken")
+
+
+# --- answers
+
+
+def carried_out(
+    command: KernelCommand, through: str, errno: int | None, explanation: str
+) -> CarriedOut:
+    """What became of a command; `errno` is None if the kernel was never asked."""
+    return {
+        "schema": SCHEMA,
+        "action": words.action(command),
+        "command": view.fields(command),
+        "through": through,
+        "errno": errno,
+        "explanation": explanation or None,
+    }
+
+
+def endpoints(found: list[Endpoint]) -> Endpoints:
+    """The in-kernel path manager's endpoints, read in the calling thread's namespace."""
+    return {
+        "schema": SCHEMA,
+        "endpoints": [
+            {
+                "id": endpoint.address_id,
+                "ip": endpoint.ip,
+                "port": endpoint.port or None,
+                "flags": view.flag_names(endpoint.flags),
+                "interface": _interface_name(endpoint.if_index),
+                "if_index": endpoint.if_index or None,
+            }
+            for endpoint in found
+        ],
+    }
+
+
+def limits(found: Limits) -> LimitsView:
+    return {
+        "schema": SCHEMA,
+        "subflows": found.subflows,
+        "add_addr_accepted": found.add_addr_accepted,
+    }
+
+
+def _interface_name(if_index: int) -> str | None:
+    if not if_index:
+        return None
+    try:
+        return socket.if_indextoname(if_index)
+    except OSError:
+        return None
+
+
+# --- one field each
+
+
+def _token(value: Any) -> int:
+    try:
+        return int(value, 16)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"token: {value!r} is no token: write its hexadecimal digits, as 'ls' does"
+        ) from None
+
+
+def _ip(value: Any) -> str:
+    try:
+        if "%" in value:
+            raise ValueError
+        return canonical(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is no IP address") from None
+
+
+def _sockaddr(value: Any) -> SockAddr:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no address and port")
+    address = parse_sockaddr(value)
+    return SockAddr(_ip(address.ip), address.port)
+
+
+def _flags(value: Any) -> EndpointFlag:
+    if not isinstance(value, list):
+        raise ValueError(f"flags: {value!r} is no list of names")
+    return endpoint_flags(value)
+
+
+def _interface(value: Any) -> int:
+    try:
+        return socket.if_nametoindex(value)
+    except (TypeError, ValueError, OSError):
+        raise ValueError(f"interface: there is no {value!r} in this network namespace") from None
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "token": _token,
+    "ip": _ip,
+    "local_ip": _ip,
+    "local": _sockaddr,
+    "remote": _sockaddr,
+    "flags": _flags,
+}
