@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from mptcpd_ebpf import view
-from mptcpd_ebpf.config import ConfigError, Metrics
+from mptcpd_ebpf.config import Metrics
 from mptcpd_ebpf.control_socket import SocketFile
 from mptcpd_ebpf.core.commands import Decision
 from mptcpd_ebpf.core.events import Event
@@ -40,6 +40,12 @@ from mptcpd_ebpf.schema import (
 )
 
 log = logging.getLogger(__name__)
+
+_STATUS = {
+    ExitCode.CONFIG: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ExitCode.PRIVILEGE: HTTPStatus.FORBIDDEN,
+}
+"""How a reload that failed is answered."""
 
 
 def epoch_ns() -> int:
@@ -71,7 +77,7 @@ class ControlSource(Protocol):
     async def resume(self) -> None: ...
 
     async def reload(self) -> None:
-        """Reads the configuration anew.  Raises `ConfigError`, and the old one stays."""
+        """Reads the configuration anew.  Raises `Failure`, and the old one stays."""
 
 
 class ControlServer:
@@ -185,9 +191,15 @@ class ControlServer:
     async def _reload(self, _body: bytes) -> Answer:
         try:
             await self._source.reload()
+<<<<<<< HEAD
         except ConfigError as error:
             return error_answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         return json_answer(self._source.status())
+=======
+        except Failure as failure:
+            return error_answer(_STATUS[failure.exit_code], str(failure))
+        return await self._status()
+>>>>>>> 4c87f76 (wip)
 
     async def _scrape(self, _body: bytes) -> Answer:
         from mptcpd_ebpf import metrics  # prometheus_client: only a scrape pays for it

@@ -22,9 +22,16 @@ PATIENCE_S = 30.0
 
 
 @contextlib.contextmanager
-def daemon_in(host: Host, folder: Path, *arguments: str) -> Iterator[RunningDaemon]:
-    """A daemon, ready, in a host's namespace; its socket and log are in `folder`."""
-    prefix = ("nsenter", f"--net=/run/netns/{host.name}", "--")
+def daemon_in(
+    host: Host, folder: Path, *arguments: str, staged: str = ""
+) -> Iterator[RunningDaemon]:
+    """A daemon, ready, in a host's namespace; its socket and log are in `folder`.
+
+    `staged` is shell that first changes the mounts that it sees.
+    """
+    prefix = ["nsenter", f"--net=/run/netns/{host.name}", "--"]
+    if staged:
+        prefix += ["unshare", "--mount", "--", "sh", "-ec", f'{staged}; exec "$@"', "sh"]
     with daemon(folder, *arguments, prefix=prefix) as running:
         yield running
 
