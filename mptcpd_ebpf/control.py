@@ -191,15 +191,9 @@ class ControlServer:
     async def _reload(self, _body: bytes) -> Answer:
         try:
             await self._source.reload()
-<<<<<<< HEAD
-        except ConfigError as error:
-            return error_answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
-        return json_answer(self._source.status())
-=======
         except Failure as failure:
             return error_answer(_STATUS[failure.exit_code], str(failure))
-        return await self._status()
->>>>>>> 4c87f76 (wip)
+        return json_answer(self._source.status())
 
     async def _scrape(self, _body: bytes) -> Answer:
         from mptcpd_ebpf import metrics  # prometheus_client: only a scrape pays for it

@@ -23,9 +23,6 @@ RUN_FOLDER = "/run/mptcpd-ebpf"
 MAX_PATH_BYTES = 107
 """``sun_path`` holds 108 bytes, the closing NUL among them (unix(7))."""
 
-_EXIT_CODES = {422: ExitCode.CONFIG, 403: ExitCode.PRIVILEGE}
-"""How a command ends when the daemon refused, by HTTP status."""
-
 TIMEOUT_SECONDS = 15.0
 """A daemon that stays silent for so long is as good as not there."""
 
@@ -136,12 +133,12 @@ def _connection(path: str) -> Iterator[_UnixConnection]:
         ) from None
     finally:
         connection.close()
-<<<<<<< HEAD
 
 
 _EXIT_CODES: dict[int, ExitCode] = {
     HTTPStatus.BAD_REQUEST: ExitCode.USAGE,
     HTTPStatus.UNPROCESSABLE_ENTITY: ExitCode.CONFIG,
+    HTTPStatus.FORBIDDEN: ExitCode.PRIVILEGE,
 }
 
 
@@ -151,12 +148,3 @@ def _refusal(method: str, target: str, response: http.client.HTTPResponse, answe
         f"the daemon refused {method} {target}: {reason or response.reason}",
         _EXIT_CODES.get(response.status, ExitCode.CHECK_FAILED),
     )
-=======
-    if response.status != 200:
-        reason = answer.get("error") if isinstance(answer, dict) else None
-        raise Failure(
-            f"the daemon refused {method} {target}: {reason or response.reason}",
-            _EXIT_CODES.get(response.status, ExitCode.CHECK_FAILED),
-        )
-    return answer
->>>>>>> 4c87f76 (wip)
