@@ -248,10 +248,28 @@ class Adaptive(Plugin):
     ) -> Iterator[Command]:
         command = decision.command
         if errno and isinstance(command, DestroySubflow):
-            self.book.leaving.pop((command.token, (command.local, command.remote)), None)
+            yield from self._stays(command)
         if errno and isinstance(command, CreateSubflow):
             self.book.joins.pop((command.token, command.local_ip), None)
             yield from self.trials.refused(ctx, command)
+
+    def refused(self, ctx: Context, decision: Decision) -> Iterator[Command]:
+        if isinstance(decision.command, DestroySubflow):
+            yield from self._stays(decision.command)
+
+    def _stays(self, command: DestroySubflow) -> Iterator[Command]:
+        """A subflow was not destroyed after all."""
+        name = (command.token, (command.local, command.remote))
+        self.book.leaving.pop(name, None)
+        if self.book.moving.pop(name, None) is not None:
+            yield SetBackup(
+                token=command.token,
+                local=command.local,
+                remote=command.remote,
+                backup=False,
+                reason="the faster path fell again before this one moved behind it",
+                routine=True,
+            )
 
     # --- what hurts
 

@@ -28,13 +28,20 @@ from mptcpd_ebpf.core.commands import (
     WakeAt,
 )
 from mptcpd_ebpf.core.guard import Guard
-from mptcpd_ebpf.core.model import Connection, Subflow, World
+from mptcpd_ebpf.core.model import Connection, State, Subflow, World
 from mptcpd_ebpf.core.notice import Notice
 from mptcpd_ebpf.core.plugin import Context, Plugin
+from mptcpd_ebpf.core.serving import Undecided
 from mptcpd_ebpf.core.tracker import Tracker
 
-Serve = Callable[[Connection], str | None]
-"""Names the plugin that serves a connection; None leaves it to the kernel."""
+Serve = Callable[[Connection], str | Undecided | None]
+"""Names the plugin that serves a connection; None leaves it to the kernel.
+
+Undecided until `Connection.owner_asked` at most.
+"""
+
+RULES = "rules"
+"""The author of decisions that serve the choice of plugins."""
 
 Budget = Callable[[Callable[[], list[Command]]], list[Command]]
 """Runs a handler and raises if it takes too long; the daemon's, for the core has no clock."""
@@ -105,6 +112,8 @@ class Engine:
         self._plugins: dict[str, Plugin] = {}
         self._serve = serve
         self._servants: dict[int, str | None] = {}
+        self._undecided: dict[int, None] = {}
+        """Connections whose servant hangs on their owner, which was asked for."""
         self.excluded: dict[str, Fault] = {}
         self.paused = False
         self._install(plugins)
@@ -138,6 +147,8 @@ class Engine:
         outcome = Outcome(decisions=[], faults=[], finals=[])
         for plugin in self._plugins.values():
             self._call(outcome, plugin, "init", (), now)
+        if self._undecided:
+            self._ask_for_owners(outcome, now)
         return outcome
 
     def stop(self, now: int, keep: Container[str] = ()) -> Outcome:
@@ -179,6 +190,7 @@ class Engine:
         for notice in self._tracker.expire(now):
             self._tell(outcome, notice, now)
         self._wake(outcome, now)
+        self._tell_refusals(outcome, now)
         return outcome
 
     # --- telling the plugins
@@ -187,10 +199,10 @@ class Engine:
         self._plugins = {p.name: p for p in sorted(plugins, key=lambda p: -p.priority)}
         self._wake_at.clear()
         self.excluded.clear()
-        self._servants = {
-            token: self._serve(connection)
-            for token, connection in self._tracker.world.connections.items()
-        }
+        self._servants.clear()
+        self._undecided.clear()
+        for connection in self._tracker.world.connections.values():
+            self._choose(connection)
 
     def _tell(self, outcome: Outcome, notice: Notice, now: int) -> None:
         if notice.handler == "subflow_final":
@@ -199,18 +211,56 @@ class Engine:
         if notice.handler == "subflow_closed":
             subflow = notice.args[1]
             self._guard.settled(subflow.token, subflow.key)
+        if notice.handler == "sampled" and self._undecided:
+            self._settle_undecided(outcome, now)
         if notice.connection is None:
             for plugin in self._plugins.values():
                 self._call(outcome, plugin, notice.handler, notice.args, now)
             return
         token = notice.connection.token
         if notice.handler == "new_connection":
-            self._servants[token] = self._serve(notice.connection)
+            self._choose(notice.connection)
+            if token in self._undecided:
+                self._ask_for_owners(outcome, now)
         servant = self._plugins.get(self._servants.get(token) or "")
         if servant is not None:
             self._call(outcome, servant, notice.handler, notice.args, now)
         if notice.handler == "connection_closed":
             self._servants.pop(token, None)
+            self._undecided.pop(token, None)
+
+    # --- who serves whom
+
+    def _choose(self, connection: Connection) -> None:
+        servant = self._serve(connection)
+        if isinstance(servant, Undecided):
+            self._undecided[connection.token] = None
+            servant = None
+        self._servants[connection.token] = servant
+
+    def _ask_for_owners(self, outcome: Outcome, now: int) -> None:
+        reason = "who serves the connection hangs on who owns it"
+        self._decide(outcome, RULES, RequestSample(with_owners=True, reason=reason), now)
+
+    def _settle_undecided(self, outcome: Outcome, now: int) -> None:
+        """Decides for those whose owner is known by now, and tells the plugins of them."""
+        for token in list(self._undecided):
+            connection = self.world.connections[token]
+            del self._undecided[token]
+            self._choose(connection)
+            servant = self._plugins.get(self._servants[token] or "")
+            if servant is None:
+                continue
+            self._call(outcome, servant, "new_connection", (connection,), now)
+            if connection.state is State.ESTABLISHED:
+                self._call(outcome, servant, "connection_established", (connection,), now)
+
+    def _tell_refusals(self, outcome: Outcome, now: int) -> None:
+        """Tells authors what the guard refused; once, so that nobody can answer in circles."""
+        for decision in [each for each in outcome.decisions if each.refused is not None]:
+            plugin = self._plugins.get(decision.plugin)
+            if plugin is not None:
+                self._call(outcome, plugin, "refused", (decision,), now)
 
     def _wake(self, outcome: Outcome, now: int) -> None:
         for name in [name for name, at in self._wake_at.items() if at <= now]:

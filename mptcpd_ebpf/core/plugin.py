@@ -173,3 +173,7 @@ class Plugin:
     def answered(self, ctx: Context, decision: Decision, errno: int, explanation: str) -> Commands:
         """The kernel answered one of its commands: 0, or an errno with words."""
         return ()
+
+    def refused(self, ctx: Context, decision: Decision) -> Commands:
+        """The engine kept one of its commands from the kernel; `decision.refused` says why."""
+        return ()

@@ -157,11 +157,16 @@ class Trials:
         )
 
     def joined(self, ctx: Context, subflow: Subflow) -> Iterator[DestroySubflow | WakeAt]:
-        """A subflow was established: if it is a trial's, the verdict, and its end."""
+        """A subflow was established on a path: if that is away, the verdict, and its end."""
         path = self._away.get(path_name(subflow))
-        if path is None or path.trial is None or path.trial.token != subflow.token:
+        if path is None:
             return
-        trial, path.trial = path.trial, None
+        trial = path.trial
+        if trial is None or trial.token != subflow.token:
+            # A trial that was given up as unanswered and is answered after all.
+            yield _end(subflow, "the path is away")
+            return
+        path.trial = None
         took = f"{(ctx.now - trial.started_at) / MS:.0f} ms"
         if not trial.counts:
             path.next_at = ctx.now + path.pause
@@ -173,13 +178,7 @@ class Trials:
         else:
             self._failed(ctx, path)
             verdict = f"the trial took {took}, the path is not healed"
-        yield DestroySubflow(
-            token=subflow.token,
-            local=subflow.local,
-            remote=subflow.remote,
-            reason=verdict,
-            routine=True,
-        )
+        yield _end(subflow, verdict)
         yield WakeAt(at=path.next_at, reason="the next trial")
 
     def refused(self, ctx: Context, command: CreateSubflow) -> Iterator[WakeAt]:
@@ -280,3 +279,13 @@ class Trials:
 def _could_join(connection: Connection, path: Path) -> bool:
     target = join_target(connection)
     return target is not None and target.ip == path.name[1] and not connection.server_side
+
+
+def _end(subflow: Subflow, verdict: str) -> DestroySubflow:
+    return DestroySubflow(
+        token=subflow.token,
+        local=subflow.local,
+        remote=subflow.remote,
+        reason=verdict,
+        routine=True,
+    )

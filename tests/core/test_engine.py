@@ -80,6 +80,9 @@ class Recorder(Plugin):
     def wake(self, ctx: Context) -> Commands:
         return self._heard("wake")
 
+    def refused(self, ctx: Context, decision: Decision) -> Commands:
+        return self._heard("refused")
+
     def answered(self, ctx: Context, decision: Decision, errno: int, explanation: str) -> Commands:
         return self._heard(f"answered {decision.id}: {errno} {explanation}")
 
@@ -186,16 +189,19 @@ def test_the_guard_stands_before_the_kernel() -> None:
     ]
 
 
-def test_a_refused_decision_is_never_answered() -> None:
+def test_a_refused_decision_is_told_as_such_and_never_answered() -> None:
     recorder = Recorder()
-    recorder.answers["alarm"] = [destroy(FIBRE)]
+    recorder.answers["alarm"] = recorder.answers["refused"] = [destroy(FIBRE)]
     engine = Engine([recorder], serving("recorder"))
     connect(engine, RADIO)
     engine.handle(ev.SubflowClosed(token=TOKEN, local=RADIO[0], remote=RADIO[1]), START)
-    (decision,) = engine.handle(alarm(measured(FIBRE)), START).decisions
-    assert decision.refused
-    engine.handle(ev.CommandAnswered(decision_id=decision.id), START)
+    first, again = engine.handle(alarm(measured(FIBRE)), START).decisions
+    assert first.refused
+    assert again.refused
+    engine.handle(ev.CommandAnswered(decision_id=first.id), START)
     assert not any(said.startswith("answered") for said in recorder.told)
+    # Once, or a plugin and the guard would answer each other in circles.
+    assert recorder.told.count("refused") == 1
 
 
 def test_the_answer_reaches_the_author_once() -> None:

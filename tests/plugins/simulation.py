@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""An engine with `adaptive` in it, beside a kernel reduced to what its commands lead to.
+
+Time is a number.  A path answers a join after its RTT, or never, as the test says; a
+path that hurts raises the alarms that the test sends.
+"""
+
+import heapq
+import itertools
+from collections.abc import Callable
+
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.commands import (
+    CreateSubflow,
+    Decision,
+    DestroySubflow,
+    RequestSample,
+    SetBackup,
+)
+from mptcpd_ebpf.core.engine import Engine, Outcome
+from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
+from mptcpd_ebpf.core.model import Connection, Subflow, SubflowKey
+from mptcpd_ebpf.core.units import MS, SECOND
+from mptcpd_ebpf.plugin_loader import load
+
+START = 1000 * SECOND
+TOKEN = 0x1A2B3C4D
+SERVER = SockAddr("10.0.9.1", 443)
+FIBRE, MOBILE = "10.0.1.2", "10.0.2.2"
+RTT = {FIBRE: 20 * MS, MOBILE: 80 * MS}
+
+Answers = Callable[[], bool]
+"""Whether a join sent now is answered."""
+
+
+class Simulation:
+    """One client connection from `FIBRE`, and a second interface with `MOBILE`."""
+
+    def __init__(self, *, mobile: bool = True, server_side: bool = False) -> None:
+        plugin = load("adaptive")()
+        self.engine = Engine([plugin], lambda _: "adaptive")
+        self.now = START
+        self.answers: dict[str, Answers] = {FIBRE: lambda: True, MOBILE: lambda: True}
+        self.extra_rtt = {FIBRE: 0, MOBILE: 0}
+        self.decisions: list[Decision] = []
+        self.faults: list[str] = []
+        self._due: list[tuple[int, int, ev.Event]] = []
+        self._order = itertools.count()
+        self._ports = itertools.count(40_001)
+        self._opening: dict[SubflowKey, int] = {}
+        interfaces = [(1, "fibre", FIBRE), (2, "mobile", MOBILE)][: 2 if mobile else 1]
+        for index, name, ip in interfaces:
+            self.tell(ev.LinkChanged(if_index=index, name=name, up=True, running=True))
+            self.tell(ev.LocalAddressChanged(if_index=index, ip=ip, prefix_len=24))
+        self._outcome(self.engine.start(self.now))
+        first = SockAddr(FIBRE, 40_000)
+        for kind in (ev.ConnectionCreated, ev.ConnectionEstablished):
+            self.tell(kind(token=TOKEN, local=first, remote=SERVER, server_side=server_side))
+
+    @property
+    def connection(self) -> Connection:
+        return self.engine.world.connections[TOKEN]
+
+    def regular(self, ip: str) -> list[Subflow]:
+        """The established subflows from an address that are not on backup."""
+        return [
+            subflow
+            for subflow in self.connection.usable_subflows()
+            if subflow.local.ip == ip and not subflow.backup
+        ]
+
+    def tell(self, event: ev.Event) -> None:
+        self._outcome(self.engine.handle(event, self.now))
+
+    def wait(self, nanoseconds: int) -> None:
+        """Lets time pass: deadlines come, joins are answered."""
+        until = self.now + nanoseconds
+        while True:
+            deadline = self.engine.deadline
+            next_event = self._due[0][0] if self._due else None
+            moment = min((at for at in (deadline, next_event) if at is not None), default=None)
+            if moment is None or moment > until:
+                break
+            self.now = max(self.now, moment)
+            if next_event is not None and next_event <= self.now:
+                self._deliver(heapq.heappop(self._due)[2])
+            else:
+                self.tell(ev.Tick())
+        self.now = until
+
+    def alarm(self, ip: str, kind: AlarmKind, *, in_flight: int = 4, value: int = 120_000) -> None:
+        """The path's subflow crosses a threshold."""
+        for subflow in self.regular(ip):
+            measured = self._measure(subflow, in_flight)
+            self.tell(ev.AlarmRaised(kind=kind, measurement=measured, value=value))
+            return
+
+    def actions(self, since: int = START) -> list[Decision]:
+        """What was decided since then, and not refused, without the routine."""
+        return [
+            each
+            for each in self.decisions
+            if each.at >= since and each.refused is None and not each.command.routine
+        ]
+
+    # --- the kernel's part
+
+    def _outcome(self, outcome: Outcome) -> None:
+        self.faults += [f"{fault.handler}: {fault.error}" for fault in outcome.faults]
+        for decision in outcome.decisions:
+            self.decisions.append(decision)
+            if decision.refused is None:
+                self._carry_out(decision)
+
+    def _carry_out(self, decision: Decision) -> None:
+        match decision.command:
+            case RequestSample():
+                self._later(0, ev.Sampled(measurements=self._sample()))
+                return
+            case CreateSubflow() as create:
+                self._join(create)
+            case DestroySubflow() as destroy:
+                self._opening.pop((destroy.local, destroy.remote), None)
+                closed = ev.SubflowClosed(
+                    token=destroy.token, local=destroy.local, remote=destroy.remote
+                )
+                self._later(0, closed)
+            case SetBackup():
+                pass
+        self._later(0, ev.CommandAnswered(decision_id=decision.id))
+
+    def _join(self, create: CreateSubflow) -> None:
+        local = SockAddr(create.local_ip, next(self._ports))
+        self._opening[local, create.remote] = self.now
+        if not self.answers[create.local_ip]():
+            return
+        joined = ev.SubflowEstablished(
+            token=create.token,
+            local=local,
+            remote=create.remote,
+            local_id=create.local_id,
+            remote_id=0,
+        )
+        self._later(RTT[create.local_ip] + self.extra_rtt[create.local_ip], joined)
+
+    def _deliver(self, event: ev.Event) -> None:
+        """A join that was given up meanwhile never succeeds."""
+        if (
+            not isinstance(event, ev.SubflowEstablished)
+            or self._opening.pop((event.local, event.remote), None) is not None
+        ):
+            self.tell(event)
+
+    def _later(self, nanoseconds: int, event: ev.Event) -> None:
+        heapq.heappush(self._due, (self.now + nanoseconds, next(self._order), event))
+
+    def _sample(self) -> list[Measurement]:
+        opening = [
+            Measurement(at=self.now, token=TOKEN, local=local, remote=remote, state=2)
+            for local, remote in self._opening
+        ]
+        live = self.connection.usable_subflows() if self.engine.world.connections else []
+        return opening + [self._measure(subflow, 2) for subflow in live]
+
+    def _measure(self, subflow: Subflow, in_flight: int) -> Measurement:
+        rtt_us = RTT[subflow.local.ip] // 1000
+        return Measurement(
+            at=self.now,
+            token=subflow.token,
+            local=subflow.local,
+            remote=subflow.remote,
+            state=1,
+            srtt_us=rtt_us,
+            min_rtt_us=rtt_us,
+            in_flight=in_flight,
+        )

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What `adaptive` must hold: leave what hurts, never all of it, take back what healed."""
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import (
+    CreateSubflow,
+    DestroySubflow,
+    SetBackup,
+    WithdrawAddress,
+)
+from mptcpd_ebpf.core.measurement import AlarmKind
+from mptcpd_ebpf.core.units import MS, SECOND
+from tests.plugins.simulation import FIBRE, MOBILE, START, TOKEN, Simulation
+
+DEAD = lambda: False  # noqa: E731 - reads as the state of a path
+FINE = lambda: True  # noqa: E731
+
+
+@pytest.fixture
+def two_paths() -> Simulation:
+    simulation = Simulation()
+    simulation.wait(SECOND)
+    return simulation
+
+
+def test_it_joins_from_every_usable_interface(two_paths: Simulation) -> None:
+    (create,) = [each.command for each in two_paths.actions()]
+    assert isinstance(create, CreateSubflow)
+    assert (create.local_ip, create.backup) == (MOBILE, False)
+    assert create.local_id != 0
+    assert two_paths.regular(MOBILE)
+
+
+def test_the_server_side_is_left_alone() -> None:
+    simulation = Simulation(server_side=True)
+    simulation.wait(SECOND)
+    simulation.alarm(FIBRE, AlarmKind.NO_PROGRESS)
+    simulation.wait(10 * SECOND)
+    assert not simulation.decisions
+
+
+@pytest.mark.parametrize("kind", [AlarmKind.NO_PROGRESS, AlarmKind.TIMEOUTS, AlarmKind.LOSS])
+def test_what_hurts_is_destroyed_and_the_peer_told(two_paths: Simulation, kind: AlarmKind) -> None:
+    two_paths.answers[FIBRE] = DEAD
+    fell = two_paths.now
+    two_paths.alarm(FIBRE, kind)
+    two_paths.wait(MS)
+    commands = [each.command for each in two_paths.decisions if each.at >= fell]
+    assert isinstance(commands[0], DestroySubflow)
+    assert commands[0].local.ip == FIBRE
+    withdrawn = [each for each in commands if isinstance(each, WithdrawAddress)]
+    assert [each.address_id for each in withdrawn] == [0]
+    assert not two_paths.regular(FIBRE)
+    assert two_paths.regular(MOBILE)
+
+
+def test_an_id_that_destroying_forgot_is_told_to_the_kernel_before_it_is_withdrawn(
+    two_paths: Simulation,
+) -> None:
+    fell = two_paths.now
+    two_paths.alarm(MOBILE, AlarmKind.NO_PROGRESS)
+    destroy, create, withdraw = [each.command for each in two_paths.decisions if each.at >= fell]
+    assert isinstance(destroy, DestroySubflow)
+    assert isinstance(create, CreateSubflow)
+    assert create.backup
+    assert isinstance(withdraw, WithdrawAddress)
+    assert create.local_id == withdraw.address_id != 0
+
+
+def test_the_last_usable_one_stays() -> None:
+    simulation = Simulation(mobile=False)
+    simulation.wait(SECOND)
+    for kind in AlarmKind:
+        simulation.alarm(FIBRE, kind)
+        simulation.wait(SECOND)
+    assert simulation.regular(FIBRE)
+    assert not simulation.actions()
+
+
+@pytest.mark.parametrize("kind", [AlarmKind.LOSS, AlarmKind.RTT])
+def test_a_subflow_filled_by_a_bulk_transfer_does_that_to_itself(
+    two_paths: Simulation, kind: AlarmKind
+) -> None:
+    two_paths.alarm(FIBRE, kind, in_flight=60)
+    two_paths.wait(SECOND)
+    assert two_paths.regular(FIBRE)
+
+
+def test_rtt_is_no_harm_where_the_others_are_slower(two_paths: Simulation) -> None:
+    two_paths.tell(ev.Sampled(measurements=two_paths._sample()))
+    two_paths.alarm(FIBRE, AlarmKind.RTT, value=70_000)
+    assert two_paths.regular(FIBRE)
+    two_paths.alarm(FIBRE, AlarmKind.RTT, value=300_000)
+    two_paths.wait(MS)
+    assert not two_paths.regular(FIBRE)
+
+
+def test_trials_carry_no_data_and_a_healed_path_returns_within_five_seconds(
+    two_paths: Simulation,
+) -> None:
+    two_paths.answers[FIBRE] = DEAD
+    two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
+    for _ in range(60):
+        two_paths.wait(SECOND)
+        assert not two_paths.regular(FIBRE)
+    two_paths.answers[FIBRE] = FINE
+    healed = two_paths.now
+    two_paths.wait(5 * SECOND)
+    assert two_paths.regular(FIBRE)
+    trials = [
+        each.command
+        for each in two_paths.decisions
+        if isinstance(each.command, CreateSubflow)
+        and each.command.local_ip == FIBRE
+        and each.at < healed
+    ]
+    assert len(trials) > 20
+    assert all(each.backup for each in trials)
+
+
+def test_nothing_is_left_of_trials_that_were_not_answered(two_paths: Simulation) -> None:
+    two_paths.answers[FIBRE] = DEAD
+    two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
+    two_paths.wait(30 * SECOND)
+    assert len(two_paths._opening) <= 1
+
+
+def test_a_slow_answer_is_no_clean_trial(two_paths: Simulation) -> None:
+    two_paths.extra_rtt[FIBRE] = 580 * MS
+    two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
+    two_paths.wait(30 * SECOND)
+    assert not two_paths.regular(FIBRE)
+
+
+def test_thirty_per_cent_loss_each_way_is_not_taken_for_health(two_paths: Simulation) -> None:
+    chance = Random(7)
+    two_paths.answers[FIBRE] = lambda: chance.random() < 0.7 * 0.7
+    two_paths.alarm(FIBRE, AlarmKind.LOSS)
+    returned = 0
+    for _ in range(600):
+        two_paths.wait(SECOND // 10)
+        returned += bool(two_paths.regular(FIBRE))
+    assert not returned
+
+
+def test_the_faster_path_is_first_again_after_its_return(two_paths: Simulation) -> None:
+    two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
+    two_paths.wait(10 * SECOND)
+    order = [s.local.ip for s in two_paths.connection.usable_subflows() if not s.backup]
+    assert order == [FIBRE, MOBILE]
+
+
+def test_the_return_of_a_slower_path_moves_nothing(two_paths: Simulation) -> None:
+    fell = two_paths.now
+    two_paths.alarm(MOBILE, AlarmKind.NO_PROGRESS)
+    two_paths.wait(10 * SECOND)
+    assert two_paths.regular(MOBILE)
+    touched = [
+        each.command.local.ip
+        for each in two_paths.decisions
+        if each.at >= fell and isinstance(each.command, DestroySubflow | SetBackup)
+    ]
+    assert FIBRE not in touched
+
+
+def test_a_stalling_path_is_backup_for_a_while_that_grows(two_paths: Simulation) -> None:
+    away = []
+    for _ in range(3):
+        two_paths.alarm(MOBILE, AlarmKind.STALL, in_flight=60, value=300_000)
+        fell = two_paths.now
+        two_paths.wait(MS)
+        while not two_paths.regular(MOBILE):
+            two_paths.wait(SECOND)
+        away.append((two_paths.now - fell) // SECOND)
+    assert away == [10, 20, 40]
+
+
+def test_a_subflow_that_somebody_closed_comes_back(two_paths: Simulation) -> None:
+    (subflow,) = two_paths.regular(MOBILE)
+    two_paths.tell(
+        ev.SubflowClosed(token=TOKEN, local=subflow.local, remote=subflow.remote, error=104)
+    )
+    assert not two_paths.regular(MOBILE)
+    two_paths.wait(5 * SECOND)
+    assert two_paths.regular(MOBILE)
+
+
+def test_carrier_loss_and_its_return(two_paths: Simulation) -> None:
+    two_paths.tell(ev.LinkChanged(if_index=2, name="mobile", up=True, running=False))
+    two_paths.wait(MS)
+    assert not two_paths.regular(MOBILE)
+    two_paths.tell(ev.LinkChanged(if_index=2, name="mobile", up=True, running=True))
+    two_paths.wait(SECOND)
+    assert two_paths.regular(MOBILE)
+
+
+def test_an_address_that_goes_takes_its_subflow_along(two_paths: Simulation) -> None:
+    two_paths.tell(ev.LocalAddressRemoved(if_index=2, ip=MOBILE))
+    two_paths.wait(MS)
+    assert not two_paths.regular(MOBILE)
+
+
+def test_at_its_end_nothing_stays_demoted(two_paths: Simulation) -> None:
+    two_paths.alarm(MOBILE, AlarmKind.STALL, in_flight=60)
+    two_paths.wait(SECOND)
+    last = [each.command for each in two_paths.engine.stop(two_paths.now).decisions]
+    assert [(each.backup, each.local.ip) for each in last if isinstance(each, SetBackup)] == [
+        (False, MOBILE)
+    ]
+
+
+def test_a_closed_connection_is_forgotten(two_paths: Simulation) -> None:
+    two_paths.answers[FIBRE] = DEAD
+    two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
+    two_paths.wait(SECOND)
+    two_paths.tell(ev.ConnectionClosed(token=TOKEN))
+    closed = two_paths.now
+    two_paths.wait(60 * SECOND)
+    assert [each for each in two_paths.decisions if each.at > closed + SECOND] == []
+    assert two_paths.engine.deadline is None
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from([FIBRE, MOBILE]),
+        st.sampled_from(["dies", "heals", *AlarmKind]),
+        st.integers(0, 4000),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS)
+def test_whatever_happens_a_connection_keeps_a_subflow_and_gets_all_paths_back(
+    steps: list[tuple[str, str, int]],
+) -> None:
+    simulation = Simulation()
+    for ip, what, milliseconds in steps:
+        if what in ("dies", "heals"):
+            simulation.answers[ip] = DEAD if what == "dies" else FINE
+        else:
+            simulation.alarm(ip, AlarmKind(what))
+        simulation.wait(milliseconds * MS)
+        assert simulation.connection.usable_subflows()
+    simulation.answers = {FIBRE: FINE, MOBILE: FINE}
+    simulation.wait(400 * SECOND)
+    assert simulation.regular(FIBRE)
+    assert simulation.regular(MOBILE)
+    assert not simulation.faults
+    assert simulation.now > START
