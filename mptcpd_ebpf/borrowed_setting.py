@@ -30,9 +30,14 @@ class BorrowedSetting:
         """
         held = self._note()
         before = held.before if held is not None else self._setting.current()
-        self._setting.set(path_manager)
         if before != path_manager:
+            # Noted first: who is killed in between leaves a note that says what is not so.
             self._file.write(_Borrowed(before, path_manager))
+        try:
+            self._setting.set(path_manager)
+        except BaseException:
+            self._file.forget()
+            raise
         return before
 
     def give_back(self) -> None:

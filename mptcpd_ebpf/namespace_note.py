@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from mptcpd_ebpf.control_client import RUN_FOLDER
+from mptcpd_ebpf.kernel.errors import NotPermitted
 from mptcpd_ebpf.kernel.netns import inode
 
 _SO_NETNS_COOKIE = 71
@@ -51,11 +52,17 @@ class NamespaceNote(Generic[T]):
         return content
 
     def write(self, content: T) -> None:
-        """Notes it in place of what was noted before."""
-        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        """Notes it in place of what was noted before.  Raises NotPermitted."""
         fresh = self._path.with_name(f"{self._path.name}.new")
-        fresh.write_bytes(msgspec.json.encode(_Written(*self._here, content)))
-        fresh.rename(self._path)
+        try:
+            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fresh.write_bytes(msgspec.json.encode(_Written(*self._here, content)))
+            fresh.rename(self._path)
+        except OSError as error:
+            raise NotPermitted(
+                f"{fresh}: {error.strerror}; what is to be put right after a kill is noted "
+                "there, so let this process write the folder, or run as root"
+            ) from None
 
     def forget(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -15,8 +15,8 @@ from mptcpd_ebpf.core.commands import (
     CreateSubflow,
     Decision,
     DestroySubflow,
-    EndpointFlag,
     FlushEndpoints,
+    ReadEndpoints,
     RemoveEndpoint,
     RequestSample,
     SetBackup,
@@ -24,6 +24,7 @@ from mptcpd_ebpf.core.commands import (
     WakeAt,
     WithdrawAddress,
 )
+from mptcpd_ebpf.core.endpoints import EndpointFlag
 
 TOKEN = 0x1A2B3C4D
 NEAR, FAR = SockAddr("10.0.1.2", 4000), SockAddr("2001:db8::1", 80)
@@ -61,6 +62,7 @@ WORDS: list[tuple[AnyCommand, str]] = [
         "set limits to 3 subflows, 2 accepted addresses",
     ),
     (RequestSample(reason=""), "sample"),
+    (ReadEndpoints(reason=""), "read endpoints"),
     (WakeAt(at=1, reason=""), "wait"),
 ]
 

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The path-manager sysctl is borrowed and given back, also over a death in between."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf import namespace_note
+from mptcpd_ebpf.borrowed_setting import BorrowedSetting
+from mptcpd_ebpf.kernel.errors import KernelError, NotPermitted
+from mptcpd_ebpf.lab import Host, Lab
+
+
+@pytest.fixture
+def host(
+    make_mptcp_lab: Callable[..., Lab], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Host]:
+    """The test itself is in this host; notes are kept in `tmp_path`."""
+    monkeypatch.setattr(namespace_note, "RUN_FOLDER", str(tmp_path / "run"))
+    client = make_mptcp_lab().client
+    with client.entered():
+        yield client
+
+
+def setting(host: Host) -> str:
+    return host.sysctl("mptcp.pm_type")
+
+
+def notes(folder: Path) -> list[Path]:
+    return sorted((folder / "run").glob("*"))
+
+
+def test_it_is_given_back(host: Host, tmp_path: Path) -> None:
+    ours = BorrowedSetting()
+    assert ours.borrow("userspace") == "kernel"
+    assert setting(host) == "1"
+    assert [note.name for note in notes(tmp_path)] == [f"{host.netns}.path-manager"]
+    ours.give_back()
+    assert setting(host) == "0"
+    assert notes(tmp_path) == []
+    ours.give_back()  # a second time does nothing
+    assert setting(host) == "0"
+
+
+def test_what_stood_there_already_is_left(host: Host, tmp_path: Path) -> None:
+    host.sysctl("mptcp.pm_type", 1)
+    ours = BorrowedSetting()
+    assert ours.borrow("userspace") == "userspace"
+    ours.give_back()
+    assert setting(host) == "1"
+    assert notes(tmp_path) == []
+
+
+def test_what_a_killed_one_borrowed_the_next_gives_back(host: Host, tmp_path: Path) -> None:
+    BorrowedSetting().borrow("userspace")  # and it dies
+    second = BorrowedSetting()
+    assert second.borrow("userspace") == "kernel"
+    second.give_back()
+    assert setting(host) == "0"
+    assert notes(tmp_path) == []
+
+
+def test_one_that_borrows_nothing_gives_back_what_a_killed_one_borrowed(host: Host) -> None:
+    BorrowedSetting().borrow("userspace")
+    BorrowedSetting().give_back()
+    assert setting(host) == "0"
+
+
+def test_what_somebody_else_chose_meanwhile_stays(host: Host, tmp_path: Path) -> None:
+    ours = BorrowedSetting()
+    ours.borrow("userspace")
+    host.sysctl("mptcp.pm_type", 0)
+    host.sysctl("mptcp.pm_type", 1)
+    ours.give_back()
+    # It reads as what we set, so it counts as ours.
+    assert setting(host) == "0"
+    ours.borrow("userspace")
+    host.sysctl("mptcp.pm_type", 0)
+    ours.give_back()
+    assert setting(host) == "0"
+    assert notes(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("boot", "another"), ("netns_cookie", 1), ("content", {"before": "kernel", "ours": "x"})],
+)
+def test_a_note_of_another_boot_or_namespace_is_none_of_ours(
+    host: Host, tmp_path: Path, field: str, value: object
+) -> None:
+    """An inode number returns; so a note may be of a namespace that is long gone."""
+    BorrowedSetting().borrow("userspace")
+    (note,) = notes(tmp_path)
+    note.write_text(json.dumps(json.loads(note.read_text()) | {field: value}))
+    ours = BorrowedSetting()
+    assert ours.borrow("userspace") == "userspace"
+    ours.give_back()
+    assert setting(host) == "1"
+    assert notes(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "\0", '{"boot": 1}'])
+def test_a_broken_note_is_no_note(host: Host, tmp_path: Path, text: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"{host.netns}.path-manager").write_text(text)
+    ours = BorrowedSetting()
+    assert ours.borrow("userspace") == "kernel"
+    ours.give_back()
+    assert setting(host) == "0"
+
+
+def test_a_mode_that_this_kernel_does_not_have(host: Host, tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match="does not take 'nonsense'"):
+        BorrowedSetting().borrow("nonsense")
+    assert setting(host) == "0"
+    assert notes(tmp_path) == []
+
+
+def test_a_folder_that_cannot_hold_the_note(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(NotPermitted, match="let this process write the folder"):
+        BorrowedSetting().borrow("userspace")
+    assert setting(host) == "0"

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What `ls --json` tells of live subflows is what `ss` tells of their sockets."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from mptcpd_ebpf.lab import Lab
+from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.schema import Announced, ConnectionView, SubflowView
+from tests.netns.daemon_host import PATIENCE_S, adaptive_in, connections
+from tests.netns.daemon_process import RunningDaemon
+from tests.netns.probed import connection, exchange
+from tests.waiting import until
+
+MakeLab = Callable[..., Lab]
+
+COUNTERS = {
+    "segments_out": "data_segs_out",
+    "bytes_sent": "bytes_sent",
+    "bytes_acked": "bytes_acked",
+    "cwnd": "cwnd",
+}
+"""Our name and the name `ss -i` gives it; equal at a rest point."""
+NEVER_NULL = {
+    "local", "remote", "local_id", "remote_id", "interface", "state", "backup", "srtt_us",
+    "min_rtt_us", "rtt_us", "rttvar_us", "retransmits", "lost", "timeouts", "segments_out",
+    "bytes_sent", "bytes_acked", "cwnd", "in_flight", "opened_at",
+}  # fmt: skip
+"""What is known of every subflow that has carried data and was opened under the daemon."""
+
+
+def listed(running: RunningDaemon) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(running.ask("ls", "--json").stdout)
+    assert answer["schema"] == 1
+    (found,) = answer["connections"]
+    assert isinstance(found, dict)
+    return found
+
+
+def typed(record: dict[str, Any], shape: type) -> None:
+    """Every field of a record is there, in the order promised, and of its declared type."""
+    hints = get_type_hints(shape)
+    assert list(record) == list(hints)
+    for name, hint in hints.items():
+        plain = [getattr(kind, "__origin__", kind) for kind in get_args(hint) or (hint,)]
+        if getattr(hint, "__origin__", None) is list:
+            plain = [list]
+        fits = type(record[name]) in plain or (type(record[name]) is int and float in plain)
+        assert fits, f"{name}: {record[name]!r} is none of {plain}"
+
+
+def socket_statistics(lab: Lab) -> dict[str, dict[str, str]]:
+    """By local address: what `ss -ti` says of the client's TCP sockets."""
+    argv = ["ss", "-HtnOi", "state", "established"]
+    found = {}
+    for line in lab.client.run(argv).stdout.splitlines():
+        words = line.split()
+        named = dict(word.split(":", 1) for word in words[4:] if re.match(r"[a-z_]+:\S", word))
+        found[re.sub(r"%\w+", "", words[2])] = named  # an interface it is bound to
+    return found
+
+
+@pytest.mark.parametrize("ip", ["4", "6"])
+def test_ls_agrees_with_ss(make_mptcp_lab: MakeLab, tmp_path: Path, ip: str) -> None:
+    lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=20)], ip=ip)
+    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+    six = {"family": 10, "listen_on": "::"} if ip == "6" else {}
+    with adaptive_in(lab.client, tmp_path) as running, connection(lab, **six) as ends:  # type: ignore[arg-type]
+
+        def both_carry() -> bool:
+            exchange(ends, b"x" * 200_000)
+            (known,) = connections(running)
+            return [bool(s["segments_out"]) for s in known["subflows"]] == [True, True]
+
+        until(both_carry, "both subflows carry data", PATIENCE_S)
+
+        def at_rest() -> bool:
+            (known,) = connections(running)
+            return not any(subflow["in_flight"] for subflow in known["subflows"])
+
+        until(at_rest, "all is acknowledged")
+        found = listed(running)
+        typed(found, ConnectionView)
+        assert found["announced"] == []
+        assert re.fullmatch("[0-9a-f]{8}", found["token"])
+        local, remote = ends.client.getsockname()[:2], ends.client.getpeername()[:2]
+        shown = "[{}]:{}" if ip == "6" else "{}:{}"
+        assert (found["local"], found["remote"]) == (shown.format(*local), shown.format(*remote))
+        assert found["stalled_ms"] >= 0
+        statistics = socket_statistics(lab)
+        assert sorted(statistics) == sorted(s["local"] for s in found["subflows"])
+        for subflow, path in zip(found["subflows"], lab.paths, strict=True):
+            typed(subflow, SubflowView)
+            assert {name for name, value in subflow.items() if value is not None} == NEVER_NULL
+            said = statistics[subflow["local"]]
+            assert {name: str(subflow[name]) for name in COUNTERS} == {
+                name: said[theirs] for name, theirs in COUNTERS.items()
+            }
+            srtt, variation = said["rtt"].split("/")
+            assert subflow["srtt_us"] == pytest.approx(float(srtt) * 1000, rel=0.05)
+            assert subflow["rttvar_us"] == pytest.approx(float(variation) * 1000, rel=0.05)
+            assert subflow["min_rtt_us"] == pytest.approx(float(said["minrtt"]) * 1000, abs=1)
+            assert subflow["interface"] == path.client_if
+            assert subflow["retransmits"] == int(said.get("retrans", "0/0").split("/")[1])
+            assert subflow["lost"] == int(said.get("lost", "0"))
+            assert subflow["timeouts"] == 0
+
+
+def test_an_address_that_the_peer_announced_is_told(
+    make_mptcp_lab: MakeLab, tmp_path: Path
+) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    address = lab.paths[1].server_ip
+    lab.server.run(["ip", "mptcp", "endpoint", "add", address, "id", "5", "signal"])
+    with adaptive_in(lab.client, tmp_path) as running, connection(lab) as ends:
+        exchange(ends, b"x" * 1000)
+        until(lambda: bool(connections(running)[0]["announced"]), "it is told", PATIENCE_S)
+        (announced,) = listed(running)["announced"]
+        typed(announced, Announced)
+        # The kernel fills in the connection's port where the peer named none.
+        port = ends.client.getpeername()[1]
+        assert announced == {"id": 5, "ip": address, "port": port}

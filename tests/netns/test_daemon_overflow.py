@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Events that the kernel had to drop: the daemon reads everything anew, and hears on.
+
+It is stopped (SIGSTOP) while more happens than its sockets hold.  What is told before the
+overflow waits in the socket, what happens after it is told by nobody: both kinds of news
+are staged here, and the daemon must know what is true when it goes on.
+"""
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf.kernel.pm_events import RECEIVE_BUFFER, SOURCE
+from mptcpd_ebpf.kernel.rtnetlink import SOURCE as ROUTE_SOURCE
+from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, NETLINK_ROUTE
+from mptcpd_ebpf.lab import Lab, RequestResponse
+from mptcpd_ebpf.lab import Path as LabPath
+from tests.netns.daemon_host import (
+    PATIENCE_S,
+    Story,
+    adaptive_in,
+    connections,
+    status,
+    until_carried_by,
+)
+from tests.netns.daemon_process import RunningDaemon
+from tests.netns.mptcp_peers import IPPROTO_MPTCP
+from tests.waiting import until
+
+MakeLab = Callable[..., Lab]
+TALK = RequestResponse(interval_ms=10)
+MPTCP_SOCKETS = ["ss", "-HMn", "state", "established"]
+
+
+@pytest.fixture
+def lab(make_mptcp_lab: MakeLab) -> Lab:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    return lab
+
+
+@contextlib.contextmanager
+def stopped(running: RunningDaemon) -> Iterator[None]:
+    """The daemon hears nothing meanwhile; its sockets fill."""
+    running.process.send_signal(signal.SIGSTOP)
+    stat = Path(f"/proc/{running.process.pid}/stat")
+    until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
+    try:
+        yield
+    finally:
+        running.process.send_signal(signal.SIGCONT)
+
+
+def dropped(lab: Lab, running: RunningDaemon, protocol: int) -> int:
+    """How many messages the kernel could not give to the daemon's sockets of a protocol."""
+    with lab.client.entered():
+        rows = [line.split() for line in Path("/proc/net/netlink").read_text().splitlines()[1:]]
+    inodes = {
+        int(link.removeprefix("socket:[").rstrip("]"))
+        for link in map(_link, Path(f"/proc/{running.process.pid}/fd").iterdir())
+        if link.startswith("socket:[")
+    }
+    return sum(
+        int(drops)
+        for _, protocol_, _, _, _, _, _, _, drops, inode in rows
+        if int(protocol_) == protocol and int(inode) in inodes
+    )
+
+
+def _link(descriptor: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return str(descriptor.readlink())
+    return ""
+
+
+def listen_until_dropped(lab: Lab, running: RunningDaemon) -> None:
+    """Opens and closes MPTCP listeners until the socket for path-manager events overflows."""
+    for count in range(1, RECEIVE_BUFFER // 512):
+        with lab.client.entered():
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        with listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+        if count % 1000 == 0 and dropped(lab, running, NETLINK_GENERIC):
+            return
+    pytest.fail("the socket took it all")
+
+
+def change_addresses_until_dropped(lab: Lab, running: RunningDaemon) -> None:
+    """Adds and removes an address until the socket for the local network overflows."""
+    lines = ["address add 192.0.2.1/32 dev lo", "address del 192.0.2.1/32 dev lo"] * 1000
+    for _ in range(40):
+        lab.client.batch("ip", lines)
+        if dropped(lab, running, NETLINK_ROUTE):
+            return
+    pytest.fail("the socket took it all")
+
+
+def test_connections_that_came_and_went_unheard(lab: Lab, tmp_path: Path) -> None:
+    with adaptive_in(lab.client, tmp_path) as running:
+        known = lab.start(TALK)
+        staying = lab.start(TALK)
+        until_carried_by(running, known.token, *lab.paths)
+        until_carried_by(running, staying.token, *lab.paths)
+        with stopped(running):
+            begun_before = lab.start(TALK)
+            listen_until_dropped(lab, running)
+            begun_after = lab.start(TALK)
+            begun_before.stop()
+            known.stop()
+            until(
+                lambda: lab.client.run(MPTCP_SOCKETS).stdout.count("\n") == 2,
+                "the kernel has closed them",
+            )
+        until(lambda: SOURCE in status(running)["events_lost"], "the loss is told", PATIENCE_S)
+        assert status(running)["events_lost"][SOURCE] >= 1
+        assert f"events lost from {SOURCE} (1. time)" in running.log
+        assert running.ask("status").stdout.count(SOURCE) == 1
+        alive = sorted(f"{traffic.token:08x}" for traffic in (staying, begun_after))
+        until(
+            lambda: sorted(c["token"] for c in connections(running)) == alive,
+            f"{alive} are known and no other",
+            PATIENCE_S,
+        )
+        # Both are served, and what happens from now on is heard.
+        until_carried_by(running, staying.token, *lab.paths)
+        until_carried_by(running, begun_after.token, *lab.paths)
+        next_one = lab.start(TALK)
+        until_carried_by(running, next_one.token, *lab.paths)
+        for traffic in (staying, begun_after, next_one):
+            assert traffic.stop().unanswered == 0
+        until(lambda: connections(running) == [], "their ends are heard", PATIENCE_S)
+
+
+def test_an_address_that_came_and_went_unheard(lab: Lab, tmp_path: Path) -> None:
+    path, other = lab.paths
+    with adaptive_in(lab.client, tmp_path) as running, Story(running) as story:
+        traffic = lab.start(TALK)
+        until_carried_by(running, traffic.token, path, other)
+        with stopped(running):
+            # Told: it goes and comes again.  Untold: it goes for good.
+            path.remove_address()
+            path.restore_address()
+            change_addresses_until_dropped(lab, running)
+            path.remove_address()
+        until(lambda: ROUTE_SOURCE in status(running)["events_lost"], "it is told", PATIENCE_S)
+        until_carried_by(running, traffic.token, other)
+        seen = len(story.events("LocalAddressChanged"))
+        path.restore_address()
+        until(
+            lambda: (
+                path.client_ip
+                in [event["ip"] for event in story.events("LocalAddressChanged")[seen:]]
+            ),
+            "its return is heard",
+            PATIENCE_S,
+        )
+        until_carried_by(running, traffic.token, path, other)
+        assert traffic.stop().unanswered == 0
