@@ -25,10 +25,13 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from mptcpd_ebpf import mptcpd_conf
 from mptcpd_ebpf.core.address import parse_sockaddr
 from mptcpd_ebpf.core.measurement import Thresholds
 from mptcpd_ebpf.core.model import AddressPolicy
+from mptcpd_ebpf.core.serving import Rule
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.logs import LogDestination
 from mptcpd_ebpf.yamldoc import Document, KeyPath, Mistake
 
 DEFAULT_FILE = Path("/etc/mptcpd-ebpf.yaml")
@@ -108,7 +111,13 @@ class Config(_Section, frozen=True):
     """One whole configuration; the defaults observe and manage nothing."""
 
     path_manager: Name | list[Name] | None = None
-    """The plugins that decide, by priority of their own; None observes only."""
+    """The plugins that decide; connections that no rule gives away go to the first.  None, and
+    nothing else that names a plugin: observe only."""
+    load_plugins: list[Name] = []
+    """More plugins.  They hear of links and addresses, and serve what rules give them; without
+    `path_manager`, the one with the highest priority serves all else."""
+    rules: list[Rule] = []
+    """Which plugin serves a connection: the first rule that fits."""
     plugins: dict[Name, dict[str, Any]] = {}
     """Options by plugin, checked against the plugin's own ``Options``."""
     plugin_dir: str | None = None
@@ -120,6 +129,7 @@ class Config(_Section, frozen=True):
     """Path of the control socket; None is `control_client.default_path`."""
     metrics: Metrics = Metrics()
     on_exit: OnExit = OnExit.REMOVE
+    log: LogDestination = LogDestination.STDERR
     log_level: LogLevel = LogLevel.INFO
     limits: Limits = Limits()
 
@@ -131,6 +141,17 @@ class Config(_Section, frozen=True):
         if isinstance(self.path_manager, str):
             return (self.path_manager,)
         return tuple(self.path_manager)
+
+    @property
+    def default_plugin(self) -> str | None:
+        """Who serves what no rule gives away, if `path_manager` says so."""
+        return next(iter(self.path_managers), None)
+
+    @property
+    def plugin_names(self) -> tuple[str, ...]:
+        """Every plugin that is named anywhere, each once."""
+        named = [rule.plugin for rule in self.rules if rule.plugin is not None]
+        return tuple(dict.fromkeys([*self.path_managers, *self.load_plugins, *named]))
 
 
 class ConfigError(Failure):
@@ -160,12 +181,28 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Where the daemon's configuration comes from; read at start and at every reload."""
 
     file: Path | None = None
+    mptcpd_conf: Path | None = None
+    """mptcpd's own file, instead of `file`."""
     overrides: dict[str, Any] = {}
     """Dotted keys given on the command line; they beat the file."""
 
     def load(self, options_of: OptionsOf | None = None) -> Config:
         """Reads the file and the overrides anew.  Raises `ConfigError` with every mistake."""
-        return load(self.file, self.overrides, options_of)
+        if self.mptcpd_conf is None:
+            return load(self.file, self.overrides, options_of)
+        imported = mptcpd_conf.read(self.mptcpd_conf)
+        if imported.mistakes:
+            raise ConfigError(imported.mistakes)
+        document = Document("", str(self.mptcpd_conf))
+        for key, value in imported.values.items():
+            line = imported.lines.get(key)
+            origin = f"{document.file}:{line}" if line else f"{document.file} (mptcpd's default)"
+            document.lay_over(tuple(key.split(".")), value, origin)
+        return _checked(document, self.overrides, options_of)
+
+    def warnings(self) -> list[str]:
+        """What the file says and does not apply here."""
+        return mptcpd_conf.read(self.mptcpd_conf).warnings if self.mptcpd_conf else []
 
 
 def load(
@@ -190,7 +227,12 @@ def parse(
     options_of: OptionsOf | None = None,
 ) -> Config:
     """`load` for text that is already there; `file` names it in mistakes."""
-    document = Document(text, file)
+    return _checked(Document(text, file), overrides, options_of)
+
+
+def _checked(
+    document: Document, overrides: Mapping[str, Any], options_of: OptionsOf | None
+) -> Config:
     for key, value in overrides.items():
         document.lay_over(tuple(key.split(".")), value, COMMAND_LINE)
     data = {} if document.data is None else document.data
@@ -199,11 +241,28 @@ def parse(
         _check_plugins(document, data, options_of)
     if document.mistakes:
         raise ConfigError(document.mistakes)
+    _check_rules(document, data)
+    if document.mistakes:
+        raise ConfigError(document.mistakes)
     config = msgspec.convert(data, Config)
     _check_listen(document, config.metrics)
     if document.mistakes:
         raise ConfigError(document.mistakes)
     return config
+
+
+def _check_rules(document: Document, data: dict[str, Any]) -> None:
+    """What a rule checks itself once its keys are right: its addresses."""
+    for number, rule in enumerate(data.get("rules") or []):
+        _check_whole(document, rule, Rule, ("rules", number))
+
+
+def _check_whole(document: Document, data: Any, wanted: type[Struct], path: KeyPath) -> None:
+    """Adds a mistake for what the struct refuses although each key fits its type."""
+    try:
+        msgspec.convert(data, wanted)
+    except msgspec.ValidationError as error:
+        document.mistake(path, str(error))
 
 
 def _check_listen(document: Document, metrics: Metrics) -> None:
@@ -222,22 +281,33 @@ def _check_plugins(document: Document, data: dict[str, Any], options_of: Options
     """Every plugin that is named must load, and its options must be its own."""
     folder = data.get("plugin_dir")
     folder = Path(folder) if isinstance(folder, str) else None
-    named, given = data.get("path_manager"), data.get("plugins")
-    if isinstance(named, str):
-        named = [named]
-    if not isinstance(named, list):
-        named = []
+    given = data.get("plugins")
     if not isinstance(given, dict):
         given = {}
     wanted: dict[str, KeyPath] = {name: ("plugins", name) for name in given}
-    wanted |= {name: ("path_manager",) for name in named if isinstance(name, str)}
+    for number, rule in enumerate(_list(data.get("rules"))):
+        name = rule.get("plugin") if isinstance(rule, dict) else None
+        if isinstance(name, str):
+            wanted[name] = ("rules", number, "plugin")
+    for key in ("load_plugins", "path_manager"):
+        wanted |= {name: (key,) for name in _list(data.get(key)) if isinstance(name, str)}
     for name, path in wanted.items():
         try:
             options = options_of(name, folder)
         except Failure as failure:
             document.mistake(path, str(failure))
             continue
+        known = len(document.mistakes)
         document.check(given.get(name, {}), options, ("plugins", name))
+        if len(document.mistakes) == known:
+            _check_whole(document, given.get(name, {}), options, ("plugins", name))
+
+
+def _list(value: Any) -> list[Any]:
+    """A list, or the one value that stands for it."""
+    if isinstance(value, str):
+        return [value]
+    return value if isinstance(value, list) else []
 
 
 def _read(file: Path) -> str:

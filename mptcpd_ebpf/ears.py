@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol, Self
 
+from msgspec.structs import replace
+
 from mptcpd_ebpf.config import ProbeBackend, ProbeSettings
 from mptcpd_ebpf.core.events import Event, Resynchronised
 from mptcpd_ebpf.core.measurement import Measurement, Thresholds
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.kernel import diag, netns, resync
+from mptcpd_ebpf.kernel import diag, netns, owners, resync
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.rtnetlink import RouteEvents
 from mptcpd_ebpf.schema import ProbesView
@@ -78,11 +80,16 @@ class Ears:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def sample(self) -> list[Measurement]:
-        """Every subflow of the namespace, as exactly as can be had now."""
+    def sample(self, *, with_owners: bool = False) -> list[Measurement]:
+        """Every subflow of the namespace, as exactly as can be had now.
+
+        `with_owners`: also whose they are, cgroup included, where that takes looking it up.
+        """
         if self._probes is not None:
-            return self._probes.sample()
-        return diag.snapshot(with_owners=False).subflows
+            measurements = self._probes.sample()
+        else:
+            measurements = diag.snapshot(with_owners=with_owners).subflows
+        return [_with_cgroup(m) for m in measurements] if with_owners else measurements
 
     def snapshot(self) -> Resynchronised:
         """The whole truth, read anew."""
@@ -114,6 +121,13 @@ class Ears:
             "reason": self.choice,
             "lost": self._probes.lost if self._probes is not None else None,
         }
+
+
+def _with_cgroup(measured: Measurement) -> Measurement:
+    owner = measured.owner
+    if owner is None or owner.pid is None:
+        return measured
+    return replace(measured, owner=replace(owner, cgroup_path=owners.cgroup_path(owner.pid)))
 
 
 def _open_probes(settings: ProbeSettings, here: int) -> "tuple[Probes | None, str]":

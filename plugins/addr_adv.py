@@ -25,7 +25,6 @@ from mptcpd_ebpf.plugin import (
     AddEndpoint,
     ChangeEndpoint,
     Command,
-    Connection,
     Context,
     Decision,
     DefaultRoute,
@@ -38,13 +37,15 @@ from mptcpd_ebpf.plugin import (
     ReadEndpoints,
     RemoveEndpoint,
     SetLimits,
-    Subflow,
     WakeAt,
     endpoint_flags,
 )
 
 FEWEST_SUBFLOWS = 2
 """Of the limit, before there is any address: mptcpd's MPTCP_MIN_SUBFLOWS."""
+
+LONGEST_PAUSE = 8 * SECOND
+"""Before something is tried again that a connection's last subflow stood against."""
 
 CHANGEABLE = EndpointFlag.BACKUP | EndpointFlag.FULLMESH
 """What the kernel can change in an endpoint that is there."""
@@ -105,10 +106,10 @@ class AddrAdv(Plugin):
         """The limit we last set: who changed it since may keep his."""
         self.under_way: dict[str, None] = {}
         """Addresses whose endpoint the kernel was asked for and has not answered."""
-        self.refused: dict[str, int | None] = {}
+        self.rejected: dict[str, int | None] = {}
         """Addresses whose endpoint it refused, and how full the table was (None: not read yet)."""
-        self.pending = False
-        """Something is to be removed or changed, and perhaps must wait for a connection."""
+        self.tries = 0
+        """How often in a row something was to be removed or changed, and was not."""
         yield ReadEndpoints(reason="what does the table hold already?")
 
     # --- occasions to compare
@@ -140,16 +141,6 @@ class AddrAdv(Plugin):
     def wake(self, ctx: Context) -> Iterator[Command]:
         yield from self._compare(ctx)
 
-    def new_subflow(
-        self, ctx: Context, connection: Connection, subflow: Subflow
-    ) -> Iterator[Command]:
-        if self.pending:
-            yield from self._compare(ctx)
-
-    def connection_closed(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        if self.pending:
-            yield from self._compare(ctx)
-
     def answered(
         self, ctx: Context, decision: Decision, errno: int, explanation: str
     ) -> Iterator[Command]:
@@ -157,18 +148,19 @@ class AddrAdv(Plugin):
         if isinstance(command, AddEndpoint):
             self.under_way.pop(command.ip, None)
             if errno:
-                self.refused[command.ip] = None
-            else:
-                self.told[command.ip] = command.flags
-        if isinstance(command, ChangeEndpoint):
+                self.rejected[command.ip] = None
+        if isinstance(command, AddEndpoint | ChangeEndpoint) and not errno:
             self.told[command.ip] = command.flags
-        if not self.under_way and isinstance(command, AddEndpoint | RemoveEndpoint):
+        # A removal that was refused is looked at again by `wake`.
+        removed = isinstance(command, RemoveEndpoint) and not errno
+        if not self.under_way and (removed or isinstance(command, AddEndpoint)):
             yield ReadEndpoints(reason="which ids did the kernel choose?")
 
     def exit(self, ctx: Context) -> Iterator[Command]:
         if ctx.keep:
             return
-        for endpoint in ctx.world.endpoints:
+        # The first is where connections start: if one must stay for a connection, then this.
+        for endpoint in reversed(ctx.world.endpoints):
             if endpoint.ours:
                 yield RemoveEndpoint(
                     address_id=endpoint.address_id, ip=endpoint.ip, reason="the daemon leaves"
@@ -200,10 +192,10 @@ class AddrAdv(Plugin):
                 self.told[want.ip] = want.flags
             elif want.flags != self.told.get(want.ip):
                 changed.append((endpoint, want))
-        self.pending = bool(surplus or changed)
-        if (self.pending or self.refused) and not fresh:
+        if (surplus or changed or self.rejected) and not fresh:
             yield ReadEndpoints(reason="look again before changing it")
             return
+        self.tries = self.tries + 1 if surplus or changed else 0
         yield from self._remove(surplus)
         removed = {endpoint.ip: None for endpoint in surplus}
         for endpoint, want in changed:
@@ -216,10 +208,12 @@ class AddrAdv(Plugin):
                     ip=endpoint.ip,
                     flags=want.flags,
                     reason=f"its flags for {want.interface} are other ones now",
+                    routine=self.tries > 1,
                 )
-        if self.pending:
+        if self.tries:
             # What was refused, for a connection lives on it, is tried again.
-            yield WakeAt(at=ctx.now + SECOND, reason="is it done?")
+            pause = min(SECOND << self.tries, LONGEST_PAUSE)
+            yield WakeAt(at=ctx.now + pause, reason="is it done?")
         self.told = {ip: flags for ip, flags in self.told.items() if ip in wanted}
         yield from self._add(ctx, wanted, removed, fresh=fresh)
 
@@ -248,6 +242,7 @@ class AddrAdv(Plugin):
                 address_id=endpoint.address_id,
                 ip=endpoint.ip,
                 reason=f"{endpoint.ip} is not usable any more, or not the same",
+                routine=self.tries > 1,
             )
 
     def _add(
@@ -262,13 +257,13 @@ class AddrAdv(Plugin):
             and endpoint.ip not in removed
         }
         fullness = len(ctx.world.endpoints) - len(removed)
-        for ip, then in list(self.refused.items()):
+        for ip, then in list(self.rejected.items()):
             if ip not in wanted or (then is not None and fullness < then):
-                del self.refused[ip]  # it may be tried again
+                del self.rejected[ip]  # it may be tried again
             elif then is None and fresh:
-                self.refused[ip] = fullness
+                self.rejected[ip] = fullness
         for want in wanted.values():
-            if want.ip in taken or want.ip in self.under_way or want.ip in self.refused:
+            if want.ip in taken or want.ip in self.under_way or want.ip in self.rejected:
                 continue
             self.under_way[want.ip] = None
             yield AddEndpoint(

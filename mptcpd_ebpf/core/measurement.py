@@ -23,6 +23,8 @@ class Owner(Struct, frozen=True, kw_only=True):
     comm: str | None = None
     cgroup: int | None = None
     """cgroup v2 id: the inode number of its folder."""
+    cgroup_path: str | None = None
+    """Its path below the cgroup v2 root, ``/user.slice``; looked up only where it is asked for."""
     uid: int | None = None
 
 

@@ -91,6 +91,8 @@ class Connection:
     joins: dict[tuple[str, SockAddr], bool] = field(default_factory=dict)
     """Joins we asked for and netlink has not told of, by our address and the peer's: as backup?"""
     owner: Owner | None = None
+    owner_asked: bool = False
+    """A reading of the sockets has told of the owner what there is to tell."""
     stalled_us: int | None = None
     bytes_acked: int | None = None
     reinjected: int | None = None

@@ -295,6 +295,9 @@ class Tracker:
 
     def _sampled(self, event: ev.Sampled, now: int) -> list[Notice]:
         notices: list[Notice] = []
+        if event.with_owners:
+            for known in self.world.connections.values():
+                known.owner_asked = True
         for measured in event.measurements:
             connection = self.world.connections.get(measured.token)
             if (

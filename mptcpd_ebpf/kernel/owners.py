@@ -55,11 +55,20 @@ def comm(pid: int) -> str | None:
 
 def _cgroup(pid: int) -> int | None:
     """The cgroup v2 id: inode of the folder; None without a v2 hierarchy in the usual place."""
+    path = cgroup_path(pid)
+    try:
+        return os.stat(_CGROUP2 + path).st_ino if path is not None else None
+    except OSError:
+        return None
+
+
+def cgroup_path(pid: int) -> str | None:
+    """The path of a process's cgroup below the v2 root; None if it has ended, or without v2."""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 if line.startswith("0::"):
-                    return os.stat(_CGROUP2 + line[3:].rstrip("\n")).st_ino
+                    return line[3:].rstrip("\n")
     except OSError:
         pass
     return None

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 from msgspec import Struct, structs
 
@@ -95,13 +96,16 @@ def test_the_reference_has_every_option_of_the_shipped_plugins() -> None:
     reference = CONFIGURATION.read_text()
     for name in plugin_loader.available():
         for field in structs.fields(plugin_loader.options_of(name, None)):
-            row = rf"^\| `plugins\.{name}\.{field.name}` \| {re.escape(str(field.default))} \|"
+            made = field.default_factory
+            default = field.default if made is msgspec.NODEFAULT else made()
+            row = rf"^\| `plugins\.{name}\.{field.name}` \| {re.escape(str(default))} \|"
             assert re.search(row, reference, re.MULTILINE), f"{name}: {field.name}"
 
 
 def test_control_md_has_every_field() -> None:
     text = CONTROL.read_text()
     shapes = (schema.ConnectionView, schema.SubflowView, schema.Announced, schema.DecisionView)
+    shapes += (schema.CarriedOut, schema.Endpoints, schema.EndpointView, schema.LimitsView)
     for shape in (*shapes, schema.Status, schema.ProbesView, schema.PluginView):
         for field in shape.__annotations__:
             assert f"`{field}`" in text, f"{shape.__name__}.{field}"

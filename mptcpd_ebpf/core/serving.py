@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which plugin serves a connection: rules in order, the first that fits, or the default.
+
+A rule fits if everything it names holds.  What nobody knows does not hold; but who owns a
+connection is not known at once (netlink does not tell, a reading of the sockets does), so
+a rule may also answer that it cannot tell yet.
+"""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from ipaddress import ip_address, ip_network
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.measurement import Owner
+from mptcpd_ebpf.core.model import Connection, World
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class Undecided:
+    """A rule hangs on who owns the connection, and nobody has looked yet."""
+
+
+UNDECIDED = Undecided()
+
+
+class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plugin and the connections it shall serve."""
+
+    plugin: str | None
+    """None leaves the connection to the kernel."""
+    local: str | None = None
+    """Our address at the start of the connection: one, or a network."""
+    local_port: Port | list[Port] | None = None
+    remote: str | None = None
+    """The peer's address: one, or a network."""
+    remote_port: Port | list[Port] | None = None
+    interface: str | None = None
+    """Name of the interface the connection started on; ``*`` and ``?`` as in a shell."""
+    server_side: bool | None = None
+    """Whether the peer opened it."""
+    uid: int | None = None
+    """User id of the process that opened it; on a server, of the listener's owner."""
+    cgroup: str | None = None
+    """Its cgroup's path below the cgroup v2 root, ``/user.slice/*``."""
+    command: str | None = None
+    """Its command name (at most 15 letters, as the kernel keeps it), ``firefox*``."""
+
+    def __post_init__(self) -> None:
+        for network in (self.local, self.remote):
+            if network is not None:
+                ip_network(network)
+
+    def fits(self, connection: Connection, world: World) -> bool | Undecided:
+        if not (
+            _address_fits(self.local, self.local_port, connection.local)
+            and _address_fits(self.remote, self.remote_port, connection.remote)
+            and (self.server_side is None or connection.server_side is self.server_side)
+            and self._interface_fits(connection, world)
+        ):
+            return False
+        if self.uid is None and self.cgroup is None and self.command is None:
+            return True
+        if not connection.owner_asked:
+            return UNDECIDED
+        owner = connection.owner or Owner()
+        return (
+            (self.uid is None or owner.uid == self.uid)
+            and _pattern_fits(self.cgroup, owner.cgroup_path)
+            and _pattern_fits(self.command, owner.comm)
+        )
+
+    def _interface_fits(self, connection: Connection, world: World) -> bool:
+        if self.interface is None:
+            return True
+        name = world.interface_name(world.interface_of(connection.local.ip))
+        return _pattern_fits(self.interface, name)
+
+
+class Serving:
+    """Rules and a default, as the engine asks them."""
+
+    def __init__(self, world: World, rules: Sequence[Rule], default: str | None) -> None:
+        self._world = world
+        self._rules = rules
+        self._default = default
+
+    def __call__(self, connection: Connection) -> str | Undecided | None:
+        """The name of the plugin; None leaves the connection to the kernel."""
+        for rule in self._rules:
+            fits = rule.fits(connection, self._world)
+            if isinstance(fits, Undecided):
+                return fits
+            if fits:
+                return rule.plugin
+        return self._default
+
+
+def _address_fits(network: str | None, ports: int | list[int] | None, address: SockAddr) -> bool:
+    if ports is not None and address.port not in (ports if isinstance(ports, list) else [ports]):
+        return False
+    return network is None or ip_address(address.ip) in ip_network(network)
+
+
+def _pattern_fits(pattern: str | None, name: str | None) -> bool:
+    return pattern is None or (name is not None and fnmatchcase(name, pattern))

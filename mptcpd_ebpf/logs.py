@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where the log goes: stderr, syslog, the systemd journal or nowhere.
+
+The journal's own protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/) keeps priority and
+identifier; it is one datagram per message, so no library is needed.
+"""
+
+import logging
+import logging.handlers
+import os
+import socket
+import sys
+from enum import StrEnum
+
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+
+SYSLOG_SOCKET = "/dev/log"
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+IDENTIFIER = "mptcpd-ebpf"
+
+
+class LogDestination(StrEnum):
+    """Where to; the names are mptcpd's."""
+
+    STDERR = "stderr"
+    SYSLOG = "syslog"
+    JOURNAL = "journal"
+    NULL = "null"
+
+
+def set_up(destination: LogDestination, level: str) -> None:
+    """Sends everything from `level` (``debug``, ``info``, …) on to one destination.
+
+    May be called again.  Raises `Failure` (CONFIG) if nobody listens there.
+    """
+    try:
+        handler = _handler(destination)
+    except OSError as error:
+        where = SYSLOG_SOCKET if destination is LogDestination.SYSLOG else JOURNAL_SOCKET
+        raise Failure(
+            f"log: {destination}: {where}: {error.strerror}; is it running? 'log: stderr' works "
+            f"everywhere",
+            ExitCode.CONFIG,
+        ) from None
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def _handler(destination: LogDestination) -> logging.Handler:
+    match destination:
+        case LogDestination.NULL:
+            return logging.NullHandler()
+        case LogDestination.JOURNAL:
+            return JournalHandler(JOURNAL_SOCKET)
+        case LogDestination.SYSLOG:
+            # The standard library's handler goes on silently where nobody listens.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+                probe.connect(SYSLOG_SOCKET)
+            syslog = logging.handlers.SysLogHandler(
+                SYSLOG_SOCKET, logging.handlers.SysLogHandler.LOG_DAEMON
+            )
+            syslog.ident = f"{IDENTIFIER}[{os.getpid()}]: "
+            return syslog
+        case LogDestination.STDERR:
+            stderr = logging.StreamHandler(sys.stderr)
+            stderr.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+            return stderr
+
+
+class JournalHandler(logging.Handler):
+    """Sends each message as one datagram to the journal's socket."""
+
+    def __init__(self, path: str) -> None:
+        """Raises OSError if nobody listens at `path`."""
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._socket.connect(path)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._socket.send(journal_entry(self.format(record), record.levelno))
+        except OSError:
+            self.handleError(record)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+def journal_entry(message: str, level: int) -> bytes:
+    """One entry; a message of several lines goes with its length before it."""
+    raw = message.encode("utf-8", "surrogateescape")
+    text = b"MESSAGE\n" + len(raw).to_bytes(8, "little") + raw
+    return b"PRIORITY=%d\nSYSLOG_IDENTIFIER=%s\n%s\n" % (
+        _priority(level),
+        IDENTIFIER.encode(),
+        text,
+    )
+
+
+def _priority(level: int) -> int:
+    """syslog(3)'s priority of a level of `logging`."""
+    for least, priority in ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6)):
+        if level >= least:
+            return priority
+    return 7
