@@ -21,7 +21,6 @@ from mptcpd_ebpf.core.address import SockAddr, canonical, parse_sockaddr
 from mptcpd_ebpf.core.address_ids import HIGHEST_ID
 from mptcpd_ebpf.core.commands import KernelCommand
 from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits, endpoint_flags
-from mptcpd_ebpf.kernel.errors import NetlinkRefused
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.schema import SCHEMA, CarriedOut, Endpoints, LimitsView
 
@@ -34,7 +33,7 @@ _ID_OF = {"CreateSubflow": ("local_id", "local_ip"), "AnnounceAddress": ("addres
 def parse(fields: Mapping[str, Any], pm: PmClient) -> KernelCommand:
     """The command that the fields describe; `pm` is asked for a missing address id.
 
-    Raises ValueError naming the field and what is wrong with it.
+    Raises ValueError naming the field and what is wrong with it, or what `address_id` raises.
     """
     plain = {"reason": REASON, **fields}
     for name, read in _READERS.items():
@@ -59,12 +58,9 @@ def parse(fields: Mapping[str, Any], pm: PmClient) -> KernelCommand:
 def address_id(pm: PmClient, token: int, ip: str) -> int:
     """The id by which a connection knows an address of ours, or the lowest one it has free.
 
-    Raises ValueError if the kernel cannot tell, or all 255 are taken.
+    Raises NetlinkRefused if the kernel cannot tell, or ValueError if all 255 are taken.
     """
-    try:
-        known = pm.connection_addresses(token)
-    except NetlinkRefused as error:
-        raise ValueError(f"which address ids the connection uses: {error}") from None
+    known = pm.connection_addresses(token)
     taken = {endpoint.address_id for endpoint in known}
     for endpoint in known:
         if endpoint.ip == ip:

@@ -29,6 +29,7 @@ from mptcpd_ebpf.httpserver import (
     json_answer,
     server_sent_event,
 )
+from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.schema import (
     SCHEMA,
     CarriedOut,
@@ -70,7 +71,8 @@ class ControlSource(Protocol):
     async def limits(self) -> LimitsView: ...
 
     async def carry_out(self, fields: dict[str, Any]) -> CarriedOut:
-        """Carries out a person's command (`by_hand`).  Raises ValueError if it is none."""
+        """Carries out a person's command (`by_hand`).  Raises ValueError if it is none, or
+        KernelError if the kernel cannot tell what it leaves out."""
 
     async def pause(self) -> None: ...
 
@@ -179,6 +181,8 @@ class ControlServer:
             return json_answer(await self._source.carry_out(fields))
         except (msgspec.DecodeError, ValueError) as error:
             return error_answer(HTTPStatus.BAD_REQUEST, str(error))
+        except KernelError as error:
+            return error_answer(HTTPStatus.CONFLICT, str(error))
 
     async def _pause(self, _body: bytes) -> Answer:
         await self._source.pause()

@@ -105,8 +105,8 @@ def test_the_reference_has_every_option_of_the_shipped_plugins() -> None:
 def test_control_md_has_every_field() -> None:
     text = CONTROL.read_text()
     shapes = (schema.ConnectionView, schema.SubflowView, schema.Announced, schema.DecisionView)
-    shapes += (schema.CarriedOut, schema.Endpoints, schema.EndpointView, schema.LimitsView)
-    for shape in (*shapes, schema.Status, schema.ProbesView, schema.PluginView):
+    by_hand = (schema.CarriedOut, schema.EndpointView, schema.LimitsView)
+    for shape in (*shapes, *by_hand, schema.Status, schema.ProbesView, schema.PluginView):
         for field in shape.__annotations__:
             assert f"`{field}`" in text, f"{shape.__name__}.{field}"
 

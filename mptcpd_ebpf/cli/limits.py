@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``mptcpd-ebpf limits``: what the in-kernel path manager allows per connection."""
+
+import json
+
+import click
+
+from mptcpd_ebpf import daemon_or_kernel
+from mptcpd_ebpf.cli import _by_hand, _options
+from mptcpd_ebpf.core.endpoints import HIGHEST_LIMIT
+
+_limit = click.IntRange(0, HIGHEST_LIMIT)
+
+
+@click.command()
+@click.option("--subflows", type=_limit, help="Subflows beside the initial one.")
+@click.option("--add-addr-accepted", type=_limit, help="Announced addresses that are joined.")
+@_by_hand.reason
+@_options.as_json
+@_by_hand.reaching
+def command(
+    subflows: int | None,
+    add_addr_accepted: int | None,
+    reason: str | None,
+    as_json: bool,
+    control: str | None,
+    direct: bool,
+) -> None:
+    """Show the limits of the in-kernel path manager, or set those that are given.
+
+    Connections in userspace mode know no limits.
+    """
+    path = daemon_or_kernel.control_path(control, direct)
+    found = daemon_or_kernel.limits(path)
+    if subflows is not None or add_addr_accepted is not None:
+        done = daemon_or_kernel.carry_out(
+            path,
+            command="SetLimits",
+            subflows=found["subflows"] if subflows is None else subflows,
+            add_addr_accepted=(
+                found["add_addr_accepted"] if add_addr_accepted is None else add_addr_accepted
+            ),
+            reason=reason,
+        )
+        _by_hand.finish(done, as_json)
+    elif as_json:
+        click.echo(json.dumps(found))
+    else:
+        click.echo(f"subflows           {found['subflows']}")
+        click.echo(f"add-addr-accepted  {found['add_addr_accepted']}")

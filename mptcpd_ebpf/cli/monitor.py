@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``mptcpd-ebpf monitor``: what happens, as it happens, one line each.
+
+With a daemon the lines are those of its event stream, its decisions among them; without,
+the events of the kernel's path managers and of the local network, read here.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from mptcpd_ebpf import control_client, daemon_or_kernel, view
+from mptcpd_ebpf.cli import _by_hand
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.schema import SCHEMA
+
+
+@click.command()
+@click.option(
+    "--token", metavar="TOKEN", type=_by_hand.token_text, help="Only what concerns this connection."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, each with a schema.")
+@_by_hand.reaching
+def command(token: str | None, as_json: bool, control: str | None, direct: bool) -> None:
+    """Show events as they happen, until Ctrl-C.
+
+    Connections, subflows and announced addresses; links, addresses and default routes;
+    from a daemon also alarms, what its plugins decide and why.
+    """
+    path = daemon_or_kernel.control_path(control, direct)
+    for record in _from_kernel() if path is None else _from_daemon(path):
+        if token is not None and record.get("token") != token:
+            continue
+        at = time.time()
+        if as_json:
+            click.echo(json.dumps({"schema": SCHEMA, "t": round(at, 6), **record}))
+        else:
+            click.echo(f"{_clock(at)}  {line(record)}")
+
+
+def _from_daemon(path: str) -> Iterator[dict[str, Any]]:
+    for name, data in control_client.stream(path, "/v1/events"):
+        if name == "event":
+            yield _flat(data)
+        elif name == "decision":
+            yield {"event": "Decision", **data}
+    raise Failure(f"the daemon at {path} ended", ExitCode.NO_DAEMON)
+
+
+def _from_kernel() -> Iterator[dict[str, Any]]:
+    from mptcpd_ebpf import api
+
+    try:
+        with api.PmEvents.open() as connections, api.NetworkMonitor() as network:
+            click.echo("listening to the kernel", err=True)
+            for event in api.follow(connections, network):
+                yield view.event(event)
+    except api.KernelError as error:
+        raise Failure(str(error), daemon_or_kernel.exit_code(error)) from None
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """What a measurement says of its subflow's name belongs to the event."""
+    measurement = record.get("measurement")
+    if isinstance(measurement, dict):
+        return {**record, **{name: measurement[name] for name in ("token", "local", "remote")}}
+    return record
+
+
+# --- the picture
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at)) + f".{at % 1 * 1000:03.0f}"
+
+
+_NAMED = ("event", "token", "local", "remote")
+
+
+def line(record: dict[str, Any]) -> str:
+    """One event in one line: its name, whom it concerns, and every field that says something."""
+    if record["event"] == "Decision":
+        refused = f" [not done: {record['refused']}]" if record["refused"] else ""
+        whom = " ".join(filter(None, (record["token"], record["subflow"])))
+        return f"{record['plugin']}: {record['action']} {whom}: {record['reason']}{refused}"
+    words = [record["event"]]
+    if record.get("token"):
+        words.append(record["token"])
+    if record.get("local"):
+        remote = record.get("remote")
+        words.append(f"{record['local']} → {remote}" if remote else record["local"])
+    words += [
+        f"{name}={_value(value)}"
+        for name, value in record.items()
+        if name not in _NAMED and value not in (None, False, 0, "") and not isinstance(value, dict)
+    ]
+    return "  ".join(words)
+
+
+def _value(value: Any) -> str:
+    if value is True:
+        return "yes"
+    return str(len(value)) if isinstance(value, list) else str(value)
