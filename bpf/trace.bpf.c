@@ -43,13 +43,13 @@ struct {
 	__type(value, struct trace_rounds);
 } rounds SEC(".maps");
 
-/* Kernel threads that are in mptcp_worker() just now, with the connection they work on. */
+/* Which connection (address of its struct mptcp_sock) a thread works for just now. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
 	__type(key, u64); /* pid_tgid */
 	__type(value, u64);
-} workers SEC(".maps");
+} senders SEC(".maps");
 
 static __always_inline bool wanted(struct sock *sk)
 {
@@ -230,7 +230,15 @@ int BPF_PROG(retransmitted, struct sock *sk, struct sk_buff *skb)
 	return 0;
 }
 
-/* --- reinjection: the worker sends data again that some subflow does not bring through */
+/*
+ * --- reinjection: data is sent again because some subflow does not bring it through.
+ *
+ * Two ways lead there (net/mptcp/protocol.c): mptcp_worker() when the connection's timer
+ * fired, and the ordinary way through the scheduler, from an older position, when a
+ * subflow was closed or found stale.  A mapping does not say whose it is, so the
+ * connection that the thread works for is remembered.  In a softirq the thread is a
+ * chance one; a wrong guess is found out by just_wrote().
+ */
 
 extern const void mptcp_worker __ksym __weak;
 
@@ -244,16 +252,17 @@ int BPF_PROG(work_starts, struct work_struct *work)
 	if ((u64)see(as(work_struct, work), func) != (u64)&mptcp_worker)
 		return 0;
 	connection = (u64)work - bpf_core_field_offset(msk->work);
-	bpf_map_update_elem(&workers, &thread, &connection, BPF_ANY);
+	bpf_map_update_elem(&senders, &thread, &connection, BPF_ANY);
 	return 0;
 }
 
-SEC("tp_btf/workqueue_execute_end")
-int BPF_PROG(work_ends, struct work_struct *work)
+SEC("tp_btf/mptcp_subflow_get_send")
+int BPF_PROG(send_begins, struct mptcp_subflow_context *subflow)
 {
 	u64 thread = bpf_get_current_pid_tgid();
+	u64 connection = (u64)subflow->conn;
 
-	bpf_map_delete_elem(&workers, &thread);
+	bpf_map_update_elem(&senders, &thread, &connection, BPF_ANY);
 	return 0;
 }
 
@@ -274,8 +283,8 @@ static __always_inline bool just_wrote(u64 address, u64 mapping)
 SEC("tp_btf/mptcp_sendmsg_frag")
 int BPF_PROG(mapped, struct mptcp_ext *mapping)
 {
-	u64 thread = bpf_get_current_pid_tgid(), node, first, onto = 0, blamed = 0;
-	u64 *connection = bpf_map_lookup_elem(&workers, &thread);
+	u64 thread = bpf_get_current_pid_tgid(), node, first, end, onto = 0, blamed = 0;
+	u64 *connection = bpf_map_lookup_elem(&senders, &thread);
 	struct trace_record *record;
 	struct mptcp_sock *msk;
 	u32 blamed_timeouts = 0;
@@ -283,8 +292,9 @@ int BPF_PROG(mapped, struct mptcp_ext *mapping)
 	if (!connection)
 		return 0;
 	msk = as(mptcp_sock, *connection);
-	/* The worker also sends what is new. */
-	if ((s64)(see(as(mptcp_ext, mapping), data_seq) - see(msk, snd_nxt)) >= 0)
+	/* What is new ends ahead of snd_nxt. */
+	end = see(as(mptcp_ext, mapping), data_seq) + see(as(mptcp_ext, mapping), data_len);
+	if ((s64)(end - see(msk, snd_nxt)) > 0)
 		return 0;
 	first = *connection + bpf_core_field_offset(msk->conn_list);
 	node = (u64)see(msk, conn_list.next);

@@ -96,9 +96,9 @@ def _run(
             ExitCode.PRIVILEGE,
         )
     try:
-        trace = Trace(name, scope, as_json=as_json)
-        constants = {"own_netns": namespaces.inode()}
-        trace.run(duration, tool(trace, constants))
+        with Trace(name, scope, as_json=as_json) as trace:
+            constants = {"own_netns": namespaces.inode()}
+            trace.run(duration, tool(trace, constants))
     except ProbesUnavailable as error:
         raise Failure(f"trace {name}: {error}", ExitCode.NO_MPTCP) from None
     except MptcpMissing as error:
@@ -136,7 +136,8 @@ def _enter(netns: str | None) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise Failure(
-            f"--netns {netns}: {path}: {error.strerror}; give a name that 'ip netns' lists or a pid",
+            f"--netns {netns}: {path}: {error.strerror}; "
+            "give a name that 'ip netns' lists, or a pid",
             ExitCode.USAGE,
         ) from None
     libc = ctypes.CDLL(None, use_errno=True)
@@ -164,4 +165,32 @@ _tool(
     """Connections and subflows, from the first SYN to the end.
 
     With durations, bytes, the process, and why each ended.""",
+)  # fmt: skip
+_tool(
+    "joins", "joins",
+    """Each MP_JOIN attempt, in and out, and how it ended.
+
+    Limit, unknown token, HMAC, backup, no route, no listener, policy, no answer.""",
+)  # fmt: skip
+_tool(
+    "resets", "resets",
+    """MP_TCPRST, MP_FASTCLOSE and plain RST, sent and received, with reasons.""",
+)  # fmt: skip
+_tool(
+    "retrans", "retrans",
+    """TCP retransmissions and MPTCP reinjections, by subflow and cause.""",
+)  # fmt: skip
+_tool(
+    "rtt", "rtt",
+    """How the round-trip times of each path are spread: a histogram a subflow at the end.""",
+)  # fmt: skip
+_tool(
+    "stalls", "stalls",
+    """Head-of-line blocking: when the sender stood still, and because of which path.""",
+)  # fmt: skip
+_tool(
+    "sched", "sched",
+    """Which subflow the scheduler chose, why the others were not, and the shares.
+
+    A line a connection and second; time without any usable subflow at the end.""",
 )  # fmt: skip

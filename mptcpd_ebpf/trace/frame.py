@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Any, Protocol, Self, TextIO, TypeVar
 
 from mptcpd_ebpf.kernel import counters, netns
 from mptcpd_ebpf.trace.kernel_side import Cost
@@ -49,7 +49,7 @@ S = TypeVar("S", bound=Source)
 
 
 class Trace:
-    """One run of one tool."""
+    """One run of one tool.  A context manager that closes its sources."""
 
     def __init__(
         self, tool: str, scope: Scope, *, as_json: bool = False, out: TextIO | None = None
@@ -68,6 +68,12 @@ class Trace:
         self._stack = ExitStack()
         self._before = counters.read()
         self._shift_ns = time.time_ns() - self.began
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     # --- what a tool does with it
 
@@ -89,6 +95,11 @@ class Trace:
         if self.scope.asks_for_owner:
             self.directory.find_owner(who)
         return self.scope.admits(who)
+
+    @staticmethod
+    def now() -> int:
+        """CLOCK_MONOTONIC, nanoseconds: the clock of all records."""
+        return time.monotonic_ns()
 
     def counted(self) -> dict[str, int]:
         """The MPTcpExt counters that moved since the trace began, and by how much."""
@@ -122,7 +133,7 @@ class Trace:
 
     def run(self, seconds: float | None, summary: Summary) -> None:
         """Reads until the time is over or a signal comes, and says the end."""
-        with self._stack, _stopped_by_signals() as stopped:
+        with _stopped_by_signals() as stopped:
             self.say(
                 "started",
                 f"tracing {self.tool} in namespace {netns.inode()} by {', '.join(self.means)}; "

@@ -23,7 +23,7 @@ from mptcpd_ebpf.resources import bpf_object
 Record = dict[str, Any]
 
 RING_BYTES = 1 << 20
-_STATS_RUN_TIME = 0  # include/uapi/linux/bpf.h: BPF_STATS_RUN_TIME
+STATS_RUN_TIME = 0  # include/uapi/linux/bpf.h: BPFSTATS_RUN_TIME
 
 
 class Cost(NamedTuple):
@@ -73,7 +73,7 @@ class KernelSide:
     ) -> None:
         bpf = self._bpf
         bpf.log.clear()
-        self._statistics = bpf.bpf_enable_stats(_STATS_RUN_TIME)
+        self._statistics = bpf.bpf_enable_stats(STATS_RUN_TIME)
         path = bpf_object(name)
         self._object = bpf.pointer("bpf_object__open_file", os.fsencode(path), None)
         length = c_uint32()
@@ -201,15 +201,8 @@ class KernelSide:
 
     def cost(self) -> Cost:
         """Calls and time of all loaded programs so far."""
-        calls = nanoseconds = 0
-        for handle, _ in self._programs():
-            descriptor = self._bpf.bpf_program__fd(handle)
-            if descriptor >= 0:
-                with open(f"/proc/self/fdinfo/{descriptor}") as file:
-                    fields = dict(line.split(":\t", 1) for line in file if ":\t" in line)
-                calls += int(fields.get("run_cnt", 0))
-                nanoseconds += int(fields.get("run_time_ns", 0))
-        return Cost(calls, nanoseconds)
+        descriptors = (self._bpf.bpf_program__fd(handle) for handle, _ in self._programs())
+        return run_time(descriptor for descriptor in descriptors if descriptor >= 0)
 
     def close(self) -> None:
         """Detaches and unloads; a second call does nothing."""
@@ -231,6 +224,17 @@ class KernelSide:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def run_time(descriptors: Iterable[int]) -> Cost:
+    """What programs cost since their statistics were enabled."""
+    calls = nanoseconds = 0
+    for descriptor in descriptors:
+        with open(f"/proc/self/fdinfo/{descriptor}") as file:
+            fields = dict(line.split(":\t", 1) for line in file if ":\t" in line)
+        calls += int(fields.get("run_cnt", 0))
+        nanoseconds += int(fields.get("run_time_ns", 0))
+    return Cost(calls, nanoseconds)
 
 
 def _library() -> Libbpf:

@@ -2,7 +2,8 @@
 """``trace life``: every connection and subflow from its first SYN to its end.
 
 Seen by inet_sock_set_state, tcp_send_reset, tcp_receive_reset and tcp_destroy_sock, whose
-record carries TCP's own final numbers.  Why a subflow ended is told by what came first:
+records carry TCP's own numbers.  A subflow has ended when its state is CLOSE: the socket
+of an initial one stays as long as its connection.  Why a subflow ended is told by what came first:
 a reset in either direction, the socket's error, or which side sent FIN first (the state
 left ESTABLISHED for FIN_WAIT1: this host; for CLOSE_WAIT: the peer).
 """
@@ -16,7 +17,9 @@ from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Subject, owner_words, token_words
 
-_ESTABLISHED, _SYN_SENT, _SYN_RECV, _FIN_WAIT1, _CLOSE_WAIT = 1, 2, 3, 4, 8
+_ESTABLISHED, _SYN_SENT, _SYN_RECV, _FIN_WAIT1, _CLOSE, _CLOSE_WAIT = 1, 2, 3, 4, 7, 8
+_LAST_SIGNS_NS = 50_000_000
+"""A reset that this host sends may be told after the state it leaves behind."""
 _NO_REASON = 0xFF
 
 
@@ -29,6 +32,9 @@ class Life:
     established_at: int | None = None
     why: str | None = None
     """The first sign of its end."""
+    last: Record | None = None
+    """The record of its end, while later signs may still come."""
+    told: bool = False
 
 
 @dataclass
@@ -70,11 +76,16 @@ class Lives:
             case "TRACE_RESET_RECEIVED":
                 life.why = life.why or "reset by the peer"
             case "TRACE_ENDED":
-                self._ended(life, record)
+                life.last = life.last or record
+                self._ended(life, life.last)
+                self._lives.pop(cookie, None)
+                self._trace.directory.forget(who)
 
     def _state(self, life: Life, record: Record) -> None:
         old, new = record["old_state"], record["state"]
-        if new in (_SYN_SENT, _SYN_RECV) and life.opened_at is None:
+        if new == _CLOSE:
+            life.last = record
+        elif new in (_SYN_SENT, _SYN_RECV) and life.opened_at is None:
             life.opened_at = record["at"]
         if new == _ESTABLISHED:
             self._established(life, record)
@@ -110,9 +121,17 @@ class Lives:
             handshake_ns=took if isinstance(took, int) else None,
         )
 
+    def settle(self, now: int, *, last: bool = False) -> None:
+        """Tells the ends of which no more signs are to come."""
+        for life in list(self._lives.values()):
+            if life.last and not life.told and (last or now - life.last["at"] > _LAST_SIGNS_NS):
+                self._ended(life, life.last)
+
     def _ended(self, life: Life, record: Record) -> None:
+        if life.told:
+            return
+        life.told = True
         who = life.who
-        self._lives.pop(record["cookie"], None)
         why = life.why
         if record["reset_reason"] != _NO_REASON:
             told = words.reset(record["reset_reason"], bool(record["reset_transient"]))
@@ -142,7 +161,6 @@ class Lives:
                 why=why,
             )
         self._leave(who, record)
-        self._trace.directory.forget(who)
 
     def _leave(self, who: Subject, record: Record) -> None:
         connection = self._connections.get(who.token or 0)
@@ -203,8 +221,10 @@ def trace_life(trace: Trace, constants: dict[str, int]) -> Summary:
     trace.directory.look()
     lives = Lives(trace, kernel.enumeration("trace_kind"), kernel_reasons())
     trace.watch(kernel, lambda: [lives.take(each) for each in kernel.read("trace_record")] and None)
+    trace.every(_LAST_SIGNS_NS / 1e9, lambda: lives.settle(trace.now()))
 
     def summary() -> None:
+        lives.settle(trace.now(), last=True)
         trace.note(
             f"{lives.connections} connections closed, {sum(lives.ends.values())} subflows ended, "
             f"{lives.alive} alive"

@@ -40,9 +40,8 @@ class Tap:
         self._kernel = KernelSide("trace_tap")
         self._dropped = 0
         try:
-            # Protocol 0: nothing is heard until the filter stands and bind() names one.
             kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-            self._socket = socket.socket(socket.AF_PACKET, kind, 0)
+            self._socket = socket.socket(socket.AF_PACKET, kind, socket.htons(_ETH_P_ALL))
         except PermissionError:
             self._kernel.close()
             raise ProbesUnavailable("hearing packets needs CAP_NET_RAW: run as root") from None
@@ -51,7 +50,8 @@ class Tap:
         )
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE_BYTES)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-        self._socket.bind(("", _ETH_P_ALL))
+        while self.read():
+            pass  # what came before the filter stood
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 
+import pytest
+
 from mptcpd_ebpf.exitcodes import ExitCode
+from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Host
+from tests.waiting import until
 
 DEADLINE_S = 15.0
 MAIN = "import sys; from mptcpd_ebpf.cli import main; main(sys.argv[1:])"
@@ -56,6 +60,16 @@ class Tracing:
     def all(self, name: str) -> list[Line]:
         """All lines of an event so far."""
         return [line for line in self.lines if line["event"] == name]
+
+    @staticmethod
+    def counted(host: Host, counter: str, at_least: int) -> None:
+        """Waits until a MPTcpExt counter of a host has come so far."""
+
+        def reached() -> bool:
+            with host.entered():
+                return counters.read()[counter] >= at_least
+
+        until(reached, f"{counter} at {at_least}")
 
     def end(self) -> Line:
         """Ctrl-C; returns what the summaries say, put together."""

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``trace rtt``: how the round-trip times of each path are spread.
+
+The probes (bpf/subflow.bpf.c) count every new raw sample of every subflow in a histogram
+by powers of two; what was there when the trace began is taken off.
+"""
+
+from mptcpd_ebpf.core.events import SubflowEnded
+from mptcpd_ebpf.core.measurement import Measurement, Thresholds
+from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.probing import Probing
+from mptcpd_ebpf.trace.scope import Subject, token_words
+
+QUIET = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
+_BAR = 40
+
+
+def quantile(histogram: list[int], share: float) -> int:
+    """Microseconds below which `share` of the samples lie: the upper end of their slot."""
+    wanted = share * sum(histogram)
+    seen = 0
+    for slot, count in enumerate(histogram):
+        seen += count
+        if count and seen >= wanted:
+            return int(2 ** (slot + 1))
+    return 0
+
+
+def bars(histogram: list[int]) -> list[str]:
+    """The histogram as text, from its first filled slot to its last."""
+    filled = [slot for slot, count in enumerate(histogram) if count]
+    if not filled:
+        return ["no samples"]
+    most = max(histogram)
+    return [
+        f"{_ms(2**slot):>8} … {_ms(2 ** (slot + 1)):<8} ms {histogram[slot]:7}  "
+        + "█" * round(_BAR * histogram[slot] / most)
+        for slot in range(filled[0], filled[-1] + 1)
+    ]
+
+
+def _ms(us: int) -> str:
+    return f"{us / 1000:.3g}"
+
+
+class Histograms:
+    """The samples since the beginning, by subflow."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._at_start: dict[int, list[int]] = {}
+        self.found: dict[int, tuple[Subject, Measurement, list[int]]] = {}
+
+    def begin(self, measured: list[Measurement]) -> None:
+        for each in measured:
+            if each.cookie and each.rtt_histogram:
+                self._at_start[each.cookie] = each.rtt_histogram
+
+    def take(self, measured: Measurement) -> None:
+        who = self._trace.directory.of_measurement(measured)
+        if measured.rtt_histogram is None or measured.cookie is None:
+            return
+        if not self._trace.admits(who):
+            return
+        before = self._at_start.get(measured.cookie, [0] * len(measured.rtt_histogram))
+        fresh = [now - then for now, then in zip(measured.rtt_histogram, before, strict=True)]
+        self.found[measured.cookie] = who, measured, fresh
+
+
+def trace_rtt(trace: Trace, constants: dict[str, int]) -> Summary:
+    probes = trace.open(Probing(constants["own_netns"], QUIET))
+    trace.means += probes.means()
+    histograms = Histograms(trace)
+    histograms.begin(probes.sample())
+
+    def read() -> None:
+        for event in probes.read():
+            if isinstance(event, SubflowEnded):
+                histograms.take(event.measurement)
+
+    trace.watch(probes, read)
+
+    def summary() -> None:
+        for measured in probes.sample():
+            histograms.take(measured)
+        for who, measured, histogram in histograms.found.values():
+            number = sum(histogram)
+            p50, p90, p99 = (quantile(histogram, share) for share in (0.5, 0.9, 0.99))
+            least = measured.min_rtt_us
+            head = (
+                f"{token_words(who.token)}  {who.name}  {number} samples, "
+                f"least {'–' if least is None else _ms(least)} ms; half below {_ms(p50)}, "
+                f"90 % below {_ms(p90)}, 99 % below {_ms(p99)} ms"
+            )
+            trace.note(
+                "\n".join([head, *(f"    {line}" for line in bars(histogram))]),
+                **who.fields(),
+                samples=number,
+                min_rtt_us=least,
+                srtt_us=measured.srtt_us,
+                below_us={"p50": p50, "p90": p90, "p99": p99},
+                histogram=histogram,
+            )
+
+    return summary

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``trace sched``: which subflow the scheduler chose, and why the others were not.
+
+bpf/trace.bpf.c makes the default scheduler's decision again from what it compares
+(mptcp_subflow_get_send in net/mptcp/protocol.c) and counts, by subflow, how it came out.
+How many bytes then went where is TCP's own count (inet_diag).  Another scheduler
+(net.mptcp.scheduler) passes the same tracepoint only if it calls the same function.
+"""
+
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.kernel import diag
+from mptcpd_ebpf.trace import words
+from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
+from mptcpd_ebpf.trace.scope import Subject, token_words
+
+_COOKIE = struct.Struct("=Q")
+_CONNECTION = struct.Struct("=II")
+_AGAINST = {
+    "slower": "another's queue empties earlier",
+    "backup": "it is a backup and another is usable",
+    "stale": "stale: it timed out and nothing has come back",
+    "not_ready": "not established, or its join not confirmed",
+}
+
+
+class Row(NamedTuple):
+    """One subflow over a span of time."""
+
+    who: Subject
+    share: Record
+    """How often chosen, and how often not, by reason."""
+    sent: int
+    """Bytes, retransmissions left out."""
+
+
+def minus(now: Record, before: Record | None) -> Record:
+    """What was counted since."""
+    if before is None:
+        return now
+    return {
+        name: value - before[name] if name not in ("netns", "token") else value
+        for name, value in now.items()
+    }
+
+
+def first_sent(measured: Iterable[Measurement]) -> dict[int, int]:
+    """Bytes sent for the first time, by socket cookie."""
+    return {
+        each.cookie: (each.bytes_sent or 0) - (each.bytes_retrans or 0)
+        for each in measured
+        if each.cookie
+    }
+
+
+class Scheduling:
+    """Reads the counts and tells what changed."""
+
+    def __init__(self, trace: Trace, kernel: KernelSide) -> None:
+        self._trace = trace
+        self._kernel = kernel
+        self._shares: dict[int, Record] = {}
+        self._start = self._sent = first_sent(diag.subflows())
+        self._last_sent = dict(self._start)
+
+    def _read(self) -> tuple[dict[int, Record], dict[int, int]]:
+        measured = diag.subflows()
+        for each in measured:
+            self._trace.directory.of_measurement(each)
+        self._last_sent |= first_sent(measured)
+        table = self._kernel.table("shares", _COOKIE, "trace_share")
+        return {key[0]: value for key, value in table.items()}, dict(self._last_sent)
+
+    def rows(self, *, whole: bool) -> dict[int, list[Row]]:
+        """By token; since the last look, or since the beginning (`whole`)."""
+        shares, sent = self._read()
+        found: dict[int, list[Row]] = {}
+        for cookie, share in shares.items():
+            who = self._trace.directory.by_cookie.get(cookie)
+            if who is None or not self._trace.admits(who):
+                continue
+            before = None if whole else self._shares.get(cookie)
+            base = self._start if whole else self._sent
+            row = Row(who, minus(share, before), sent.get(cookie, 0) - base.get(cookie, 0))
+            if any(row.share[name] for name in ("chosen", *_AGAINST)):
+                found.setdefault(share["token"], []).append(row)
+        if not whole:
+            self._shares, self._sent = shares, sent
+        return found
+
+    def look(self) -> None:
+        """One line a connection for the last second."""
+        for token, rows in self.rows(whole=False).items():
+            total = sum(row.share["chosen"] for row in rows)
+            told = ", ".join(
+                f"{row.who.local.ip} {words.percent(row.share['chosen'], total)}"
+                f" ({words.size(row.sent)})" + _reason(row.share)
+                for row in rows
+            )
+            self._trace.say(
+                "chosen",
+                f"{token_words(token)}  {told}",
+                token=token_words(token),
+                subflows=[_fields(row) for row in rows],
+            )
+
+    def summary(self) -> None:
+        rounds = self._kernel.table("rounds", _CONNECTION, "trace_rounds")
+        by_token = {token: round_ for (_, token), round_ in rounds.items()}
+        lasted = self._trace.now() - self._trace.began
+        for token, rows in self.rows(whole=True).items():
+            round_ = by_token.get(token)
+            if round_ is None:
+                continue
+            total = sum(row.share["chosen"] for row in rows)
+            lines = [
+                f"{token_words(token)}  {round_['rounds']} decisions; nowhere to send for "
+                f"{words.duration(round_['without_ns'])} "
+                f"({words.percent(round_['without_ns'], lasted)}; the longest "
+                f"{words.duration(round_['longest_ns'])}): {round_['full']} times the best "
+                f"subflow's buffer was full, {round_['unusable']} times none was usable"
+            ]
+            for row in rows:
+                lines.append(
+                    f"    {row.who.name}  chosen {words.percent(row.share['chosen'], total)}, "
+                    f"sent {words.size(row.sent)}"
+                )
+                lines += [
+                    f"        not {row.share[name]} times: {why}"
+                    for name, why in _AGAINST.items()
+                    if row.share[name]
+                ]
+            self._trace.note(
+                "\n".join(lines),
+                token=token_words(token),
+                rounds=round_["rounds"],
+                full=round_["full"],
+                unusable=round_["unusable"],
+                without_ns=round_["without_ns"],
+                unusable_ns=round_["unusable_ns"],
+                longest_ns=round_["longest_ns"],
+                subflows=[_fields(row) for row in rows],
+            )
+
+
+def _reason(share: Record) -> str:
+    """What spoke most against a subflow that was not chosen at all."""
+    most = max(_AGAINST, key=lambda name: share[name])
+    return "" if share["chosen"] or not share[most] else f" [{_AGAINST[most]}]"
+
+
+def _fields(row: Row) -> dict[str, object]:
+    counts = {name: row.share[name] for name in ("chosen", *_AGAINST)}
+    return {**row.who.fields(), **counts, "bytes_sent": row.sent}
+
+
+def trace_sched(trace: Trace, constants: dict[str, int]) -> Summary:
+    kernel = trace.open(KernelSide("trace", ("round_ends",), constants))
+    trace.means += [*kernel.hooks(), "inet_diag"]
+    trace.directory.look()
+    scheduling = Scheduling(trace, kernel)
+    trace.every(1.0, scheduling.look)
+    return scheduling.summary

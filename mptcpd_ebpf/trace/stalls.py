@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``trace stalls``: head-of-line blocking, with the guilty path.
+
+The probes (bpf/stall.h) charge the time in which a connection's sender stood still, while
+a faster subflow could have sent, to the slowest subflow that holds unacknowledged data.
+Once 50 ms within a second are charged to a subflow a line says so; the summary has the
+sums.
+"""
+
+from mptcpd_ebpf.core.events import AlarmRaised
+from mptcpd_ebpf.core.measurement import Measurement, Thresholds
+from mptcpd_ebpf.trace import words
+from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.probing import Probing
+from mptcpd_ebpf.trace.scope import Subject, token_words
+
+_STALLS = Thresholds(
+    rtt_factor_percent=0,
+    loss_percent=0,
+    timeouts=0,
+    no_progress_us=0,
+    stall_us=50_000,
+    min_interval_us=0,
+)
+
+
+class Stalls:
+    """Sums by subflow."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._at_start: dict[int, int] = {}
+        self.found: dict[int, tuple[Subject, Measurement, int]] = {}
+
+    def begin(self, measured: list[Measurement]) -> None:
+        self._at_start = {each.cookie: each.stalled_us or 0 for each in measured if each.cookie}
+
+    def take(self, measured: Measurement) -> Subject | None:
+        who = self._trace.directory.of_measurement(measured)
+        if measured.cookie is None or not self._trace.admits(who):
+            return None
+        stalled = (measured.stalled_us or 0) - self._at_start.get(measured.cookie, 0)
+        self.found[measured.cookie] = who, measured, stalled
+        return who
+
+    def alarm(self, event: AlarmRaised) -> None:
+        measured = event.measurement
+        who = self.take(measured)
+        if who is None:
+            return
+        self._trace.say(
+            "stall",
+            f"{token_words(who.token)}  held up {words.duration(event.value * 1000)} within a "
+            f"second by {who.name}  srtt {_ms(measured.srtt_us)} ms, in flight "
+            f"{measured.in_flight}, timeouts {measured.timeouts}, lost {measured.lost}",
+            measured.at,
+            **who.fields(),
+            stalled_us=event.value,
+            srtt_us=measured.srtt_us,
+            in_flight=measured.in_flight,
+            timeouts=measured.timeouts,
+            lost=measured.lost,
+        )
+
+
+def trace_stalls(trace: Trace, constants: dict[str, int]) -> Summary:
+    probes = trace.open(Probing(constants["own_netns"], _STALLS))
+    trace.means += probes.means()
+    stalls = Stalls(trace)
+    stalls.begin(probes.sample())
+
+    def read() -> None:
+        for event in probes.read():
+            if isinstance(event, AlarmRaised):
+                stalls.alarm(event)
+            else:
+                stalls.take(event.measurement)
+
+    trace.watch(probes, read)
+
+    def summary() -> None:
+        for measured in probes.sample():
+            stalls.take(measured)
+        lasted = trace.now() - trace.began
+        rows = sorted(stalls.found.values(), key=lambda row: -row[2])
+        lines = ["stalled time by the subflow that caused it:"]
+        for who, measured, stalled in rows:
+            lines.append(
+                f"  {token_words(who.token)}  {who.name}  {words.duration(stalled * 1000)} "
+                f"({words.percent(stalled * 1000, lasted)} of the time)  "
+                f"srtt {_ms(measured.srtt_us)} ms, retransmitted {measured.retransmits}, "
+                f"lost {measured.lost}"
+            )
+        trace.note(
+            "\n".join(lines) if rows else "no subflow was seen",
+            subflows=[
+                {
+                    **who.fields(),
+                    "stalled_us": stalled,
+                    "srtt_us": measured.srtt_us,
+                    "retransmits": measured.retransmits,
+                    "lost": measured.lost,
+                }
+                for who, measured, stalled in rows
+            ],
+        )
+
+    return summary
+
+
+def _ms(us: int | None) -> str:
+    return "–" if us is None else f"{us / 1000:.1f}"

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What `trace joins` says of staged joins is what was staged, and what the kernel counted."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mptcpd_ebpf.lab import Lab, Path
+from tests.netns.probed import allow_joins, connection
+from tests.netns.tracing import tracing
+from tests.netns.wire_kernel import open_lab, talk
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(paths=[Path(delay_ms=2), Path(delay_ms=4)]) as lab:
+        allow_joins(lab)
+        yield lab
+
+
+@pytest.fixture
+def peer_lab() -> Iterator[Lab]:
+    """For a scripted peer: the lab's server is a kernel, its client is not."""
+    with open_lab() as lab:
+        yield lab
+
+
+def test_both_ends_see_a_join_succeed(lab: Lab) -> None:
+    with tracing(lab.client, "joins") as told, tracing(lab.server, "joins") as server_told:
+        with connection(lab):
+            out = told.event("join")
+            into = server_told.event("join")
+        summary = told.end()
+    assert (out["outcome"], out["incoming"]) == ("established", False)
+    assert (into["outcome"], into["incoming"]) == ("established", True)
+    assert out["local"] == into["remote"]
+    assert out["local"].startswith(lab.paths[1].client_ip + ":")
+    assert out["token"] is not None
+    assert into["token"] is not None
+    assert summary["counters"]["MPJoinSynTx"] == 1
+
+
+def test_a_backup_join_is_called_so(lab: Lab) -> None:
+    lab.client.run(["ip", "mptcp", "endpoint", "flush"])
+    path = lab.paths[1]
+    lab.client.run(
+        ["ip", "mptcp", "endpoint", "add", path.client_ip, "dev", path.client_if]
+        + ["subflow", "backup"]
+    )
+    with tracing(lab.client, "joins") as told, connection(lab):
+        join = told.event("join")
+    assert (join["outcome"], join["why"]) == ("established", "established as backup")
+
+
+def test_an_unknown_token(peer_lab: Lab) -> None:
+    with tracing(peer_lab.server, "joins") as told, talk(peer_lab) as peers:
+        peers.connection.join(peer_lab.paths[1].client_ip, address_id=3, token=0xBADC0DE)
+        join = told.event("join")
+        summary = told.end()
+    assert join["outcome"] == "refused"
+    assert join["why"].startswith("unknown token")
+    assert summary["counters"]["MPJoinNoTokenFound"] == 1
+
+
+def test_a_wrong_hmac(peer_lab: Lab) -> None:
+    with tracing(peer_lab.server, "joins") as told, talk(peer_lab) as peers:
+        peers.connection.join(peer_lab.paths[1].client_ip, address_id=3, hmac=1)
+        join = told.event("join")
+        summary = told.end()
+    assert join["outcome"] == "refused"
+    assert join["why"].startswith("wrong HMAC in the third packet")
+    assert summary["counters"]["MPJoinAckHMacFailure"] == 1
+
+
+def test_the_limit_of_subflows(lab: Lab) -> None:
+    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "0"])
+    with tracing(lab.client, "joins") as told, tracing(lab.server, "joins") as server_told:
+        with connection(lab):
+            into = server_told.event("join")
+            out = told.event("join")
+        summary = server_told.end()
+    assert into["outcome"] == out["outcome"] == "refused"
+    assert into["why"].startswith("the limit of 0 additional subflows")
+    assert out["why"].startswith("the peer refused")
+    assert summary["counters"]["MPJoinRejected"] == 1
+
+
+def test_a_userspace_path_manager_refuses_while_nobody_listens(lab: Lab) -> None:
+    lab.server.sysctl("mptcp.path_manager", "userspace")
+    with tracing(lab.server, "joins") as told, connection(lab):
+        join = told.event("join")
+        summary = told.end()
+    # A listener in any namespace of the machine counts for the kernel, a foreign one too.
+    if summary["counters"].get("MPJoinRejected"):
+        assert join["outcome"] == "refused"
+        assert join["why"].startswith("refused by policy")
+    else:
+        assert join["outcome"] == "established"
+
+
+def test_a_firewall_that_swallows_joins(lab: Lab) -> None:
+    lab.paths[1].drop_mptcp("mp-join")
+    with tracing(lab.client, "joins", "--addr", lab.paths[1].client_ip) as told:
+        with connection(lab):
+            told.counted(lab.client, "MPJoinSynTx", 1)
+            summary = told.end()
+    join = told.event("join")
+    assert join["outcome"] == "unanswered"
+    assert join["syns"] >= 1
+    assert summary["outcomes"] == {"unanswered": 1}
+
+
+def test_a_join_that_cannot_leave_the_host(lab: Lab) -> None:
+    lab.client.run(["ip", "mptcp", "endpoint", "flush"])
+    lab.client.run(["ip", "address", "add", "192.0.2.1/32", "dev", lab.paths[1].client_if])
+    lab.client.run(["ip", "rule", "add", "from", "192.0.2.1", "unreachable"])
+    lab.client.run(["ip", "mptcp", "endpoint", "add", "192.0.2.1", "subflow"])
+    with tracing(lab.client, "joins") as told, connection(lab):
+        join = told.event("join")
+    assert join["outcome"] == "never sent"
+    assert "no route" in join["why"]

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every staged reset is told, with its reason, and nothing else is."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mptcpd_ebpf.lab import Lab, Path
+from tests.netns.probed import allow_joins, connection
+from tests.netns.tracing import tracing
+from tests.netns.wire_kernel import open_lab, talk
+
+
+@pytest.fixture
+def peer_lab() -> Iterator[Lab]:
+    with open_lab() as lab:
+        yield lab
+
+
+@pytest.mark.parametrize(("reason", "transient"), [(5, True), (3, False), (0, False)])
+def test_a_reset_with_a_reason(peer_lab: Lab, reason: int, transient: bool) -> None:
+    with tracing(peer_lab.server, "resets") as told, talk(peer_lab) as peers:
+        subflow = peers.connection.join(peer_lab.paths[1].client_ip, address_id=2)
+        assert subflow.reset_by is None
+        subflow.reset(reason=reason, transient=transient)
+        reset = told.event("reset")
+        summary = told.end()
+    assert (reset["kind"], reset["sent"]) == ("MP_TCPRST", False)
+    assert (reset["reason"], reset["transient"]) == (reason, transient)
+    assert reset["noticed"]
+    assert reset["token"] == f"{peers.connection.remote_token:08x}"
+    assert summary["counters"]["MPRstRx"] == 1
+
+
+def test_a_fastclose_from_the_peer(peer_lab: Lab) -> None:
+    with tracing(peer_lab.server, "resets") as told, talk(peer_lab) as peers:
+        peers.connection.fastclose()
+        reset = told.event("reset", kind="MP_FASTCLOSE")
+        summary = told.end()
+    assert not reset["sent"]
+    assert summary["counters"]["MPFastcloseRx"] == 1
+
+
+def test_a_refused_join_is_reset_by_us(peer_lab: Lab) -> None:
+    with tracing(peer_lab.server, "resets") as told, talk(peer_lab) as peers:
+        peers.connection.join(peer_lab.paths[1].client_ip, address_id=3, token=0xBADC0DE)
+        reset = told.event("reset")
+    assert (reset["kind"], reset["sent"], reset["reason"]) == ("MP_TCPRST", True, 1)
+
+
+def test_forged_resets_of_a_middlebox() -> None:
+    with Lab(paths=[Path(delay_ms=2), Path(delay_ms=4)]) as lab:
+        allow_joins(lab)
+        with tracing(lab.client, "resets") as told, connection(lab) as ends:
+            lab.paths[1].wait_for_subflow()
+            with tracing(lab.client, "life") as life:
+                _keep_talking_while_resetting(lab, ends)
+                reset = told.event("reset", kind="RST", sent=False)
+                life.event("ended", local=reset["local"], why="reset by the peer")
+    assert reset["noticed"]
+
+
+def _keep_talking_while_resetting(lab: Lab, ends: object) -> None:
+    import threading
+
+    from tests.netns.probed import Ends, exchange
+
+    assert isinstance(ends, Ends)
+    done = threading.Event()
+
+    def talking() -> None:
+        while not done.is_set():
+            exchange(ends, b"x" * 3000)
+
+    talker = threading.Thread(target=talking)
+    talker.start()
+    try:
+        assert lab.paths[1].inject_resets() + lab.paths[0].inject_resets() >= 1
+    finally:
+        done.set()
+        talker.join()
+
+
+def test_an_orderly_close_resets_nothing() -> None:
+    with Lab(paths=[Path(delay_ms=2), Path(delay_ms=4)]) as lab:
+        allow_joins(lab)
+        with tracing(lab.client, "resets") as told:
+            with connection(lab):
+                lab.paths[1].wait_for_subflow()
+            summary = told.end()
+    assert summary["seen"] == {}

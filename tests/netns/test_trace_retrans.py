@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`trace retrans` tells each retransmission and reinjection, once, with the right path to blame."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mptcpd_ebpf.lab import Bulk, Lab, Path
+from mptcpd_ebpf.lab.wire import DSS, Wire
+from tests.netns.probed import allow_joins
+from tests.netns.tracing import tracing
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(paths=[Path(delay_ms=5, rate_mbit=30), Path(delay_ms=10, rate_mbit=30)]) as lab:
+        allow_joins(lab)
+        yield lab
+
+
+def test_loss_on_one_path_is_repeated_there_as_on_the_wire(lab: Lab) -> None:
+    lossy = lab.paths[0]
+    with Wire(lab.client.name, snap=160) as wire, tracing(lab.client, "retrans") as told:
+        lossy.set(loss_percent=8, direction="up")
+        lab.start(Bulk(bytes=1_500_000)).result()
+        told.end()
+        sent_again = wire.retransmissions(interface=lossy.client_if)
+    segments = [
+        line for line in told.all("retransmitted") if line["local"].startswith(lossy.client_ip)
+    ]
+    assert segments
+    # A super-packet counts once here, by its segments on the wire.
+    assert sum(-(-line["length"] // 1424) for line in segments) == sum(sent_again.values())
+    assert {line["cause"] for line in segments} & {"fast retransmission", "probe of the tail"}
+
+
+def test_a_dead_path_is_blamed_for_reinjections(lab: Lab) -> None:
+    dead, alive = lab.paths
+    with Wire(lab.client.name, snap=160) as wire, tracing(lab.client, "retrans") as told:
+        bulk = lab.start(Bulk())
+        alive.wait_for_subflow()
+        dead.blackhole()
+        told.until(
+            lambda line: line["event"] == "reinjected" and line["blamed_timeouts"] > 0,
+            "reinjection after timeouts",
+        )
+        dead.heal()
+        bulk.stop()
+        summary = told.end()
+        sent = wire.matching(DSS, interface=alive.client_if, direction="out")
+    assert summary["reinjections"] >= summary["counters"]["MPTCPRetrans"] > 0
+    mapped = {
+        option.dsn
+        for segment in sent
+        for option in segment.mptcp
+        if isinstance(option, DSS) and option.has_map
+    }
+    assert {line["data_seq"] for line in told.all("reinjected")} <= mapped
+    blamed = [line for line in told.all("reinjected") if line["blamed_timeouts"]]
+    for line in blamed:
+        assert line["blamed"].startswith(dead.client_ip + ":")
+        assert line["local"].startswith(alive.client_ip + ":")
