@@ -281,6 +281,9 @@ def _check_plugins(document: Document, data: dict[str, Any], options_of: Options
     """Every plugin that is named must load, and its options must be its own."""
     folder = data.get("plugin_dir")
     folder = Path(folder) if isinstance(folder, str) else None
+    if folder is not None and not folder.is_dir():
+        document.mistake(("plugin_dir",), f"{folder} is no folder")
+        return
     given = data.get("plugins")
     if not isinstance(given, dict):
         given = {}

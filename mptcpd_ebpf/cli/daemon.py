@@ -2,22 +2,98 @@
 """``mptcpd-ebpf daemon``: the command line of the daemon."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mptcpd_ebpf import __version__, mptcpd_conf
 from mptcpd_ebpf.config import DEFAULT_FILE, LogLevel, OnExit, ProbeBackend, Settings
+from mptcpd_ebpf.logs import LogDestination
+
+Reader = Callable[[str], dict[str, Any]]
 
 
-@click.command()
-@click.option(
-    "--path-manager",
-    metavar="PLUGIN[,PLUGIN…]",
-    help="The plugins that decide.  Without any, the daemon observes and manages nothing.",
+def _keys(reader: Reader) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A callback that turns an option's text into keys of the configuration.
+
+    A ValueError of `reader` is a usage error.
+    """
+
+    def callback(
+        _context: click.Context, _parameter: click.Parameter, value: str | None
+    ) -> dict[str, Any] | None:
+        try:
+            return None if value is None else reader(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return callback
+
+
+def _folder(value: str) -> dict[str, Any]:
+    if not value:
+        raise ValueError("it names no folder")
+    return {"plugin_dir": value}
+
+
+def _usage(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(context.get_usage())
+        context.exit()
+
+
+@click.command(context_settings={"help_option_names": ["-?", "-h", "--help"]})
+@click.version_option(
+    __version__, "-V", "--version", prog_name="mptcpd-ebpf", message="%(prog)s %(version)s"
 )
 @click.option(
-    "--plugin-dir", metavar="FOLDER", help="A folder searched for plugins before the shipped ones."
+    "--usage",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_usage,
+    help="Show the usage in one line and exit.",
+)
+@click.option(
+    "--path-manager",
+    callback=_keys(mptcpd_conf.path_manager),
+    metavar="PLUGIN[,PLUGIN…]",
+    help="The plugins that decide; what no rule gives away goes to the first.  Without any, "
+    "the daemon observes and manages nothing.",
+)
+@click.option(
+    "--load-plugins",
+    callback=_keys(mptcpd_conf.load_plugins),
+    metavar="PLUGIN[,PLUGIN…]",
+    help="More plugins to load.  Without --path-manager, the one with the highest priority "
+    "serves all connections.",
+)
+@click.option(
+    "--plugin-dir",
+    callback=_keys(_folder),
+    metavar="FOLDER",
+    help="A folder searched for plugins before the shipped ones.",
+)
+@click.option(
+    "--addr-flags",
+    callback=_keys(mptcpd_conf.addr_flags),
+    metavar="FLAG[,FLAG…]",
+    help="Flags of the endpoints that addr_adv makes: subflow, signal, backup, fullmesh, laminar.",
+)
+@click.option(
+    "--notify-flags",
+    callback=_keys(mptcpd_conf.notify_flags),
+    metavar="FLAG[,FLAG…]",
+    help="Which addresses are used: existing, skip_link_local, skip_loopback, check_route; "
+    "what is not named is off.",
+)
+@click.option(
+    "--mptcpd-conf",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="mptcpd's own configuration file, instead of ours; with mptcpd's defaults.",
 )
 @click.option(
     "--config",
@@ -44,11 +120,18 @@ from mptcpd_ebpf.config import DEFAULT_FILE, LogLevel, OnExit, ProbeBackend, Set
     help="What becomes of the subflows and endpoints that the daemon made.",
 )
 @click.option(
+    "-l",
+    "--log",
+    type=click.Choice([destination.value for destination in LogDestination]),
+    help="Where the log goes.",
+)
+@click.option(
     "--log-level",
     type=click.Choice([level.value for level in LogLevel]),
-    help="How much to tell on stderr.",
+    help="How much to tell there.",
 )
-def command(file: Path | None, **options: Any) -> int:
+@click.option("-d", "--debug", is_flag=True, help="The same as --log-level=debug.")
+def command(file: Path | None, mptcpd_conf: Path | None, debug: bool, **options: Any) -> int:
     """Measure subflows and keep connections on good paths.
 
     Serves the network namespace it is started in, until SIGTERM or Ctrl-C; SIGHUP reads
@@ -61,18 +144,21 @@ def command(file: Path | None, **options: Any) -> int:
 
     With a plugin that decides by itself, the kernel's path manager for new connections
     is set to userspace while the daemon runs, and put back at exit.
+
+    mptcpd's command line is accepted as it is.
     """
     from mptcpd_ebpf import daemon
 
+    if file is not None and mptcpd_conf is not None:
+        raise click.UsageError("--config and --mptcpd-conf exclude each other")
+    if debug:
+        options["log_level"] = LogLevel.DEBUG.value
+    if file is None and mptcpd_conf is None and DEFAULT_FILE.exists():
+        file = DEFAULT_FILE
     # Writing to a connection that is gone is an error to handle, not a reason to die.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    return daemon.run(Settings(file=_chosen(file), overrides=_overrides(options)))
-
-
-def _chosen(file: Path | None) -> Path | None:
-    if file is not None:
-        return file
-    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+    settings = Settings(file=file, mptcpd_conf=mptcpd_conf, overrides=_overrides(options))
+    return daemon.run(settings)
 
 
 _KEYS = {"probes": "probes.backend"}
@@ -80,7 +166,10 @@ _KEYS = {"probes": "probes.backend"}
 
 
 def _overrides(options: dict[str, Any]) -> dict[str, Any]:
-    given = {_KEYS.get(name, name): value for name, value in options.items() if value is not None}
-    if "path_manager" in given:
-        given["path_manager"] = [name for name in given["path_manager"].split(",") if name]
+    given: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            given |= value
+        elif value is not None:
+            given[_KEYS.get(name, name)] = value
     return given

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``mptcpd-ebpf config``: what a configuration says, without a daemon."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mptcpd_ebpf import mptcpd_conf
+from mptcpd_ebpf.config import ConfigError
+
+
+@click.group()
+def command() -> None:
+    """Work on configuration files."""
+
+
+@command.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+def import_(file: Path) -> None:
+    """Print the YAML that does the same as an mptcpd.conf.
+
+    What mptcpd does where FILE says nothing is written out.  What does not apply here is
+    told in comments.
+
+    \b
+    mptcpd-ebpf config import /etc/mptcpd/mptcpd.conf > /etc/mptcpd-ebpf.yaml
+    """
+    import yaml
+
+    imported = mptcpd_conf.read(file)
+    if imported.mistakes:
+        raise ConfigError(imported.mistakes)
+    click.echo(f"# From {os.path.abspath(file)}.")
+    for warning in imported.warnings:
+        click.echo(f"# {warning}")
+    nested: dict[str, Any] = {}
+    for key, value in imported.values.items():
+        *sections, last = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    click.echo(yaml.safe_dump(nested, sort_keys=False, default_flow_style=False), nl=False)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""mptcpd's command line and file do with our daemon what they do with mptcpd."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns.daemon_process import refusal
+from tests.netns.plugin_host import PluginHost, plugin_host
+
+
+@pytest.fixture
+def host() -> Iterator[PluginHost]:
+    with plugin_host() as host:
+        yield host
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["extra"],
+        ["-l"],
+        ["-l", "printer"],
+        ["--log=printer"],
+        ["--path-manager"],
+        ["--path-manager="],
+        ["--load-plugins="],
+        ["--plugin-dir="],
+        ["--addr-flags=nonsense"],
+        ["--addr-flags=signal,fullmesh"],
+        ["--notify-flags=nonsense"],
+        ["--config=a", "--mptcpd-conf=b"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors(arguments: list[str]) -> None:
+    code, _message = refusal("daemon", *arguments)
+    assert code == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--path-manager=nobody"], "nobody: there is none of that name"),
+        (["--load-plugins=nobody"], "nobody: there is none of that name"),
+        (["--load-plugins=addr_adv,sspi"], "addr_adv needs the in-kernel path manager and sspi"),
+        (["--plugin-dir=/nowhere", "--path-manager=sspi"], "/nowhere is no folder"),
+        (["--mptcpd-conf=/nowhere"], "cannot be read"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be(host: PluginHost, arguments: list[str], words: str) -> None:
+    code, message = refusal("daemon", *arguments, prefix=host.prefix)
+    assert code == 78
+    assert words in message
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_both_spellings_and_the_last_wins(
+    host: PluginHost, tmp_path: Path, ending: signal.Signals
+) -> None:
+    host.veth("a", "10.0.1.1/24")
+    options = (
+        "-d --log=null -l stderr --path-manager sspi --path-manager=addr_adv "
+        "--addr-flags=signal --addr-flags subflow,backup --notify-flags=check_route "
+        "--notify-flags existing,skip_link_local --load-plugins=addr_adv"
+    )
+    with host.daemon(tmp_path, *options.split()) as running:
+        host.expect("10.0.1.1")
+        assert set(host.endpoints["10.0.1.1"]) == {"address", "id", "dev", "subflow", "backup"}
+        running.process.send_signal(ending)
+        assert running.process.wait(10) == 0
+
+
+def test_load_plugins_alone_serves(host: PluginHost, tmp_path: Path) -> None:
+    host.veth("a", "10.0.1.1/24")
+    with host.daemon(tmp_path, "--load-plugins=addr_adv"):
+        host.expect("10.0.1.1")
+
+
+def test_a_file_of_mptcpds(host: PluginHost, tmp_path: Path) -> None:
+    file = tmp_path / "mptcpd.conf"
+    file.write_text(
+        "[core]\nlog=stderr\nplugin-dir=/usr/lib/mptcpd\npath-manager=addr_adv\naddr-flags=signal\n"
+    )
+    host.veth("a", "10.0.1.1/24")
+    with host.daemon(tmp_path, "--mptcpd-conf", str(file)) as running:
+        assert "plugin-dir=/usr/lib/mptcpd holds no Python plugin" in running.log
+        host.ip("addr add 10.0.1.2/24 dev a")  # notify-flags does not have "existing"
+        host.expect("10.0.1.2")
+        assert host.endpoints["10.0.1.2"]["signal"]
+        file.write_text(
+            "[core]\npath-manager=addr_adv\naddr-flags=subflow\nnotify-flags=existing\n"
+        )
+        running.process.send_signal(signal.SIGHUP)
+        host.expect("10.0.1.1", "10.0.1.2")
+        assert all(row["subflow"] for row in host.endpoints.values())
+
+
+@pytest.mark.parametrize("destination", ["journal", "syslog"])
+def test_a_log_that_nobody_takes(host: PluginHost, destination: str) -> None:
+    hidden = "mkdir -p /run/systemd; mount -t tmpfs none /run/systemd; mount -t tmpfs none /dev"
+    prefix = (*host.prefix, "unshare", "--mount", "--", "sh", "-ec", f'{hidden}; exec "$@"', "sh")
+    code, message = refusal("daemon", f"--log={destination}", prefix=prefix)
+    assert code == 78
+    assert f"log: {destination}: " in message

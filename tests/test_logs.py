@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Log entries as the journal takes them."""
+
+import logging
+import socket
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf.logs import JournalHandler, journal_entry
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [(logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7)],
+)
+def test_an_entry(level: int, priority: int) -> None:
+    assert journal_entry("a", level) == (
+        b"PRIORITY=%d\nSYSLOG_IDENTIFIER=mptcpd-ebpf\nMESSAGE\n" % priority
+        + b"\x01\0\0\0\0\0\0\0a\n"
+    )
+
+
+def test_a_message_cannot_forge_fields() -> None:
+    entry = journal_entry("a\nPRIORITY=0", logging.INFO)
+    assert entry.endswith(b"MESSAGE\n\x0c\0\0\0\0\0\0\0a\nPRIORITY=0\n")
+
+
+def test_the_handler_sends_one_datagram_a_message(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with pytest.raises(OSError, match="No such file"):
+        JournalHandler(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(path)
+        journal.settimeout(5)
+        handler = JournalHandler(path)
+        handler.handle(logging.LogRecord("x", logging.INFO, "", 0, "%d paths", (2,), None))
+        assert journal.recv(4096) == journal_entry("2 paths", logging.INFO)
+        handler.close()
