@@ -34,7 +34,8 @@ def spread(values: Sequence[float], unit: str, digits: int = 0) -> str:
         return "never happened"
     low, middle, high = min(values), statistics.median(values), max(values)
     numbers = [f"{value:.{digits}f}" for value in (middle, low, high)]
-    return f"median {numbers[0]} {unit} ({numbers[1]}…{numbers[2]}, n {len(values)})"
+    unit = f" {unit}" if unit else ""
+    return f"median {numbers[0]}{unit} ({numbers[1]}…{numbers[2]}, n {len(values)})"
 
 
 def median_at_most(
@@ -43,6 +44,24 @@ def median_at_most(
     """A figure whose median has a limit; what never happened misses it."""
     met = bool(values) and statistics.median(values) <= limit
     return Figure(what, spread(values, unit, digits), f"≤ {limit:g} {unit}", met)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a median, by order statistics: it supposes nothing of the values.
+
+    Wider than 95 % says, or the whole spread, where the values are few.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    outside = 0.0
+    rank = 0
+    while rank < (count - 1) // 2:
+        outside += 2 * math.comb(count, rank) / 2**count
+        if outside > 0.05:
+            break
+        rank += 1
+    rank = max(0, rank - 1)
+    return ordered[rank], ordered[count - 1 - rank]
 
 
 def percentile(values: Iterable[float], percent: int) -> float:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path as FilePath
 
+from bench._figures import Figure, median_at_most, median_interval, spread, table
 from mptcpd_ebpf.lab import Bulk, Lab, Path
 from mptcpd_ebpf.probes import Probes
 from mptcpd_ebpf.probes.libbpf import Libbpf
@@ -122,13 +123,9 @@ def _rate(lab: Lab, seconds: float, probed: bool) -> float:
         return lab.start(Bulk(seconds=seconds)).result().mbit
 
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.0f} ({min(values):.0f}…{max(values):.0f})"
-
-
 def run(quick: bool) -> str:
     rounds, seconds, pairs = (3, 1.0, 3) if quick else (9, 3.0, 11)
-    lines = ["| figure | median (least…most) | target |", "|---|---|---|"]
+    figures = []
     with Lab(paths=[Path()]) as lab:
         for workload, target in (
             (Bulk(seconds=seconds, transport="mptcp"), 60),
@@ -140,24 +137,32 @@ def run(quick: bool) -> str:
             for hook, rows in costs.items():
                 if not any(calls for _, _, calls in rows):
                     continue
-                lines.append(
-                    f"| {transport}: {hook}, ns a call | {_spread([r[0] for r in rows])} | |"
-                )
-                lines.append(f"| …empty program there | {_spread([r[1] for r in rows])} | |")
+                ours, empty = [row[0] for row in rows], [row[1] for row in rows]
+                figures.append(Figure(f"{transport}: {hook}, a call", spread(ours, "ns")))
+                figures.append(Figure("…empty program there", spread(empty, "ns")))
                 total = [
                     sum_ + (ours - empty) * calls
                     for sum_, (ours, empty, calls) in zip(total, rows, strict=True)
                 ]
             name = "MPTCP" if transport == "mptcp" else "plain TCP"
-            lines.append(
-                f"| **ns per received {name} segment over empty** | {_spread(total)} | ≤ {target} |"
+            figures.append(
+                median_at_most(f"received {name} segment, over empty", total, target, "ns")
             )
-        ratios = []
-        for _ in range(pairs):
-            off, on = _rate(lab, seconds, False), _rate(lab, seconds, True)
-            ratios.append(on / off)
-        lines.append(
-            f"| **bulk throughput, probes on / off** | {statistics.median(ratios):.3f} "
-            f"({min(ratios):.3f}…{max(ratios):.3f}) | ≥ {_RATIO_TARGET} |"
-        )
-    return "\n".join(lines)
+        figures.append(_throughput(lab, seconds, pairs))
+    return table(figures)
+
+
+def _throughput(lab: Lab, seconds: float, pairs: int) -> Figure:
+    """Uploads with and without probes, in pairs whose order alternates."""
+    ratios = []
+    for number in range(pairs):
+        order = (False, True) if number % 2 else (True, False)
+        rates = {probed: _rate(lab, seconds, probed) for probed in order}
+        ratios.append(rates[True] / rates[False])
+    low, high = median_interval(ratios)
+    return Figure(
+        "bulk throughput over veth, probes on / off",
+        f"{spread(ratios, '', 3)}, 95 % interval of the median {low:.3f}…{high:.3f}",
+        f"≥ {_RATIO_TARGET}",
+        statistics.median(ratios) >= _RATIO_TARGET,
+    )
