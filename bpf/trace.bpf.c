@@ -363,7 +363,8 @@ static __always_inline bool is_backup(struct mptcp_subflow_context *ctx)
 }
 
 /* Accounts a round that found a place to send, or none. */
-static __noinline void account_round(struct trace_connection *key, bool unusable, bool full)
+static __noinline void account_round(struct trace_connection *key, bool unusable, bool full,
+				   bool closed)
 {
 	struct trace_rounds fresh = {}, *round = bpf_map_lookup_elem(&rounds, key);
 	u64 now = bpf_ktime_get_ns(), lasted;
@@ -377,6 +378,14 @@ static __noinline void account_round(struct trace_connection *key, bool unusable
 		}
 	}
 	round->rounds++;
+	if (closed) {
+		round->window++;
+		if (!round->window_since)
+			round->window_since = now;
+	} else if (round->window_since) {
+		round->window_ns += now - round->window_since;
+		round->window_since = 0;
+	}
 	if (unusable || full) {
 		if (unusable)
 			round->unusable++;
@@ -454,7 +463,8 @@ int BPF_PROG(round_ends, struct mptcp_subflow_context *subflow)
 
 		full = see(sk, sk_wmem_queued) >= see(sk, sk_sndbuf);
 	}
-	account_round(&key, !best, full);
+	account_round(&key, !best, full,
+		      see(msk, first_pending) && see(msk, snd_nxt) >= see(msk, wnd_end));
 
 	node = (u64)see(msk, conn_list.next);
 	for (int i = 0; i < MAX_SUBFLOWS && node && node != first; i++) {

@@ -86,6 +86,9 @@ struct trace_rounds {
 	u64 since;	      /* ns; when the present such time began, 0: there is none */
 	u64 since_unusable;
 	u64 longest_ns;
+	u64 window;	      /* the peer's window was closed, data waiting */
+	u64 window_ns;	      /* time from such a round to the next with room */
+	u64 window_since;     /* ns; when the present such time began, 0: there is none */
 };
 
 struct trace_connection {

@@ -194,3 +194,45 @@ _tool(
 
     A line a connection and second; time without any usable subflow at the end.""",
 )  # fmt: skip
+_tool(
+    "fallback", "fallback",
+    """When and why a connection fell back to TCP, with the counter it matches.""",
+)  # fmt: skip
+_tool(
+    "pm", "pm",
+    """Every path-manager command and event, with latency, also of other managers.""",
+)  # fmt: skip
+
+
+@command.command("doctor")
+@click.argument("token")
+@click.option("--netns", metavar="NS", help="Look into this network namespace.")
+@click.option(
+    "-d",
+    "--duration",
+    type=click.FloatRange(min=0.5),
+    default=5.0,
+    show_default=True,
+    help="Watch for so many seconds.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def doctor(token: str, netns: str | None, duration: float, as_json: bool) -> None:
+    """Watch the connection TOKEN for some seconds and say what limits it.
+
+    TOKEN is the local token as ls and the other tools print it.  Findings are ranked,
+    each with its evidence.
+    """
+    from mptcpd_ebpf.trace.doctor import trace_doctor
+
+    _run(
+        "doctor",
+        trace_doctor,
+        as_json=as_json,
+        duration=duration,
+        netns=netns,
+        pid=None,
+        comm=None,
+        cgroup=None,
+        token=token,
+        addr=None,
+    )

@@ -82,6 +82,11 @@ class Scope:
     def asks_for_owner(self) -> bool:
         return self.pid is not None or self.comm is not None or bool(self.cgroups)
 
+    @property
+    def asks_for_one(self) -> bool:
+        """Whether anything is filtered at all."""
+        return self != Scope()
+
     def admits(self, who: Subject) -> bool:
         owner = who.owner or Owner()
         return (

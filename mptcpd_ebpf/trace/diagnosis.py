@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What limits a connection: rules over what was seen of it for some seconds.
+
+Pure: an `Observation` goes in, findings come out, ranked by how much of the time (or of
+the traffic) each explains.  A finding is made only on evidence that a healthy connection
+does not show; where none is made, the connection is limited by what its paths carry, or
+has nothing to send, and that is said instead.
+"""
+
+from dataclasses import dataclass, field
+
+from mptcpd_ebpf.core.measurement import Measurement
+
+_LOSSY = 0.02
+"""Share of segments retransmitted above which a path is called lossy."""
+_MOST_RETRANSMITS = 5
+_STALLED = 0.10
+_WINDOW = 0.30
+_QUEUE_FACTOR = 4
+_QUEUE_US = 100_000
+_DEAD_US = 500_000
+_IDLE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Path:
+    """One subflow, first and last measurement, and what was seen between."""
+
+    first: Measurement
+    last: Measurement
+    busy: float
+    """Share of the looks at which data was in flight."""
+    full: float
+    """Share of the looks at which the congestion window was used up (four fifths of it)."""
+    worst_timeouts: int = 0
+    worst_silence_us: int = 0
+    """The longest silence seen with data in flight."""
+    chosen: int = 0
+    """How often the scheduler chose it."""
+    ended: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.last.local} → {self.last.remote}"
+
+    def grown(self, field_name: str) -> int:
+        """By how much a counter grew."""
+        first, last = getattr(self.first, field_name), getattr(self.last, field_name)
+        return max(0, (last or 0) - (first or 0))
+
+    @property
+    def sent(self) -> int:
+        return self.grown("bytes_sent")
+
+    @property
+    def is_backup(self) -> bool:
+        return bool(self.last.backup or self.last.backup_by_peer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """A connection, watched."""
+
+    lasted_us: int
+    paths: list[Path]
+    rounds: int = 0
+    window_us: int = 0
+    """Time in which the peer's window was closed and data waited."""
+    endings: list[str] = field(default_factory=list)
+    """Why subflows ended meanwhile."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that limits the connection."""
+
+    cause: str
+    """A short name, the same for ever."""
+    weight: float
+    """0…1: how much it explains."""
+    words: str
+    evidence: list[str]
+
+
+def diagnose(seen: Observation) -> list[Finding]:
+    """What limits the connection, the weightiest first; never empty."""
+    findings = [
+        *_ended(seen),
+        *(finding for path in seen.paths for finding in _of_path(path, seen)),
+        *_window(seen),
+        *_only_backups(seen),
+    ]
+    if not findings:
+        findings.append(_nothing_wrong(seen))
+    findings += _one_path(seen)
+    return sorted(findings, key=lambda finding: -finding.weight)
+
+
+def _ended(seen: Observation) -> list[Finding]:
+    if not seen.endings:
+        return []
+    if any(not path.ended for path in seen.paths):
+        words = "a subflow ended while it was watched"
+        return [Finding("subflow-ended", 0.6, words, seen.endings)]
+    return [Finding("ended", 1.0, "the connection ended while it was watched", seen.endings)]
+
+
+def _of_path(path: Path, seen: Observation) -> list[Finding]:
+    findings = []
+    last = path.last
+    stalled = path.grown("stalled_us") / seen.lasted_us
+    segments, repeated = path.grown("segments_out"), path.grown("retransmits")
+    dead = path.worst_timeouts >= 2 and path.worst_silence_us >= _DEAD_US
+    if dead or last.stale:
+        findings.append(
+            Finding(
+                "dead-path",
+                0.95,
+                f"nothing comes back over {path.name}: the path is dead or filtered",
+                [
+                    f"{path.worst_timeouts} retransmission timeouts in a row",
+                    f"silent for {path.worst_silence_us / 1000:.0f} ms with data in flight",
+                    *(["the kernel has marked it stale"] if last.stale else []),
+                ],
+            )
+        )
+    elif segments and repeated >= _MOST_RETRANSMITS and repeated / segments >= _LOSSY:
+        findings.append(
+            Finding(
+                "loss",
+                min(0.9, 0.4 + 5 * repeated / segments),
+                f"{path.name} loses packets",
+                [
+                    f"{repeated} of {segments} segments sent again "
+                    f"({100 * repeated / segments:.1f} %)",
+                    f"{path.grown('lost')} taken for lost",
+                ],
+            )
+        )
+    if stalled >= _STALLED:
+        findings.append(
+            Finding(
+                "slow-path",
+                min(0.94, 0.3 + stalled),
+                f"{path.name} holds the whole connection up (head-of-line blocking)",
+                [
+                    f"the sender stood still for {100 * stalled:.0f} % of the time because of it",
+                    f"its srtt is {(last.srtt_us or 0) / 1000:.0f} ms; the fastest path's is "
+                    f"{min((p.last.srtt_us or 0) for p in seen.paths) / 1000:.0f} ms",
+                ],
+            )
+        )
+    if (
+        last.srtt_us
+        and last.min_rtt_us
+        and last.srtt_us > _QUEUE_FACTOR * last.min_rtt_us
+        and last.srtt_us > last.min_rtt_us + _QUEUE_US
+        and not dead
+    ):
+        findings.append(
+            Finding(
+                "queue",
+                0.5,
+                f"packets wait in a long queue on {path.name} (bufferbloat, or the delay rose)",
+                [
+                    f"srtt {last.srtt_us / 1000:.0f} ms, "
+                    f"the least it ever was {last.min_rtt_us / 1000:.0f} ms"
+                ],
+            )
+        )
+    return findings
+
+
+def _window(seen: Observation) -> list[Finding]:
+    share = seen.window_us / seen.lasted_us
+    holdup = sum(path.grown("stalled_us") for path in seen.paths) / seen.lasted_us
+    dead = any(path.worst_timeouts >= 2 for path in seen.paths)
+    if share < _WINDOW or holdup >= _STALLED or dead:
+        return []
+    return [
+        Finding(
+            "peer",
+            0.3 + 0.6 * share,
+            "the peer's application does not read fast enough, or its buffer is too small",
+            [f"its window was closed with data waiting for {100 * share:.0f} % of the time"],
+        )
+    ]
+
+
+def _only_backups(seen: Observation) -> list[Finding]:
+    used = [path for path in seen.paths if path.sent]
+    if not used or not all(path.is_backup for path in used):
+        return []
+    return [
+        Finding(
+            "backup-only",
+            0.7,
+            "all traffic goes over backup subflows: no regular one is usable",
+            [f"{path.name} is a backup and carried {path.sent} bytes" for path in used],
+        )
+    ]
+
+
+def _nothing_wrong(seen: Observation) -> Finding:
+    busy = max((path.busy for path in seen.paths), default=0.0)
+    full = max((path.full for path in seen.paths), default=0.0)
+    sent = sum(path.sent for path in seen.paths)
+    mbit = 8 * sent / seen.lasted_us
+    if busy < _IDLE or full < _IDLE:
+        return Finding(
+            "application",
+            0.3,
+            "nothing is wrong: the application sends no more than this",
+            [
+                f"{mbit:.2f} Mbit/s; data in flight at {100 * busy:.0f} % of the looks, the "
+                f"congestion window used up at {100 * full:.0f} %"
+            ],
+        )
+    return Finding(
+        "capacity",
+        0.3,
+        "nothing is wrong: the paths carry no more",
+        [
+            f"{mbit:.1f} Mbit/s; the congestion window was used up at {100 * full:.0f} % of "
+            "the looks, without loss worth mentioning"
+        ],
+    )
+
+
+def _one_path(seen: Observation) -> list[Finding]:
+    alive = [path for path in seen.paths if not path.ended]
+    if len(alive) != 1:
+        return []
+    return [
+        Finding(
+            "one-path",
+            0.2,
+            "only one subflow: the connection gains nothing from MPTCP",
+            [f"{alive[0].name}; 'mptcpd-ebpf trace joins' tells what becomes of joins"],
+        )
+    ]

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``trace doctor TOKEN``: watches one connection and says what limits it.
+
+Four times a second every subflow is measured (the probes' iterator); the scheduler's
+rounds, resets and endings come from the tracing programs.  What they add up to is judged
+by `diagnosis`.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from mptcpd_ebpf.core.events import SubflowEnded
+from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.trace.diagnosis import Observation, Path, diagnose
+from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.kernel_side import KernelSide
+from mptcpd_ebpf.trace.life import kernel_reasons, reset_words
+from mptcpd_ebpf.trace.probing import Probing
+from mptcpd_ebpf.trace.rtt import QUIET
+from mptcpd_ebpf.trace.scope import token_words
+
+_EVERY_S = 0.25
+_CONNECTION = struct.Struct("=II")
+_ESTABLISHED = 1
+
+
+@dataclass
+class Watched:
+    """One subflow while it is watched."""
+
+    first: Measurement
+    last: Measurement
+    looks: int = 0
+    busy: int = 0
+    full: int = 0
+    worst_timeouts: int = 0
+    worst_silence_us: int = 0
+    ended: bool = False
+
+    def look(self, seen: Measurement) -> None:
+        self.last = seen
+        self.looks += 1
+        in_flight = seen.in_flight or 0
+        if in_flight:
+            self.busy += 1
+            self.worst_silence_us = max(self.worst_silence_us, seen.idle_us or 0)
+        if in_flight and 5 * in_flight >= 4 * (seen.cwnd or 0):
+            self.full += 1
+        self.worst_timeouts = max(self.worst_timeouts, seen.timeouts or 0)
+
+    def path(self) -> Path:
+        looks = max(1, self.looks)
+        return Path(
+            first=self.first,
+            last=self.last,
+            busy=self.busy / looks,
+            full=self.full / looks,
+            worst_timeouts=self.worst_timeouts,
+            worst_silence_us=self.worst_silence_us,
+            ended=self.ended,
+        )
+
+
+def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
+    token = trace.scope.token
+    assert token is not None
+    probes = trace.open(Probing(constants["own_netns"], QUIET))
+    programs = ("round_ends", "reset_sent", "reset_received")
+    kernel = trace.open(KernelSide("trace", programs, {**constants, "only_token": token}))
+    trace.means += [*probes.means(), *kernel.hooks()]
+    kinds, reasons = kernel.enumeration("trace_kind"), kernel_reasons()
+    watched: dict[int, Watched] = {}
+    endings: list[str] = []
+
+    def look() -> None:
+        for seen in probes.sample():
+            if seen.token == token and seen.cookie and seen.state == _ESTABLISHED:
+                entry = watched.setdefault(seen.cookie, Watched(seen, seen))
+                entry.look(seen)
+
+    def end() -> None:
+        for event in probes.read():
+            if isinstance(event, SubflowEnded) and event.measurement.cookie in watched:
+                entry = watched[event.measurement.cookie]
+                entry.ended = True
+                endings.append(f"{entry.path().name} was closed")
+
+    def reset() -> None:
+        for record in kernel.read("trace_record"):
+            who = trace.directory.of_record(record)
+            if kinds[record["kind"]] == "TRACE_RESET_SENT":
+                reason = reasons.get(record["reason"], str(record["reason"]))
+                endings.append(f"{who.name} was reset by this host ({reset_words(reason)})")
+            else:
+                endings.append(f"{who.name} was reset by the peer")
+            if record["cookie"] in watched:
+                watched[record["cookie"]].ended = True
+
+    look()
+    if not watched:
+        alive = sorted({token_words(each.token) for each in probes.sample()})
+        raise Failure(
+            f"no connection {token_words(token)} in this namespace; "
+            + (f"there are {', '.join(alive)}" if alive else "there is none at all"),
+            ExitCode.USAGE,
+        )
+    trace.watch(probes, end)
+    trace.watch(kernel, reset)
+    trace.every(_EVERY_S, look)
+
+    def summary() -> None:
+        now = trace.now()
+        table = kernel.table("rounds", _CONNECTION, "trace_rounds")
+        round_ = next(iter(table.values()), None)
+        window_ns = 0
+        if round_ is not None:
+            window_ns = round_["window_ns"]
+            if round_["window_since"]:
+                window_ns += now - round_["window_since"]
+        seen = Observation(
+            lasted_us=max(1, (now - trace.began) // 1000),
+            paths=[entry.path() for entry in watched.values()],
+            rounds=round_["rounds"] if round_ else 0,
+            window_us=window_ns // 1000,
+            endings=endings,
+        )
+        findings = diagnose(seen)
+        lines = [f"{token_words(token)}  diagnosis, what explains most first:"]
+        for number, finding in enumerate(findings, 1):
+            lines.append(f"  {number}. {finding.words}")
+            lines += [f"       {each}" for each in finding.evidence]
+        trace.note(
+            "\n".join(lines),
+            token=token_words(token),
+            findings=[
+                {
+                    "cause": finding.cause,
+                    "weight": round(finding.weight, 2),
+                    "words": finding.words,
+                    "evidence": finding.evidence,
+                }
+                for finding in findings
+            ],
+        )
+
+    return summary

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``trace fallback``: when and why a connection fell back to TCP, or was refused MPTCP.
+
+The kernel counts each fallback under its reason (net/mptcp/mib.h); the wire shows whose it
+was: a handshake whose answer lacks MP_CAPABLE, an MP_FAIL, an infinite mapping (RFC 8684,
+3.7).  A counter is told with the flow that showed such a sign within the second before;
+where none did, the connections that were alive are the candidates.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from mptcpd_ebpf.kernel import counters, diag
+from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.scope import Flow, token_words
+from mptcpd_ebpf.trace.signals import Signal, Subtype
+from mptcpd_ebpf.trace.tap import Tap
+
+_NEAR_NS = 1_000_000_000
+_SETTLED_NS = 50_000_000
+_CANDIDATES = 5
+
+REASONS = {
+    "MPCapableFallbackSYNACK": (
+        "syn-ack",
+        "the SYN/ACK came without MP_CAPABLE: the server does not speak MPTCP, "
+        "or a middlebox removed the option from the SYN or the SYN/ACK",
+    ),
+    "MPCapableFallbackACK": (
+        "ack",
+        "the client's third packet came without MP_CAPABLE: "
+        "a middlebox removed the option from the SYN/ACK or the ACK",
+    ),
+    "MPCapableSYNTXDrop": (
+        "syn-dropped",
+        "MPTCP SYNs got no answer, so the SYN was repeated without MP_CAPABLE: "
+        "a middlebox may drop SYNs with unknown options",
+    ),
+    "MPCapableSYNTXDisabled": (
+        "blackhole",
+        "MPTCP is suspended after SYNs that only plain TCP got answered "
+        "(net.mptcp.blackhole_timeout)",
+    ),
+    "MPCapableDataFallback": (
+        "first-data",
+        "the first data came without MPTCP option: a middlebox removes options after the handshake",
+    ),
+    "DSSCorruptionFallback": (
+        "dss",
+        "a mapping did not fit the data: a middlebox changed lengths or split segments",
+    ),
+    "DssFallback": (
+        "no-dss",
+        "data without a mapping: a middlebox removes options after the handshake",
+    ),
+    "InfiniteMapRx": ("infinite-rx", "the peer gave up mappings (infinite mapping)"),
+    "InfiniteMapTx": ("infinite-tx", "this host gave up mappings (infinite mapping)"),
+    "MPFailRx": ("fail-rx", "the peer found a wrong DSS checksum (MP_FAIL): data was changed"),
+    "DataCsumErr": ("checksum", "a wrong DSS checksum: a middlebox changed data"),
+    "MD5SigFallback": ("md5", "TCP MD5 signatures leave no room for MPTCP (TCP_MD5SIG)"),
+    "SimultConnectFallback": ("simultaneous", "both ends connected to each other at once"),
+    "MPFallbackTokenInit": ("token", "no unused token could be made"),
+    "FallbackFailed": (
+        "failed",
+        "falling back was not possible any more (more than one subflow): it was reset instead",
+    ),
+}
+"""By counter: a short name, and the reason in words."""
+
+_OF_HANDSHAKE = {
+    "MPCapableFallbackSYNACK": "answer without MP_CAPABLE",
+    "MPCapableFallbackACK": "third packet",
+    "MPCapableSYNTXDrop": "SYN repeated without MP_CAPABLE",
+    "MPCapableSYNTXDisabled": "SYN without MP_CAPABLE",
+}
+_OF_SIGNAL = {
+    "MPFailRx": "MP_FAIL received",
+    "DataCsumErr": "MP_FAIL sent",
+    "InfiniteMapRx": "infinite mapping received",
+    "InfiniteMapTx": "infinite mapping sent",
+}
+
+
+@dataclass
+class Sign:
+    """Something on the wire that goes with a fallback."""
+
+    at: int
+    flow: Flow
+    what: str
+
+
+class Fallbacks:
+    """Joins counters with the signs of the wire."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._counted = counters.read()
+        self._asked: dict[Flow, Signal] = {}
+        """SYNs with MP_CAPABLE, not yet answered; both directions."""
+        self._signs: list[Sign] = []
+        self._moved_at: dict[str, int] = {}
+        self.reasons: Counter[str] = Counter()
+
+    def hear(self, signal: Signal) -> None:
+        flow = signal.local, signal.remote
+        capable = signal.option(Subtype.MP_CAPABLE)
+        asked = self._asked.get(flow)
+        if signal.is_syn:
+            if capable:
+                self._asked[flow] = signal
+            elif asked is not None and signal.seq == asked.seq:
+                self._sign(signal, "SYN repeated without MP_CAPABLE")
+            elif signal.outgoing and not signal.options:
+                self._sign(signal, "SYN without MP_CAPABLE")
+        elif signal.is_syn_ack and asked is not None:
+            if not capable:
+                self._sign(signal, "answer without MP_CAPABLE")
+                del self._asked[flow]
+        elif capable:
+            self._asked.pop(flow, None)
+        if signal.option(Subtype.MP_FAIL):
+            self._sign(signal, f"MP_FAIL {'sent' if signal.outgoing else 'received'}")
+        if signal.option(Subtype.DSS):  # the tap lets through infinite mappings only
+            way = "sent" if signal.outgoing else "received"
+            self._sign(signal, f"infinite mapping {way}")
+
+    def _sign(self, signal: Signal, what: str) -> None:
+        self._signs.append(Sign(signal.at, (signal.local, signal.remote), what))
+
+    def look(self, now: int, *, last: bool = False) -> None:
+        """Tells of counters that moved; a moment later, so that the signs have been read."""
+        present = counters.read()
+        for name in REASONS:
+            if present.get(name, 0) > self._counted.get(name, 0):
+                since = self._moved_at.setdefault(name, now)
+                if last or now - since > _SETTLED_NS:
+                    del self._moved_at[name]
+                    for _ in range(present[name] - self._counted[name]):
+                        self._tell(name, now)
+                    self._counted[name] = present[name]
+        self._signs = [sign for sign in self._signs if now - sign.at < _NEAR_NS]
+        for flow, signal in list(self._asked.items()):
+            if now - signal.at > 60 * _NEAR_NS:
+                del self._asked[flow]
+
+    def _tell(self, name: str, now: int) -> None:
+        short, why = REASONS[name]
+        sign = self._take(name)
+        candidates: list[str] = []
+        if sign is not None:
+            flows = [sign.flow]
+            evidence = [f"counter {name} moved", sign.what]
+        elif name == "MPCapableFallbackACK" and self._asked:
+            flow = next(flow for flow in reversed(self._asked))
+            flows = [flow]
+            evidence = [f"counter {name} moved", "no third packet with MP_CAPABLE was seen"]
+        else:
+            flows = []
+            alive = diag.subflows()
+            candidates = [f"{each.local} → {each.remote}" for each in alive][:_CANDIDATES]
+            evidence = [f"counter {name} moved"]
+        who = None
+        if flows:
+            who = self._trace.directory.of_flow(*flows[0])
+            if not self._trace.admits(who):
+                return
+        elif self._trace.scope.asks_for_one:
+            return
+        self.reasons[name] += 1
+        if who:
+            place = f"{token_words(who.token)}  {who.name}"
+        else:
+            place = "one of: " + (", ".join(candidates) or "connections that are gone")
+        self._trace.say(
+            "fallback",
+            "\n".join([f"{place}  {why}", *(f"    {each}" for each in evidence)]),
+            now,
+            **(who.fields() if who else {"token": None}),
+            reason=short,
+            why=why,
+            counter=name,
+            evidence=evidence,
+            candidates=candidates,
+        )
+
+    def _take(self, name: str) -> Sign | None:
+        """The oldest sign that goes with a counter."""
+        wanted = _OF_HANDSHAKE.get(name) or _OF_SIGNAL.get(name)
+        for sign in self._signs:
+            if sign.what == wanted:
+                self._signs.remove(sign)
+                return sign
+        return None
+
+
+def trace_fallback(trace: Trace, _constants: dict[str, int]) -> Summary:
+    tap = trace.open(Tap())
+    trace.means += [tap.hook, "MPTcpExt counters"]
+    trace.directory.look()
+    fallbacks = Fallbacks(trace)
+    trace.watch(tap, lambda: [fallbacks.hear(signal) for signal in tap.read()] and None)
+    trace.every(0.05, lambda: fallbacks.look(trace.now()))
+
+    def summary() -> None:
+        fallbacks.look(trace.now(), last=True)
+        trace.note(
+            "fallbacks: "
+            + ("" if fallbacks.reasons else "none")
+            + "".join(f"\n  {n:5}  {name}" for name, n in fallbacks.reasons.most_common()),
+            counters=dict(fallbacks.reasons),
+        )
+
+    return summary

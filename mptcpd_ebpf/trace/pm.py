@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``trace pm``: every path-manager command and event, with latency, whoever the manager is.
+
+Commands are seen as the system calls that carry them (bpf/trace_pm.bpf.c), with the
+kernel's answer and its words; events come from the kernel's own multicast group.  An event
+is told with the time since the last command for its connection.
+
+Listening has an effect: in userspace mode the kernel refuses joins while nobody listens,
+and now somebody does.  The first line says so where it applies.
+"""
+
+import struct
+from collections import Counter
+from socket import AF_INET, AF_INET6, inet_ntop
+
+import msgspec
+
+from mptcpd_ebpf.core.address import unmapped
+from mptcpd_ebpf.core.commands import EndpointFlag
+from mptcpd_ebpf.core.events import Event, EventsLost
+from mptcpd_ebpf.core.measurement import Owner
+from mptcpd_ebpf.kernel import sysctl
+from mptcpd_ebpf.kernel.netlink import GENERIC_HEADER, HEADER, attributes, number
+from mptcpd_ebpf.kernel.pm import AddrAttr, Attr, Cmd
+from mptcpd_ebpf.kernel.pm_client import mptcp_family
+from mptcpd_ebpf.kernel.pm_events import PmEvents
+from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, Requester
+from mptcpd_ebpf.trace import words
+from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
+from mptcpd_ebpf.trace.scope import Subject, owner_words, token_words
+
+_UNANSWERED = 0x7FFFFFFF
+_RELATED_NS = 2_000_000_000
+
+
+def _address(nest: bytes) -> str:
+    found = attributes(nest, 0, len(nest))
+    text = "?"
+    if AddrAttr.ADDR4 in found:
+        text = inet_ntop(AF_INET, found[AddrAttr.ADDR4])
+    elif AddrAttr.ADDR6 in found:
+        text = unmapped(inet_ntop(AF_INET6, found[AddrAttr.ADDR6]))
+    port = number(found.get(AddrAttr.PORT, b""))
+    parts = [f"{text}:{port}" if port else text]
+    if AddrAttr.ID in found:
+        parts.append(f"id {number(found[AddrAttr.ID])}")
+    flags = EndpointFlag(number(found.get(AddrAttr.FLAGS, b"")))
+    if flags.name:
+        parts.append(flags.name.lower().replace("|", ","))
+    if AddrAttr.IF_IDX in found:
+        parts.append(f"interface {number(found[AddrAttr.IF_IDX])}")
+    return " ".join(part for part in parts if part != "?")
+
+
+def command_words(message: bytes) -> tuple[str, int | None, str]:
+    """The command's name, the token it is for, and what it asks, from its netlink message."""
+    code = message[HEADER.size]
+    name = Cmd(code).name if code in Cmd.__members__.values() else f"command {code}"
+    start = HEADER.size + GENERIC_HEADER.size
+    try:
+        found = attributes(message, start, len(message))
+        token = number(found[Attr.TOKEN]) if Attr.TOKEN in found else None
+        said = [_address(found[Attr.ADDR])] if Attr.ADDR in found else []
+        if Attr.ADDR_REMOTE in found:
+            said.append(f"→ {_address(found[Attr.ADDR_REMOTE])}")
+        if Attr.LOC_ID in found:
+            said.append(f"id {number(found[Attr.LOC_ID])}")
+        for attr, what in ((Attr.SUBFLOWS, "subflows"), (Attr.RCV_ADD_ADDRS, "accepted")):
+            if attr in found:
+                said.append(f"{what} {number(found[attr])}")
+    except (ValueError, struct.error, OSError):
+        return name, None, "malformed"
+    return name, token, " ".join(said)
+
+
+class Managing:
+    """Tells commands and events in their order."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._last: dict[int | None, tuple[int, str]] = {}
+        """By token (None: for no connection): when, and what, was last commanded."""
+        self.commands: Counter[str] = Counter()
+        self.refused = 0
+        self.events: Counter[str] = Counter()
+        self.slowest_ns = 0
+
+    def command(self, record: Record) -> None:
+        message = record["message"][: record["length"]]
+        name, token, asked = command_words(message)
+        owner = Owner(
+            pid=record["pid"],
+            uid=record["uid"],
+            cgroup=record["cgroup"],
+            comm=record["comm"].split(b"\0", 1)[0].decode(errors="replace"),
+        )
+        if not self._allowed(owner, token):
+            return
+        error = record["error"] - (1 << 32) if record["error"] >> 31 else record["error"]
+        said = record["words"].split(b"\0", 1)[0].decode(errors="replace")
+        self._last[token] = (record["at"], name)
+        self.commands[name] += 1
+        self.slowest_ns = max(self.slowest_ns, record["duration_ns"])
+        if error == _UNANSWERED:
+            answer = "no answer was asked for"
+        elif error:
+            self.refused += 1
+            answer = f"refused: {words.error(-error)}" + (f": {said}" if said else "")
+        else:
+            answer = "done"
+        self._trace.say(
+            "command",
+            f"{'' if token is None else token_words(token):<8}  command  {name} {asked}  "
+            f"by {owner_words(owner)}  {words.duration(record['duration_ns'])}  {answer}",
+            record["at"],
+            command=name,
+            asked=asked,
+            token=None if token is None else token_words(token),
+            pid=owner.pid,
+            comm=owner.comm,
+            duration_ns=record["duration_ns"],
+            errno=None if error == _UNANSWERED else -error,
+            said=said or None,
+        )
+
+    def _allowed(self, owner: Owner, token: int | None) -> bool:
+        """The process that commands must fit, and the connection if there is one."""
+        scope = self._trace.scope
+        return (
+            (scope.pid is None or owner.pid == scope.pid)
+            and (scope.comm is None or owner.comm == scope.comm)
+            and (not scope.cgroups or owner.cgroup in scope.cgroups)
+            and (scope.token is None or token == scope.token)
+        )
+
+    def event(self, event: Event, at: int) -> None:
+        kind = type(event).__name__
+        fields = msgspec.to_builtins(event)
+        token = fields.pop("token", None)
+        if isinstance(event, EventsLost):
+            self._trace.say("lost", "events were lost: the socket's buffer was full")
+            return
+        local, remote = (getattr(event, name, None) for name in ("local", "remote"))
+        if (
+            local
+            and remote
+            and not self._trace.admits(Subject(token=token, local=local, remote=remote))
+        ):
+            return
+        if not (local and remote) and self._trace.scope.token not in (None, token):
+            return
+        self.events[kind] += 1
+        before = self._last.get(token) or self._last.get(None)
+        since = None
+        if before is not None and 0 <= at - before[0] < _RELATED_NS:
+            since = at - before[0]
+        told = " ".join(
+            f"{name}={_plain(value)}"
+            for name, value in fields.items()
+            if name != "event" and value not in (None, 0, False)
+        )
+        text = f"{'' if token is None else token_words(token):<8}  event    {kind} {told}"
+        if since is not None and before is not None:
+            text += f"  {words.duration(since)} after {before[1]}"
+        self._trace.say(
+            "event",
+            text,
+            at,
+            kind=kind,
+            token=None if token is None else token_words(token),
+            since_command_ns=since,
+            **{
+                name: value
+                for name, value in fields.items()
+                if name not in ("event", "local", "remote")
+            },
+            local=None if local is None else str(local),
+            remote=None if remote is None else str(remote),
+        )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return f"[{value[0]}]:{value[1]}" if ":" in str(value[0]) else f"{value[0]}:{value[1]}"
+    return str(value)
+
+
+def trace_pm(trace: Trace, constants: dict[str, int]) -> Summary:
+    with Requester(NETLINK_GENERIC) as requester:
+        family = mptcp_family(requester).id
+    kernel = trace.open(KernelSide("trace_pm", None, {**constants, "family": family}))
+    events = PmEvents.open()
+    trace.means += [*kernel.hooks(), "mptcp_pm events"]
+    if sysctl.read_all().get("path_manager") == "userspace":
+        trace.means.append(
+            "which, the path manager being userspace, makes the kernel accept joins meanwhile"
+        )
+    managing = Managing(trace)
+
+    def read() -> None:
+        for record in kernel.read("trace_command"):
+            managing.command(record)
+        at = trace.now()
+        for event in events.read():
+            managing.event(event, at)
+
+    trace.watch(kernel, read)
+    trace.watch(events, read)
+
+    def summary() -> None:
+        events.close()
+        total = sum(managing.commands.values())
+        lines = [
+            f"{total} commands, {managing.refused} refused, the slowest "
+            f"{words.duration(managing.slowest_ns)}; {sum(managing.events.values())} events"
+        ]
+        lines += [
+            f"  {count:5}  {name}"
+            for name, count in [*managing.commands.most_common(), *managing.events.most_common()]
+        ]
+        trace.note(
+            "\n".join(lines),
+            commands=dict(managing.commands),
+            refused=managing.refused,
+            events=dict(managing.events),
+        )
+
+    return summary

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What `trace sched`, `stalls` and `rtt` say of each path fits how the path was made."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse
+from tests.netns.probed import allow_joins
+from tests.netns.tracing import Line, tracing
+
+NARROW = 131_072
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(paths=[Path(delay_ms=5, rate_mbit=40), Path(delay_ms=20, rate_mbit=40)]) as lab:
+        allow_joins(lab)
+        yield lab
+
+
+def of_path(rows: list[Line], ip: str) -> Line:
+    return next(row for row in rows if row["local"].startswith(ip + ":"))
+
+
+def test_the_bytes_of_each_subflow_are_tcps_own(lab: Lab) -> None:
+    with tracing(lab.client, "sched") as told:
+        bulk = lab.start(Bulk())
+        told.until(
+            lambda line: line["event"] == "chosen" and len(line["subflows"]) == 2,
+            "both subflows in one line",
+        )
+        token = f"{bulk.token:08x}"
+        result = bulk.stop()
+        summary = told.end()
+    assert summary["token"] == token
+    sent = sum(row["bytes_sent"] for row in summary["subflows"])
+    # inet_diag is read once a second, so the end of the transfer may be missing.
+    assert 0 < sent <= result.arrivals[-1][1] * 1.5
+    assert sum(row["chosen"] for row in summary["subflows"]) + summary["full"] + summary[
+        "unusable"
+    ] == pytest.approx(summary["rounds"], abs=len(summary["subflows"]))
+
+
+def test_a_backup_is_not_chosen_and_the_reason_is_told(lab: Lab) -> None:
+    spare = lab.paths[1]
+    lab.client.run(["ip", "mptcp", "endpoint", "flush"])
+    lab.client.run(
+        ["ip", "mptcp", "endpoint", "add", spare.client_ip, "dev", spare.client_if]
+        + ["subflow", "backup"]
+    )
+    with tracing(lab.client, "sched") as told:
+        bulk = lab.start(Bulk())
+        spare.wait_for_subflow()
+        line = told.until(
+            lambda line: (
+                line["event"] == "chosen"
+                and len(line["subflows"]) == 2
+                and of_path(line["subflows"], spare.client_ip)["backup"] > 0
+            ),
+            "a refusal as backup",
+        )
+        bulk.stop()
+    assert of_path(line["subflows"], spare.client_ip)["chosen"] == 0
+    assert of_path(line["subflows"], lab.paths[0].client_ip)["chosen"] > 0
+
+
+def test_round_trip_times_lie_above_the_delay_of_each_path(lab: Lab) -> None:
+    with tracing(lab.client, "rtt") as told:
+        requests = lab.start(RequestResponse(interval_ms=5))
+        lab.paths[1].wait_for_subflow()
+        requests.stop()
+        told.end()
+    rows = [line for line in told.all("summary") if "samples" in line]
+    near = of_path(rows, lab.paths[0].client_ip)
+    assert near["samples"] == sum(near["histogram"]) > 0
+    assert near["min_rtt_us"] >= 10_000
+    assert near["below_us"]["p50"] >= 8_192
+
+
+def test_the_slow_path_is_blamed_for_a_stall() -> None:
+    slow = Path(delay_ms=90, rate_mbit=3, loss_percent=6)
+    with Lab(paths=[Path(delay_ms=5, rate_mbit=100), slow]) as lab:
+        allow_joins(lab)
+        with tracing(lab.client, "stalls") as told:
+            bulk = lab.start(Bulk(send_buffer=NARROW, receive_buffer=NARROW))
+            stall = told.event("stall")
+            bulk.stop()
+            summary = told.end()
+        guilty = lab.paths[1].client_ip
+    assert stall["local"].startswith(guilty + ":")
+    assert stall["stalled_us"] >= 50_000
+    assert summary["subflows"][0]["local"].startswith(guilty + ":")
+
+
+def test_nothing_is_blamed_on_one_path() -> None:
+    with Lab(paths=[Path(delay_ms=5, rate_mbit=40)]) as lab:
+        with tracing(lab.client, "stalls") as told:
+            lab.start(Bulk(bytes=2_000_000)).result()
+            summary = told.end()
+    assert not told.all("stall")
+    assert all(row["stalled_us"] == 0 for row in summary["subflows"])

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`trace pm` sees every manager's commands, the kernel's answers, and what follows."""
+
+import errno
+from collections.abc import Iterator
+
+import pytest
+
+from mptcpd_ebpf.kernel.counters import read
+from mptcpd_ebpf.lab import Lab, Path
+from tests.netns.probed import connection
+from tests.netns.tracing import tracing
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(paths=[Path(delay_ms=1), Path(delay_ms=1)]) as lab:
+        lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+        lab.client.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+        yield lab
+
+
+def test_commands_of_ip_and_what_they_lead_to(lab: Lab) -> None:
+    with tracing(lab.client, "pm") as told, connection(lab) as ends:
+        created = told.event("event", kind="ConnectionEstablished")
+        path = lab.paths[1]
+        add = ["ip", "mptcp", "endpoint", "add", path.client_ip, "subflow"]
+        lab.client.run(add)
+        command = told.event("command", command="ADD_ADDR", errno=0)
+        joined = told.event("event", kind="SubflowEstablished")
+        lab.client.run(add, check=False)
+        refused = told.event("command", command="ADD_ADDR", errno=errno.EEXIST)
+        port = ends.client.getsockname()[1]
+        summary = told.end()
+    assert created["local"] == f"{lab.paths[0].client_ip}:{port}"
+    assert command["comm"] == "ip"
+    assert command["asked"].startswith(f"{path.client_ip} subflow")
+    assert command["duration_ns"] > 0
+    assert joined["local"].startswith(path.client_ip + ":")
+    assert joined["since_command_ns"] > 0
+    assert refused["said"]
+    assert summary["commands"]["ADD_ADDR"] == 2
+    assert summary["refused"] == 1
+
+
+def test_only_the_process_that_is_asked_for(lab: Lab) -> None:
+    with tracing(lab.client, "pm", "--comm", "no-such-name") as told:
+        lab.client.run(["ip", "mptcp", "limits", "show"])
+        summary = told.end()
+    assert summary["commands"] == {}
+    with lab.client.entered():
+        assert read()["MPJoinSynTx"] == 0
