@@ -28,6 +28,8 @@ from mptcpd_ebpf.core.endpoints import (
     endpoint_flags,
 )
 from mptcpd_ebpf.core.events import AlarmRaised
+from mptcpd_ebpf.core.joining_plugin import JoiningPlugin
+from mptcpd_ebpf.core.joins import Joins, Want
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
 from mptcpd_ebpf.core.model import (
     Connection,
@@ -66,6 +68,8 @@ __all__ = [
     "Endpoint",
     "EndpointFlag",
     "FlushEndpoints",
+    "JoiningPlugin",
+    "Joins",
     "Limits",
     "Link",
     "LocalAddress",
@@ -84,6 +88,7 @@ __all__ = [
     "SubflowKey",
     "Trials",
     "WakeAt",
+    "Want",
     "WithdrawAddress",
     "World",
     "endpoint_flags",

@@ -56,6 +56,8 @@ class Subflow:
     """The newest measurement."""
     error: int = 0
     reset_reason: int | None = None
+    """Of the MP_TCPRST that ended it (RFC 8684, 3.6); None if the peer sent none."""
+    reset_flags: int | None = None
 
     @property
     def key(self) -> SubflowKey:

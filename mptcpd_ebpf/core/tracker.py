@@ -211,7 +211,7 @@ class Tracker:
             subflow = from_join(event, self.world, now)
             self._add_subflow(connection, subflow, now)
         subflow.error = event.error
-        subflow.reset_reason = event.reset_reason
+        subflow.reset_reason, subflow.reset_flags = event.reset_reason, event.reset_flags
         return self._close_subflow(connection, subflow, now)
 
     def _close_subflow(self, connection: Connection, subflow: Subflow, now: int) -> list[Notice]:

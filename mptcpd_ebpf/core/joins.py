@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Keeps connections at the subflows they should have: joins what is missing, again and again.
+
+A plugin says which subflows a connection should have (`Want`), whenever something may have
+changed; the joins that are missing leave at once.  A join that fails, and a subflow that
+does not live long, make the next try wait: the pause doubles with each failure and is
+shortened by up to a quarter at random, so that many connections that lost the same path
+do not come back in one moment.
+
+The kernel goes on sending SYNs of a join that is not answered for minutes; such a join is
+looked for in a reading of the sockets and given up.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mptcpd_ebpf.core.address import SockAddr, is_ipv6
+from mptcpd_ebpf.core.address_ids import AddressIds
+from mptcpd_ebpf.core.commands import (
+    Command,
+    CreateSubflow,
+    Decision,
+    DestroySubflow,
+    RequestSample,
+    WakeAt,
+)
+from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey
+from mptcpd_ebpf.core.plugin import Context
+from mptcpd_ebpf.core.units import MS, SECOND
+
+ANSWER_WITHIN = 3 * SECOND
+"""A join that is not answered by then has failed."""
+
+SHORT_LIFE = 10 * SECOND
+"""A subflow that closes sooner is one more failure of its path, not a loss that came by itself."""
+
+
+class Want(NamedTuple):
+    """Subflows that should be there: `number` of them between two addresses."""
+
+    local_ip: str
+    remote: SockAddr
+    reason: str
+    backup: bool = False
+    number: int = 1
+
+
+Name = tuple[int, str, SockAddr]
+"""Token, our address, the peer's address and port."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What is known of the joins between two addresses in one connection."""
+
+    under_way: int = 0
+    deadline: int = 0
+    failures: int = 0
+    next_at: int = 0
+
+
+class Joins:
+    """The joins of all connections that a plugin serves.
+
+    `first_pause` and `longest_pause`: nanoseconds before the next try after a first
+    failure, and at most.
+    """
+
+    def __init__(
+        self, ids: AddressIds, *, first_pause: int = 500 * MS, longest_pause: int = 60 * SECOND
+    ) -> None:
+        self._ids = ids
+        self._first = first_pause
+        self._longest = longest_pause
+        self._slots: dict[Name, _Slot] = {}
+        self._leaving: dict[tuple[int, SubflowKey], None] = {}
+        self._opened: dict[tuple[int, SubflowKey], None] = {}
+        """Our joins that succeeded; what closes and is not among them may be one that failed."""
+
+    def keep(
+        self, ctx: Context, connection: Connection, wants: Iterator[Want] | list[Want]
+    ) -> Iterator[Command]:
+        """Joins what is missing of `wants` and may be tried now; asks to be woken for the rest."""
+        if connection.state is not State.ESTABLISHED:
+            return
+        for want in wants:
+            if is_ipv6(want.local_ip) != is_ipv6(want.remote.ip):
+                continue
+            slot = self._slots.setdefault((connection.token, want.local_ip, want.remote), _Slot())
+            missing = want.number - slot.under_way - self._there(connection, want)
+            if missing <= 0:
+                continue
+            if slot.next_at > ctx.now:
+                yield WakeAt(at=slot.next_at, reason="the next try")
+                continue
+            slot.under_way += missing
+            slot.deadline = ctx.now + ANSWER_WITHIN
+            again = f" (failed {slot.failures} time(s) before)" if slot.failures else ""
+            for _ in range(missing):
+                yield CreateSubflow(
+                    token=connection.token,
+                    local_ip=want.local_ip,
+                    local_id=self._ids.for_connection(connection, want.local_ip),
+                    remote=want.remote,
+                    if_index=ctx.world.interface_of(want.local_ip) or 0,
+                    backup=want.backup,
+                    reason=want.reason + again,
+                )
+            yield WakeAt(at=slot.deadline, reason="were the joins answered?")
+
+    def destroy(self, subflow: Subflow, reason: str) -> DestroySubflow:
+        """Its end is then our doing, and no failure."""
+        self._leaving[subflow.token, subflow.key] = None
+        return DestroySubflow(
+            token=subflow.token, local=subflow.local, remote=subflow.remote, reason=reason
+        )
+
+    def is_leaving(self, subflow: Subflow) -> bool:
+        """Whether it was destroyed, and is not gone yet."""
+        return (subflow.token, subflow.key) in self._leaving
+
+    # --- what happened
+
+    def opened(self, subflow: Subflow) -> None:
+        """A join succeeded."""
+        slot = self._slots.get(_name(subflow))
+        if slot is not None and slot.under_way:
+            slot.under_way -= 1
+            self._opened[subflow.token, subflow.key] = None
+
+    def closed(
+        self, ctx: Context, subflow: Subflow, *, pause: int | None = None
+    ) -> Iterator[Command]:
+        """A subflow is gone, or a join failed.
+
+        `pause` is how long to wait before the next try (nanoseconds), if the cause tells; it
+        holds for a first failure, after which pauses grow as always.
+        """
+        name = (subflow.token, subflow.key)
+        ours, opened = name in self._leaving, name in self._opened
+        self._leaving.pop(name, None)
+        self._opened.pop(name, None)
+        if ours:
+            return
+        slot = self._slots.setdefault(_name(subflow), _Slot())
+        if slot.under_way and not opened and not subflow.initial:
+            slot.under_way -= 1
+        elif subflow.opened_at is None or ctx.now - subflow.opened_at >= SHORT_LIFE:
+            slot.failures = 0
+        yield from self._back_off(ctx, slot, pause)
+
+    def connection_closed(self, token: int) -> None:
+        self._slots = {name: slot for name, slot in self._slots.items() if name[0] != token}
+        self._leaving = {name: None for name in self._leaving if name[0] != token}
+        self._opened = {name: None for name in self._opened if name[0] != token}
+
+    def answered(self, ctx: Context, decision: Decision, errno: int) -> Iterator[Command]:
+        """The kernel's answer to one of our commands."""
+        command = decision.command
+        if errno and isinstance(command, DestroySubflow):
+            self.refused(decision)
+        if errno and isinstance(command, CreateSubflow):
+            slot = self._slots.get((command.token, command.local_ip, command.remote))
+            if slot is not None and slot.under_way:
+                slot.under_way -= 1
+                yield from self._back_off(ctx, slot, None)
+
+    def refused(self, decision: Decision) -> None:
+        """The engine kept a command from the kernel."""
+        command = decision.command
+        if isinstance(command, DestroySubflow):
+            self._leaving.pop((command.token, (command.local, command.remote)), None)
+
+    def expire(self, ctx: Context) -> Iterator[Command]:
+        """Time has passed: joins that were not answered have failed.
+
+        The plugin says again what it wants afterwards.
+        """
+        late = [s for s in self._slots.values() if s.under_way and s.deadline <= ctx.now]
+        for slot in late:
+            slot.under_way = 0
+            yield from self._back_off(ctx, slot, None)
+        if late:
+            yield RequestSample(reason="find the joins that were not answered, to give them up")
+        for slot in self._slots.values():
+            if slot.under_way:
+                yield WakeAt(at=slot.deadline, reason="were the joins answered?")
+
+    def give_up(self, ctx: Context) -> Iterator[Command]:
+        """After a sample: destroys joins that are still under way and nobody waits for."""
+        for connection in ctx.served():
+            for subflow in connection.subflows.values():
+                slot = self._slots.get(_name(subflow))
+                if (
+                    subflow.state is State.OPENING
+                    and not subflow.initial
+                    and slot is not None
+                    and not slot.under_way
+                    and not self.is_leaving(subflow)
+                ):
+                    yield self.destroy(subflow, "the join was not answered")
+
+    def _there(self, connection: Connection, want: Want) -> int:
+        return sum(
+            subflow.local.ip == want.local_ip
+            and subflow.remote == want.remote
+            and subflow.usable
+            and not self.is_leaving(subflow)
+            for subflow in connection.subflows.values()
+        )
+
+    def _back_off(self, ctx: Context, slot: _Slot, pause: int | None) -> Iterator[Command]:
+        if pause is None or slot.failures:
+            pause = min(self._first << min(slot.failures, 20), self._longest)
+        slot.failures += 1
+        slot.next_at = ctx.now + pause - int(pause * ctx.random.random() / 4)
+        yield WakeAt(at=slot.next_at, reason="the next try")
+
+
+def _name(subflow: Subflow) -> Name:
+    return (subflow.token, subflow.local.ip, subflow.remote)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The plugins that decide per connection, on real connections of the real kernel."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mptcpd_ebpf.core.commands import AnnounceAddress
+from mptcpd_ebpf.kernel.pm_client import PmClient
+from mptcpd_ebpf.lab import Bulk, Lab, RequestResponse
+from mptcpd_ebpf.lab import Path as LabPath
+from tests.netns.daemon_process import RunningDaemon, daemon
+from tests.waiting import until
+
+Made = Callable[..., Lab]
+
+
+@contextmanager
+def managed(
+    lab: Lab, folder: Path, plugin: str, *, on: str = "client", **options: Any
+) -> Iterator[RunningDaemon]:
+    """A daemon with one plugin and its options on one of the hosts."""
+    file = folder / "c.yaml"
+    file.write_text(yaml.safe_dump({"path_manager": plugin, "plugins": {plugin: options}}))
+    prefix = ("nsenter", f"--net=/run/netns/{lab.hosts[on].name}", "--")
+    with daemon(folder, "--probes=netlink", "--config", str(file), prefix=prefix) as running:
+        yield running
+        assert "kept out" not in running.log
+
+
+def subflows(running: RunningDaemon) -> list[tuple[str, str, bool]]:
+    """Our address, the peer's, and whether it is a backup, of each subflow that stands."""
+    connections = json.loads(running.ask("ls", "--json").stdout)["connections"]
+    return sorted(
+        (s["local"].rpartition(":")[0], s["remote"].rpartition(":")[0], s["backup"])
+        for connection in connections
+        for s in connection["subflows"]
+        if s["state"] == "established"
+    )
+
+
+def expect(running: RunningDaemon, *wanted: tuple[str, str, bool]) -> None:
+    until(
+        lambda: subflows(running) == sorted(wanted),
+        f"subflows {sorted(wanted)}; there are {subflows(running)}",
+        15,
+    )
+
+
+def test_fullmesh(make_mptcp_lab: Made, tmp_path: Path) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    one, two = lab.paths
+    lab.server.sysctl("mptcp.path_manager", "userspace")
+    # What the client's second address needs to reach the server's second one, and reverse.
+    with managed(lab, tmp_path, "fullmesh") as running:
+        traffic = lab.start(RequestResponse(interval_ms=10))
+        first = [(one.client_ip, one.server_ip, False), (two.client_ip, one.server_ip, False)]
+        expect(running, *first)
+        with lab.server.entered(), PmClient() as pm:
+            (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
+            token = _server_token(lab, connection["local"])
+            said = AnnounceAddress(token=token, ip=two.server_ip, address_id=5, reason="test")
+            assert pm.execute_now(said).errno == 0
+        until(
+            lambda: {(a, b) for a, b, _ in subflows(running)} > {(a, b) for a, b, _ in first},
+            "the announced address is joined",
+        )
+        assert (two.client_ip, two.server_ip, False) in subflows(running)
+        traffic.stop()
+
+
+def _server_token(lab: Lab, client: str) -> int:
+    from mptcpd_ebpf.kernel import diag
+
+    with lab.server.entered():
+        for found in diag.snapshot(with_owners=False).connections:
+            if str(found.remote) == client:
+                return found.token
+    raise AssertionError(f"the server has no connection with {client}")
+
+
+def test_ndiffports(make_mptcp_lab: Made, tmp_path: Path) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    one = lab.paths[0]
+    with managed(lab, tmp_path, "ndiffports", subflows=3) as running:
+        traffic = lab.start(RequestResponse(interval_ms=10))
+        expect(running, *[(one.client_ip, one.server_ip, False)] * 3)
+        traffic.stop()
+
+
+def test_sspi_keeps_one_subflow_per_interface(make_mptcp_lab: Made, tmp_path: Path) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    one, two = lab.paths
+    with managed(lab, tmp_path, "sspi") as running:
+        traffic = lab.start(RequestResponse(interval_ms=10))
+        both = [(one.client_ip, one.server_ip, False), (two.client_ip, one.server_ip, False)]
+        expect(running, *both)
+        (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
+        second = running.ask(
+            "subflow", "add", connection["token"], two.client_ip, connection["remote"]
+        )
+        assert second.returncode == 0, second.stderr
+        until(lambda: "has a subflow already" in running.log, "the second one is closed")
+        expect(running, *both)
+        traffic.stop()
+
+
+def test_sspi_on_the_server_announces(make_mptcp_lab: Made, tmp_path: Path) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    one, two = lab.paths
+    lab.client.run(["ip", "mptcp", "limits", "set", "subflows", "4", "add_addr_accepted", "4"])
+    with managed(lab, tmp_path, "sspi", on="server") as running:
+        traffic = lab.start(RequestResponse(interval_ms=10))
+        until(
+            lambda: {local for local, _, _ in subflows(running)} == {one.server_ip, two.server_ip},
+            "the client joins what was announced",
+        )
+        assert f"announce {two.server_ip}" in running.log
+        two.remove_address(end="server")
+        until(lambda: "withdraw address id" in running.log, "it is withdrawn")
+        traffic.stop()
+
+
+def test_backup_stands_by_takes_over_and_gives_back(make_mptcp_lab: Made, tmp_path: Path) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    one, two = lab.paths
+    primary = (one.client_ip, one.server_ip, False)
+    standby = (two.client_ip, one.server_ip, True)
+    with managed(lab, tmp_path, "backup") as running:
+        traffic = lab.start(RequestResponse(interval_ms=10))
+        expect(running, primary, standby)
+        one.carrier(False)
+        expect(running, standby)
+        one.carrier(True)
+        expect(running, primary, standby)
+        traffic.stop()
+
+
+def test_backup_moves_to_the_primary_that_the_options_name(
+    make_mptcp_lab: Made, tmp_path: Path
+) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    one, two = lab.paths
+    with managed(lab, tmp_path, "backup", primary=two.client_if) as running:
+        traffic = lab.start(RequestResponse(interval_ms=10))
+        expect(running, (one.client_ip, one.server_ip, True), (two.client_ip, one.server_ip, False))
+        traffic.stop()
+
+
+def test_reconnect_makes_anew_what_was_reset(make_mptcp_lab: Made, tmp_path: Path) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    one, two = lab.paths
+    both = [(one.client_ip, one.server_ip, False), (two.client_ip, one.server_ip, False)]
+    with managed(lab, tmp_path, "reconnect", first_pause_ms=50) as running:
+        traffic = lab.start(RequestResponse(interval_ms=10))
+        until(lambda: len(subflows(running)) == 1, "the connection stands")
+        (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
+        added = running.ask(
+            "subflow", "add", connection["token"], two.client_ip, connection["remote"]
+        )
+        assert added.returncode == 0, added.stderr
+        expect(running, *both)
+        assert one.inject_resets() > 0
+        until(lambda: "a reset without a word" in running.log, "the cause is told")
+        expect(running, *both)
+        # What goes in order is not lost.
+        removed = running.ask("subflow", "del", connection["token"], *_ends(running, two.client_ip))
+        assert removed.returncode == 0, removed.stderr
+        expect(running, both[0])
+        traffic.stop()
+
+
+def _ends(running: RunningDaemon, local_ip: str) -> tuple[str, str]:
+    (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
+    for subflow in connection["subflows"]:
+        if subflow["local"].startswith(f"{local_ip}:"):
+            return subflow["local"], subflow["remote"]
+    raise AssertionError(f"no subflow from {local_ip}")
+
+
+def test_refresh_replaces_the_slowest(make_mptcp_lab: Made, tmp_path: Path) -> None:
+    lab = make_mptcp_lab([LabPath(delay_ms=5, rate_mbit=20, loss_percent=2)])
+    with managed(lab, tmp_path, "refresh", subflows=3, interval_s=1, lag_percent=100) as running:
+        traffic = lab.start(Bulk(seconds=30))
+        until(lambda: "it is the slowest" in running.log, "one was replaced", 20)
+        until(lambda: len(subflows(running)) == 3, "there are as many as wanted")
+        traffic.stop()
