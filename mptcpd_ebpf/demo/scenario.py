@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import IO, Literal
 
 from msgspec import Struct
 
 from mptcpd_ebpf import control_client
+from mptcpd_ebpf.exitcodes import Failure
 from mptcpd_ebpf.lab import Bulk, Lab, LabError, Path, RequestResponse
 from mptcpd_ebpf.lab.live import LivePath
 from mptcpd_ebpf.lab.traffic import BulkResult, Message
@@ -97,19 +98,18 @@ def run(manager: Manager, timing: Timing, watch: Watch) -> Recording:
 
 
 @contextmanager
-def stage(manager: Manager) -> Iterator[Lab]:
-    """The two hosts and paths, with what the path manager needs to use both."""
-    with Lab(paths=[FAST, SLOW]) as lab:
+def stage(manager: Manager, paths: Sequence[Path] = (FAST, SLOW)) -> Iterator[Lab]:
+    """The two hosts and their paths, with what the path manager needs to use both."""
+    with Lab(paths=paths) as lab:
         # Room for joins at both ends; the defaults of the in-kernel path manager allow two.
         for host in (lab.client, lab.server):
             limit = str(_LIMIT)
             host.run(
                 ["ip", "mptcp", "limits", "set", "subflows", limit, "add_addr_accepted", limit]
             )
-        if manager == "kernel":
-            slow = lab.paths[1]
+        for path in lab.paths[1:] if manager == "kernel" else []:
             lab.client.run(
-                ["ip", "mptcp", "endpoint", "add", slow.client_ip, "dev", slow.client_if, "subflow"]
+                ["ip", "mptcp", "endpoint", "add", path.client_ip, "dev", path.client_if, "subflow"]
             )
         yield lab
 
@@ -120,20 +120,27 @@ def daemon(lab: Lab, manager: Manager, control: str) -> Iterator[str]:
     argv = [sys.executable, "-m", "mptcpd_ebpf", "daemon", "--control", control]
     if manager != "kernel":
         argv.append(f"--path-manager={manager}")
-    process = lab.client.popen(argv, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        told = []
-        for line in process.stderr:
-            told.append(line.rstrip())
-            if "ready:" in line:
-                break
+    with tempfile.TemporaryFile("w+") as log:
+        process = lab.client.popen(argv, stderr=log)
+        try:
+            _wait_until_ready(process, control, log)
+            yield control
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], control: str, log: IO[str]) -> None:
+    """Until the daemon answers.  Raises LabError with its own words if it ends instead."""
+    while process.poll() is None:
+        try:
+            control_client.get(control, "/v1/status")
+        except Failure:
+            time.sleep(0.01)
         else:
-            raise LabError(f"the daemon did not start: {' / '.join(told) or 'no word from it'}")
-        yield control
-    finally:
-        process.terminate()
-        process.communicate()
+            return
+    log.seek(0)
+    raise LabError(f"the daemon did not start: {log.read().strip() or 'no word from it'}")
 
 
 def decisions(control: str) -> list[tuple[int, DecisionView]]:
