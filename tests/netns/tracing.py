@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-import pytest
-
 from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Host

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`trace doctor` finds each staged cause, and nothing on a healthy connection."""
+
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from socket import SO_LINGER, SO_RCVBUF, SOL_SOCKET
+
+import pytest
+
+from mptcpd_ebpf.exitcodes import ExitCode
+from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse
+from tests.netns.probed import Ends, allow_joins, connection
+from tests.netns.tracing import MAIN, Line, tracing
+from mptcpd_ebpf.lab.traffic.sockets import token_of
+
+HEALTHY = [Path(delay_ms=5, rate_mbit=20), Path(delay_ms=10, rate_mbit=20)]
+
+
+@contextmanager
+def a_lab(paths: list[Path]) -> Iterator[Lab]:
+    with Lab(paths=paths) as lab:
+        allow_joins(lab)
+        yield lab
+
+
+def examine(lab: Lab, token: int | None, meanwhile: Callable[[], object] = lambda: None) -> Line:
+    """The diagnosis' causes by name, the weightiest first."""
+    assert token is not None
+    with tracing(lab.client, "doctor", f"{token:08x}", "-d", "2.5") as told:
+        meanwhile()
+        findings = told.until(lambda line: "findings" in line, "a diagnosis")["findings"]
+    return {finding["cause"]: finding for finding in findings}
+
+
+def of_bulk(lab: Lab, meanwhile: Callable[[], object] = lambda: None, **options: int) -> Line:
+    bulk = lab.start(Bulk(drain_s=1, **options))
+    for path in lab.paths:
+        path.wait_for_subflow()
+    try:
+        return examine(lab, bulk.token, meanwhile)
+    finally:
+        bulk.kill()
+
+
+@contextmanager
+def sending(ends: Ends) -> Iterator[None]:
+    """The client writes as much as goes until the block ends."""
+    ends.client.settimeout(0.1)
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            try:
+                ends.client.send(b"x" * 65536)
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        writer.join()
+
+
+def test_a_healthy_transfer_is_limited_by_its_paths() -> None:
+    with a_lab(HEALTHY) as lab:
+        found = of_bulk(lab)
+    assert set(found) <= {"capacity", "application"}
+
+
+def test_a_healthy_slow_talker_is_limited_by_its_application() -> None:
+    with a_lab(HEALTHY) as lab:
+        requests = lab.start(RequestResponse(interval_ms=50))
+        lab.paths[1].wait_for_subflow()
+        found = examine(lab, requests.token)
+        requests.stop()
+    assert set(found) == {"application"}
+
+
+def test_loss_on_one_path() -> None:
+    with a_lab(HEALTHY) as lab:
+        lab.paths[0].set(loss_percent=6, direction="up")
+        found = of_bulk(lab)
+        lossy = lab.paths[0].client_ip
+    assert next(iter(found)) == "loss"
+    assert lossy in found["loss"]["words"]
+
+
+def test_a_dead_path() -> None:
+    with a_lab(HEALTHY) as lab:
+        found = of_bulk(lab, lab.paths[0].blackhole)
+        dead = lab.paths[0].client_ip
+    assert next(iter(found)) == "dead-path"
+    assert dead in found["dead-path"]["words"]
+
+
+def test_a_slow_path_that_holds_up_the_fast_one() -> None:
+    slow = Path(delay_ms=90, rate_mbit=3, loss_percent=6)
+    with a_lab([Path(delay_ms=5, rate_mbit=100), slow]) as lab:
+        found = of_bulk(lab, send_buffer=131_072, receive_buffer=131_072)
+        guilty = lab.paths[1].client_ip
+    assert "slow-path" in found
+    assert guilty in found["slow-path"]["words"]
+
+
+def test_a_long_queue() -> None:
+    with a_lab([Path(delay_ms=5, rate_mbit=8, queue_ms=800)]) as lab:
+        found = of_bulk(lab, send_buffer=4_000_000, receive_buffer=4_000_000)
+    assert "queue" in found
+    assert "loss" not in found
+
+
+def test_a_peer_that_does_not_read() -> None:
+    with a_lab(HEALTHY) as lab, connection(lab) as ends:
+        ends.server.setsockopt(SOL_SOCKET, SO_RCVBUF, 65536)
+        with sending(ends):
+            found = examine(lab, token_of(ends.client))
+    assert next(iter(found)) == "peer"
+
+
+def test_only_one_subflow() -> None:
+    with Lab(paths=HEALTHY[:1]) as lab, connection(lab) as ends:
+        found = examine(lab, token_of(ends.client))
+    assert set(found) == {"application", "one-path"}
+
+
+def test_only_backups_are_left() -> None:
+    with Lab(paths=HEALTHY) as lab:
+        for host in (lab.client, lab.server):
+            host.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+        spare = lab.paths[1]
+        lab.client.run(
+            ["ip", "mptcp", "endpoint", "add", spare.client_ip, "dev", spare.client_if]
+            + ["subflow", "backup"]
+        )
+        bulk = lab.start(Bulk(drain_s=1))
+        spare.wait_for_subflow()
+        lab.client.run(["ip", "mptcp", "endpoint", "delete", "id", "0", lab.paths[0].client_ip])
+        found = examine(lab, bulk.token)
+        bulk.kill()
+    assert "backup-only" in found
+    assert "one-path" in found
+
+
+def test_a_connection_that_is_reset_meanwhile() -> None:
+    with a_lab(HEALTHY) as lab, connection(lab) as ends:
+        token = token_of(ends.client)
+
+        def abort() -> None:
+            ends.server.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("=ii", 1, 0))
+            ends.server.close()
+
+        found = examine(lab, token, abort)
+    assert next(iter(found)) == "ended"
+    assert any("reset by the peer" in each for each in found["ended"]["evidence"])
+
+
+@pytest.mark.parametrize(("token", "code"), [("1", ExitCode.USAGE), ("x", ExitCode.USAGE)])
+def test_a_token_that_is_none(token: str, code: ExitCode) -> None:
+    with Lab(paths=[Path()]) as lab:
+        done = lab.client.run([sys.executable, "-c", MAIN, "trace", "doctor", token], check=False)
+    assert isinstance(done, subprocess.CompletedProcess)
+    assert done.returncode == code
+    assert done.stderr.startswith("mptcpd-ebpf: ")
+    assert done.stderr.count("\n") == 1
