@@ -199,7 +199,12 @@ def trace_fallback(trace: Trace, _constants: dict[str, int]) -> Summary:
     trace.means += [tap.hook, "MPTcpExt counters"]
     trace.directory.look()
     fallbacks = Fallbacks(trace)
-    trace.watch(tap, lambda: [fallbacks.hear(signal) for signal in tap.read()] and None)
+
+    def read() -> None:
+        for signal in tap.read():
+            fallbacks.hear(signal)
+
+    trace.watch(tap, read)
     trace.every(0.05, lambda: fallbacks.look(trace.now()))
 
     def summary() -> None:

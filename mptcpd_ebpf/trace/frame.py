@@ -125,7 +125,7 @@ class Trace:
     def note(self, text: str, **fields: object) -> None:
         """A line without a time, of a summary."""
         if self._json:
-            self.say("summary", text, **fields)
+            self.say("summary", text, None, **fields)
         else:
             print(text, file=self._out, flush=True)
 

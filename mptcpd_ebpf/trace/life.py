@@ -12,6 +12,8 @@ import errno
 from collections import Counter
 from dataclasses import dataclass, field
 
+from mptcpd_ebpf.probes.btf import Btf, BtfError
+from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
@@ -220,7 +222,12 @@ def trace_life(trace: Trace, constants: dict[str, int]) -> Summary:
     trace.means += kernel.hooks()
     trace.directory.look()
     lives = Lives(trace, kernel.enumeration("trace_kind"), kernel_reasons())
-    trace.watch(kernel, lambda: [lives.take(each) for each in kernel.read("trace_record")] and None)
+
+    def read() -> None:
+        for record in kernel.read("trace_record"):
+            lives.take(record)
+
+    trace.watch(kernel, read)
     trace.every(_LAST_SIGNS_NS / 1e9, lambda: lives.settle(trace.now()))
 
     def summary() -> None:
@@ -239,9 +246,6 @@ def trace_life(trace: Trace, constants: dict[str, int]) -> Summary:
 
 def kernel_reasons() -> dict[int, str]:
     """The running kernel's enum sk_rst_reason; empty before Linux 6.10."""
-    from mptcpd_ebpf.probes.btf import Btf, BtfError
-    from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF
-
     with open(VMLINUX_BTF, "rb") as file:
         try:
             names = Btf(file.read()).enumeration("sk_rst_reason")

@@ -16,7 +16,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 import msgspec
 
 from mptcpd_ebpf.core.address import unmapped
-from mptcpd_ebpf.core.commands import EndpointFlag
+from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.events import Event, EventsLost
 from mptcpd_ebpf.core.measurement import Owner
 from mptcpd_ebpf.kernel import sysctl

@@ -7,7 +7,8 @@ retransmission after duplicate or selective acknowledgements, or a probe of the 
 nothing is known to be lost.  MPTCP sends a mapping again on another subflow (reinjection,
 net/mptcp/protocol.c): what it writes lies before snd_nxt.  MPTCPRetrans counts those of
 the connection's timer (__mptcp_retrans), not those that follow when a subflow was closed
-or found stale (__mptcp_retransmit_pending_data).  Blamed for it is the other subflow with data in flight and the most timeouts.
+or found stale (__mptcp_retransmit_pending_data).  Blamed is the other subflow that has
+data in flight and the most timeouts.
 """
 
 from collections import Counter, defaultdict
@@ -113,7 +114,12 @@ def trace_retrans(trace: Trace, constants: dict[str, int]) -> Summary:
     trace.means += kernel.hooks()
     trace.directory.look()
     found = Retransmissions(trace, kernel.enumeration("trace_kind"))
-    trace.watch(kernel, lambda: [found.take(each) for each in kernel.read("trace_record")] and None)
+
+    def read() -> None:
+        for record in kernel.read("trace_record"):
+            found.take(record)
+
+    trace.watch(kernel, read)
 
     def summary() -> None:
         moved = trace.counted().get("MPTCPRetrans", 0)

@@ -13,9 +13,9 @@ import pytest
 
 from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse
+from mptcpd_ebpf.lab.traffic.sockets import token_of
 from tests.netns.probed import Ends, allow_joins, connection
 from tests.netns.tracing import MAIN, Line, tracing
-from mptcpd_ebpf.lab.traffic.sockets import token_of
 
 HEALTHY = [Path(delay_ms=5, rate_mbit=20), Path(delay_ms=10, rate_mbit=20)]
 
@@ -36,8 +36,10 @@ def examine(lab: Lab, token: int | None, meanwhile: Callable[[], object] = lambd
     return {finding["cause"]: finding for finding in findings}
 
 
-def of_bulk(lab: Lab, meanwhile: Callable[[], object] = lambda: None, **options: int) -> Line:
-    bulk = lab.start(Bulk(drain_s=1, **options))
+def of_bulk(
+    lab: Lab, meanwhile: Callable[[], object] = lambda: None, buffer: int | None = None
+) -> Line:
+    bulk = lab.start(Bulk(drain_s=1, send_buffer=buffer, receive_buffer=buffer))
     for path in lab.paths:
         path.wait_for_subflow()
     try:
@@ -105,7 +107,7 @@ def test_a_dead_path() -> None:
 def test_a_slow_path_that_holds_up_the_fast_one() -> None:
     slow = Path(delay_ms=90, rate_mbit=3, loss_percent=6)
     with a_lab([Path(delay_ms=5, rate_mbit=100), slow]) as lab:
-        found = of_bulk(lab, send_buffer=131_072, receive_buffer=131_072)
+        found = of_bulk(lab, buffer=131_072)
         guilty = lab.paths[1].client_ip
     assert "slow-path" in found
     assert guilty in found["slow-path"]["words"]
@@ -113,7 +115,7 @@ def test_a_slow_path_that_holds_up_the_fast_one() -> None:
 
 def test_a_long_queue() -> None:
     with a_lab([Path(delay_ms=5, rate_mbit=8, queue_ms=800)]) as lab:
-        found = of_bulk(lab, send_buffer=4_000_000, receive_buffer=4_000_000)
+        found = of_bulk(lab, buffer=4_000_000)
     assert "queue" in found
     assert "loss" not in found
 
@@ -138,8 +140,17 @@ def test_only_backups_are_left() -> None:
             host.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
         spare = lab.paths[1]
         lab.client.run(
-            ["ip", "mptcp", "endpoint", "add", spare.client_ip, "dev", spare.client_if]
-            + ["subflow", "backup"]
+            [
+                "ip",
+                "mptcp",
+                "endpoint",
+                "add",
+                spare.client_ip,
+                "dev",
+                spare.client_if,
+                "subflow",
+                "backup",
+            ]
         )
         bulk = lab.start(Bulk(drain_s=1))
         spare.wait_for_subflow()

@@ -44,8 +44,17 @@ def test_a_backup_join_is_called_so(lab: Lab) -> None:
     lab.client.run(["ip", "mptcp", "endpoint", "flush"])
     path = lab.paths[1]
     lab.client.run(
-        ["ip", "mptcp", "endpoint", "add", path.client_ip, "dev", path.client_if]
-        + ["subflow", "backup"]
+        [
+            "ip",
+            "mptcp",
+            "endpoint",
+            "add",
+            path.client_ip,
+            "dev",
+            path.client_if,
+            "subflow",
+            "backup",
+        ]
     )
     with tracing(lab.client, "joins") as told, connection(lab):
         join = told.event("join")
@@ -64,7 +73,7 @@ def test_an_unknown_token(peer_lab: Lab) -> None:
 
 def test_a_wrong_hmac(peer_lab: Lab) -> None:
     with tracing(peer_lab.server, "joins") as told, talk(peer_lab) as peers:
-        peers.connection.join(peer_lab.paths[1].client_ip, address_id=3, hmac=1)
+        peers.connection.join(peer_lab.paths[1].client_ip, address_id=3, hmac=bytes(20))
         join = told.event("join")
         summary = told.end()
     assert join["outcome"] == "refused"
@@ -100,10 +109,10 @@ def test_a_userspace_path_manager_refuses_while_nobody_listens(lab: Lab) -> None
 
 def test_a_firewall_that_swallows_joins(lab: Lab) -> None:
     lab.paths[1].drop_mptcp("mp-join")
-    with tracing(lab.client, "joins", "--addr", lab.paths[1].client_ip) as told:
-        with connection(lab):
-            told.counted(lab.client, "MPJoinSynTx", 1)
-            summary = told.end()
+    far = lab.paths[1].client_ip
+    with tracing(lab.client, "joins", "--addr", far) as told, connection(lab):
+        told.counted(lab.client, "MPJoinSynTx", 1)
+        summary = told.end()
     join = told.event("join")
     assert join["outcome"] == "unanswered"
     assert join["syns"] >= 1

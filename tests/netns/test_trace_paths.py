@@ -46,8 +46,17 @@ def test_a_backup_is_not_chosen_and_the_reason_is_told(lab: Lab) -> None:
     spare = lab.paths[1]
     lab.client.run(["ip", "mptcp", "endpoint", "flush"])
     lab.client.run(
-        ["ip", "mptcp", "endpoint", "add", spare.client_ip, "dev", spare.client_if]
-        + ["subflow", "backup"]
+        [
+            "ip",
+            "mptcp",
+            "endpoint",
+            "add",
+            spare.client_ip,
+            "dev",
+            spare.client_if,
+            "subflow",
+            "backup",
+        ]
     )
     with tracing(lab.client, "sched") as told:
         bulk = lab.start(Bulk())
@@ -94,9 +103,9 @@ def test_the_slow_path_is_blamed_for_a_stall() -> None:
 
 
 def test_nothing_is_blamed_on_one_path() -> None:
-    with Lab(paths=[Path(delay_ms=5, rate_mbit=40)]) as lab:
-        with tracing(lab.client, "stalls") as told:
-            lab.start(Bulk(bytes=2_000_000)).result()
-            summary = told.end()
+    alone = Lab(paths=[Path(delay_ms=5, rate_mbit=40)])
+    with alone as lab, tracing(lab.client, "stalls") as told:
+        lab.start(Bulk(bytes=2_000_000)).result()
+        summary = told.end()
     assert not told.all("stall")
     assert all(row["stalled_us"] == 0 for row in summary["subflows"])

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The rules of the diagnosis: each cause on its evidence, none without."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.trace.diagnosis import Observation, Path, diagnose
+
+SECOND = 1_000_000
+
+
+def measured(**fields: Any) -> Measurement:
+    known = {
+        "bytes_sent": 0, "segments_out": 0, "retransmits": 0, "lost": 0, "stalled_us": 0,
+        "srtt_us": 20_000, "min_rtt_us": 10_000, **fields,
+    }  # fmt: skip
+    return Measurement(
+        at=0, token=1, local=SockAddr("10.0.0.1", 1), remote=SockAddr("10.0.0.2", 2), **known
+    )
+
+
+def path(*, busy: float = 1.0, full: float = 1.0, **fields: Any) -> Path:
+    own = {name: fields.pop(name) for name in ("worst_timeouts", "worst_silence_us", "ended")
+           if name in fields}  # fmt: skip
+    growth = {"bytes_sent": 1_000_000, "segments_out": 1000, **fields}
+    return Path(first=measured(), last=measured(**growth), busy=busy, full=full, **own)
+
+
+def causes(*paths: Path, **fields: Any) -> list[str]:
+    seen = Observation(lasted_us=SECOND, paths=list(paths), **fields)
+    return [finding.cause for finding in diagnose(seen)]
+
+
+def test_what_is_healthy_gets_no_fault() -> None:
+    assert causes(path(), path()) == ["capacity"]
+    assert causes(path(busy=0.1), path(busy=0.2)) == ["application"]
+    assert causes(path(full=0.1), path(full=0.2)) == ["application"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "cause"),
+    [
+        ({"retransmits": 30, "lost": 30}, "loss"),
+        ({"stalled_us": 200_000}, "slow-path"),
+        ({"worst_timeouts": 2, "worst_silence_us": SECOND}, "dead-path"),
+        ({"stale": True}, "dead-path"),
+        ({"srtt_us": 300_000}, "queue"),
+    ],
+)
+def test_each_cause_of_a_path(fields: dict[str, Any], cause: str) -> None:
+    assert causes(path(**fields), path()) == [cause]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"retransmits": 4},
+        {"retransmits": 19},
+        {"stalled_us": 90_000},
+        {"worst_timeouts": 1, "worst_silence_us": SECOND},
+        {"worst_timeouts": 2, "worst_silence_us": 400_000},
+        {"srtt_us": 100_000},
+    ],
+)
+def test_what_is_too_little_for_a_verdict(fields: dict[str, Any]) -> None:
+    assert causes(path(**fields), path()) == ["capacity"]
+
+
+def test_the_peer_is_blamed_for_its_window_unless_a_path_is() -> None:
+    assert causes(path(), path(), window_us=500_000) == ["peer"]
+    assert causes(path(stalled_us=500_000), path(), window_us=500_000) == ["slow-path"]
+
+
+def test_one_path_and_backups_are_told_besides() -> None:
+    assert causes(path()) == ["capacity", "one-path"]
+    assert causes(path(backup=True), path(bytes_sent=0)) == ["backup-only"]
+    assert causes(path(ended=True), endings=["it was reset"]) == ["ended"]
+
+
+@given(
+    st.lists(st.builds(path, retransmits=st.integers(0, 1000), srtt_us=st.integers(1, SECOND)),
+             max_size=4),
+    st.integers(0, SECOND),
+)  # fmt: skip
+def test_there_is_always_an_answer_in_order(paths: list[Path], window_us: int) -> None:
+    findings = diagnose(Observation(lasted_us=SECOND, paths=paths, window_us=window_us))
+    weights = [finding.weight for finding in findings]
+    assert weights
+    assert weights == sorted(weights, reverse=True)
+    assert all(0 <= weight <= 1 for weight in weights)
+    assert all(finding.evidence for finding in findings)
