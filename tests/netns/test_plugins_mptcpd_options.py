@@ -9,6 +9,7 @@ import pytest
 
 from tests.netns.daemon_process import refusal
 from tests.netns.plugin_host import PluginHost, plugin_host
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -96,8 +97,10 @@ def test_a_file_of_mptcpds(host: PluginHost, tmp_path: Path) -> None:
             "[core]\npath-manager=addr_adv\naddr-flags=subflow\nnotify-flags=existing\n"
         )
         running.process.send_signal(signal.SIGHUP)
-        host.expect("10.0.1.1", "10.0.1.2")
-        assert all(row["subflow"] for row in host.endpoints.values())
+        until(
+            lambda: [row.get("subflow") for row in host.endpoints.values()] == [True, True],
+            "both addresses, with the flag that the file has now",
+        )
 
 
 @pytest.mark.parametrize("destination", ["journal", "syslog"])

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Joins: what is missing is joined once, again after pauses that grow, and never in circles."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+import pytest
+
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import Command, CreateSubflow, DestroySubflow
+from mptcpd_ebpf.core.engine import Engine, Outcome
+from mptcpd_ebpf.core.joining_plugin import JoiningPlugin
+from mptcpd_ebpf.core.joins import ANSWER_WITHIN, SHORT_LIFE, Want
+from mptcpd_ebpf.core.model import Connection
+from mptcpd_ebpf.core.plugin import Context
+from mptcpd_ebpf.core.units import MS, SECOND
+from tests.core.scenario import (
+    RADIO,
+    SERVER,
+    START,
+    TCP_SYN_SENT,
+    created,
+    established,
+    gone,
+    joined,
+    left,
+    leftovers,
+    measured,
+)
+
+
+class Two(JoiningPlugin):
+    """Wants one subflow from the radio, or as many as `number` says."""
+
+    name = "two"
+    number = 1
+
+    def wants(self, ctx: Context, connection: Connection) -> Iterable[Want]:
+        yield Want(RADIO[0].ip, SERVER, "it is missing", number=self.number)
+
+
+class Scene:
+    """An engine with that plugin, a clock, and what the kernel was asked for."""
+
+    def __init__(self, number: int = 1) -> None:
+        self.plugin = Two()
+        self.plugin.number = number
+        self.engine = Engine([self.plugin], lambda _c: "two")
+        self.now = START
+        self.asked: list[Command] = []
+        self.tell(
+            ev.LinkChanged(if_index=3, name="radio", up=True, running=True),
+            ev.LocalAddressChanged(if_index=3, ip=RADIO[0].ip, prefix_len=24),
+            created(),
+            established(),
+        )
+
+    def tell(self, *events: ev.Event) -> None:
+        for event in events:
+            self._take(self.engine.handle(event, self.now))
+
+    def _take(self, outcome: Outcome) -> None:
+        assert not outcome.faults
+        for decision in outcome.decisions:
+            self.asked.append(decision.command)
+            if isinstance(decision.command, CreateSubflow | DestroySubflow):
+                self.tell(ev.CommandAnswered(decision_id=decision.id, errno=self.errno))
+
+    errno = 0
+
+    def wait(self, nanoseconds: int) -> None:
+        until = self.now + nanoseconds
+        while (deadline := self.engine.deadline) is not None and deadline <= until:
+            self.now = max(self.now, deadline)
+            self.tell(ev.Tick())
+        self.now = until
+
+    @property
+    def joins(self) -> int:
+        return sum(isinstance(command, CreateSubflow) for command in self.asked)
+
+
+def test_a_missing_subflow_is_joined_once() -> None:
+    scene = Scene()
+    assert scene.joins == 1
+    scene.tell(ev.LinkChanged(if_index=4, name="other", up=True, running=True))
+    scene.tell(ev.LocalAddressChanged(if_index=4, ip="10.0.7.1", prefix_len=24))
+    assert scene.joins == 1, "one is under way"
+    scene.tell(joined())
+    scene.wait(60 * SECOND)
+    assert scene.joins == 1, "it is there"
+
+
+def test_as_many_as_are_wanted() -> None:
+    scene = Scene(number=3)
+    assert scene.joins == 3
+    scene.tell(joined())
+    scene.wait(100 * MS)
+    assert scene.joins == 3
+
+
+def test_before_the_connection_is_established_nothing_is_joined() -> None:
+    scene = Scene()
+    scene.asked.clear()
+    scene.tell(gone(), created())
+    assert scene.joins == 0
+
+
+@pytest.mark.parametrize("refused", [True, False], ids=["refused", "reset"])
+def test_pauses_double_with_each_failure_and_have_an_end(refused: bool) -> None:
+    scene = Scene()
+    scene.errno = 101 if refused else 0
+    if refused:
+        scene.tell(left(error=104))
+    tries = []
+    for _ in range(12):
+        if not refused:
+            scene.tell(left(error=104))
+        before = scene.joins
+        since = scene.now
+        while scene.joins == before:
+            scene.wait(50 * MS)
+        tries.append(scene.now - since)
+    for earlier, later in pairwise(tries[:7]):
+        assert 1.4 * earlier < later < 2.9 * earlier
+    assert all(pause <= 61 * SECOND for pause in tries)
+    assert tries[-1] > 40 * SECOND
+
+
+def test_a_subflow_that_lived_is_made_anew_soon() -> None:
+    scene = Scene()
+    scene.tell(left(error=104), left(error=104))
+    scene.wait(SECOND)
+    scene.tell(joined())
+    scene.wait(SHORT_LIFE)
+    before = scene.joins
+    scene.tell(left(error=110))
+    scene.wait(600 * MS)
+    assert scene.joins == before + 1
+
+
+def test_a_join_that_nobody_answers_is_given_up_and_tried_again() -> None:
+    scene = Scene()
+    opening = measured(RADIO, scene.now, state=TCP_SYN_SENT)
+    scene.wait(ANSWER_WITHIN)
+    scene.tell(ev.Sampled(measurements=[measured(), opening]))
+    (destroyed,) = [c for c in scene.asked if isinstance(c, DestroySubflow)]
+    assert (destroyed.local, destroyed.remote) == RADIO
+    scene.tell(left())
+    scene.wait(SECOND)
+    assert scene.joins == 2
+
+
+def test_what_we_destroyed_is_no_failure() -> None:
+    scene = Scene()
+    scene.tell(joined())
+    scene.tell(ev.LinkChanged(if_index=3, name="radio", up=True, running=False))
+    assert any(isinstance(command, DestroySubflow) for command in scene.asked)
+    before = scene.joins
+    scene.tell(left())
+    scene.tell(ev.LinkChanged(if_index=3, name="radio", up=True, running=True))
+    assert scene.joins == before + 1
+
+
+def test_a_closed_connection_leaves_nothing_behind() -> None:
+    scene = Scene(number=2)
+    scene.tell(joined(), left(error=104), gone())
+    assert not {name for name in leftovers(scene.plugin.joins) if "_ids" not in name}
