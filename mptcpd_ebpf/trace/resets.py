@@ -7,7 +7,7 @@ sends the kernel's own reason.  Both are put together by their flow: the tracepo
 sent reset fires before the packet is seen, that of a received one after.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from mptcpd_ebpf.trace import words
@@ -20,6 +20,7 @@ from mptcpd_ebpf.trace.tap import Tap
 
 _TOGETHER_NS = 50_000_000
 """Packet and tracepoint of one reset come within this time."""
+_REMEMBERED_NS = 5_000_000_000
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Resets:
         self._kinds = kinds
         self._reasons = reasons
         self._open: dict[tuple[Flow, bool], Reset] = {}
+        self._ended: deque[tuple[int, Subject]] = deque()
+        """Subflows that are gone, and when: resets may still come for them."""
         self.seen: Counter[str] = Counter()
 
     def hear(self, signal: Signal) -> None:
@@ -54,8 +57,7 @@ class Resets:
         who = self._trace.directory.of_record(record)
         kind = self._kinds[record["kind"]]
         if kind == "TRACE_ENDED":
-            self.flush(self._trace.now(), last=True)
-            self._trace.directory.forget(who)
+            self._ended.append((record["at"], who))
         elif kind in ("TRACE_RESET_SENT", "TRACE_RESET_RECEIVED"):
             reset = self._reset(who, kind == "TRACE_RESET_SENT", record["at"])
             reset.who, reset.record = who, record
@@ -69,6 +71,8 @@ class Resets:
             if last or now - reset.at > _TOGETHER_NS:
                 del self._open[key]
                 self._tell(reset)
+        while self._ended and now - self._ended[0][0] > _REMEMBERED_NS:
+            self._trace.directory.forget(self._ended.popleft()[1])
 
     def _tell(self, reset: Reset) -> None:
         signal, record, who = reset.signal, reset.record, reset.who

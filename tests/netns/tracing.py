@@ -16,9 +16,9 @@ import pytest
 from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Host
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
-DEADLINE_S = 15.0
+DEADLINE_S = 15.0 * SLOWNESS
 MAIN = "import sys; from mptcpd_ebpf.cli import main; main(sys.argv[1:])"
 
 Line = dict[str, Any]
