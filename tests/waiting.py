@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Waiting for conditions with a deadline, and telling the running from the dead."""
 
+import os
 import time
 from collections.abc import Callable
 
+SLOWNESS = float(os.environ.get("MPTCP_TESTS_SLOWNESS", "1"))
+"""How much longer all may take than on a machine that runs its instructions itself."""
+
 
 def until(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
-    """Asks again until it is so; fails the test, saying `what`, after `within_s`."""
+    """Asks again until it is so; fails the test, saying `what`, after `within_s` times SLOWNESS."""
+    within_s *= SLOWNESS
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
 PROGRAM = str(Path(sys.executable).parent / "mptcpd-ebpf")
 NEW_NAMESPACE = ("unshare", "--net", "--")
@@ -22,7 +22,11 @@ START_SECONDS = 30.0
 def command(*arguments: str, prefix: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
     """Runs one command to its end; `prefix` is what to start it through."""
     return subprocess.run(
-        [*prefix, PROGRAM, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [*prefix, PROGRAM, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60 * SLOWNESS,
+        check=False,
     )
 
 
@@ -59,7 +63,7 @@ class RunningDaemon:
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(20 * SLOWNESS)
 
 
 @contextlib.contextmanager

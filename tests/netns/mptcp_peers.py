@@ -16,9 +16,10 @@ from mptcpd_ebpf.core.events import ConnectionEstablished, Event
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.lab import Host
+from tests.waiting import SLOWNESS
 
 IPPROTO_MPTCP = 262
-DEADLINE_S = 5.0
+DEADLINE_S = 5.0 * SLOWNESS
 
 E = TypeVar("E", bound=Event)
 

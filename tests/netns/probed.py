@@ -17,11 +17,12 @@ from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
 from mptcpd_ebpf.lab import Host, Lab
 from mptcpd_ebpf.probes import Probes, ProbesUnavailable
+from tests.waiting import SLOWNESS
 
 IPPROTO_MPTCP = 262
 SOL_MPTCP = 284
 MPTCP_INFO, MPTCP_TCPINFO, MPTCP_SUBFLOW_ADDRS = 1, 2, 3  # include/uapi/linux/mptcp.h
-DEADLINE_S = 10.0
+DEADLINE_S = 10.0 * SLOWNESS
 QUIET = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
 """No alarm at all."""
 

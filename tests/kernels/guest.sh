@@ -1,0 +1,33 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# Process 1 of the guest: what a booted Debian has mounted, then the tests, then power-off.
+# Arguments: the folder of the kernel's modules, the source tree, the tests'
+# slowness (tests/waiting.py), the arguments of pytest.
+modules=$1 tree=$2
+export MPTCP_TESTS_SLOWNESS=$3
+shift 3
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
+
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts pts /dev/pts
+for place in /dev/shm /run /tmp; do mount -t tmpfs tmpfs $place; done
+mount -t cgroup2 cgroup /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+mount -t tracefs tracefs /sys/kernel/tracing
+mount -t debugfs debugfs /sys/kernel/debug
+mount -t securityfs securityfs /sys/kernel/security
+mkdir -p /lib/modules
+ln -sfn "$modules" "/lib/modules/$(uname -r)"
+exec </dev/null >/dev/ttyS0 2>&1
+stty -F /dev/ttyS1 raw
+ip link set lo up
+hostname guest
+
+cd "$tree" || echo "kernels: no $tree in the guest"
+.venv/bin/python -m pytest -p tests.kernels.report -p no:cacheprovider --color=no "$@"
+sync
+echo o >/proc/sysrq-trigger
+sleep 60

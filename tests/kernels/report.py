@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A pytest plugin: tells the host from inside the guest how each test went, as it goes.
+
+One JSON object a line on the second serial port: first what the kernel offers, then a
+line a test, at last the exit code of pytest.  What arrived is known even if the guest
+does not live to the end; tests/kernels/table.py reads it.
+"""
+
+import json
+import os
+
+import pytest
+
+PORT = "/dev/ttyS1"
+
+
+class Reporter:
+    def __init__(self, port: str) -> None:
+        self._port = port
+        self._worst: dict[str, tuple[str, str]] = {}
+
+    def _say(self, **fields: object) -> None:
+        with open(self._port, "a") as port:
+            port.write(json.dumps(fields) + "\n")
+
+    def pytest_sessionstart(self) -> None:
+        self._say(release=os.uname().release, backend=_backend(), probes=_probes())
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._say(collected=len(session.items))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._say(test=report.nodeid, outcome="failed", why=str(report.longrepr))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test is what the worst of its setup, call and teardown is."""
+        if report.failed:
+            self._worst[report.nodeid] = "failed", report.longreprtext
+        elif report.skipped and report.nodeid not in self._worst:
+            why = report.longrepr
+            reason = why[2] if isinstance(why, tuple) else str(why)
+            self._worst[report.nodeid] = "skipped", reason.removeprefix("Skipped: ")
+        if report.when == "teardown":
+            outcome, why = self._worst.pop(report.nodeid, ("passed", ""))
+            self._say(test=report.nodeid, outcome=outcome, why=why)
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self._say(exit=int(exitstatus))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Reporter(PORT))
+
+
+def _backend() -> str:
+    """What impairs the paths of a lab that names no backend."""
+    from mptcpd_ebpf.lab import Lab, Path
+    from mptcpd_ebpf.lab.errors import LabError
+
+    try:
+        with Lab([Path(delay_ms=1)]) as lab:
+            return lab.backend.name
+    except LabError as error:
+        return f"none: {error}"
+
+
+def _probes() -> str:
+    """How the probes got in, and what they had to do without."""
+    from mptcpd_ebpf.probes import Probes, ProbesUnavailable
+
+    try:
+        with Probes.open() as probes:
+            hooks = probes.report.hooks
+    except ProbesUnavailable as error:
+        return f"none: {error}"
+    kinds = sorted({hook.hook.partition("/")[0] for hook in hooks if hook.attached})
+    attached = sum(hook.attached for hook in hooks)
+    missing = [f"{hook.hook}: {hook.reason}" for hook in hooks if not hook.attached]
+    text = f"CO-RE, {'+'.join(kinds)}, {attached} of {len(hooks)}"
+    return text + (f"; without {'; '.join(missing)}" if missing else "")
