@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # make demo   set up, then the main job on this machine's kernel (root)
 # make test   set up, then every check and test (root)
+# make test-kernels  the tests on Debian's kernels, in virtual machines: docs/kernels.md
 # make bench  set up, then the measurements of docs/benchmarks.md (root)
 # make dist   a source archive and a wheel under dist/
 
@@ -14,7 +15,7 @@ BPF_ARCH := $(shell uname -m | sed 's/x86_64/x86/;s/aarch64/arm64/')
 # The kernel headers proper: a bpf target has no machine, asm/types.h has.
 BPF_INCLUDES := -idirafter /usr/include/$(shell $(CLANG) -print-multiarch)
 
-.PHONY: setup demo test check bench bpf preload dist clean
+.PHONY: setup demo test test-kernels check bench bpf preload dist clean
 
 setup:
 	@scripts/setup
@@ -30,6 +31,9 @@ check: setup
 
 test: check
 	$(PYTHON) -m pytest $(ARGS)
+
+test-kernels: setup
+	@$(PYTHON) -m tests.kernels $(ARGS)
 
 bench: setup
 	$(PYTHON) -m bench $(ARGS)
