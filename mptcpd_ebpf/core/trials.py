@@ -8,6 +8,10 @@ path's usual RTT and a little.  Enough clean trials in a row bring the path back
 thousand.  Failed trials come at growing pauses, clean ones at once after each other,
 so a path that heals is back within seconds however long it was away.
 
+A connection that lost its last subflow lives on for a while (net.mptcp.close_timeout,
+a minute) and can be joined again.  It has nothing to lose, so there the trial is a
+regular join, and one that is answered brings the path back.
+
 A path is known by our address and the peer's; one connection at a time tries it for
 all (the scout).  Plain data and generators of commands: the plugin that owns a
 `Trials` hands its events in and yields what comes out.
@@ -131,11 +135,13 @@ class Trials:
         relapses = lately.pop(name)[1] + 1 if name in lately else 0
         self._returned = lately
         pause = self._pause if relapses < 2 else min(self._pause << relapses, 60 * SECOND)
+        connection = ctx.world.connections.get(subflow.token)
+        bare = connection is not None and not connection.usable_subflows()
+        next_at = ctx.now if bare else ctx.now + pause
         # A path with a long RTT must come back in seconds too: fewer trials fit.
         needed = max(1, min(needed, 3 * SECOND // (usual + 50 * MS)))
-        next_at = ctx.now + pause
         self._away[name] = Path(name, why, ctx.now, usual, needed, pause, next_at, relapses)
-        yield WakeAt(at=ctx.now + pause, reason="the next trial")
+        yield WakeAt(at=next_at, reason="the next trial")
 
     def tell_peer(
         self, ctx: Context, connection: Connection, subflow: Subflow
@@ -156,10 +162,14 @@ class Trials:
             token=connection.token, address_id=subflow.local_id or 0, reason=reason, routine=True
         )
 
-    def joined(self, ctx: Context, subflow: Subflow) -> Iterator[DestroySubflow | WakeAt]:
+    def joined(self, ctx: Context, subflow: Subflow) -> Iterator[Command]:
         """A subflow was established on a path: if that is away, the verdict, and its end."""
         path = self._away.get(path_name(subflow))
         if path is None:
+            return
+        connection = ctx.world.connections[subflow.token]
+        if not subflow.backup and connection.usable_subflows() == [subflow]:
+            del self._away[path.name]
             return
         trial = path.trial
         if trial is None or trial.token != subflow.token:
@@ -221,6 +231,11 @@ class Trials:
             # Nobody is left who could try it: forget, the next connection starts afresh.
             del self._away[path.name]
             return
+        for connection in ctx.served():
+            for subflow in connection.usable_subflows():
+                # A trial that was answered while the connection had nothing else had to stay.
+                if subflow.backup and path_name(subflow) == path.name:
+                    yield _end(subflow, "its trial is over")
         scout = self._scout(ctx, path)
         if scout is None:
             path.next_at = ctx.now + self._pause
@@ -233,8 +248,12 @@ class Trials:
             yield from self._take_back(ctx, path, connection, remote)
             return
         path.trial = Trial(connection.token, ctx.now, ctx.now + path.patience)
-        which = f"trial {path.clean + 1} of {path.needed}"
-        yield self._join(ctx, path, connection, remote, f"{which}: does it answer in time?")
+        if connection.usable_subflows():
+            which = f"trial {path.clean + 1} of {path.needed}"
+            yield self._join(ctx, path, connection, remote, f"{which}: does it answer in time?")
+        else:
+            reason = f"the connection has no subflow left; {path.why}"
+            yield self._join(ctx, path, connection, remote, reason, trial=False)
         yield WakeAt(at=path.trial.deadline, reason="the trial's end")
 
     def _scout(self, ctx: Context, path: Path) -> tuple[Connection, SockAddr] | None:
@@ -248,14 +267,20 @@ class Trials:
                 remote is not None
                 and _could_join(connection, path)
                 and connection.state is State.ESTABLISHED
-                and connection.usable_subflows()
                 and not any(s.local.ip == local_ip for s in connection.subflows.values())
             ):
                 return connection, remote
         return None
 
     def _join(
-        self, ctx: Context, path: Path, connection: Connection, remote: SockAddr, reason: str
+        self,
+        ctx: Context,
+        path: Path,
+        connection: Connection,
+        remote: SockAddr,
+        reason: str,
+        *,
+        trial: bool = True,
     ) -> CreateSubflow:
         local_ip, _ = path.name
         return CreateSubflow(
@@ -264,9 +289,9 @@ class Trials:
             local_id=self._ids.for_connection(connection, local_ip),
             remote=remote,
             if_index=ctx.world.interface_of(local_ip) or 0,
-            backup=True,
+            backup=trial,
             reason=reason,
-            routine=True,
+            routine=trial,
         )
 
     def _failed(self, ctx: Context, path: Path) -> None:

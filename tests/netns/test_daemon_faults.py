@@ -181,7 +181,6 @@ def test_when_all_paths_are_bad_one_stays(lab: Lab, tmp_path: Path) -> None:
     ):
         traffic = lab.start(TALK)
         until_carried_by(running, traffic.token, *lab.paths)
-        # A join that the peer has not confirmed yet would not outlive the fault.
         wire.expect(DSS, interface=lab.paths[1].client_if, direction="in", within=PATIENCE_S)
         for path in lab.paths:
             path.blackhole()
@@ -194,6 +193,45 @@ def test_when_all_paths_are_bad_one_stays(lab: Lab, tmp_path: Path) -> None:
             path.heal()
         until_carried_by(running, traffic.token, *lab.paths)
         assert traffic.stop().unanswered == 0
+
+
+def test_a_join_that_the_peer_never_confirmed_leaves_a_connection_that_lives(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """Both paths fail at once, the newer subflow before its handshake's last word came.
+
+    When they heal, our kernel resets that one (its first segment is no fourth ACK), and the
+    initial one was left: nothing is left, and everything has to come back.
+    """
+    with adaptive_in(lab.client, tmp_path) as running, Story(running) as story:
+        traffic = lab.start(TALK)
+        story.until("SubflowEstablished")
+        for path in lab.paths:
+            path.blackhole()
+        until_decided(running, "DestroySubflow", lab.paths[0].client_ip)
+        for path in lab.paths:
+            path.heal()
+        until_carried_by(running, traffic.token, *lab.paths)
+        assert traffic.stop().unanswered == 0
+
+
+def test_a_connection_whose_only_subflow_was_reset_gets_one_again(
+    make_mptcp_lab: MakeLab, tmp_path: Path
+) -> None:
+    """It lives on for net.mptcp.close_timeout without any, and loses no message."""
+    lab = make_mptcp_lab([LabPath(delay_ms=5)])
+    (path,) = lab.paths
+    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+    with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
+        traffic = lab.start(TALK)
+        until_carried_by(running, traffic.token, path)
+        assert traffic.token is not None
+        assert path.inject_resets() == 1
+        decision = until_decided(running, "CreateSubflow", path.client_ip)
+        assert "no subflow left" in decision["reason"]
+        until_carried_by(running, traffic.token, path)
+        assert traffic.stop().unanswered == 0
+        wire.expect(MPJoinSyn(backup=0), direction="out", token=traffic.token)
 
 
 VANDAL = '''

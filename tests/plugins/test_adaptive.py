@@ -16,7 +16,7 @@ from mptcpd_ebpf.core.commands import (
 )
 from mptcpd_ebpf.core.measurement import AlarmKind
 from mptcpd_ebpf.core.units import MS, SECOND
-from tests.plugins.simulation import FIBRE, MOBILE, START, TOKEN, Simulation
+from tests.plugins.simulation import FIBRE, MOBILE, RTT, START, TOKEN, Simulation
 
 DEAD = lambda: False  # noqa: E731 - reads as the state of a path
 FINE = lambda: True  # noqa: E731
@@ -189,6 +189,53 @@ def test_a_subflow_that_somebody_closed_comes_back(two_paths: Simulation) -> Non
     assert not two_paths.regular(MOBILE)
     two_paths.wait(5 * SECOND)
     assert two_paths.regular(MOBILE)
+
+
+def test_a_connection_that_lost_all_its_subflows_gets_one_at_once(two_paths: Simulation) -> None:
+    for subflow in [*two_paths.regular(FIBRE), *two_paths.regular(MOBILE)]:
+        two_paths.tell(
+            ev.SubflowClosed(token=TOKEN, local=subflow.local, remote=subflow.remote, error=104)
+        )
+    assert not two_paths.connection.usable_subflows()
+    two_paths.wait(2 * RTT[MOBILE])
+    assert len(two_paths.connection.usable_subflows()) == 1
+    two_paths.wait(5 * SECOND)
+    assert two_paths.regular(FIBRE)
+    assert two_paths.regular(MOBILE)
+
+
+def test_one_that_lost_all_of_them_while_every_path_was_dead_gets_them_again(
+    two_paths: Simulation,
+) -> None:
+    two_paths.answers = {FIBRE: DEAD, MOBILE: DEAD}
+    two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
+    two_paths.wait(450 * MS)  # a trial is under way
+    (last,) = two_paths.regular(MOBILE)
+    two_paths.tell(ev.SubflowClosed(token=TOKEN, local=last.local, remote=last.remote, error=104))
+    two_paths.wait(20 * SECOND)
+    assert not two_paths.connection.usable_subflows()
+    two_paths.answers = {FIBRE: FINE, MOBILE: FINE}
+    two_paths.wait(5 * SECOND)
+    assert two_paths.regular(FIBRE)
+    assert two_paths.regular(MOBILE)
+
+
+def test_a_trial_that_had_to_stay_is_over_once_another_subflow_is_there(
+    two_paths: Simulation,
+) -> None:
+    two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
+    two_paths.wait(405 * MS)  # a trial is under way, and will be answered
+    two_paths.answers[MOBILE] = DEAD
+    (last,) = two_paths.regular(MOBILE)
+    two_paths.tell(ev.SubflowClosed(token=TOKEN, local=last.local, remote=last.remote, error=104))
+    two_paths.wait(SECOND)
+    (kept,) = two_paths.connection.usable_subflows()
+    assert (kept.local.ip, kept.backup) == (FIBRE, True)
+    two_paths.answers[MOBILE] = FINE
+    two_paths.wait(10 * SECOND)
+    assert two_paths.regular(FIBRE)
+    assert two_paths.regular(MOBILE)
+    assert kept not in two_paths.connection.usable_subflows()
 
 
 def test_carrier_loss_and_its_return(two_paths: Simulation) -> None:
