@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Commands on endpoints reach every connection: none may lose its last usable subflow by them."""
+
+import pytest
+
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import ChangeEndpoint, Command, FlushEndpoints, RemoveEndpoint
+from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits
+from mptcpd_ebpf.core.guard import Guard
+from mptcpd_ebpf.core.model import World
+from tests.core.scenario import (
+    FIBRE,
+    RADIO,
+    START,
+    TOKEN,
+    Listener,
+    created,
+    established,
+    joined,
+    left,
+)
+
+BACKUP = EndpointFlag.SUBFLOW | EndpointFlag.BACKUP
+
+
+@pytest.fixture
+def scene() -> Listener:
+    """A connection on fibre and radio, with an endpoint of each: ids 1 and 2."""
+    listener = Listener()
+    for number, (local, _) in enumerate((FIBRE, RADIO), start=1):
+        listener.tell(ev.LocalAddressChanged(if_index=number, ip=local.ip, prefix_len=24))
+    listener.tell(
+        ev.EndpointsRead(
+            endpoints=[
+                Endpoint(ip=FIBRE[0].ip, address_id=1), Endpoint(ip=RADIO[0].ip, address_id=2)
+            ],
+            limits=Limits(subflows=2, add_addr_accepted=0),
+        ),
+        created(),
+        established(),
+        joined(local_id=2),
+    )  # fmt: skip
+    return listener
+
+
+def refusal(guard: Guard, command: Command, world: World) -> str | None:
+    return guard.refusal(command, world, START)
+
+
+def remove(address_id: int) -> RemoveEndpoint:
+    return RemoveEndpoint(address_id=address_id, reason="test")
+
+
+def test_one_of_two_may_go_and_then_the_other_must_stay(scene: Listener) -> None:
+    guard, world = Guard(100), scene.tracker.world
+    assert refusal(guard, remove(2), world) is None
+    refused = refusal(guard, remove(1), world)
+    assert refused is not None
+    assert f"{TOKEN:08x}" in refused
+    assert FIBRE[0].ip in refused
+
+
+def test_the_initial_subflow_counts_although_its_address_id_is_0(scene: Listener) -> None:
+    scene.tell(left())
+    assert refusal(Guard(100), remove(1), scene.tracker.world) is not None
+    assert refusal(Guard(100), remove(2), scene.tracker.world) is None
+
+
+def test_nothing_lives_on_an_address_that_is_gone(scene: Listener) -> None:
+    scene.tell(left(), ev.LocalAddressRemoved(if_index=1, ip=FIBRE[0].ip))
+    assert refusal(Guard(100), remove(1), scene.tracker.world) is None
+
+
+def test_every_connection_is_looked_at(scene: Listener) -> None:
+    other = (FIBRE[0]._replace(port=5), FIBRE[1])
+    scene.tell(created(7, other), established(7, other))
+    refused = refusal(Guard(100), remove(1), scene.tracker.world)
+    assert refused is not None
+    assert "00000007" in refused
+    assert refusal(Guard(100), remove(2), scene.tracker.world) is None
+
+
+def test_flushing_takes_all(scene: Listener) -> None:
+    flush = FlushEndpoints(reason="test")
+    assert refusal(Guard(100), flush, scene.tracker.world) is not None
+    scene.tell(ev.ConnectionClosed(token=TOKEN))
+    assert refusal(Guard(100), flush, scene.tracker.world) is None
+
+
+def test_not_all_may_become_backups(scene: Listener) -> None:
+    guard, world = Guard(100), scene.tracker.world
+    first = ChangeEndpoint(address_id=1, ip=FIBRE[0].ip, flags=BACKUP, reason="test")
+    second = ChangeEndpoint(address_id=2, ip=RADIO[0].ip, flags=BACKUP, reason="test")
+    assert refusal(guard, first, world) is None
+    assert refusal(guard, second, world) is not None
+    better = ChangeEndpoint(address_id=1, ip="", flags=EndpointFlag.SUBFLOW, reason="test")
+    assert refusal(guard, better, world) is None
+
+
+def test_they_count_as_destructive(scene: Listener) -> None:
+    guard = Guard(1)
+    scene.tell(ev.ConnectionClosed(token=TOKEN))
+    assert refusal(guard, remove(1), scene.tracker.world) is None
+    refused = refusal(guard, remove(2), scene.tracker.world)
+    assert refused is not None
+    assert "destructive commands a second" in refused
