@@ -4,6 +4,7 @@
 # make test-kernels  the tests on Debian's kernels, in virtual machines: docs/kernels.md
 # make bench  set up, then the measurements of docs/benchmarks.md (root)
 # make dist   a source archive and a wheel under dist/
+# make docs, make coverage, make install, make uninstall: docs/development.md
 
 CLANG  ?= clang
 STRIP  ?= llvm-strip
@@ -14,8 +15,25 @@ BPF_OBJECTS := $(BPF_SOURCES:bpf/%.bpf.c=build/bpf/%.bpf.o)
 BPF_ARCH := $(shell uname -m | sed 's/x86_64/x86/;s/aarch64/arm64/')
 # The kernel headers proper: a bpf target has no machine, asm/types.h has.
 BPF_INCLUDES := -idirafter /usr/include/$(shell $(CLANG) -print-multiarch)
+# DEBUG=1 keeps the DWARF and the source lines for `llvm-objdump -S` and `bpftool prog
+# dump`.  Optimisation stays: without it nothing is inlined and the verifier refuses.
+DEBUG ?=
+BPF_FINISH := $(if $(DEBUG),:,$(STRIP) -g)
 
-.PHONY: setup demo test test-kernels check bench bpf preload dist clean
+# Where `make install` puts things; DESTDIR goes before all of them.
+PREFIX  ?= /usr/local
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+DESTDIR ?=
+# BUNDLE=no: the distribution's own packages provide the dependencies.
+BUNDLE  ?= yes
+HOME_DIR := $(PREFIX)/lib/mptcpd-ebpf
+STAGED   := $(DESTDIR)$(HOME_DIR)
+MAN_DIR  := $(PREFIX)/share/man
+DOC_DIR  := $(PREFIX)/share/doc/mptcpd-ebpf
+# Debian's own Python: bcc's module exists only for it.
+SYSTEM_PYTHON ?= /usr/bin/python3
+
+.PHONY: setup demo test test-kernels check bench bpf preload dist wheel docs coverage install uninstall clean
 
 setup:
 	@scripts/setup
@@ -40,12 +58,19 @@ bench: setup
 
 bpf: $(BPF_OBJECTS)
 
+# Built anew when DEBUG changes.
+build/bpf/.debug: $(if $(filter x$(DEBUG),x$(shell cat build/bpf/.debug 2>/dev/null)),,FORCE)
+	@mkdir -p $(@D)
+	@echo '$(DEBUG)' > $@
+.PHONY: FORCE
+FORCE:
+
 # -g keeps the BTF that CO-RE and the record layouts are read from; the DWARF
 # beside it is stripped.
-build/bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h)
+build/bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) build/bpf/.debug
 	@mkdir -p $(@D)
 	$(CLANG) -O2 -g -Wall -Werror -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Ibpf $(BPF_INCLUDES) -c $< -o $@.tmp
-	$(STRIP) -g $@.tmp
+	$(BPF_FINISH) $@.tmp
 	mv $@.tmp $@
 
 preload: build/preload/libmptcpd-ebpf-preload.so
@@ -55,9 +80,65 @@ build/preload/libmptcpd-ebpf-preload.so: preload/mptcp_preload.c
 	$(CLANG) -O2 -fPIC -shared -fvisibility=hidden -Wall -Wextra -Werror -Wl,-z,relro,-z,now -s $< -o $@.tmp
 	mv $@.tmp $@
 
+# The wheel is built from the unpacked archive, which proves that the archive is whole.
 dist: setup
 	rm -rf dist
 	$(PYTHON) -m build --no-isolation --outdir dist .
 
+wheel: setup
+	rm -rf build/wheel
+	$(PYTHON) -m build --no-isolation --wheel --outdir build/wheel .
+
+# The guides and commands by sphinx, the API by pdoc; a warning of either is an error.
+docs: setup
+	rm -rf build/docs
+	$(PYTHON) -W error -m pdoc --docformat markdown -o build/docs/site/api $(API)
+	$(PYTHON) -m sphinx -q -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
+	@echo "docs: build/docs/html/index.html"
+
+# What people import: the library, what a plugin and a test may use, and the JSON's shapes.
+API := mptcpd_ebpf.api mptcpd_ebpf.plugin mptcpd_ebpf.lab mptcpd_ebpf.lab.wire mptcpd_ebpf.schema
+
+# The processes that tests start are counted, too.  ARGS narrows the tests.
+coverage: setup
+	rm -rf build/coverage htmlcov
+	@mkdir -p build/coverage
+	$(PYTHON) -m coverage run -m pytest $(ARGS); echo $$? > build/coverage/rc
+	$(PYTHON) -m coverage combine -q
+	$(PYTHON) -m coverage html -q
+	$(PYTHON) -m coverage report --format=total
+	@echo "coverage: htmlcov/index.html"
+	@exit $$(cat build/coverage/rc)
+
+# A venv of its own under lib, so that nothing meets the distribution's Python packages,
+# and one link to it.  The paths inside are those of the host, without DESTDIR.
+install: wheel
+	rm -rf "$(STAGED)"
+	$(SYSTEM_PYTHON) -m venv --system-site-packages --without-pip "$(STAGED)"
+ifneq ($(BUNDLE),no)
+	$(PIP) --ignore-installed --require-hashes -r requirements-install.lock
+endif
+	$(PIP) --no-index --no-deps --find-links build/wheel mptcpd-ebpf
+	sed -i '1s|^#!.*|#!$(HOME_DIR)/bin/python|' $$(grep -lI '^#!.*/bin/python' "$(STAGED)"/bin/*)
+	rm -f "$(STAGED)"/bin/[Aa]ctivate*
+	"$(STAGED)/bin/python" -m compileall -q -s "$(DESTDIR)" "$(STAGED)/lib"
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(DOC_DIR)"
+	install -d "$(DESTDIR)$(MAN_DIR)/man8" "$(DESTDIR)$(MAN_DIR)/man5"
+	ln -sf ../lib/mptcpd-ebpf/bin/mptcpd-ebpf "$(DESTDIR)$(PREFIX)/bin/mptcpd-ebpf"
+	sed 's|/usr/bin/mptcpd-ebpf|$(PREFIX)/bin/mptcpd-ebpf|' systemd/mptcpd-ebpf.service \
+		> "$(DESTDIR)$(UNITDIR)/mptcpd-ebpf.service"
+	install -m 644 docs/man/mptcpd-ebpf.8 "$(DESTDIR)$(MAN_DIR)/man8"
+	install -m 644 docs/man/mptcpd-ebpf.yaml.5 "$(DESTDIR)$(MAN_DIR)/man5"
+	install -m 644 LICENSE README.md CHANGELOG.md etc/mptcpd-ebpf.yaml "$(DESTDIR)$(DOC_DIR)"
+
+PIP = $(PYTHON) -m pip --python "$(STAGED)/bin/python" install -q --disable-pip-version-check \
+	--no-compile --root-user-action=ignore
+
+# With the PREFIX, UNITDIR and DESTDIR of the install.
+uninstall:
+	rm -rf "$(STAGED)" "$(DESTDIR)$(DOC_DIR)"
+	rm -f "$(DESTDIR)$(PREFIX)/bin/mptcpd-ebpf" "$(DESTDIR)$(UNITDIR)/mptcpd-ebpf.service" \
+		"$(DESTDIR)$(MAN_DIR)/man8/mptcpd-ebpf.8" "$(DESTDIR)$(MAN_DIR)/man5/mptcpd-ebpf.yaml.5"
+
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
