@@ -55,7 +55,8 @@ def main() -> int:
             continue
         print(section, flush=True)
         if not options.quick:
-            _replace(name, section)
+            old = DOCUMENT.read_text() if DOCUMENT.exists() else ""
+            DOCUMENT.write_text(with_section(old, name, section))
     return ExitCode.CHECK_FAILED if failed else ExitCode.OK
 
 
@@ -72,13 +73,12 @@ def _measure(name: str, quick: bool) -> str:
     )
 
 
-def _replace(name: str, section: str) -> None:
-    """Puts the section into the document, in the order of names."""
-    old = DOCUMENT.read_text() if DOCUMENT.exists() else ""
-    sections = {each[1]: each[2].strip() for each in _SECTION.finditer(old)}
+def with_section(document: str, name: str, section: str) -> str:
+    """The document with one section new or replaced, in the order of names."""
+    sections = {each[1]: each[2].strip() for each in _SECTION.finditer(document)}
     sections[name] = section.strip()
     parts = [f"<!-- section {each} -->\n{sections[each]}\n" for each in sorted(sections)]
-    DOCUMENT.write_text("\n".join([HEAD, *parts]))
+    return "\n".join([HEAD, *parts])
 
 
 if __name__ == "__main__":
