@@ -82,6 +82,11 @@ _BY_ERRNO = {
     (Cmd.ADD_ADDR, errno.ERANGE): (
         "the kernel's endpoint table is full: remove an endpoint first (`ip mptcp endpoint`)"
     ),
+    # Linux 6.1 does not tell the next three apart.
+    (Cmd.ADD_ADDR, errno.EINVAL): (
+        "the address or the address id is an endpoint's already, or the kernel's endpoint table "
+        "is full (`ip mptcp endpoint`)"
+    ),
     (Cmd.ADD_ADDR, errno.EADDRINUSE): "something listens on that address and port already",
     (Cmd.ADD_ADDR, errno.EADDRNOTAVAIL): "the address is not on this host",
     (Cmd.DEL_ADDR, errno.EINVAL): "there is no endpoint with that address id",

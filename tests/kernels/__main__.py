@@ -23,7 +23,7 @@ TREE = Path(__file__).resolve().parents[2]
 FOLDER = TREE / "build" / "kernels"
 GUEST = TREE / "tests" / "kernels" / "guest.sh"
 SUBSET = TREE / "tests" / "kernels" / "subset.txt"
-SLOWNESS = 6
+SLOWNESS = 8
 """How much longer than on the host a test may take when every instruction is emulated."""
 TEST_SECONDS = 120  # pyproject.toml's timeout of one test, on the host
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from mptcpd_ebpf.core.events import ConnectionEstablished, Event
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.pm_events import PmEvents
+from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.lab import Host
 from tests.waiting import SLOWNESS
 
@@ -83,9 +84,9 @@ class Pair(NamedTuple):
 
 @contextmanager
 def peer(host: Host, *, path_manager: str = "userspace") -> Iterator[Peer]:
-    host.sysctl("mptcp.path_manager", path_manager)
     with ExitStack() as stack:
         with host.entered():
+            PathManagerSetting().set(path_manager)
             events = stack.enter_context(PmEvents.open())
             pm = stack.enter_context(PmClient())
         yield Peer(host, Heard(events), pm)

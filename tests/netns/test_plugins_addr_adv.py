@@ -235,7 +235,7 @@ def test_endpoints_carry_subflows_and_the_last_one_is_never_taken(
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     host = PluginHost(f"/run/netns/{lab.client.name}")
-    lab.client.sysctl("mptcp.path_manager", "kernel")
+    lab.client.sysctl("mptcp.pm_type", 0)
     lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "4"])
     first, second = lab.paths
     with host.daemon(tmp_path, ADDR_ADV) as running:

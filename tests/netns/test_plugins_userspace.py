@@ -54,7 +54,7 @@ def expect(running: RunningDaemon, *wanted: tuple[str, str, bool]) -> None:
 def test_fullmesh(make_mptcp_lab: Made, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     one, two = lab.paths
-    lab.server.sysctl("mptcp.path_manager", "userspace")
+    lab.server.sysctl("mptcp.pm_type", 1)
     # What the client's second address needs to reach the server's second one, and reverse.
     with managed(lab, tmp_path, "fullmesh") as running:
         traffic = lab.start(RequestResponse(interval_ms=10))

@@ -5,6 +5,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -19,9 +20,13 @@ from mptcpd_ebpf.core.commands import (
     SetLimits,
 )
 from mptcpd_ebpf.core.endpoints import EndpointFlag, Limits
-from mptcpd_ebpf.core.events import SubflowClosed, SubflowEstablished, SubflowPriority
+from mptcpd_ebpf.core.events import (
+    SubflowClosed,
+    SubflowEstablished,
+    SubflowPriority,
+)
 from mptcpd_ebpf.kernel.errors import NetlinkRefused, NotPermitted
-from mptcpd_ebpf.kernel.pm_client import PmClient
+from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.lab import Host, Lab
 from tests.netns.mptcp_peers import connected, peer
@@ -115,7 +120,7 @@ def test_limits(lab: Lab, pm: PmClient) -> None:
     assert words == ["add_addr_accepted", "3", "subflows", "5"]
     answer = pm.execute_now(SetLimits(subflows=1000, add_addr_accepted=0, reason="test"))
     assert answer.errno == errno.EINVAL
-    assert "(subflows)" in answer.explanation, "the kernel's attribute is named"
+    assert re.search(r"\(subflows\)|limit greater than maximum", answer.explanation)
     assert pm.limits() == Limits(subflows=5, add_addr_accepted=3)
 
 
@@ -145,8 +150,17 @@ def test_refusals_are_explained(
 ) -> None:
     carry_out(pm, AddEndpoint(ip="192.0.2.1", address_id=7, reason="test"))
     answer = pm.execute_now(command)
-    assert answer.errno == code, answer
-    assert words in answer.explanation
+    if not told_in_one(answer):
+        assert answer.errno == code, answer
+        assert words in answer.explanation
+
+
+def told_in_one(answer: CommandAnswer) -> bool:
+    """Whether the kernel, as 6.1, has but one refusal for a duplicate and a full table."""
+    return answer.errno == errno.EINVAL and all(
+        words in answer.explanation
+        for words in ("too many addresses or duplicate one", "endpoint's already", "table is full")
+    )
 
 
 def test_a_full_table_says_so(pm: PmClient) -> None:
@@ -154,7 +168,7 @@ def test_a_full_table_says_so(pm: PmClient) -> None:
         answer = pm.execute_now(AddEndpoint(ip=f"198.51.100.{index}", reason="test"))
         if answer.errno:
             break
-    assert answer.errno == errno.ERANGE
+    assert answer.errno == errno.ERANGE or told_in_one(answer)
     assert "table is full" in answer.explanation
 
 

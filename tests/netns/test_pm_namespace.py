@@ -2,6 +2,7 @@
 """What a daemon takes of a namespace and gives back: lock, sysctl; and who else is there."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -81,22 +82,23 @@ def test_the_path_manager_is_chosen_and_put_back(inside: Host) -> None:
     setting = PathManagerSetting()
     assert setting.current() == "kernel"
     assert setting.set("userspace") == "kernel"
-    assert inside.sysctl("mptcp.path_manager") == setting.current() == "userspace"
+    assert inside.sysctl("mptcp.pm_type") == "1"
+    assert setting.current() == "userspace"
     assert setting.set("userspace") == "userspace"
     assert setting.restore()
-    assert inside.sysctl("mptcp.path_manager") == "kernel"
+    assert inside.sysctl("mptcp.pm_type") == "0"
     assert not setting.restore(), "only once"
 
 
 def test_what_someone_else_changed_is_left_alone(inside: Host) -> None:
-    inside.sysctl("mptcp.path_manager", "userspace")
+    inside.sysctl("mptcp.pm_type", 1)
     setting = PathManagerSetting()
     setting.set("kernel")
-    inside.sysctl("mptcp.path_manager", "userspace")
+    inside.sysctl("mptcp.pm_type", 1)
     assert not setting.restore()
     setting.set("userspace")
     assert not setting.restore(), "it was so before"
-    assert inside.sysctl("mptcp.path_manager") == "userspace"
+    assert inside.sysctl("mptcp.pm_type") == "1"
 
 
 def test_a_sysctl_that_cannot_be_written(inside: Host) -> None:
@@ -109,8 +111,8 @@ def test_a_sysctl_that_cannot_be_written(inside: Host) -> None:
         return ""
 
     words = inside.call(unprivileged)
-    assert "/proc/sys/net/mptcp/path_manager" in words
-    assert "sysctl -w net.mptcp.path_manager=userspace" in words
+    assert re.search(r"/proc/sys/net/mptcp/(path_manager|pm_type)\b", words)
+    assert re.search(r"sysctl -w net\.mptcp\.(path_manager=userspace|pm_type=1)", words)
 
     script = (
         "mount -t proc -o ro proc /proc && exec "
@@ -119,7 +121,7 @@ def test_a_sysctl_that_cannot_be_written(inside: Host) -> None:
     )
     done = inside.run(["unshare", "--mount", "sh", "-c", script], check=False)
     assert "is read-only, as in a container" in done.stderr
-    assert inside.sysctl("mptcp.path_manager") == "kernel"
+    assert inside.sysctl("mptcp.pm_type") == "0"
 
 
 def test_settings_are_read(inside: Host) -> None:

@@ -95,7 +95,7 @@ def test_the_limit_of_subflows(lab: Lab) -> None:
 
 
 def test_a_userspace_path_manager_refuses_while_nobody_listens(lab: Lab) -> None:
-    lab.server.sysctl("mptcp.path_manager", "userspace")
+    lab.server.sysctl("mptcp.pm_type", 1)
     with tracing(lab.server, "joins") as told, connection(lab):
         join = told.event("join")
         summary = told.end()
