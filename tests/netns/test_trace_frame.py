@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What holds for every trace tool: clear refusals, losses counted, nothing left behind."""
+
+import subprocess
+import sys
+from pathlib import Path as File
+
+import pytest
+
+from mptcpd_ebpf.exitcodes import ExitCode
+from mptcpd_ebpf.lab import Lab, Path
+from mptcpd_ebpf.trace.kernel_side import KernelSide
+from tests.netns.probed import connection
+from tests.netns.tracing import MAIN, tracing
+from tests.waiting import until
+
+TOOLS = ("life", "joins", "resets", "retrans", "rtt", "stalls", "sched", "fallback", "pm")
+
+
+def programs() -> set[str]:
+    """The names of this project's tracing programs that are in the kernel."""
+    listed = subprocess.run(["bpftool", "prog", "show"], capture_output=True, text=True, check=True)
+    names = {"state_changed", "destroyed", "round_ends", "call_begins", "signals"}
+    return {name for name in names if f"name {name}" in listed.stdout}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_ends_by_itself_and_accounts_for_itself(tool: str) -> None:
+    with Lab(paths=[Path()]) as lab, tracing(lab.client, tool, "-d", "0.5") as told:
+        last = told.until(lambda line: "overhead" in line, "the account")
+    assert told.lines[-1] == last
+    assert last["lost"] == {}
+    assert told.lines[0]["means"]
+    assert told.lines[0]["netns"] == lab.client.netns
+    assert all(line["schema"] == 1 and line["trace"] == tool for line in told.lines)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["life", "--token", "xyz"],
+        ["life", "--token", "0"],
+        ["life", "--addr", "10.0.0"],
+        ["life", "--addr", "::1:x"],
+        ["life", "--cgroup", "/tmp"],
+        ["life", "--netns", "no-such-namespace"],
+        ["nonsense"],
+    ],
+)
+def test_a_wrong_argument_is_named(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, "trace", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr.startswith("mptcpd-ebpf: ")
+    assert done.stderr.count("\n") == 1
+    assert arguments[-1] in done.stderr
+
+
+def test_without_privilege_it_says_so() -> None:
+    done = subprocess.run(
+        [
+            "setpriv",
+            "--bounding-set=-all",
+            "--inh-caps=-all",
+            "--",
+            sys.executable,
+            "-c",
+            MAIN,
+            "trace",
+            "life",
+            "-d",
+            "1",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == ExitCode.PRIVILEGE
+    assert "CAP_BPF" in done.stderr
+
+
+def test_lost_records_are_counted() -> None:
+    with Lab(paths=[Path()]) as lab:
+        constants = {"own_netns": lab.client.netns}
+        with KernelSide("trace", ("state_changed",), constants, ring_bytes=4096) as kernel:
+            for _ in range(20):
+                with connection(lab):
+                    pass
+            kept = len(kernel.read("trace_record"))
+            lost = kernel.lost["records"]
+    assert kept > 0
+    assert lost > 0
+    # Each connection passes at least SYN_SENT and ESTABLISHED; it closes in its own time.
+    assert kept + lost >= 40
+
+
+def test_a_killed_tool_leaves_nothing() -> None:
+    statistics = File("/proc/sys/kernel/bpf_stats_enabled").read_text()
+    before = programs()
+    with Lab(paths=[Path()]) as lab, tracing(lab.client, "sched"):
+        assert "round_ends" in programs()
+        # tracing() kills what has not ended.
+    # The kernel unloads a program a moment after its last user is gone.
+    until(lambda: programs() <= before, "the programs are unloaded")
+    assert File("/proc/sys/kernel/bpf_stats_enabled").read_text() == statistics
