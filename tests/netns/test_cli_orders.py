@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Orders by hand on the real kernel: with and without a daemon, seen by `ip mptcp` and the peer."""
+
+import json
+import select
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mptcpd_ebpf.core.events import (
+    AddressAnnounced,
+    AddressWithdrawn,
+    SubflowClosed,
+    SubflowEstablished,
+    SubflowPriority,
+)
+from mptcpd_ebpf.lab import Host, Lab
+from tests.netns.daemon_process import PROGRAM, RunningDaemon, command, daemon, refusal
+from tests.netns.mptcp_peers import Heard, Pair, connected, peer
+from tests.waiting import until
+
+Ask = Callable[..., Any]
+
+
+def inside(host: Host) -> tuple[str, ...]:
+    return ("nsenter", f"--net=/run/netns/{host.name}", "--")
+
+
+def shown(host: Host) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(
+        host.run(["ip", "-j", "mptcp", "endpoint", "show"]).stdout
+    )
+    return rows
+
+
+def done(ended: "subprocess.CompletedProcess[str]", through: str) -> dict[str, Any]:
+    """The JSON of a command that was carried out."""
+    assert ended.returncode == 0, ended.stderr
+    answer: dict[str, Any] = json.loads(ended.stdout)
+    assert (answer["schema"], answer["through"]) == (1, through)
+    assert (answer["errno"], answer["explanation"]) == (0, None)
+    return answer
+
+
+@pytest.fixture(params=["kernel", "daemon"])
+def through(
+    request: pytest.FixtureRequest, mptcp_lab: Lab, tmp_path: Path
+) -> Iterator[tuple[str, Ask]]:
+    """Runs commands on the lab's client, with a daemon there or without one."""
+    prefix = inside(mptcp_lab.client)
+    if request.param == "kernel":
+        yield "kernel", lambda *arguments: command(*arguments, prefix=prefix)
+    else:
+        with daemon(tmp_path, "--probes=netlink", prefix=prefix) as running:
+            yield "daemon", running.ask
+
+
+def test_endpoints_and_limits(mptcp_lab: Lab, through: tuple[str, Ask]) -> None:
+    way, ask = through
+    client, path = mptcp_lab.client, mptcp_lab.paths[1]
+    assert ask("endpoint", "flush").returncode == 0
+    assert ask("endpoint", "show").stdout == "no endpoints\n"
+    added = ask(
+        *("endpoint", "add", path.client_ip, "subflow", "backup", "--id", "9"),
+        *("--dev", path.client_if, "--reason", "a try", "--json"),
+    )
+    assert done(added, way)["command"]["reason"] == "a try"
+    row = {"address": path.client_ip, "id": 9, "subflow": True, "backup": True}
+    assert shown(client) == [row | {"dev": path.client_if}]
+    listed = json.loads(ask("endpoint", "show", "--json").stdout)["endpoints"]
+    assert [(e["id"], e["ip"], e["flags"], e["interface"], e["port"]) for e in listed] == [
+        (9, path.client_ip, ["subflow", "backup"], path.client_if, None)
+    ]
+    done(ask("endpoint", "change", path.client_ip, "nobackup", "--json"), way)
+    done(ask("endpoint", "change", "9", "fullmesh", "--json"), way)
+    assert shown(client) == [
+        {k: v for k, v in row.items() if k != "backup"} | {"fullmesh": True, "dev": path.client_if}
+    ]
+    done(ask("endpoint", "del", path.client_ip, "--json"), way)
+    assert shown(client) == []
+
+    before = json.loads(ask("limits", "--json").stdout)
+    done(ask("limits", "--subflows", "7", "--json"), way)
+    after = json.loads(ask("limits", "--json").stdout)
+    assert after == before | {"subflows": 7}
+    assert client.run(["ip", "mptcp", "limits"]).stdout.split()[3] == "7"
+
+
+def test_what_the_kernel_refuses_is_explained_and_exits_1(
+    mptcp_lab: Lab, through: tuple[str, Ask]
+) -> None:
+    ip = mptcp_lab.paths[0].client_ip
+    _, ask = through
+    assert ask("endpoint", "add", ip).returncode == 0
+    for arguments, words in (
+        (("endpoint", "add", ip), "this address has an endpoint already"),
+        (("endpoint", "del", "77"), "there is no endpoint 77"),
+        (("announce", "12345678", ip, "--id", "3"), "no connection of this namespace"),
+        (("announce", "12345678", ip), "no connection of this namespace"),
+        (("subflow", "del", "12345678", f"{ip}:1", f"{ip}:2"), ""),
+    ):
+        ended = ask(*arguments)
+        assert ended.returncode == 1, ended
+        assert ended.stderr.startswith("mptcpd-ebpf: ")
+        assert words in ended.stderr
+        assert "Traceback" not in ended.stderr
+    ended = ask("endpoint", "add", ip, "--dev", "nowhere0")
+    assert (ended.returncode, ended.stdout) == (64, "")
+    assert "there is no 'nowhere0' in this network namespace" in ended.stderr
+
+
+@contextmanager
+def connection(lab: Lab) -> Iterator[tuple[Pair, Heard]]:
+    """A connection in userspace mode from the client, and what the server hears."""
+    with (
+        peer(lab.client) as client,
+        peer(lab.server) as server,
+        connected(client, server, lab.paths[0].server_ip) as pair,
+    ):
+        yield pair, server.heard
+
+
+def test_subflows_and_announcements_reach_the_peer(
+    mptcp_lab: Lab, through: tuple[str, Ask]
+) -> None:
+    way, ask = through
+    second = mptcp_lab.paths[1].client_ip
+    with connection(mptcp_lab) as (pair, server):
+        token, remote = f"{pair.at_client.token:08x}", str(pair.at_client.remote)
+        made = done(ask("subflow", "add", token, second, remote, "--json"), way)
+        assert made["command"]["local_id"] == 1
+        joined = server.wait(SubflowEstablished)
+        assert joined.remote.ip == second
+        assert not joined.backup
+
+        local = str(joined.remote)
+        done(ask("subflow", "backup", token, local, remote, "--json"), way)
+        assert server.wait(SubflowPriority).backup
+        done(ask("subflow", "backup", token, local, remote, "--clear", "--json"), way)
+        server.wait(SubflowPriority, lambda e: not e.backup)
+
+        done(ask("announce", token, second, "--json"), way)
+        announced = server.wait(AddressAnnounced)
+        # The kernel knows the address by the id of its subflow, and takes no other.
+        assert (announced.ip, announced.address_id) == (second, 1)
+        done(ask("withdraw", token, "1", "--json"), way)
+        assert server.wait(AddressWithdrawn).address_id == 1
+        server.wait(SubflowClosed, lambda e: e.remote == joined.remote)
+
+        server.drain()
+        done(ask("subflow", "add", token, second, remote, "--backup", "--json"), way)
+        again = server.wait(SubflowEstablished)
+        assert again.backup
+        done(ask("subflow", "del", token, str(again.remote), remote, "--json"), way)
+        server.wait(SubflowClosed, lambda e: e.remote == again.remote)
+
+
+def test_a_daemon_keeps_the_last_subflow_and_remembers_who_asked(
+    mptcp_lab: Lab, tmp_path: Path
+) -> None:
+    with (
+        connection(mptcp_lab) as (pair, _),
+        daemon(tmp_path, "--probes=netlink", prefix=inside(mptcp_lab.client)) as running,
+    ):
+        event = pair.at_client
+        last = ("subflow", "del", f"{event.token:08x}", str(event.local), str(event.remote))
+        refused = running.ask(*last, "--json")
+        assert refused.returncode == 1
+        assert json.loads(refused.stdout)["errno"] is None
+        assert "it is the last usable subflow of the connection" in refused.stderr
+        assert "--direct" in refused.stderr
+        assert "by hand: destroy" in running.log
+        pair.exchange()
+        # Paused are the plugins, not people.
+        assert running.ask("pause").returncode == 0
+        assert running.ask("endpoint", "add", "192.0.2.9").returncode == 0
+        assert running.stop() == 0
+    assert [row["address"] for row in shown(mptcp_lab.client)] == ["192.0.2.9"]
+
+
+def test_a_daemon_elsewhere_is_named_and_can_be_gone_past(mptcp_lab: Lab, tmp_path: Path) -> None:
+    prefix = inside(mptcp_lab.client)
+    with daemon(tmp_path, "--probes=netlink", prefix=prefix) as running:
+        code, words = refusal("limits", prefix=prefix)
+        assert code == 69
+        assert f"process {running.process.pid}" in words
+        assert command("limits", "--direct", prefix=prefix).returncode == 0
+
+
+@pytest.mark.parametrize("way", ["kernel", "daemon"])
+def test_the_monitor_tells_what_happens(mptcp_lab: Lab, tmp_path: Path, way: str) -> None:
+    client, prefix = mptcp_lab.client, inside(mptcp_lab.client)
+    numbers = iter(range(1, 250))
+
+    def told(*arguments: str) -> str:
+        """Addresses are added until the monitor listens and tells of one."""
+        lines: list[str] = []
+        with subprocess.Popen(
+            [*prefix, PROGRAM, "monitor", *arguments], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            stdout = process.stdout
+
+            def heard() -> bool:
+                client.run(["ip", "address", "add", f"192.0.2.{next(numbers)}/32", "dev", "lo"])
+                while not lines and select.select([stdout], [], [], 0.1)[0]:
+                    line = stdout.readline()
+                    if "192.0.2." in line:
+                        lines.append(line)
+                return bool(lines)
+
+            try:
+                until(heard, "the monitor tells of an address")
+            finally:
+                process.terminate()
+        return lines[0]
+
+    def check(*arguments: str) -> None:
+        record = json.loads(told("--json", *arguments))
+        assert record["schema"] == 1
+        assert record["event"] == "LocalAddressChanged"
+        assert record["ip"].startswith("192.0.2.")
+        assert record["t"] > 1e9
+        assert "LocalAddressChanged" in told(*arguments)
+
+    if way == "kernel":
+        check()
+    else:
+        with daemon(tmp_path, "--probes=netlink", prefix=prefix) as running:
+            check("--control", str(running.control))
+
+
+def test_the_monitor_ends_with_the_daemon(mptcp_lab: Lab, tmp_path: Path) -> None:
+    with (
+        daemon(tmp_path, "--probes=netlink", prefix=inside(mptcp_lab.client)) as running,
+        subprocess.Popen(
+            [PROGRAM, "monitor", "--json", "--control", str(running.control)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        _until_streamed(running, process)
+        assert running.stop() == 0
+        assert process.wait(20) == 69
+        assert process.stderr is not None
+        assert "ended" in process.stderr.read()
+
+
+def _until_streamed(running: RunningDaemon, process: "subprocess.Popen[str]") -> None:
+    assert process.stdout is not None
+    stdout = process.stdout
+
+    def heard() -> bool:
+        running.ask("limits", "--subflows", "3")
+        return bool(select.select([stdout], [], [], 0.1)[0])
+
+    until(heard, "the monitor tells something")
