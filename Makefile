@@ -92,12 +92,9 @@ wheel: setup
 # The guides and commands by sphinx, the API by pdoc; a warning of either is an error.
 docs: setup
 	rm -rf build/docs
-	$(PYTHON) -W error -m pdoc --docformat markdown -o build/docs/site/api $(API)
+	$(PYTHON) -W error scripts/api_docs.py build/docs/site/api
 	$(PYTHON) -m sphinx -q -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
 	@echo "docs: build/docs/html/index.html"
-
-# What people import: the library, what a plugin and a test may use, and the JSON's shapes.
-API := mptcpd_ebpf.api mptcpd_ebpf.plugin mptcpd_ebpf.lab mptcpd_ebpf.lab.wire mptcpd_ebpf.schema
 
 # The processes that tests start are counted, too.  ARGS narrows the tests.
 coverage: setup
