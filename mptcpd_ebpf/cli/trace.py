@@ -236,3 +236,12 @@ def doctor(token: str, netns: str | None, duration: float, as_json: bool) -> Non
         token=token,
         addr=None,
     )
+
+
+@command.command("func")
+@click.argument("pattern")
+def func(pattern: str) -> None:
+    """Say how the MPTCP functions that match PATTERN can be traced on this kernel."""
+    from mptcpd_ebpf.trace.func import explain
+
+    raise explain(pattern)
