@@ -84,6 +84,17 @@ def test_no_endpoint_outlives_carrier_interface_or_address(
         host.expect("10.0.1.1", "10.0.2.1")
 
 
+def test_an_address_that_moved_between_two_looks(host: PluginHost, tmp_path: Path) -> None:
+    host.veth("a", "10.0.1.1/24")
+    host.veth("b")
+    with host.daemon(tmp_path, ADDR_ADV) as running:
+        until(lambda: host.endpoints.get("10.0.1.1", {}).get("dev") == "a", "it is on a")
+        running.process.send_signal(signal.SIGSTOP)
+        host.ip("addr del 10.0.1.1/24 dev a", "addr add 10.0.1.1/24 dev b")
+        running.process.send_signal(signal.SIGCONT)
+        until(lambda: host.endpoints.get("10.0.1.1", {}).get("dev") == "b", "it is on b")
+
+
 def test_interfaces_are_chosen_by_the_name_they_have_now(host: PluginHost, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("path_manager: addr_adv\ninterfaces:\n  deny: ['tun*']\n")

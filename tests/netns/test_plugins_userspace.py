@@ -133,6 +133,7 @@ def test_backup_stands_by_takes_over_and_gives_back(make_mptcp_lab: Made, tmp_pa
     with managed(lab, tmp_path, "backup") as running:
         traffic = lab.start(RequestResponse(interval_ms=10))
         expect(running, primary, standby)
+        assert f"create backup subflow {two.client_ip}" in running.log
         one.carrier(False)
         expect(running, standby)
         one.carrier(True)
