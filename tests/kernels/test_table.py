@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a guest reported becomes a row, and nothing short of a whole good run is good."""
+
+import json
+from typing import Any
+
+from tests.kernels.table import Outcome, read, render
+
+START = {"release": "6.1.0-50-cloud-amd64", "backend": "netem", "probes": "CO-RE, tp_btf, 6 of 6"}
+PASSED = {"test": "a::passes", "outcome": "passed", "why": ""}
+SKIPPED = {"test": "a::skips", "outcome": "skipped", "why": "no cgroup v2"}
+FAILED = {"test": "a::fails", "outcome": "failed", "why": "assert 1 == 2"}
+
+
+def outcome(*said: dict[str, Any], trouble: str = "") -> Outcome:
+    report = "".join(json.dumps(each) + "\n" for each in said)
+    return read("6.1", "6.1.0-50-cloud-amd64", report, trouble)
+
+
+def test_a_good_run() -> None:
+    row = outcome(START, {"collected": 3}, PASSED, SKIPPED, SKIPPED, {"exit": 0})
+    assert row.good
+    assert render([row]).splitlines() == [
+        "kernel                backend  probe attach           passed  skipped  failed",
+        "6.1.0-50-cloud-amd64  netem    CO-RE, tp_btf, 6 of 6  1       2        0",
+        "6.1.0-50-cloud-amd64: 2 skipped: no cgroup v2",
+        "kernels: 1 passed, 0 failed, 2 skipped",
+    ]
+
+
+def test_a_failed_test_is_named() -> None:
+    row = outcome(START, PASSED, FAILED, {"exit": 1})
+    assert not row.good
+    assert row.failed == {"a::fails": "assert 1 == 2"}
+    assert "6.1.0-50-cloud-amd64: FAILED a::fails" in render([row])
+
+
+def test_a_guest_that_dies_has_not_passed() -> None:
+    row = outcome(START, {"collected": 2}, PASSED)
+    assert not row.good
+    assert "the guest ended before the tests did (1 of 2 tests done)" in render([row])
+
+
+def test_a_guest_that_hangs_has_not_passed() -> None:
+    row = outcome(START, {"collected": 2}, PASSED, trouble="not finished after 9 s, stopped")
+    assert not row.good
+    assert "not finished after 9 s" in render([row])
+
+
+def test_a_torn_line_is_left_out() -> None:
+    report = json.dumps(PASSED) + "\n" + json.dumps(FAILED)[:20]
+    assert read("6.1", "", report, "").passed == 1
+
+
+def test_pytest_that_ran_nothing_has_not_passed() -> None:
+    assert not outcome(START, {"collected": 0}, {"exit": 5}).good
+    assert not outcome(START, SKIPPED, {"exit": 0}).good
+
+
+def test_a_kernel_that_cannot_be_had_is_said_plainly() -> None:
+    row = Outcome(wanted="6.18", missing="no network")
+    assert not row.good
+    assert "kernel 6.18 could not be had: no network" in render([row])
