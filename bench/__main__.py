@@ -9,6 +9,7 @@ replaces; the others stay.  `--quick` prints, and writes nothing: its samples ar
 
 import argparse
 import re
+import signal
 import sys
 from datetime import UTC, datetime
 from importlib import import_module
@@ -44,6 +45,8 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := [name for name in options.name if name not in names]:
         parser.error(f"no measurement {', '.join(unknown)}; there are {', '.join(names)}")
+    # SIGTERM ends labs and daemons like any other way out.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     failed = False
     for name in options.name or names:
         print(f"{name} …", file=sys.stderr, flush=True)
