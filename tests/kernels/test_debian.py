@@ -14,7 +14,7 @@ IMAGES = [
     image("6.1.0-47-cloud-amd64", "6.1.170-3"),
     image("6.1.0-50-cloud-amd64", "6.1.176-1"),
     image("6.1.0-50-cloud-amd64-unsigned", "6.1.180-1"),
-    image("6.12.95+deb12-cloud-amd64", "6.12.95-1~bpo12+1"),
+    image("6.12.100+deb12-cloud-amd64", "6.12.100-1~bpo12+1"),
     image("6.12.9+deb12-cloud-amd64", "6.12.9-1~bpo12+1"),
     image("7.3.4+deb13-cloud-amd64", "7.3.4-1~bpo13+1"),
     image("7.2.12+deb13-cloud-amd64", "7.2.12-1~bpo13+1"),
@@ -24,7 +24,7 @@ IMAGES = [
 
 @pytest.mark.parametrize(
     ("wanted", "version"),
-    [("6.1", "6.1.176-1"), ("6.12", "6.12.95-1~bpo12+1"), ("newest", "7.3.4-1~bpo13+1")],
+    [("6.1", "6.1.176-1"), ("6.12", "6.12.100-1~bpo12+1"), ("newest", "7.3.4-1~bpo13+1")],
 )
 def test_the_newest_signed_image_of_a_series_is_chosen(wanted: str, version: str) -> None:
     assert choose(wanted, IMAGES).version == version

@@ -52,9 +52,10 @@ def test_a_torn_line_is_left_out() -> None:
     assert read("6.1", "", report, "").passed == 1
 
 
-def test_pytest_that_ran_nothing_has_not_passed() -> None:
+def test_pytest_that_ran_nothing_or_broke_has_not_passed() -> None:
     assert not outcome(START, {"collected": 0}, {"exit": 5}).good
     assert not outcome(START, SKIPPED, {"exit": 0}).good
+    assert not outcome(START, PASSED, {"exit": 3}).good, "an error inside pytest"
 
 
 def test_a_kernel_that_cannot_be_had_is_said_plainly() -> None:
