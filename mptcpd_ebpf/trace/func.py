@@ -12,7 +12,7 @@ from pathlib import Path
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 
 _SYMBOLS = Path("/proc/kallsyms")
-_TRACEPOINT = "__tracepoint_"
+_TRACEPOINT = "__traceiter_"
 _OURS = ("mptcp", "subflow", "ack_update_msk", "get_mapping_status")
 
 

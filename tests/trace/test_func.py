@@ -4,7 +4,7 @@
 from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.trace.func import way
 
-SYMBOLS = ["mptcp_sendmsg", "mptcp_recvmsg", "tcp_sendmsg", "__tracepoint_mptcp_sendmsg_frag"]
+SYMBOLS = ["mptcp_sendmsg", "mptcp_recvmsg", "tcp_sendmsg", "__traceiter_mptcp_sendmsg_frag"]
 
 
 def test_a_kernel_without_kprobes() -> None:
