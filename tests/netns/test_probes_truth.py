@@ -227,9 +227,8 @@ def last_word(listening: Listening, local_ip: str) -> Measurement:
 def test_retransmissions_are_those_on_the_wire(lab: Lab) -> None:
     with probing(lab.client, thresholds=QUIET) as probes, Wire(lab.client.name, snap=160) as wire:
         listening = Listening(probes)
-        running = lab.start(Bulk(bytes=1_500_000))
-        lab.paths[0].set(loss_percent=5)
-        running.result()
+        lab.paths[0].set(loss_percent=5)  # first: a machine may be done before it is told
+        lab.start(Bulk(bytes=1_500_000)).result()
         ended = [last_word(listening, path.client_ip) for path in lab.paths]
         on_wire = wire.retransmissions()
     for each in ended:
