@@ -297,6 +297,7 @@ class Daemon:
         for decision in outcome.decisions:
             if not isinstance(decision.command, RequestSample | ReadEndpoints):
                 self._remember(decision)
+        self._hands.save()
 
     def _execute(self, decision: Decision) -> None:
         command = decision.command

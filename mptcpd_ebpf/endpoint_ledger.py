@@ -46,10 +46,13 @@ class EndpointLedger:
         self._hands = hands
         self._file = NamespaceNote("endpoints", _Ledger)
         self._ledger = self._file.read() or _Ledger()
+        self._unsaved = False
 
     def execute(self, command: KernelCommand) -> CommandAnswer:
         """Carries out any command; those on endpoints and limits are noted."""
-        before = self._hands.limits() if isinstance(command, SetLimits) else None
+        before = self._ledger.limits_before
+        if isinstance(command, SetLimits) and before is None:
+            before = self._hands.limits()
         answer = self._hands.execute_now(command)
         if answer.errno:
             return answer
@@ -64,7 +67,7 @@ class EndpointLedger:
             case FlushEndpoints():
                 ledger.endpoints = []
             case SetLimits():
-                ledger.limits_before = ledger.limits_before or before
+                ledger.limits_before = before
                 ledger.limits_ours = Limits(
                     subflows=command.subflows, add_addr_accepted=command.add_addr_accepted
                 )
@@ -72,7 +75,7 @@ class EndpointLedger:
                     ledger.limits_before = ledger.limits_ours = None
             case _:
                 return answer
-        self._save()
+        self._unsaved = True
         return answer
 
     def execute_by_hand(self, command: KernelCommand) -> CommandAnswer:
@@ -80,7 +83,7 @@ class EndpointLedger:
         answer = self._hands.execute_now(command)
         if isinstance(command, SetLimits) and not answer.errno:
             self._ledger.limits_before = self._ledger.limits_ours = None
-            self._save()
+            self._unsaved = True
         return answer
 
     def read(self) -> EndpointsRead:
@@ -93,7 +96,7 @@ class EndpointLedger:
             self._ledger.endpoints = ours
             if stale:
                 self._ledger.limits_before = self._ledger.limits_ours = None
-            self._save()
+            self._unsaved = True
         return EndpointsRead(
             endpoints=endpoints, limits=limits, limits_before=self._ledger.limits_before
         )
@@ -104,7 +107,11 @@ class EndpointLedger:
                 return replace(endpoint, ours=made.address_id in (0, endpoint.address_id))
         return endpoint
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Writes down what has changed: after the commands, for they are in a hurry."""
+        if not self._unsaved:
+            return
+        self._unsaved = False
         if self._ledger == _Ledger():
             self._file.forget()
         else:
