@@ -137,7 +137,8 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
                 ],
             )
         )
-    if stalled >= _STALLED:
+    # What has nothing in flight holds nobody up, whoever is blamed.
+    if stalled >= _STALLED and path.busy >= _IDLE:
         findings.append(
             Finding(
                 "slow-path",
@@ -172,10 +173,16 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
 
 
 def _window(seen: Observation) -> list[Finding]:
-    share = seen.window_us / seen.lasted_us
-    holdup = sum(path.grown("stalled_us") for path in seen.paths) / seen.lasted_us
+    # Standing still with nothing in flight is the window's doing too.
+    quiet = sum(path.grown("stalled_us") for path in seen.paths if path.busy < _IDLE)
+    share = max(seen.window_us, quiet) / seen.lasted_us
+    holdup = sum(path.grown("stalled_us") for path in seen.paths if path.busy >= _IDLE)
     dead = any(path.worst_timeouts >= 2 for path in seen.paths)
-    if share < _WINDOW or holdup >= _STALLED or dead:
+    if (
+        (share < _WINDOW and quiet / seen.lasted_us < _STALLED)
+        or holdup / seen.lasted_us >= _STALLED
+        or dead
+    ):
         return []
     return [
         Finding(

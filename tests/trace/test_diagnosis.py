@@ -74,6 +74,9 @@ def test_what_is_too_little_for_a_verdict(fields: dict[str, Any]) -> None:
 def test_the_peer_is_blamed_for_its_window_unless_a_path_is() -> None:
     assert causes(path(), path(), window_us=500_000) == ["peer"]
     assert causes(path(stalled_us=500_000), path(), window_us=500_000) == ["slow-path"]
+    # Everything sent has been acknowledged by TCP: no path holds anything back.
+    quiet = path(stalled_us=500_000, busy=0.1)
+    assert causes(quiet, path(busy=0.1), window_us=500_000) == ["peer"]
 
 
 def test_one_path_and_backups_are_told_besides() -> None:
