@@ -74,8 +74,8 @@ static __noinline u32 best_sibling_rtt(struct subflow *subflow)
 /*
  * A new RTT sample: into the histogram, then against the subflow's slow average.  The
  * limit grows by the time the subflow's own packets in flight take at its delivery rate,
- * the queue it builds itself (only a sender limited by its window builds one), and by the peer's delayed-acknowledgement timer if no two
- * segments were in flight together.
+ * the queue it builds itself (only a sender limited by its window builds one), and by the
+ * peer's delayed-acknowledgement timer if no two segments were in flight together.
  */
 static __noinline void consider_rtt(struct subflow *subflow, struct tcp_sock *tp)
 {
@@ -213,13 +213,18 @@ static __always_inline u64 patience_us(struct tcp_sock *tp, u32 segments)
 	return patience > thresholds.no_progress_us ? patience : thresholds.no_progress_us;
 }
 
-/* How long what is in flight has gone unanswered, microseconds. */
-static __always_inline u64 silence_us(struct subflow *subflow, struct tcp_sock *tp, u64 now)
+/*
+ * How long what is in flight has gone unanswered, microseconds.  delivered_mstamp is when
+ * something was last acknowledged, or when the flight began (tcp_rate_skb_sent); with
+ * pacing that may lie ahead.
+ */
+static __always_inline u64 silence_us(struct tcp_sock *tp, u64 now)
 {
-	u64 since_flight = (now - subflow->flight_since) / NSEC_PER_USEC;
+	u64 delivered_at = see(tp, delivered_mstamp) * NSEC_PER_USEC;
+	u64 silence = now > delivered_at ? (now - delivered_at) / NSEC_PER_USEC : 0;
 	u64 idle = idle_us(tp);
 
-	return idle < since_flight ? idle : since_flight;
+	return idle < silence ? idle : silence;
 }
 
 /* Data is in flight, and not merely the FIN of a subflow that is being closed. */
@@ -239,7 +244,7 @@ static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
 	subflow->armed = 0;
 	if (subflow->closed || !thresholds.no_progress_us || !carries_data(tp))
 		return 0;
-	silence = silence_us(subflow, tp, now);
+	silence = silence_us(tp, now);
 	patience = patience_us(tp, see(tp, packets_out));
 	if (silence < subflow->silence_us)
 		subflow->silence_us = 0;

@@ -146,12 +146,12 @@ struct tcp_rack {
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	bool is_mptcp;
-	u64 tcp_mstamp;
+	u64 tcp_mstamp, delivered_mstamp;
 	u32 srtt_us, mdev_us;
 	struct minmax rtt_min;
 	struct tcp_rack rack;
 	u32 snd_cwnd, packets_out, sacked_out, lost_out, retrans_out, max_packets_out;
-	u32 snd_una, snd_nxt, write_seq, high_seq, rcv_nxt;
+	u32 snd_una, snd_nxt, snd_wnd, write_seq, high_seq, rcv_nxt;
 	u32 data_segs_out, data_segs_in;
 	u32 delivered, lost, total_retrans, reord_seen;
 	u64 bytes_sent, bytes_acked, bytes_retrans;

@@ -29,12 +29,18 @@ static __always_inline bool blocked(struct mptcp_sock *msk)
 	return socket && see(socket, flags) & (1 << SOCK_NOSPACE);
 }
 
+/*
+ * There is room in the congestion window, and nothing waits for anything but the peer's
+ * window: the subflows share that one, so a full one is the connection's blockade again.
+ */
 static __always_inline bool could_send(struct tcp_sock *tp)
 {
 	u32 in_flight = see(tp, packets_out) - see(tp, sacked_out) - see(tp, lost_out) +
 			see(tp, retrans_out);
 
-	return in_flight < see(tp, snd_cwnd) && see(tp, write_seq) == see(tp, snd_nxt);
+	return in_flight < see(tp, snd_cwnd) &&
+	       (see(tp, write_seq) == see(tp, snd_nxt) ||
+		(s32)(see(tp, write_seq) - see(tp, snd_una) - see(tp, snd_wnd)) > 0);
 }
 
 /* The entry of the subflow whose socket is at this address; NULL: it is not followed. */
@@ -56,8 +62,8 @@ static __noinline struct subflow *guilty_one(struct mptcp_sock *msk, u64 now, u6
 	u64 first = (u64)msk + bpf_core_field_offset(msk->conn_list);
 	u64 node = (u64)see(msk, conn_list.next);
 	struct subflow *guilty = NULL;
-	u32 free_rtt = UNSEEN;
-	u64 longest = 0;
+	u32 free_rtt = UNSEEN, next_free_rtt = UNSEEN;
+	u64 free = 0, longest = 0;
 
 	for (int i = 0; i < MAX_SIBLINGS && node && node != first; i++) {
 		struct mptcp_subflow_context *ctx = as(mptcp_subflow_context, node);
@@ -69,7 +75,7 @@ static __noinline struct subflow *guilty_one(struct mptcp_sock *msk, u64 now, u6
 			u64 on_the_way = srtt;
 
 			if (subflow && (u64)tp != heard) {
-				u64 silence = silence_us(subflow, tp, now);
+				u64 silence = silence_us(tp, now);
 
 				if (silence > on_the_way)
 					on_the_way = silence;
@@ -79,10 +85,19 @@ static __noinline struct subflow *guilty_one(struct mptcp_sock *msk, u64 now, u6
 				guilty = subflow;
 			}
 		}
-		if (srtt < free_rtt && could_send(tp))
-			free_rtt = srtt;
+		if (srtt < next_free_rtt && could_send(tp)) {
+			next_free_rtt = srtt;
+			if (srtt < free_rtt) {
+				next_free_rtt = free_rtt;
+				free_rtt = srtt;
+				free = (u64)tp;
+			}
+		}
 		node = (u64)see(ctx, node.next);
 	}
+	/* One that holds the data up is not the one that could go on meanwhile. */
+	if (guilty && guilty->sk == free)
+		free_rtt = next_free_rtt;
 	return free_rtt < longest ? guilty : NULL;
 }
 

@@ -43,9 +43,6 @@ struct subflow {
 	struct measurement m; /* identity and sums always current; the rest when reported */
 	struct bpf_timer timer;
 	u64 sk;		    /* address of its struct sock, valid until tcp_destroy_sock */
-	u64 looked_at;	    /* tcp_mstamp (us) of the last full look: the hot path's gate */
-	u64 considered_at;  /* ns; the gate of the scheduler's hook while nothing is in flight */
-	u64 flight_since;   /* ns; nothing was in flight at this time */
 	u64 alarm_at;	    /* ns; of the last alarm */
 	u64 sample_at;	    /* rack.mstamp of the newest RTT sample looked at */
 	u64 loss_bits;	    /* the last 64 segments, newest in bit 0; 1: a sign of loss */
@@ -56,7 +53,6 @@ struct subflow {
 	u32 baseline_us;    /* slow average of RTT samples */
 	u32 strikes;	    /* RTT samples in a row far above it */
 	u32 segments_seen;  /* data_segs_out + data_segs_in at the last look */
-	u32 repeated;	    /* sequence number of the newest retransmission */
 	u32 episode;	    /* high_seq of the loss recovery under way */
 	u32 episode_signs;  /* signs of loss it has given so far */
 	u32 armed;	    /* the timer runs */
@@ -115,6 +111,22 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20); /* user space may choose another size */
 } reports SEC(".maps");
+
+/*
+ * When a subflow was last looked at: the hot path's gate, in front of the map because a
+ * lookup costs more than all the rest of a call that has nothing to do.  Two subflows
+ * that share a slot only lose the gate, never a look.
+ */
+#define GATES 1024
+
+struct gate {
+	u64 cookie;
+	u64 mstamp; /* tcp_mstamp, us */
+	u64 tick;   /* jiffies */
+	u64 unused;
+};
+
+struct gate gates[GATES] = {};
 
 /* An empty struct subflow: it is too large for the stack. */
 static const u8 blank[sizeof(struct subflow)] = {};

@@ -4,20 +4,19 @@
  *
  *   inet_sock_set_state      opens (who? the caller of connect or listen), establishes
  *   tcp_probe                a segment came in: RTT, loss seen by the receiver, stalls
- *   mptcp_subflow_get_send   the scheduler looks at the subflow: the clock of progress
+ *   mptcp_subflow_get_send   the scheduler looks at the subflow: it is about to send
  *   tcp_retransmit_skb       loss and timeouts; nothing else fires on a dead path
- *   a timer per subflow      one shot, only while data is in flight: no progress
+ *   a timer per subflow      one shot after a look; again while data is in flight
  *   tcp_destroy_sock         the last word
  *   iter/tcp                 exact present values, and subflows older than the probes
  *
  * All are BTF tracepoints: they see every socket of every namespace, so a plain TCP
- * socket leaves after one load, a foreign namespace's subflow after a failed lookup.
- * The hot path does full work at most once per millisecond and subflow.
+ * socket leaves after one load, and a subflow after a few unless it is time for a look.
+ * Full work is done at most once per millisecond and subflow.
  */
 #include "stall.h"
 
 #define LOOK_GATE_US 1000ULL
-#define LOOK_GATE_NS 1000000ULL
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -49,9 +48,7 @@ static __noinline struct subflow *follow(struct sock *sk, struct owner *owner)
 	subflow->sk = (u64)sk;
 	identify(&subflow->m, sk, ctx, cookie);
 	subflow->segments_seen = see(tp, data_segs_out) + see(tp, data_segs_in);
-	subflow->repeated = see(tp, snd_una) - 1; /* nothing was, yet */
 	subflow->baseline_us = see(tp, srtt_us) >> 3;
-	subflow->flight_since = bpf_ktime_get_ns();
 	bpf_timer_init(&subflow->timer, &subflows, CLOCK_MONOTONIC);
 	bpf_timer_set_callback(&subflow->timer, on_timer);
 	connection = connection_of(&subflow->m);
@@ -60,6 +57,25 @@ static __noinline struct subflow *follow(struct sock *sk, struct owner *owner)
 		adopt_owner(&subflow->m, connection, owner);
 	}
 	return subflow;
+}
+
+/*
+ * Whether the subflow is due for a look; the caller then takes it.  tcp_mstamp costs
+ * nothing to read, but at tcp_probe it is that of the event before: after a pause only
+ * the kernel's tick tells that time has passed.
+ */
+static __always_inline bool due(struct sock *sk, struct tcp_sock *tp)
+{
+	u64 cookie = sk->__sk_common.skc_cookie.counter;
+	u64 at = see(tp, tcp_mstamp), tick = bpf_jiffies64();
+	struct gate *gate = &gates[cookie % GATES];
+
+	if (gate->cookie == cookie && gate->tick == tick && at - gate->mstamp < LOOK_GATE_US)
+		return false;
+	gate->cookie = cookie;
+	gate->tick = tick;
+	gate->mstamp = at;
+	return true;
 }
 
 /* What a look at a live subflow always does: new samples, new segments, the timer. */
@@ -72,8 +88,7 @@ static __noinline void look(struct subflow *subflow, struct tcp_sock *tp, bool h
 		consider_rtt(subflow, tp);
 	}
 	consider_loss(subflow, tp, 0, wrong);
-	if (see(tp, packets_out))
-		watch(subflow, tp);
+	watch(subflow, tp);
 	account_stall(subflow, bpf_ktime_get_ns(), heard);
 }
 
@@ -83,9 +98,11 @@ int BPF_PROG(segment_received, struct sock *sk, struct sk_buff *skb)
 	struct tcp_sock *tp = as(tcp_sock, sk);
 	struct subflow *subflow;
 	bool wrong;
-	u64 at;
 
 	if (!see(tp, is_mptcp))
+		return 0;
+	wrong = came_wrong(tp, skb);
+	if (!due(sk, tp) && !wrong)
 		return 0;
 	subflow = find(sk);
 	if (!subflow) {
@@ -94,44 +111,23 @@ int BPF_PROG(segment_received, struct sock *sk, struct sk_buff *skb)
 			return 0;
 		subflow->established = 1;
 	}
-	wrong = came_wrong(tp, skb);
-	at = see(tp, tcp_mstamp);
-	if (at - subflow->looked_at < LOOK_GATE_US && !wrong)
-		return 0;
-	subflow->looked_at = at;
 	look(subflow, tp, true, wrong);
 	return 0;
 }
 
-/*
- * The scheduler is about to choose where to send.  If nothing is in flight here, whatever
- * will be is younger than now; that is all that is known of when a flight began.
- */
+/* The scheduler is about to choose where to send: what a dead path still lets be seen. */
 SEC("tp_btf/mptcp_subflow_get_send")
 int BPF_PROG(scheduler_looks, struct mptcp_subflow_context *subflow_ctx)
 {
 	struct sock *sk = subflow_ctx->tcp_sock;
 	struct tcp_sock *tp = as(tcp_sock, sk);
-	struct subflow *subflow = find(sk);
-	u64 now;
+	struct subflow *subflow;
 
-	if (!subflow)
+	if (!due(sk, tp))
 		return 0;
-	if (see(tp, packets_out)) {
-		u64 at = see(tp, tcp_mstamp);
-
-		if (at - subflow->looked_at < LOOK_GATE_US)
-			return 0;
-		subflow->looked_at = at;
-	} else {
-		now = bpf_ktime_get_ns();
-		subflow->flight_since = now;
-		watch(subflow, tp);
-		if (now - subflow->considered_at < LOOK_GATE_NS)
-			return 0;
-		subflow->considered_at = now;
-	}
-	look(subflow, tp, false, false);
+	subflow = find(sk);
+	if (subflow)
+		look(subflow, tp, false, false);
 	return 0;
 }
 
@@ -140,8 +136,7 @@ int BPF_PROG(segment_retransmitted, struct sock *sk, struct sk_buff *skb)
 {
 	struct tcp_sock *tp = as(tcp_sock, sk);
 	struct subflow *subflow;
-	u32 timeouts, seq;
-	bool again;
+	u32 timeouts;
 
 	if (!see(tp, is_mptcp))
 		return 0;
@@ -151,11 +146,7 @@ int BPF_PROG(segment_retransmitted, struct sock *sk, struct sk_buff *skb)
 	timeouts = see(tp, inet_conn.icsk_retransmits);
 	if (thresholds.timeouts && timeouts >= thresholds.timeouts)
 		raise(subflow, REPORT_TIMEOUTS, timeouts, thresholds.timeouts);
-	seq = see(segment_of(skb), seq);
-	again = seq == subflow->repeated;
-	subflow->repeated = seq;
-	/* A timeout, or the same segment again: an earlier retransmission was lost as well. */
-	consider_loss(subflow, tp, timeouts || again ? 2 : 1, false);
+	consider_loss(subflow, tp, 1, false);
 	watch(subflow, tp);
 	return 0;
 }
