@@ -52,6 +52,25 @@ static __always_inline struct subflow *subflow_at(u64 address)
 	return subflow && subflow->sk == address ? subflow : NULL;
 }
 
+/* srtt of the fastest subflow, other than the one at `except`, that could send; or all ones. */
+static __noinline u32 fastest_free(struct mptcp_sock *msk, u64 except)
+{
+	u64 first = (u64)msk + bpf_core_field_offset(msk->conn_list);
+	u64 node = (u64)see(msk, conn_list.next);
+	u32 fastest = UNSEEN;
+
+	for (int i = 0; i < MAX_SIBLINGS && node && node != first; i++) {
+		struct mptcp_subflow_context *ctx = as(mptcp_subflow_context, node);
+		struct tcp_sock *tp = as(tcp_sock, see(ctx, tcp_sock));
+		u32 srtt = see(tp, srtt_us) >> 3;
+
+		if ((u64)tp != except && srtt < fastest && could_send(tp))
+			fastest = srtt;
+		node = (u64)see(ctx, node.next);
+	}
+	return fastest;
+}
+
 /*
  * The subflow whose unacknowledged data is the longest on its way, by its smoothed round
  * trip or its silence, if another that has room is faster than that; NULL: none.
@@ -61,44 +80,30 @@ static __noinline struct subflow *guilty_one(struct mptcp_sock *msk, u64 now, u6
 {
 	u64 first = (u64)msk + bpf_core_field_offset(msk->conn_list);
 	u64 node = (u64)see(msk, conn_list.next);
-	struct subflow *guilty = NULL;
-	u32 free_rtt = UNSEEN, next_free_rtt = UNSEEN;
-	u64 free = 0, longest = 0;
+	u64 longest = 0, slowest = 0;
+	struct subflow *guilty;
 
 	for (int i = 0; i < MAX_SIBLINGS && node && node != first; i++) {
 		struct mptcp_subflow_context *ctx = as(mptcp_subflow_context, node);
 		struct tcp_sock *tp = as(tcp_sock, see(ctx, tcp_sock));
-		u32 srtt = see(tp, srtt_us) >> 3;
 
 		if (see(tp, snd_una) != see(tp, write_seq)) {
-			struct subflow *subflow = subflow_at((u64)tp);
-			u64 on_the_way = srtt;
+			u64 on_the_way = see(tp, srtt_us) >> 3;
+			u64 silence = (u64)tp == heard ? 0 : silence_us(tp, now);
 
-			if (subflow && (u64)tp != heard) {
-				u64 silence = silence_us(tp, now);
-
-				if (silence > on_the_way)
-					on_the_way = silence;
-			}
-			if (subflow && on_the_way > longest) {
+			if (silence > on_the_way)
+				on_the_way = silence;
+			if (on_the_way > longest) {
 				longest = on_the_way;
-				guilty = subflow;
-			}
-		}
-		if (srtt < next_free_rtt && could_send(tp)) {
-			next_free_rtt = srtt;
-			if (srtt < free_rtt) {
-				next_free_rtt = free_rtt;
-				free_rtt = srtt;
-				free = (u64)tp;
+				slowest = (u64)tp;
 			}
 		}
 		node = (u64)see(ctx, node.next);
 	}
-	/* One that holds the data up is not the one that could go on meanwhile. */
-	if (guilty && guilty->sk == free)
-		free_rtt = next_free_rtt;
-	return free_rtt < longest ? guilty : NULL;
+	if (!slowest)
+		return NULL;
+	guilty = subflow_at(slowest);
+	return guilty && fastest_free(msk, slowest) < longest ? guilty : NULL;
 }
 
 static __noinline void charge(struct subflow *subflow, u64 now, u64 stalled_us)
