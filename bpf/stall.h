@@ -52,7 +52,10 @@ static __always_inline struct subflow *subflow_at(u64 address)
 	return subflow && subflow->sk == address ? subflow : NULL;
 }
 
-/* srtt of the fastest subflow, other than the one at `except`, that could send; or all ones. */
+/*
+ * RTT of the fastest subflow, other than the one at `except`, that could send; or all ones.
+ * Its least RTT: what its srtt still holds of a queue of its own has drained since.
+ */
 static __noinline u32 fastest_free(struct mptcp_sock *msk, u64 except)
 {
 	u64 first = (u64)msk + bpf_core_field_offset(msk->conn_list);
@@ -62,10 +65,10 @@ static __noinline u32 fastest_free(struct mptcp_sock *msk, u64 except)
 	for (int i = 0; i < MAX_SIBLINGS && node && node != first; i++) {
 		struct mptcp_subflow_context *ctx = as(mptcp_subflow_context, node);
 		struct tcp_sock *tp = as(tcp_sock, see(ctx, tcp_sock));
-		u32 srtt = see(tp, srtt_us) >> 3;
+		u32 rtt = see(tp, rtt_min.s[0].v);
 
-		if ((u64)tp != except && srtt < fastest && could_send(tp))
-			fastest = srtt;
+		if ((u64)tp != except && rtt < fastest && could_send(tp))
+			fastest = rtt;
 		node = (u64)see(ctx, node.next);
 	}
 	return fastest;

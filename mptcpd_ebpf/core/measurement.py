@@ -142,7 +142,7 @@ class Thresholds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """…how long the peer may hold an acknowledgement back when several segments are in flight…"""
     lone_delayed_ack_us: Limit = 200_000
     """…or when only one is (TCP_DELACK_MAX)."""
-    stall_us: Limit = 100_000
+    stall_us: Limit = 200_000
     """Stalled time within one second blamed on the subflow; 0: no stall alarm."""
     min_interval_us: Limit = 100_000
     """At most one alarm per subflow and this interval."""
