@@ -171,6 +171,11 @@ class Daemon:
         self._control = control
         self._set_path_manager(plugins)
         log.info("probes: %s", self._ears.choice)
+        if not sysctl.enabled():
+            log.warning(
+                "net.mptcp.enabled is 0: no socket here becomes MPTCP; "
+                "run 'sysctl -w net.mptcp.enabled=1'"
+            )
         for other in others.others():
             log.warning("%s (pid %s) manages or hears MPTCP here too; %s", *_named(other))
         # The plugins come after the snapshot: their `init` finds all that lives already.

@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     NO_DAEMON = 69
     """Nobody answers at the control socket (EX_UNAVAILABLE)."""
     NO_MPTCP = 71
-    """The kernel has no MPTCP, or has it switched off (EX_OSERR)."""
+    """The kernel has no MPTCP, or what was asked for cannot be had of it (EX_OSERR)."""
     HELD = 75
     """Another daemon holds the namespace or the control path (EX_TEMPFAIL)."""
     PRIVILEGE = 77

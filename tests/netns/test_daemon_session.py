@@ -13,7 +13,7 @@ from typing import Any
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
-from tests.netns.daemon_process import RunningDaemon, daemon
+from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon
 from tests.waiting import until
 
 CONNECTION = [
@@ -95,6 +95,12 @@ def test_without_a_plugin_it_observes_and_manages_nothing(
         assert status["decisions"] == 0
         assert status["netns"] == lab.client.netns
         assert status["pid"] == running.process.pid
+
+
+def test_mptcp_that_is_switched_off_is_named_with_the_way_out(tmp_path: Path) -> None:
+    off = ("sh", "-c", 'echo 0 >/proc/sys/net/mptcp/enabled && exec "$@"', "sh")
+    with daemon(tmp_path, prefix=(*NEW_NAMESPACE, *off)) as running:
+        assert "sysctl -w net.mptcp.enabled=1" in running.log
 
 
 def test_nothing_is_decided_while_paused(
