@@ -13,7 +13,12 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts pts /dev/pts
+# The tree may stand below one of the places that are empty on a booted machine.
+mkdir /.tree
+mount --bind "$tree" /.tree
 for place in /dev/shm /run /tmp; do mount -t tmpfs tmpfs $place; done
+mkdir -p "$tree"
+mount --bind /.tree "$tree"
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t tracefs tracefs /sys/kernel/tracing
