@@ -101,11 +101,13 @@ def _run_one(
         command = [
             "/bin/bash", str(GUEST), str(kernel.modules), str(TREE), str(SLOWNESS), *pytest
         ]  # fmt: skip
-        for attempt in range(1, BOOTS + 1):
+        for _ in range(BOOTS):
             trouble = machine.run(kernel, command, [TREE], folder, limit_s)
-            if attempt == BOOTS or not _patched_under_its_feet(folder):
+            if not _patched_under_its_feet(folder):
                 break
             print(f"{kernel.release}: the emulator's race with code patching; again", flush=True)
+        else:
+            raise UnavailableError(f"{kernel.release}: the emulator killed it {BOOTS} times")
     except UnavailableError as error:
         return table.Outcome(wanted=wanted, missing=str(error))
     report = (folder / "report").read_text(errors="replace")
