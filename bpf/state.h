@@ -138,22 +138,6 @@ static __always_inline u64 cookie_of(struct sock *sk)
 	return sk->__sk_common.skc_cookie.counter ?: bpf_get_socket_cookie(sk);
 }
 
-/* An address in 16 bytes, whatever its family. */
-#define put_address(to, sk, v4, v6)                                                  \
-	({                                                                           \
-		__be32 *words = (__be32 *)(to);                                      \
-		if (see(sk, __sk_common.skc_family) == AF_INET6) {                   \
-			words[0] = see(sk, __sk_common.v6.in6_u.u6_addr32[0]);       \
-			words[1] = see(sk, __sk_common.v6.in6_u.u6_addr32[1]);       \
-			words[2] = see(sk, __sk_common.v6.in6_u.u6_addr32[2]);       \
-			words[3] = see(sk, __sk_common.v6.in6_u.u6_addr32[3]);       \
-		} else {                                                             \
-			words[0] = words[1] = 0;                                     \
-			words[2] = bpf_htonl(0xffff);                                \
-			words[3] = see(sk, __sk_common.v4);                          \
-		}                                                                    \
-	})
-
 static __always_inline void present_owner(struct owner *owner)
 {
 	owner->cgroup = bpf_get_current_cgroup_id();

@@ -64,7 +64,7 @@ class ProbeBackend(StrEnum):
 
 
 class OnExit(StrEnum):
-    """What becomes of the subflows and endpoints that the daemon made."""
+    """What becomes of the endpoints that the daemon made."""
 
     REMOVE = "remove"
     KEEP = "keep"

@@ -117,7 +117,7 @@ def _usage(context: click.Context, _parameter: click.Parameter, wanted: bool) ->
 @click.option(
     "--on-exit",
     type=click.Choice([choice.value for choice in OnExit]),
-    help="What becomes of the subflows and endpoints that the daemon made.",
+    help="What becomes of the endpoints that the daemon made.",
 )
 @click.option(
     "-l",
