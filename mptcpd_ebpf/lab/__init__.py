@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from mptcpd_ebpf.lab.impairment import Burst, Direction, Impairment
     from mptcpd_ebpf.lab.lab import Lab
     from mptcpd_ebpf.lab.live import LiveLink, LivePath
-    from mptcpd_ebpf.lab.schedule import RunningSchedule, Step
+    from mptcpd_ebpf.lab.running_schedule import RunningSchedule
+    from mptcpd_ebpf.lab.schedule import Step
     from mptcpd_ebpf.lab.topology import Bottleneck, Path, Topology
     from mptcpd_ebpf.lab.traffic import (
         Bulk,
@@ -41,7 +42,7 @@ _HOMES = {
     "Path": "topology",
     "RequestResponse": "traffic",
     "Running": "traffic",
-    "RunningSchedule": "schedule",
+    "RunningSchedule": "running_schedule",
     "ShortConnections": "traffic",
     "Step": "schedule",
     "Stream": "traffic",

@@ -22,7 +22,8 @@ from mptcpd_ebpf.lab.errors import LabError, UnavailableError
 from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.lab import Lab
 from mptcpd_ebpf.lab.live import LiveLink, LivePath
-from mptcpd_ebpf.lab.schedule import RunningSchedule, Step
+from mptcpd_ebpf.lab.running_schedule import RunningSchedule
+from mptcpd_ebpf.lab.schedule import Step
 from mptcpd_ebpf.lab.topology import Topology
 
 SCHEMA = 1

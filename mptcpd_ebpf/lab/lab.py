@@ -15,7 +15,8 @@ from mptcpd_ebpf.lab.errors import LabError, UnavailableError
 from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.live import LiveLink, LivePath
 from mptcpd_ebpf.lab.middlebox import set_up_nat
-from mptcpd_ebpf.lab.schedule import RunningSchedule, Step, action, check_step
+from mptcpd_ebpf.lab.running_schedule import RunningSchedule, action
+from mptcpd_ebpf.lab.schedule import Step, check_step
 from mptcpd_ebpf.lab.topology import Path, Topology, parse
 from mptcpd_ebpf.lab.traffic.results import (
     BulkResult,
@@ -93,6 +94,10 @@ class Lab:
         names = ", ".join(path.name for path in self.paths)
         raise LabError(f"there is no path {name!r}; there are {names}")
 
+    def _link(self, name: str | int) -> LiveLink:
+        """A bottleneck by its name, or a path by its name or number."""
+        return self.bottlenecks.get(str(name)) or self.path(name)
+
     # --- traffic
 
     @overload
@@ -114,11 +119,11 @@ class Lab:
     def do(self, step: Step) -> None:
         """Takes one step of a schedule at once, whatever its `at`."""
         check_step(step, f"path {step.path}")
-        action(self, step)()
+        action(self._link(step.path), step)()
 
     def schedule(self, steps: Sequence[Step] | None = None) -> RunningSchedule:
         """Starts a schedule of faults: the given one, or the topology's."""
-        running = RunningSchedule(self, self.topology.schedule if steps is None else steps)
+        running = RunningSchedule(self.topology.schedule if steps is None else steps, self._link)
         self._stack.callback(running.stop)
         return running
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A schedule under way: what its steps do to a lab's paths and bottlenecks, and when."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, assert_never
+
+from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.live import LiveLink, LivePath
+from mptcpd_ebpf.lab.schedule import Step, check_steps
+
+
+def action(link: LiveLink, step: Step) -> Callable[[], object]:
+    """What a step does to its path or bottleneck; LabError if that cannot have it done."""
+    fault = step.fault
+    if fault is None:
+        return lambda: link.set(direction=step.direction, **step.set)
+    if fault == "heal":
+        return link.heal
+    if fault == "blackhole":
+        return lambda: link.blackhole(step.direction)
+    if not isinstance(link, LivePath):
+        raise LabError(f"a bottleneck has no fault {fault!r}; it has blackhole, heal")
+    match fault:
+        case "carrier-off":
+            return lambda: link.carrier(False)
+        case "carrier-on":
+            return lambda: link.carrier(True)
+        case "remove-address":
+            return link.remove_address
+        case "restore-address":
+            return link.restore_address
+        case "remove-interface":
+            return link.remove_interface
+        case "restore-interface":
+            return link.restore_interface
+        case "router-off":
+            return link.power_off_router
+        case "router-on":
+            return link.power_on_router
+        case "expire-nat":
+            return link.expire_nat
+        case "strip-mptcp":
+            return lambda: link.strip_mptcp(step.direction)
+        case "drop-mptcp":
+            return lambda: link.drop_mptcp(*step.options, direction=step.direction)
+        case "inject-resets":
+            return link.inject_resets
+    assert_never(fault)
+
+
+class RunningSchedule:
+    """A schedule under way, in a thread of its own."""
+
+    def __init__(self, steps: Sequence[Step], find: Callable[[str | int], LiveLink]) -> None:
+        check_steps(steps)
+        self.steps = sorted(steps, key=lambda step: step.at)
+        self.done: list[tuple[int, Step]] = []
+        """(CLOCK_MONOTONIC nanoseconds after the change, step)."""
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+        self._actions = [action(find(step.path), step) for step in self.steps]
+        self._thread = threading.Thread(target=self._run, name="lab schedule", daemon=True)
+        self._thread.start()
+
+    def wait(self, timeout_s: float | None = None) -> list[tuple[int, Step]]:
+        """Until the last step is done; raises what a step raised."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise LabError(f"the schedule has not ended after {timeout_s:g} s")
+        if self._error is not None:
+            raise self._error
+        return self.done
+
+    def state(self) -> dict[str, Any]:
+        """How far it is: steps in all, steps done, and what went wrong, if anything."""
+        error = None if self._error is None else str(self._error)
+        return {"steps": len(self.steps), "done": len(self.done), "error": error}
+
+    def stop(self) -> None:
+        """No further steps."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        start = time.monotonic()
+        try:
+            for step, act in zip(self.steps, self._actions, strict=True):
+                if self._stop.wait(max(0.0, start + step.at - time.monotonic())):
+                    return
+                act()
+                self.done.append((time.monotonic_ns(), step))
+        except BaseException as error:
+            self._error = error
