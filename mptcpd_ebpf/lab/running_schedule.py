@@ -4,16 +4,16 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 from mptcpd_ebpf.lab.errors import LabError
 from mptcpd_ebpf.lab.live import LiveLink, LivePath
-from mptcpd_ebpf.lab.schedule import Step, check_steps
+from mptcpd_ebpf.lab.schedule import Fault, Step, check_steps
 
 
 def action(link: LiveLink, step: Step) -> Callable[[], object]:
     """What a step does to its path or bottleneck; LabError if that cannot have it done."""
-    fault = step.fault
+    fault = cast("Fault | None", step.fault)  # which check_step has seen to
     if fault is None:
         return lambda: link.set(direction=step.direction, **step.set)
     if fault == "heal":

@@ -47,7 +47,8 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Name or number of a path, or name of a bottleneck."""
     set: dict[str, Any] = field(default_factory=dict)
     """Impairment fields to change."""
-    fault: Fault | None = None
+    fault: str | None = None
+    """One of `FAULTS`."""
     direction: Direction = "both"
     options: list[str] = field(default_factory=list)
     """For drop-mptcp: which options."""

@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, cast
 
 import pytest
 
@@ -238,7 +237,7 @@ def test_a_schedule_that_cannot_be_is_refused_before_it_starts(make_mptcp_lab: M
     lab = make_mptcp_lab(TWO)
     for step, words in (
         (Step(at=1), "give either set or fault"),
-        (Step(at=1, fault=cast(Any, "flood")), "no fault 'flood'"),
+        (Step(at=1, fault="flood"), "no fault 'flood'"),
         (Step(at=-1, fault="heal"), "before the start"),
         (Step(at=1, path="dsl", fault="heal"), "there is no path 'dsl'"),
         (Step(at=1, set={"loss": 3}), "a path has no 'loss'"),
