@@ -23,6 +23,11 @@ def bpf_object(name: str) -> Path:
     return path
 
 
+def bpf_sources() -> Path:
+    """The folder of the probes' C sources, which bcc compiles on the spot."""
+    return _INSTALLED / "bpf" if _INSTALLED.is_dir() else _PACKAGE.parent / "bpf"
+
+
 def preload_library() -> Path:
     """The path of the library that `mptcpd_ebpf.mptcpize` puts before a program's libc.
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Puts what stands outside the package into the wheel.
 
-The BPF objects and the preload library (compiled here if they are not there yet) and
-the shipped plugins land under ``mptcpd_ebpf/_data``; ``mptcpd_ebpf.resources`` finds
-them there or in the source tree.  A wheel therefore installs without a compiler, and
-is for the architecture it was built on.
+The BPF objects and the preload library (compiled here if they are not there yet), the
+sources that bcc compiles on the spot and the shipped plugins land under
+``mptcpd_ebpf/_data``; ``mptcpd_ebpf.resources`` finds them there or in the source tree.
+A wheel therefore installs without a compiler, and is for the architecture it was built on.
 """
 
 import subprocess
@@ -27,6 +27,8 @@ class DataHook(BuildHookInterface):  # type: ignore[misc]
         included = build_data["force_include"]
         for built in sorted((root / "build" / "bpf").glob("*.bpf.o")):
             included[str(built)] = f"mptcpd_ebpf/_data/bpf/{built.name}"
+        for source in sorted((root / "bpf").rglob("*.[ch]")):
+            included[str(source)] = f"mptcpd_ebpf/_data/{source.relative_to(root)}"
         for built in sorted((root / "build" / "preload").glob("*.so")):
             included[str(built)] = f"mptcpd_ebpf/_data/preload/{built.name}"
         for folder in ("plugins", "etc", "systemd"):

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""bcc as a compiler of BPF programs: with no kernel headers, and out of this process.
+
+bcc (the distribution's ``python3-bpfcc``; what PyPI calls bcc is another package) brings
+clang as a library and insists on a kernel source folder, of which it includes eight files.
+``bpf/bcc`` stands in for it, so that what compiles here compiles on every host, whether it
+has ``linux-headers`` or not.  A program that wants to look into the kernel's structures
+declares them itself, at the offsets that BTF tells (`bcc_layouts`).
+
+Importing bcc takes some 120 MiB.  What lives on compiles in a child process and keeps only
+the instructions (`compile_functions`); a tool that runs for a while may have bcc itself
+(`open_bcc`).
+"""
+
+import base64
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from mptcpd_ebpf.resources import bpf_sources
+
+_KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
+_COMPILE_SECONDS = 300
+"""How long a compilation may take; an emulated machine needs most of a minute."""
+_MESSAGE_LINES = 5
+_environment = threading.Lock()
+
+
+class BccUnavailable(Exception):  # noqa: N818 — a state of the machine, not a bug
+    """bcc is not there or refuses; the text says why and what to do."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What the child process is asked to compile."""
+
+    text: str
+    flags: list[str]
+    functions: list[str]
+
+
+def _bcc() -> Any:
+    """bcc's module.  Raises BccUnavailable."""
+    try:
+        import bcc
+    except (ImportError, OSError) as error:
+        raise BccUnavailable(
+            f"bcc cannot be imported ({error}): install the distribution's python3-bpfcc and "
+            "run under its own Python"
+        ) from None
+    if not hasattr(bcc, "BPF"):
+        raise BccUnavailable(
+            f"{bcc.__file__} is not the BPF compiler collection but an unrelated package of "
+            "that name: uninstall it and install the distribution's python3-bpfcc"
+        )
+    return bcc
+
+
+@contextmanager
+def _stand_in() -> Iterator[None]:
+    """Points bcc at the stand-in headers, and comes back to the folder that bcc leaves."""
+    with _environment:
+        before, folder = os.environ.get(_KERNEL_SOURCE), os.getcwd()
+        os.environ[_KERNEL_SOURCE] = str(bpf_sources() / "bcc")
+        try:
+            yield
+        finally:
+            os.chdir(folder)
+            if before is None:
+                del os.environ[_KERNEL_SOURCE]
+            else:
+                os.environ[_KERNEL_SOURCE] = before
+
+
+def open_bcc(text: str, flags: Sequence[str] = ()) -> Any:
+    """A ``bcc.BPF`` of a program; its compiler's messages go to stderr.
+
+    flags: of clang, ``-DNAME=VALUE`` and the like.
+
+    Raises BccUnavailable.
+    """
+    bcc = _bcc()
+    # The program's own words win over what bcc puts before it.
+    arguments = [*flags, "-Wno-macro-redefined"]
+    with _stand_in():
+        try:
+            return bcc.BPF(text=text.encode(), cflags=arguments)
+        except Exception as error:  # bcc raises nothing more special
+            raise BccUnavailable(f"bcc refuses the program: {error}") from None
+
+
+def compile_functions(
+    text: str, functions: Sequence[str], defines: Mapping[str, int] | None = None
+) -> dict[str, bytes]:
+    """The instructions of each of `functions`, not yet loaded; bcc's memory is not kept.
+
+    `text` names maps by ``bpf_pseudo_fd(1, FD)``: there are no relocations.  It includes
+    files of ``bpf/`` by their names.
+
+    Raises BccUnavailable, with the compiler's first words.
+    """
+    flags = [f"-D{name}={value}" for name, value in (defines or {}).items()]
+    order = Order(text, [f"-I{bpf_sources()}", *flags], list(functions))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __spec__.name],
+            input=msgspec.json.encode(order),
+            capture_output=True,
+            timeout=_COMPILE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BccUnavailable(f"bcc's compiler: {error}") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        # An error of the compiler stands first, one of ours last.
+        kept = [line for line in said if "error:" in line][:_MESSAGE_LINES] or said[-1:]
+        raise BccUnavailable("; ".join(kept) or f"bcc's compiler ended with {done.returncode}")
+    return msgspec.json.decode(done.stdout, type=dict[str, bytes])
+
+
+def _serve() -> None:
+    """The child process: an `Order` comes in, the instructions of its functions go out."""
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+    try:
+        module = open_bcc(order.text, order.flags)
+        codes = {name: base64.b64encode(module.dump_func(name)) for name in order.functions}
+    except BccUnavailable as error:
+        sys.exit(str(error))
+    sys.stdout.write(msgspec.json.encode({n: c.decode() for n, c in codes.items()}).decode())
+
+
+if __name__ == "__main__":
+    _serve()
