@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Debian's mptcpd and this daemon, each in a lab of its own, started with the same options.
+
+Both are started before anything is measured and stay; measurements alternate between
+them.  The daemons run on one processor and whoever measures on another, so that the
+scheduler's choice of a processor is no part of a figure.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from msgspec import Struct
+
+from mptcpd_ebpf.kernel.pm_client import PmClient
+from mptcpd_ebpf.lab import Lab, LabError, Path
+
+MPTCPD = "/usr/libexec/mptcpd"
+CONFIGURATION = "/etc/mptcpd/mptcpd.conf"
+NAMES = ("mptcpd", "ours")
+LIMIT = "8"
+"""The highest the kernel takes: room for joins at the server."""
+
+_DEADLINE_S = 20.0
+
+
+class Side(Struct, frozen=True):
+    """One of the two at work."""
+
+    lab: Lab
+    process: subprocess.Popen[bytes]
+
+
+def commands(name: str, plugin: str, control: str) -> list[str]:
+    """What starts one of the two."""
+    options = [f"--path-manager={plugin}", f"--load-plugins={plugin}", "--addr-flags=subflow"]
+    options.append("--notify-flags=existing,skip_link_local,skip_loopback")
+    if name == "mptcpd":
+        return [MPTCPD, *options]
+    ours = [sys.executable, "-m", "mptcpd_ebpf", "daemon", "--mptcpd-conf", CONFIGURATION]
+    return [*ours, *options, "--control", control]
+
+
+@contextmanager
+def both(plugin: str, folder: str, paths: Sequence[Path], ip: str = "4") -> Iterator[list[Side]]:
+    """mptcpd and ours with one plugin, ready, in labs with these paths."""
+    if not os.path.exists(MPTCPD):
+        raise LabError(f"{MPTCPD} is not here: apt-get install mptcpd")
+    with ExitStack() as stack:
+        sides = []
+        for name in NAMES:
+            lab = stack.enter_context(Lab(paths=paths, ip=ip))
+            if plugin == "sspi":
+                lab.client.sysctl("mptcp.pm_type", 1)
+            limits = ["subflows", LIMIT, "add_addr_accepted", LIMIT]
+            lab.server.run(["ip", "mptcp", "limits", "set", *limits])
+            argv = commands(name, plugin, f"{folder}/{name}-{plugin}.sock")
+            sides.append(Side(lab, stack.enter_context(_started(lab, argv))))
+        yield sides
+
+
+@contextmanager
+def _started(lab: Lab, argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    here = os.sched_getaffinity(0)
+    process = lab.client.popen(
+        argv,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: os.sched_setaffinity(0, {max(here)}),
+    )
+    try:
+        _wait_until_listening(lab, process)
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _wait_until_listening(lab: Lab, process: subprocess.Popen[bytes]) -> None:
+    """Until it has worked off what was there: the endpoint of the first path, or its silence."""
+    deadline = time.monotonic() + _DEADLINE_S
+    with lab.client.entered(), PmClient() as pm:
+        userspace = lab.client.sysctl("mptcp.pm_type") == "1"
+        while not (_idle(process.pid) if userspace else pm.endpoints()):
+            if process.poll() is not None:
+                raise LabError(f"{process.args!r} ended with {process.returncode}")
+            if time.monotonic() > deadline:
+                raise LabError(f"{process.args!r} is not ready after {_DEADLINE_S:g} s")
+            time.sleep(0.01)
+
+
+def _idle(pid: int) -> bool:
+    """Whether a process has used no processor time for a while."""
+    before = cpu_seconds(pid)
+    time.sleep(0.5)
+    return before > 0 and cpu_seconds(pid) == before
+
+
+@contextmanager
+def on_own_processor() -> Iterator[None]:
+    """The calling process leaves the daemons' processor to them."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, to the nanosecond (/proc/PID/schedstat)."""
+    with open(f"/proc/{pid}/schedstat") as file:
+        return int(file.read().split()[0]) / 1e9
