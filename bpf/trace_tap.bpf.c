@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause)
 /*
- * A socket filter: of all packets lets through what signals, not what carries data.
+ * Tracing: of all packets tells those that signal, not those that carry data.
  *
- * For a packet socket of type SOCK_DGRAM, so that a packet begins with its IP header.
- * Kept are TCP segments with SYN or RST, and those with an MPTCP option (kind 30,
+ * Told are TCP segments with SYN or RST, and those with an MPTCP option (kind 30,
  * RFC 8684, 3) other than an ordinary DSS; a DSS with a mapping of length 0 is the
  * infinite mapping of a fallback (RFC 8684, 3.7).  IPv6 extension headers are not
  * followed.
+ *
+ * The packets are looked at where the kernel hands them over (net/core/dev.c): a packet
+ * socket would have every one of them cloned before its filter may say no.
  */
 #include "kernel.h"
 
@@ -16,21 +18,73 @@
 #define MPTCP_KIND 30
 #define DSS_SUBTYPE 2
 #define SYN_OR_RST 0x06
-#define WHOLE_HEADERS 160
+#define HEADERS_MOST 128 /* IP and TCP, both with all options: 120 */
+#define PIECE 16
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* The options of a segment, room behind them for reading over their end. */
-struct walk {
-	u8 options[OPTIONS_MOST + 32];
-	u32 length;
-	u32 at;
-	u32 verdict;
+struct trace_packet {
+	u64 at;	     /* CLOCK_MONOTONIC, ns */
+	u32 length;  /* of headers[]; what is behind the packet's end is no part of it */
+	u8 outgoing;
+	u8 headers[HEADERS_MOST]; /* from the IP header on */
 };
 
-static __always_inline bool is_infinite(u8 *option, u32 room)
+struct trace_lost {
+	u64 packets; /* the ring buffer was full */
+};
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct net_device___trace {
+	possible_net_t nd_net;
+};
+
+struct sk_buff___trace {
+	struct net_device___trace *dev;
+	unsigned int len, data_len;
+	__be16 protocol;
+	u16 network_header;
+	unsigned int tail;
+	unsigned char *head, *data;
+};
+
+/* Any sixteen bytes of memory: the kernel's own type for that. */
+struct in6_addr___trace {
+	union {
+		u8 u6_addr8[PIECE];
+		__be32 u6_addr32[PIECE / 4];
+	} in6_u;
+};
+
+#pragma clang attribute pop
+
+/* Chosen by user space before loading. */
+const volatile u32 own_netns = 0; /* inode of the namespace to keep to, 0: all */
+
+struct trace_lost lost = {};
+
+/* Nothing else makes the compiler write this layout into the BTF. */
+const struct trace_packet *packet_layout = 0;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20); /* user space may choose another size */
+} records SEC(".maps");
+
+static __always_inline u8 byte_at(u64 address)
 {
-	u8 flags = option[3];
+	return see(as(in6_addr___trace, address), in6_u.u6_addr8[0]);
+}
+
+struct walk {
+	u64 at, end;
+	bool signals;
+};
+
+static __always_inline bool is_infinite(u64 option, u8 size)
+{
+	u8 flags = byte_at(option + 3);
 	u32 at = 4;
 
 	if (!(flags & 0x04)) /* no mapping */
@@ -38,63 +92,109 @@ static __always_inline bool is_infinite(u8 *option, u32 room)
 	if (flags & 0x01)
 		at += flags & 0x02 ? 8 : 4; /* data ack */
 	at += (flags & 0x08 ? 8 : 4) + 4;   /* data and subflow sequence number */
-	return at + 2 <= room && !option[at] && !option[at + 1];
+	return at + 2 <= size && !byte_at(option + at) && !byte_at(option + at + 1);
 }
 
 static long look_at_option(u32 number, struct walk *walk)
 {
-	u32 at = walk->at;
+	u64 at = walk->at;
 	u8 kind, size;
 
-	if (at >= OPTIONS_MOST || at >= walk->length)
+	if (at >= walk->end)
 		return 1;
-	kind = walk->options[at];
-	size = walk->options[at + 1];
+	kind = byte_at(at);
 	if (kind == 1) { /* padding */
 		walk->at = at + 1;
 		return 0;
 	}
+	size = byte_at(at + 1);
 	if (!kind || size < 2)
 		return 1;
-	if (kind == MPTCP_KIND && (walk->options[at + 2] >> 4 != DSS_SUBTYPE ||
-				   is_infinite(&walk->options[at], size))) {
-		walk->verdict = WHOLE_HEADERS;
+	if (kind == MPTCP_KIND &&
+	    (byte_at(at + 2) >> 4 != DSS_SUBTYPE || is_infinite(at, size))) {
+		walk->signals = true;
 		return 1;
 	}
 	walk->at = at + size;
 	return 0;
 }
 
-SEC("socket")
-int signals(struct __sk_buff *skb)
+/* Whether the TCP header at an address is worth telling of. */
+static __always_inline bool signals(u64 tcp)
 {
 	struct walk walk = {};
-	u8 first, next, offset, flags;
-	u32 tcp;
+
+	if (byte_at(tcp + 13) & SYN_OR_RST)
+		return true;
+	walk.at = tcp + 20;
+	walk.end = tcp + (byte_at(tcp + 12) >> 4) * 4;
+	if (walk.at < walk.end)
+		bpf_loop(OPTIONS_MOST, look_at_option, &walk, 0);
+	return walk.signals;
+}
+
+static __noinline int tell(u64 ip, u32 length, bool outgoing)
+{
+	struct trace_packet *packet = bpf_ringbuf_reserve(&records, sizeof(*packet), 0);
+	u32 *words;
+
+	if (!packet) {
+		__sync_fetch_and_add(&lost.packets, 1);
+		return 0;
+	}
+	words = (u32 *)packet->headers;
+	packet->at = bpf_ktime_get_ns();
+	packet->length = length < HEADERS_MOST ? length : HEADERS_MOST;
+	packet->outgoing = outgoing;
+	for (int piece = 0; piece < HEADERS_MOST / PIECE; piece++) {
+		struct in6_addr___trace *from = as(in6_addr___trace, ip + piece * PIECE);
+
+		words[piece * 4] = see(from, in6_u.u6_addr32[0]);
+		words[piece * 4 + 1] = see(from, in6_u.u6_addr32[1]);
+		words[piece * 4 + 2] = see(from, in6_u.u6_addr32[2]);
+		words[piece * 4 + 3] = see(from, in6_u.u6_addr32[3]);
+	}
+	bpf_ringbuf_submit(packet, 0);
+	return 0;
+}
+
+static __always_inline int look_at(struct sk_buff___trace *skb, u64 ip, u32 length, bool outgoing)
+{
+	u32 start;
+	u8 next;
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (bpf_skb_load_bytes(skb, 0, &first, 1) || bpf_skb_load_bytes(skb, 9, &next, 1))
-			return 0;
-		tcp = (first & 0xf) * 4;
+		start = (byte_at(ip) & 0xf) * 4;
+		next = byte_at(ip + 9);
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if (bpf_skb_load_bytes(skb, 6, &next, 1))
-			return 0;
-		tcp = 40;
+		start = 40;
+		next = byte_at(ip + 6);
 	} else {
 		return 0;
 	}
-	if (next != IPPROTO_TCP || bpf_skb_load_bytes(skb, tcp + 12, &offset, 1) ||
-	    bpf_skb_load_bytes(skb, tcp + 13, &flags, 1))
+	if (next != IPPROTO_TCP || length < start + 20)
 		return 0;
-	if (flags & SYN_OR_RST)
-		return WHOLE_HEADERS;
-	walk.length = (offset >> 4) * 4;
-	if (walk.length <= 20)
-		return 0;
-	walk.length -= 20;
-	if (walk.length > OPTIONS_MOST ||
-	    bpf_skb_load_bytes(skb, tcp + 20, walk.options, walk.length))
-		return 0;
-	bpf_loop(OPTIONS_MOST, look_at_option, &walk, 0);
-	return walk.verdict;
+	if (own_netns) {
+		struct net_device___trace *device = as(net_device___trace, (u64)skb->dev);
+		struct net *net = as(net, see(device, nd_net.net));
+
+		if (see(net, ns.inum) != own_netns)
+			return 0;
+	}
+	return signals(ip + start) ? tell(ip, length, outgoing) : 0;
+}
+
+SEC("tp_btf/net_dev_queue")
+int BPF_PROG(packet_leaves, struct sk_buff___trace *skb)
+{
+	u32 start = skb->network_header; /* from the head on, as the tail is */
+
+	return look_at(skb, (u64)skb->head + start, skb->tail - start, true);
+}
+
+/* Here the network header's place is not noted yet; it is where the data begins. */
+SEC("tp_btf/netif_receive_skb")
+int BPF_PROG(packet_arrives, struct sk_buff___trace *skb)
+{
+	return look_at(skb, (u64)skb->data, skb->len - skb->data_len, false);
 }

@@ -194,14 +194,14 @@ class Fallbacks:
         return None
 
 
-def trace_fallback(trace: Trace, _constants: dict[str, int]) -> Summary:
-    tap = trace.open(Tap())
-    trace.means += [tap.hook, "MPTcpExt counters"]
+def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
+    tap = trace.open(Tap(constants["own_netns"]))
+    trace.means += [*tap.hooks(), "MPTcpExt counters"]
     trace.directory.look()
     fallbacks = Fallbacks(trace)
 
     def read() -> None:
-        for signal in tap.read():
+        for signal in tap.signals():
             fallbacks.hear(signal)
 
     trace.watch(tap, read)

@@ -283,8 +283,8 @@ def _silent(attempt: Attempt) -> list[str]:
 
 def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
     kernel = trace.open(KernelSide("trace", ("state_changed",), constants))
-    tap = trace.open(Tap())
-    trace.means += [*kernel.hooks(), tap.hook, "MPTcpExt counters"]
+    tap = trace.open(Tap(constants["own_netns"]))
+    trace.means += [*kernel.hooks(), *tap.hooks(), "MPTcpExt counters"]
     trace.directory.look()
     kinds = kernel.enumeration("trace_kind")
     joins = Joins(trace)
@@ -294,7 +294,7 @@ def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
         records = kernel.read("trace_record")
         for record in records:
             trace.directory.of_record(record)
-        for signal in tap.read():
+        for signal in tap.signals():
             joins.hear(signal)
         for record in records:
             joins.take(record, kinds[record["kind"]])

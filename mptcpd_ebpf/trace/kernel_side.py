@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from ctypes import c_size_t, c_uint32
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from mptcpd_ebpf.probes.btf import Btf, Layout
 from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF, ProbesUnavailable, may_load
@@ -46,7 +46,6 @@ class KernelSide:
     ) -> None:
         """Loads the `programs` of bpf/NAME.bpf.c (None: all), with `constants` set, and attaches.
 
-        A socket filter is loaded and not attached: see `descriptor`.
         Raises ProbesUnavailable.
         """
         self._links: list[int] = []
@@ -99,8 +98,7 @@ class KernelSide:
                 "ring_buffer__new", bpf.bpf_map__fd(ring), self._callback, None, None
             )
         for handle, program in self._programs():
-            section = bpf.bpf_program__section_name(handle)
-            if (chosen is None or program in chosen) and section != b"socket":
+            if chosen is None or program in chosen:
                 self._links.append(bpf.pointer("bpf_program__attach", handle))
 
     def _programs(self) -> Iterator[tuple[int, str]]:
@@ -184,13 +182,6 @@ class KernelSide:
         lost: dict[str, int] = self.decode("trace_lost", self.variable("lost"))
         return lost
 
-    def descriptor(self, program: str) -> int:
-        """The descriptor of a loaded program."""
-        handle = self._bpf.pointer(
-            "bpf_object__find_program_by_name", self._object, program.encode()
-        )
-        return self._bpf.number("bpf_program__fd", handle)
-
     def hooks(self) -> list[str]:
         """Where the loaded programs are attached: ``tp_btf/tcp_probe`` …"""
         return [
@@ -219,7 +210,7 @@ class KernelSide:
             os.close(self._statistics)
             self._statistics = -1
 
-    def __enter__(self) -> "KernelSide":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -118,13 +118,13 @@ class Resets:
 def trace_resets(trace: Trace, constants: dict[str, int]) -> Summary:
     programs = ("state_changed", "reset_sent", "reset_received", "destroyed")
     kernel = trace.open(KernelSide("trace", programs, constants))
-    tap = trace.open(Tap())
-    trace.means += [*kernel.hooks(), tap.hook]
+    tap = trace.open(Tap(constants["own_netns"]))
+    trace.means += [*kernel.hooks(), *tap.hooks()]
     trace.directory.look()
     resets = Resets(trace, kernel.enumeration("trace_kind"), kernel_reasons())
 
     def read_both() -> None:
-        signals = tap.read()
+        signals = tap.signals()
         records = kernel.read("trace_record")
         for signal in signals:
             resets.hear(signal)

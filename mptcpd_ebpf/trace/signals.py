@@ -106,7 +106,6 @@ class Signal(NamedTuple):
     at: int
     """CLOCK_MONOTONIC, nanoseconds."""
     outgoing: bool
-    interface: str
     local: SockAddr
     remote: SockAddr
     flags: Flag
@@ -129,7 +128,7 @@ class Signal(NamedTuple):
         return bool(self.flags & Flag.RST)
 
 
-def read(packet: bytes, *, at: int, outgoing: bool, interface: str) -> Signal | None:
+def read(packet: bytes, *, at: int, outgoing: bool) -> Signal | None:
     """The signal in an IP packet; None if it is no whole TCP header."""
     if len(packet) < 40:
         return None
@@ -149,7 +148,6 @@ def read(packet: bytes, *, at: int, outgoing: bool, interface: str) -> Signal | 
     return Signal(
         at=at,
         outgoing=outgoing,
-        interface=interface,
         local=sender if outgoing else receiver,
         remote=receiver if outgoing else sender,
         flags=Flag(flags & 31),
