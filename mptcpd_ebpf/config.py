@@ -18,6 +18,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -152,6 +153,15 @@ class Config(_Section, frozen=True):
         """Every plugin that is named anywhere, each once."""
         named = [rule.plugin for rule in self.rules if rule.plugin is not None]
         return tuple(dict.fromkeys([*self.path_managers, *self.load_plugins, *named]))
+
+
+def fixed_at_start(running: Config, wanted: Config) -> list[str]:
+    """The keys that differ and that a reload cannot change: their sockets and probes are open."""
+    return [
+        key
+        for key in ("control", "metrics", "probes.backend")
+        if attrgetter(key)(running) != attrgetter(key)(wanted)
+    ]
 
 
 class ConfigError(Failure):

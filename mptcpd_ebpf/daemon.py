@@ -17,31 +17,30 @@ import signal
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from mptcpd_ebpf import __version__, by_hand, logs, plugin_loader, view, words
+from mptcpd_ebpf import __version__, by_hand, logs, plugin_loader, plugin_set, view, words
 from mptcpd_ebpf.borrowed_setting import BorrowedSetting
 from mptcpd_ebpf.budget import HandlerBudget
-from mptcpd_ebpf.config import Config, OnExit, Settings
+from mptcpd_ebpf.config import Config, OnExit, Settings, fixed_at_start
 from mptcpd_ebpf.control import ControlServer, epoch_ns
 from mptcpd_ebpf.control_client import default_path
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     BY_HAND,
     Decision,
+    KernelCommand,
     ReadEndpoints,
     RequestSample,
     TableCommand,
     WakeAt,
 )
-from mptcpd_ebpf.core.engine import Engine, Outcome, Serve
-from mptcpd_ebpf.core.model import World
+from mptcpd_ebpf.core.engine import Engine, Outcome
 from mptcpd_ebpf.core.plugin import Plugin
-from mptcpd_ebpf.core.serving import Serving
+from mptcpd_ebpf.doors import Doors
 from mptcpd_ebpf.ears import Ears, Source
 from mptcpd_ebpf.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
@@ -58,7 +57,7 @@ from mptcpd_ebpf.schema import (
     LimitsView,
     Status,
 )
-from mptcpd_ebpf.service_notify import notify
+from mptcpd_ebpf.service_notify import feed_watchdog, notify
 
 log = logging.getLogger("mptcpd-ebpf")
 
@@ -88,7 +87,7 @@ def run(settings: Settings) -> int:
 async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> int:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    plugins = build_plugins(config)
+    plugins = plugin_set.build(config)
     with Ears.open(config.probes) as ears, PmClient() as hands:
         daemon = Daemon(settings, config, ears, hands, budget)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,6 +99,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             daemon.start(control, plugins)
             try:
                 notify("READY=1")
+                feed_watchdog()
                 await stopping.wait()
                 notify("STOPPING=1")
             finally:
@@ -109,35 +109,6 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
     return ExitCode.OK
 
 
-def build_plugins(config: Config) -> list[Plugin]:
-    """The plugins that the configuration names, with their options."""
-    folder = Path(config.plugin_dir) if config.plugin_dir else None
-    plugins = []
-    for name in config.plugin_names:
-        found = plugin_loader.load(name, folder)
-        options = msgspec.convert(config.plugins.get(name, {}), found.Options)
-        try:
-            plugins.append(found(options))
-        except Exception as error:
-            raise Failure(
-                f"plugin {name}: making it raised {type(error).__name__}: {error}",
-                ExitCode.CONFIG,
-            ) from error
-    _refuse_mixed_modes(plugins)
-    return plugins
-
-
-def _refuse_mixed_modes(plugins: Sequence[Plugin]) -> None:
-    kernel = [plugin.name for plugin in plugins if plugin.mode == "kernel"]
-    userspace = [plugin.name for plugin in plugins if plugin.mode == "userspace"]
-    if kernel and userspace:
-        raise Failure(
-            f"plugins: {', '.join(kernel)} needs the in-kernel path manager and "
-            f"{', '.join(userspace)} the userspace one; a namespace has only one of them",
-            ExitCode.CONFIG,
-        )
-
-
 class Daemon:
     """One engine between the ears and the hands; what the control socket asks for."""
 
@@ -145,10 +116,11 @@ class Daemon:
         self, settings: Settings, config: Config, ears: Ears, hands: PmClient, budget: HandlerBudget
     ) -> None:
         self._settings = settings
-        self._config = config
+        self._started_with = self._config = config
         self._ears = ears
         self._pm = hands
         self._hands = EndpointLedger(hands)
+        self._doors = Doors()
         self._engine = Engine(
             destructive_per_second=config.limits.destructive_per_second,
             seed=int.from_bytes(os.urandom(8)),
@@ -163,7 +135,7 @@ class Daemon:
         self._started_at = time.time()
         self._timer: asyncio.TimerHandle | None = None
         self._control: ControlServer | None = None
-        self._answered_by_hand: CommandAnswer | None = None
+        self._done_by_hand: tuple[KernelCommand, CommandAnswer] | None = None
 
     def start(self, control: ControlServer, plugins: Sequence[Plugin]) -> None:
         """Takes up what lives already, then listens."""
@@ -202,13 +174,14 @@ class Daemon:
         self._refresh_endpoints()
         keep = self._engine.plugins if self._config.on_exit is OnExit.KEEP else ()
         self._carry_out(self._engine.stop(time.monotonic_ns(), keep))
+        self._doors.close()
         self._setting.give_back()
         log.info("stopped")
 
     def _install(self, plugins: Sequence[Plugin]) -> None:
         """Gives the engine the configuration and its plugins, which start from the model."""
         self._dispatch([ev.ConfigChanged(config=msgspec.to_builtins(self._config))])
-        serve = _serve_rule(self._config, plugins, self._engine.world)
+        serve = plugin_set.serving(self._config, plugins, self._engine.world)
         self._refresh_endpoints()
         self._carry_out(self._engine.reconfigure(plugins, serve, time.monotonic_ns()))
         self._drain()
@@ -258,6 +231,8 @@ class Daemon:
             self._lost(event)
             return
         self._carry_out(self._engine.handle(event, time.monotonic_ns()), event)
+        if isinstance(event, ev.ConnectionClosed | ev.Resynchronised):
+            self._doors.keep_only(self._engine.world.connections)
 
     def _lost(self, event: ev.EventsLost) -> None:
         count = self._events_lost[event.source] = self._events_lost.get(event.source, 0) + 1
@@ -314,11 +289,15 @@ class Daemon:
             self._queue.append(self._hands.read())
             return
         assert not isinstance(command, WakeAt)
-        if decision.plugin == BY_HAND:
-            answer = self._hands.execute_by_hand(command)
-            self._answered_by_hand = answer
-        else:
-            answer = self._hands.execute(command)
+        by_person = decision.plugin == BY_HAND
+        answer = self._doors.open_for(command)
+        if not isinstance(answer, CommandAnswer):
+            command = answer
+            execute = self._hands.execute_by_hand if by_person else self._hands.execute
+            answer = execute(command)
+            self._doors.settle(command, answer)
+        if by_person:
+            self._done_by_hand = (command, answer)
         if answer.errno:
             log.warning("%s: %s", words.action(command), answer.explanation)
         self._queue.append(
@@ -349,6 +328,7 @@ class Daemon:
             "netns": self._ears.netns,
             "started_at": self._started_at,
             "paused": self._engine.paused,
+            "waits_for_restart": fixed_at_start(self._started_with, self._config),
             "path_manager": sysctl.PathManagerSetting().current(),
             "plugins": [
                 {"name": plugin.name, "excluded": _why(self._engine, plugin.name)}
@@ -370,15 +350,15 @@ class Daemon:
         if isinstance(command, TableCommand):
             # The guard must know the table; nobody may have read it yet.
             self._dispatch([self._hands.read()])
-        self._answered_by_hand = None
+        self._done_by_hand = None
         self._dispatch([ev.CommandAsked(command=command)])
-        answer = self._answered_by_hand
+        done = self._done_by_hand
         if isinstance(command, TableCommand):
             self._dispatch([self._hands.read()])
-        if answer is None:
+        if done is None:
             refused = next(d.refused for d in reversed(self._decisions) if d.plugin == BY_HAND)
             return by_hand.carried_out(command, "daemon", None, refused or "")
-        return by_hand.carried_out(command, "daemon", *answer)
+        return by_hand.carried_out(done[0], "daemon", *done[1])
 
     async def endpoints(self) -> Endpoints:
         return by_hand.endpoints(self._pm.endpoints())
@@ -396,7 +376,7 @@ class Daemon:
 
     async def reload(self) -> None:
         config = self._settings.load(plugin_loader.options_of)
-        plugins = build_plugins(config)
+        plugins = plugin_set.build(config)
         try:
             self._set_path_manager(plugins)
         except KernelError as error:
@@ -406,6 +386,10 @@ class Daemon:
         self._install(plugins)
         logs.set_up(config.log, config.log_level)
         log.info("configuration reloaded")
+        if fixed := fixed_at_start(self._started_with, config):
+            log.warning(
+                "changed, but as before until the daemon is restarted: %s", ", ".join(fixed)
+            )
 
     def reload_or_complain(self) -> None:
         """SIGHUP: like the control socket's reload, with the mistakes told in the log."""
@@ -416,17 +400,6 @@ class Daemon:
             await self.reload()
         except Failure as failure:
             log.error("configuration not reloaded, the old one stays: %s", failure)
-
-
-def _serve_rule(config: Config, plugins: Sequence[Plugin], world: World) -> Serve:
-    """By rules, else by the named default, else by the loaded plugin that comes first."""
-    default = config.default_plugin
-    if default is None and config.load_plugins:
-        default = max(
-            (plugin for plugin in plugins if plugin.name in config.load_plugins),
-            key=lambda plugin: plugin.priority,
-        ).name
-    return Serving(world, config.rules, default)
 
 
 def _named(other: others.Manager) -> tuple[str, int | str, str]:

@@ -189,6 +189,8 @@ class Status(TypedDict):
     started_at: float
     """Seconds since 1970 (UTC)."""
     paused: bool
+    waits_for_restart: list[str]
+    """Keys of the configuration that a reload found changed and could not take up."""
     path_manager: str | None
     """The kernel's for new connections: ``kernel``, ``userspace``; null if unreadable."""
     plugins: list[PluginView]

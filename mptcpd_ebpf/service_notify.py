@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tells the service manager how we are (sd_notify(3)); without one, nothing happens."""
+"""Tells the service manager how we are (sd_notify(3)); without one, nothing happens.
 
+A watchdog, where it wants one (sd_watchdog_enabled(3)), is fed from the event loop: what
+stops the loop for good, such as a plugin inside a C call that never returns, stops the
+feeding, and the service manager starts the daemon anew.
+"""
+
+import asyncio
 import os
 import socket
 
@@ -16,3 +22,25 @@ def notify(state: str) -> None:
             sock.sendto(state.encode(), address)
     except OSError:
         pass  # a service manager that does not listen is no reason to stop serving
+
+
+def feed_watchdog() -> None:
+    """Feeds the service manager's watchdog from the running loop, twice in its interval."""
+    interval_us = _watchdog_us()
+    if interval_us:
+        _feed(asyncio.get_running_loop(), interval_us / 2e6)
+
+
+def _feed(loop: asyncio.AbstractEventLoop, pause_s: float) -> None:
+    notify("WATCHDOG=1")
+    loop.call_later(pause_s, _feed, loop, pause_s)
+
+
+def _watchdog_us() -> int:
+    """Its interval in microseconds, 0 if there is none for this process."""
+    try:
+        meant_for = int(os.environ.get("WATCHDOG_PID", os.getpid()))
+        interval = int(os.environ.get("WATCHDOG_USEC", 0))
+    except ValueError:
+        return 0
+    return interval if meant_for == os.getpid() and interval > 0 else 0

@@ -37,7 +37,8 @@ def action(command: AnyCommand) -> str:
             verb = "demote" if command.backup else "restore"
             return f"{verb} {command.local} → {command.remote}{_of(command.token)}"
         case AnnounceAddress():
-            return f"announce {command.ip} as id {command.address_id}{_of(command.token)}"
+            port = f" port {command.port}" if command.port else ""
+            return f"announce {command.ip}{port} as id {command.address_id}{_of(command.token)}"
         case WithdrawAddress():
             return f"withdraw address id {command.address_id}{_of(command.token)}"
         case AddEndpoint():

@@ -125,7 +125,13 @@ class Adaptive(Plugin):
             longest_pause=self.options.trial_pause_max_ms * MS,
             take_back=self._take_back,
         )
+        deadline = ctx.now + self.options.join_timeout_ms * MS
         for connection in ctx.served():
+            for local_ip, remote in connection.joins_under_way():
+                # Asked for before a reload; what is a backup there was a trial.
+                if not connection.joins.get((local_ip, remote)):
+                    self.book.joins[connection.token, local_ip] = deadline
+                    yield WakeAt(at=deadline, reason="the join may need another try")
             yield from self._join_missing(ctx, connection)
 
     def exit(self, ctx: Context) -> Iterator[Command]:

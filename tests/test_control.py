@@ -77,6 +77,7 @@ class Source:
             "netns": 2,
             "started_at": 3.5,
             "paused": self.paused,
+            "waits_for_restart": [],
             "path_manager": None,
             "plugins": [],
             "probes": {"backend": "netlink", "reason": "asked for", "lost": {"ring": 4}},

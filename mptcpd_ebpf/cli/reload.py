@@ -5,6 +5,7 @@ import click
 
 from mptcpd_ebpf import control_client
 from mptcpd_ebpf.cli import _options
+from mptcpd_ebpf.schema import Status
 
 
 @click.command()
@@ -13,7 +14,12 @@ def command(control: str | None) -> None:
     """Read configuration and plugins anew.
 
     Everything is checked first; if something is wrong, every mistake is shown and the
-    daemon goes on as before (exit code 78).
+    daemon goes on as before (exit code 78).  Where the control socket and the metrics are
+    and which probes are loaded can only be changed by a restart; that is told.
     """
-    control_client.post(control or control_client.default_path(), "/v1/reload")
+    status: Status = control_client.post(control or control_client.default_path(), "/v1/reload")
     click.echo("reloaded")
+    if fixed := ", ".join(status["waits_for_restart"]):
+        click.echo(
+            f"mptcpd-ebpf: changed, but as before until the daemon is restarted: {fixed}", err=True
+        )

@@ -68,6 +68,11 @@ class AnnounceAddress(Command, frozen=True):
     ip: str
     address_id: AddressId
     port: Port = 0
+    """Where the peer is to join; 0 names none, and it takes the connection's own."""
+    listen: bool = False
+    """The daemon listens at the port, so that joins find a door, until the address is withdrawn
+    or the connection ends; with port 0 at one that the kernel chooses, which is announced.
+    `PmClient` alone does not listen."""
     if_index: IfIndex = 0
 
 

@@ -185,6 +185,10 @@ class Engine:
                 outcome.decisions += resumed.decisions
                 outcome.faults += resumed.faults
         else:
+            if isinstance(event, ev.ConfigChanged):
+                rate = event.config.get("limits", {}).get("destructive_per_second")
+                if rate is not None:
+                    self._guard.set_rate(rate)
             for notice in self._tracker.apply(event, now):
                 self._tell(outcome, notice, now)
         for notice in self._tracker.expire(now):

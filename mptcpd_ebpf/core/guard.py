@@ -38,6 +38,11 @@ class Guard:
         self._filled_at = 0
         self._leaving: dict[tuple[int, SubflowKey], int] = {}
 
+    def set_rate(self, destructive_per_second: int) -> None:
+        """What was saved up beyond the new rate is lost."""
+        self._rate = destructive_per_second
+        self._tokens = min(self._tokens, float(destructive_per_second))
+
     def refusal(self, command: Command, world: World, now: int) -> str | None:
         """Why `command` must not be carried out; None if it may."""
         match command:

@@ -87,9 +87,16 @@ class Joins:
         for want in wants:
             if is_ipv6(want.local_ip) != is_ipv6(want.remote.ip):
                 continue
-            slot = self._slots.setdefault((connection.token, want.local_ip, want.remote), _Slot())
+            name = (connection.token, want.local_ip, want.remote)
+            known = name in self._slots
+            slot = self._slots.setdefault(name, _Slot())
             missing = want.number - slot.under_way - self._there(connection, want)
             if missing <= 0:
+                continue
+            if not known and (want.local_ip, want.remote) in connection.joins_under_way():
+                # Asked for before a reload, or by a person: it gets its time to be answered.
+                slot.under_way, slot.deadline = missing, ctx.now + ANSWER_WITHIN
+                yield WakeAt(at=slot.deadline, reason="were the joins answered?")
                 continue
             if slot.next_at > ctx.now:
                 yield WakeAt(at=slot.next_at, reason="the next try")

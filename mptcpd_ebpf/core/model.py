@@ -102,6 +102,15 @@ class Connection:
     def usable_subflows(self) -> list[Subflow]:
         return [subflow for subflow in self.subflows.values() if subflow.usable]
 
+    def joins_under_way(self) -> list[tuple[str, SockAddr]]:
+        """Regular and backup joins that somebody asked for and that are not answered yet."""
+        seen = [
+            (subflow.local.ip, subflow.remote)
+            for subflow in self.subflows.values()
+            if subflow.state is State.OPENING and not subflow.initial
+        ]
+        return list(dict.fromkeys([*self.joins, *seen]))
+
 
 @dataclass(slots=True)
 class Link:

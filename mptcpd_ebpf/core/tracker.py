@@ -218,6 +218,8 @@ class Tracker:
         del connection.subflows[subflow.key]
         self._joining.pop(name_of(subflow), None)
         self._pairing.settle(subflow)
+        if subflow.state is State.OPENING:
+            connection.joins.pop((subflow.local.ip, subflow.remote), None)
         subflow.state = State.CLOSED
         notices = [Notice("subflow_closed", (connection, subflow), connection)]
         if subflow.measured is not None and subflow.measured.closed:

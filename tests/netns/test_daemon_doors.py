@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""An address announced with a port finds somebody listening there, for as long as it is announced.
+
+The peer is a kernel that is told to join the announced address and port.
+"""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.commands import CreateSubflow
+from mptcpd_ebpf.core.events import AddressAnnounced, AddressWithdrawn, SubflowEstablished
+from mptcpd_ebpf.kernel import diag
+from mptcpd_ebpf.lab import Host, Lab
+from tests.netns.daemon_process import RunningDaemon, command, daemon
+from tests.netns.mptcp_peers import Pair, Peer, connected, listen, peer
+from tests.waiting import until
+
+
+def inside(host: Host) -> tuple[str, ...]:
+    return ("nsenter", f"--net=/run/netns/{host.name}", "--")
+
+
+@contextmanager
+def served(lab: Lab, folder: Path) -> Iterator[tuple[RunningDaemon, Peer, Pair]]:
+    """A daemon on the server, a kernel as the client, and a connection between them."""
+    with (
+        peer(lab.client) as client,
+        peer(lab.server) as server,
+        connected(client, server, lab.paths[0].server_ip) as pair,
+        daemon(folder, "--probes=netlink", prefix=inside(lab.server)) as running,
+    ):
+        yield running, client, pair
+
+
+def announce(running: RunningDaemon, pair: Pair, *arguments: str) -> dict[str, Any]:
+    ended = running.ask("announce", f"{pair.at_server.token:08x}", *arguments, "--json")
+    assert ended.returncode == 0, ended.stderr
+    told: dict[str, Any] = json.loads(ended.stdout)["command"]
+    return told
+
+
+def doors(lab: Lab, ip: str) -> set[int]:
+    """The ports at which somebody listens on an address of the server."""
+    with lab.server.entered():
+        return {local.port for local in diag.listeners() if local.ip == ip}
+
+
+def join(client: Peer, pair: Pair, local_ip: str, remote: SockAddr) -> None:
+    """The client joins the announced address, and is let in."""
+    command = CreateSubflow(
+        token=pair.at_client.token, local_ip=local_ip, local_id=7, remote=remote, reason="test"
+    )
+    assert client.pm.execute_now(command) == (0, "")
+    client.heard.wait(SubflowEstablished, lambda e: e.remote == remote)
+
+
+def test_an_announced_port_is_listened_at_until_the_address_is_withdrawn(
+    mptcp_lab: Lab, tmp_path: Path
+) -> None:
+    ip = mptcp_lab.paths[1].server_ip
+    with served(mptcp_lab, tmp_path) as (running, client, pair):
+        told = announce(running, pair, ip, "--port", "any")
+        assert doors(mptcp_lab, ip) == {told["port"]}
+        assert (told["listen"], told["port"] > 1023) == (True, True)
+        heard = client.heard.wait(AddressAnnounced)
+        assert (heard.ip, heard.port) == (ip, told["port"])
+        join(client, pair, mptcp_lab.paths[1].client_ip, SockAddr(ip, told["port"]))
+        pair.exchange()
+
+        with mptcp_lab.client.entered():
+            stranger = socket.create_connection((ip, told["port"]), timeout=20)
+        with stranger:
+            assert stranger.recv(1) == b"", "a stranger is turned away"
+
+        withdrawn = running.ask("withdraw", f"{pair.at_server.token:08x}", str(told["address_id"]))
+        assert withdrawn.returncode == 0, withdrawn.stderr
+        assert client.heard.wait(AddressWithdrawn).address_id == told["address_id"]
+        assert doors(mptcp_lab, ip) == set()
+        pair.exchange()
+
+
+def test_a_door_is_shared_and_shut_when_its_last_connection_ends(
+    mptcp_lab: Lab, tmp_path: Path
+) -> None:
+    ip = mptcp_lab.paths[1].server_ip
+    with served(mptcp_lab, tmp_path) as (running, client, first):
+        told = announce(running, first, ip, "--port", "any")
+        port = str(told["port"])
+        with peer(mptcp_lab.server) as server:
+            with connected(client, server, mptcp_lab.paths[0].server_ip) as second:
+                assert str(announce(running, second, ip, "--port", port)["port"]) == port
+                assert str(announce(running, first, ip, "--port", port)["port"]) == port, "again"
+                token, id_ = f"{first.at_server.token:08x}", str(told["address_id"])
+                assert running.ask("withdraw", token, id_).returncode == 0
+                assert doors(mptcp_lab, ip) == {told["port"]}, "the second needs it"
+            until(lambda: doors(mptcp_lab, ip) == set(), "the second has ended")
+        other = announce(running, first, ip, "--port", "any")["port"]
+        assert doors(mptcp_lab, ip) == {other}
+        assert running.stop() == 0
+    assert doors(mptcp_lab, ip) == set()
+
+
+def test_what_the_kernel_refuses_leaves_no_door(mptcp_lab: Lab, tmp_path: Path) -> None:
+    ip = mptcp_lab.paths[1].server_ip
+    with served(mptcp_lab, tmp_path) as (running, _, pair):
+        refused = running.ask("announce", "00000001", ip, "--id", "3", "--port", "any")
+        assert refused.returncode == 1
+        assert "no connection of this namespace has that token" in refused.stderr
+        assert doors(mptcp_lab, ip) == set()
+
+        with listen(mptcp_lab.server, ip) as own:
+            port = str(own.getsockname()[1])
+            token = f"{pair.at_server.token:08x}"
+            taken = running.ask("announce", token, ip, "--port", port)
+            assert taken.returncode == 1
+            assert f"cannot listen on {ip}:{port}: something listens there" in taken.stderr
+            told = announce(running, pair, ip, "--port", port, "--no-listener")
+            assert (told["listen"], str(told["port"])) == (False, port)
+
+
+def test_without_a_daemon_nobody_could_go_on_listening(mptcp_lab: Lab) -> None:
+    prefix, ip = inside(mptcp_lab.server), mptcp_lab.paths[1].server_ip
+    for arguments, code, words in (
+        (["--port", "any"], 69, "there is no daemon that could listen"),
+        (["--no-listener"], 64, "--no-listener needs a --port"),
+        (["--port", "70000"], 64, "70000"),
+    ):
+        ended = command("announce", "12345678", ip, *arguments, prefix=prefix)
+        assert ended.returncode == code, ended
+        assert words in ended.stderr

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A reload takes up everything, or says what it cannot; it loses no event, connection or join."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf.lab import Lab, RequestResponse
+from mptcpd_ebpf.lab import Path as LabPath
+from tests.netns.daemon_host import (
+    PATIENCE_S,
+    connections,
+    daemon_in,
+    decisions,
+    status,
+    subflows,
+    until_carried_by,
+)
+from tests.netns.daemon_process import RunningDaemon, daemon
+from tests.waiting import until
+
+MakeLab = Callable[..., Lab]
+TALK = RequestResponse(interval_ms=10)
+
+
+def reloaded(running: RunningDaemon) -> None:
+    """SIGHUP, and the word that it is done."""
+    before = running.log.count("configuration reloaded")
+    os.kill(running.process.pid, signal.SIGHUP)
+    until(lambda: running.log.count("configuration reloaded") > before, "the reload", PATIENCE_S)
+
+
+def test_what_only_a_restart_changes_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("probes: {backend: netlink}\n")
+    with daemon(tmp_path, "--config", str(file)) as running:
+        file.write_text("probes: {backend: auto}\nmetrics: {enabled: true}\nlog_level: debug\n")
+        told = running.ask("reload")
+        assert (told.returncode, told.stdout) == (0, "reloaded\n")
+        words = "changed, but as before until the daemon is restarted: metrics, probes.backend"
+        assert told.stderr == f"mptcpd-ebpf: {words}\n"
+        assert f"WARNING {words}" in running.log
+        assert status(running)["waits_for_restart"] == ["metrics", "probes.backend"]
+        assert "metrics, probes.backend" in running.ask("status").stdout
+        file.write_text("probes: {backend: netlink}\n")
+        told = running.ask("reload")
+        assert (told.returncode, told.stderr) == (0, "")
+        assert status(running)["waits_for_restart"] == []
+
+
+@pytest.mark.parametrize("plugin", ["fullmesh", "adaptive", "sspi", "backup"])
+def test_a_join_under_way_is_neither_lost_nor_made_twice(
+    make_mptcp_lab: MakeLab, tmp_path: Path, plugin: str
+) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    first, second = lab.paths
+    second.blackhole()
+    with daemon_in(lab.client, tmp_path, f"--path-manager={plugin}") as running:
+        traffic = lab.start(TALK)
+        until(
+            lambda: bool(decisions(running, "CreateSubflow", ip=second.client_ip)),
+            "the join is under way",
+            PATIENCE_S,
+        )
+        for _ in range(3):
+            reloaded(running)
+        second.heal()
+        until(
+            lambda: (
+                {s["interface"] for s in subflows(running, traffic.token)}
+                == {first.client_if, second.client_if}
+            ),
+            f"both are used\n{running.log}",
+            PATIENCE_S,
+        )
+        until(
+            lambda: [s["state"] for s in subflows(running, traffic.token)] == ["established"] * 2,
+            f"one subflow on each\n{subflows(running, traffic.token)}\n{running.log}",
+            PATIENCE_S,
+        )
+        assert len(connections(running)) == 1
+        # It still hears: a connection made now is managed too.
+        another = lab.start(TALK)
+        if plugin != "backup":
+            until_carried_by(running, another.token, first, second)
+        assert another.stop().unanswered == 0
+        assert traffic.stop().unanswered == 0

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The daemon as a service manager sees it: what it says on ``$NOTIFY_SOCKET`` (sd_notify(3))."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns.daemon_process import NEW_NAMESPACE, daemon
+from tests.netns.own_plugins import plugin_folder
+from tests.waiting import until
+
+INTERVAL_US = 200_000
+
+# sum() over integers looks at no signal until it is done, here in some hours.
+BLOCKS = """
+from pathlib import Path
+
+from mptcpd_ebpf.plugin import Plugin
+
+
+class Blocks(Plugin):
+    name = "blocks"
+
+    def new_local_address(self, ctx, address):
+        Path({marker!r}).touch()
+        sum(range(10**13))
+"""
+
+
+class Manager:
+    """A service manager, as far as listening goes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "notify.sock")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def hear(self, within_s: float = 20.0) -> str | None:
+        """The next word; None if there is none."""
+        self._socket.settimeout(within_s)
+        try:
+            return self._socket.recv(4096).decode()
+        except TimeoutError:
+            return None
+
+    def forget(self) -> None:
+        """Everything said so far."""
+        self._socket.setblocking(False)
+        try:
+            while True:
+                self._socket.recv(4096)
+        except BlockingIOError:
+            pass
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    listening = Manager(tmp_path)
+    monkeypatch.setenv("NOTIFY_SOCKET", listening.path)
+    yield listening
+    listening.close()
+
+
+def test_it_says_when_it_is_ready_and_when_it_ends(
+    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A watchdog that is meant for another process is not ours to feed.
+    monkeypatch.setenv("WATCHDOG_USEC", "1000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    with daemon(tmp_path) as running:
+        assert manager.hear() == "READY=1"
+        assert running.stop() == 0
+        assert manager.hear() == "STOPPING=1"
+
+
+def test_the_watchdog_is_fed(
+    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", str(INTERVAL_US))
+    with daemon(tmp_path):
+        assert manager.hear() == "READY=1"
+        for _ in range(5):
+            assert manager.hear() == "WATCHDOG=1"
+
+
+def test_a_plugin_that_never_returns_from_c_starves_it(
+    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", str(INTERVAL_US))
+    marker = tmp_path / "blocked"
+    folder = plugin_folder(tmp_path, blocks=BLOCKS.format(marker=str(marker)))
+    options = ("--plugin-dir", str(folder), "--path-manager=blocks")
+    with daemon(tmp_path, *options, prefix=NEW_NAMESPACE) as running:
+        assert running.process.poll() is None
+        for argv in ("link set lo up", "addr add 192.0.2.1/32 dev lo"):
+            os.spawnvp(os.P_WAIT, "nsenter", [*running.inside, "ip", *argv.split()])
+        until(marker.exists, "the plugin blocks")
+        manager.forget()
+        assert manager.hear(within_s=10 * INTERVAL_US / 1e6) is None
+        running.process.kill()
