@@ -2,9 +2,10 @@
 """What the trace tools cost while a two-path transfer runs as fast as the machine can.
 
 Each tool states its own overhead (calls and time of its programs, counted by the kernel);
-that is scaled to 10 Gbit/s by the bytes that went.  What a packet socket costs beside its
-filter is not in it, but in the throughput.  The transfer's throughput is compared
-in pairs, without and with all tools, alternating.
+that is scaled to 10 Gbit/s by the bytes that went meanwhile.  What counting itself and the
+tools' processes cost is not in it, but in the throughput, which is compared within one
+transfer: a span with all tools between two spans without.  Hosts and routers share one
+machine here, so hooks that look at every packet are passed several times by each.
 """
 
 import json
@@ -12,7 +13,9 @@ import signal
 import statistics
 import subprocess
 import sys
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from bench._figures import Figure, median_interval, table
 from mptcpd_ebpf.lab import Bulk, Lab, Path
@@ -50,10 +53,7 @@ def run(quick: bool) -> str:
                 total <= _TARGET_PERCENT,
             )
         )
-        ratios = []
-        for _ in range(pairs):
-            without = lab.start(Bulk(seconds=seconds)).result().mbit
-            ratios.append(_traced(lab, list(TOOLS), seconds)[0] / without)
+        ratios = [_ratio(lab, list(TOOLS), seconds) for _ in range(pairs)]
     low, high = median_interval(ratios)
     middle = statistics.median(ratios)
     figures.append(
@@ -73,6 +73,36 @@ def _scaled(overhead: dict[str, float], mbit: float, seconds: float) -> float:
 
 def _traced(lab: Lab, tools: list[str], seconds: float) -> tuple[float, list[dict[str, float]]]:
     """Mbit/s of a transfer and each tool's own account of what it cost meanwhile."""
+    with _running(lab, tools) as processes:
+        mbit = lab.start(Bulk(seconds=seconds)).result().mbit
+        return mbit, [_overhead(process) for process in processes]
+
+
+def _ratio(lab: Lab, tools: list[str], seconds: float) -> float:
+    """Throughput while the tools run over that before and after."""
+    transfer = lab.start(Bulk())
+    try:
+        before = _span(seconds)
+        with _running(lab, tools) as processes:
+            during = _span(seconds)
+            for process in processes:
+                _overhead(process)
+        after = _span(seconds)
+    finally:
+        result = transfer.stop()
+    rates = [result.mbit_between(*span) for span in (before, during, after)]
+    return 2 * rates[1] / (rates[0] + rates[2])
+
+
+def _span(seconds: float) -> tuple[int, int]:
+    began = time.monotonic_ns()
+    time.sleep(seconds)
+    return began, time.monotonic_ns()
+
+
+@contextmanager
+def _running(lab: Lab, tools: list[str]) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """The tools, all attached."""
     with ExitStack() as stack:
         processes = []
         for tool in tools:
@@ -83,10 +113,12 @@ def _traced(lab: Lab, tools: list[str], seconds: float) -> tuple[float, list[dic
             assert process.stdout is not None
             process.stdout.readline()
             processes.append(process)
-        mbit = lab.start(Bulk(seconds=seconds)).result().mbit
-        overheads = []
-        for process in processes:
-            process.send_signal(signal.SIGINT)
-            lines = process.communicate(timeout=30)[0].splitlines()
-            overheads.append(json.loads(lines[-1])["overhead"])
-    return mbit, overheads
+        yield processes
+
+
+def _overhead(process: "subprocess.Popen[bytes]") -> dict[str, float]:
+    """Ends a tool; its own account."""
+    process.send_signal(signal.SIGINT)
+    lines = process.communicate(timeout=30)[0].splitlines()
+    overhead: dict[str, float] = json.loads(lines[-1])["overhead"]
+    return overhead

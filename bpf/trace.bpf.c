@@ -201,36 +201,43 @@ int BPF_PROG(retransmitted, struct sock *sk, struct sk_buff *skb)
  *
  * Two ways lead there (net/mptcp/protocol.c): mptcp_worker() when the connection's timer
  * fired, and the ordinary way through the scheduler, from an older position, when a
- * subflow was closed or found stale.  A mapping does not say whose it is, so the
- * connection that the thread works for is remembered.  In a softirq the thread is a
- * chance one; a wrong guess is found out by just_wrote().
+ * subflow was closed or found stale (msk->recovery holds until all of it is acknowledged).
+ * A mapping does not say whose it is, so the connection that the thread works for is
+ * remembered.  In a softirq the thread is a chance one; a wrong guess is found out by
+ * just_wrote().  Healthy traffic remembers nothing and asks for nothing.
  */
 
+#define REMEMBERED_NS 1000000000ULL /* a worker writes within that time */
+
 extern const void mptcp_worker __ksym __weak;
+
+u64 remembered_at = 0; /* ns; when a connection was remembered last */
+
+static __always_inline void remember(u64 connection)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+
+	remembered_at = bpf_ktime_get_ns();
+	bpf_map_update_elem(&senders, &thread, &connection, BPF_ANY);
+}
 
 SEC("tp_btf/workqueue_execute_start")
 int BPF_PROG(work_starts, struct work_struct *work)
 {
-	u64 thread = bpf_get_current_pid_tgid();
 	struct mptcp_sock___trace *msk = 0;
-	u64 connection;
 
-	if ((u64)see(as(work_struct, work), func) != (u64)&mptcp_worker)
-		return 0;
-	connection = (u64)work - bpf_core_field_offset(msk->work);
-	bpf_map_update_elem(&senders, &thread, &connection, BPF_ANY);
+	if ((u64)see(as(work_struct, work), func) == (u64)&mptcp_worker)
+		remember((u64)work - bpf_core_field_offset(msk->work));
 	return 0;
 }
 
 SEC("tp_btf/mptcp_subflow_get_send")
 int BPF_PROG(send_begins, struct mptcp_subflow_context *subflow)
 {
-	u64 thread = bpf_get_current_pid_tgid();
-	u64 connection = (u64)subflow->conn;
-
 	if (!subflow->tcp_sock->__sk_common.skc_cookie.counter)
 		bpf_get_socket_cookie(subflow->tcp_sock); /* gives it one, to be blamed by */
-	bpf_map_update_elem(&senders, &thread, &connection, BPF_ANY);
+	if (see(as(mptcp_sock___trace, subflow->conn), recovery))
+		remember((u64)subflow->conn);
 	return 0;
 }
 
@@ -251,12 +258,16 @@ static __always_inline bool just_wrote(u64 address, u64 mapping)
 SEC("tp_btf/mptcp_sendmsg_frag")
 int BPF_PROG(mapped, struct mptcp_ext *mapping)
 {
-	u64 thread = bpf_get_current_pid_tgid(), node, first, end, onto = 0, blamed = 0;
-	u64 *connection = bpf_map_lookup_elem(&senders, &thread);
+	u64 thread, node, first, end, onto = 0, blamed = 0;
 	struct trace_record *record;
 	struct mptcp_sock *msk;
 	u32 blamed_timeouts = 0;
+	u64 *connection;
 
+	if (!remembered_at || bpf_ktime_get_ns() - remembered_at > REMEMBERED_NS)
+		return 0;
+	thread = bpf_get_current_pid_tgid();
+	connection = bpf_map_lookup_elem(&senders, &thread);
 	if (!connection)
 		return 0;
 	msk = as(mptcp_sock, *connection);

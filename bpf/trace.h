@@ -137,6 +137,7 @@ struct work_struct {
 };
 
 struct mptcp_sock___trace {
+	bool recovery;
 	struct work_struct work;
 };
 

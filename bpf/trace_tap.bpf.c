@@ -158,11 +158,21 @@ static __noinline int tell(u64 ip, u32 length, bool outgoing)
 	return 0;
 }
 
+static __always_inline bool is_ours(struct sk_buff___trace *skb)
+{
+	struct net_device___trace *device = as(net_device___trace, (u64)skb->dev);
+	struct net *net = as(net, see(device, nd_net.net));
+
+	return !own_netns || see(net, ns.inum) == own_netns;
+}
+
 static __always_inline int look_at(struct sk_buff___trace *skb, u64 ip, u32 length, bool outgoing)
 {
 	u32 start;
 	u8 next;
 
+	if (!is_ours(skb)) /* first: on its way a packet may pass many namespaces */
+		return 0;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		start = (byte_at(ip) & 0xf) * 4;
 		next = byte_at(ip + 9);
@@ -174,13 +184,6 @@ static __always_inline int look_at(struct sk_buff___trace *skb, u64 ip, u32 leng
 	}
 	if (next != IPPROTO_TCP || length < start + 20)
 		return 0;
-	if (own_netns) {
-		struct net_device___trace *device = as(net_device___trace, (u64)skb->dev);
-		struct net *net = as(net, see(device, nd_net.net));
-
-		if (see(net, ns.inum) != own_netns)
-			return 0;
-	}
 	return signals(ip + start) ? tell(ip, length, outgoing) : 0;
 }
 
