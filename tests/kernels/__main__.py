@@ -11,23 +11,18 @@ reports stay under build/kernels/KERNEL/.  Exit code 0 if every kernel passed, e
 
 import argparse
 import fcntl
+import os
+import queue
 import subprocess
 import sys
-import time
-from pathlib import Path
+import threading
 
-from tests.kernels import debian, machine, table
+from tests.kernels import boots, debian, machine, table
+from tests.kernels.boots import TREE
 from tests.kernels.debian import UnavailableError
 
-TREE = Path(__file__).resolve().parents[2]
 FOLDER = TREE / "build" / "kernels"
-GUEST = TREE / "tests" / "kernels" / "guest.sh"
 SUBSET = TREE / "tests" / "kernels" / "subset.txt"
-SLOWNESS = 8
-"""How much longer than on the host a test may take when every instruction is emulated."""
-BOOTS = 4
-"""How often a guest may die of the emulator before that counts."""
-TEST_SECONDS = 120  # pyproject.toml's timeout of one test, on the host
 
 
 def main() -> int:
@@ -44,7 +39,7 @@ def main() -> int:
         except BlockingIOError:
             print(f"test-kernels: another run works in {FOLDER}: wait for it", file=sys.stderr)
             return 1
-        outcomes = _run(options.kernels or list(debian.WANTED), chosen, options.minutes * 60)
+        outcomes = _run(options, chosen)
     for outcome in outcomes:
         for test, why in outcome.failed.items():
             print(f"\n===== {outcome.release}: {test}\n{why}")
@@ -62,21 +57,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--subset", action="store_true", help=f"only the tests of {SUBSET.name}")
     parser.add_argument(
+        "--headers", action="store_true", help="with the kernel's headers, for tests that use BCC"
+    )
+    parser.add_argument(
         "--allow-missing", action="store_true", help="a kernel that cannot be had is no failure"
     )
     parser.add_argument(
-        "--minutes", type=float, default=60, help="limit of one machine; default: 60"
+        "--minutes", type=float, default=180, help="limit of one kernel; default: 180"
+    )
+    parser.add_argument(
+        "--smp",
+        type=int,
+        default=1,
+        help="processors of one machine; default: 1, see docs/kernels.md",
+    )
+    parser.add_argument(
+        "--machines",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="how many run side by side; default: one a processor of the host",
     )
     return parser
 
 
-def _run(kernels: list[str], tests: list[str], limit_s: float) -> list[table.Outcome]:
+def _run(options: argparse.Namespace, tests: list[str]) -> list[table.Outcome]:
+    """One outcome a kernel, in the order asked for."""
+    wanted = list(dict.fromkeys(options.kernels or debian.WANTED))
+    outcomes: dict[str, table.Outcome] = {}
+    kernels: queue.SimpleQueue[debian.Kernel] = queue.SimpleQueue()
     try:
         _install()
         archive = debian.Archive(debian.cache_folder())
     except UnavailableError as error:
-        return [table.Outcome(wanted=wanted, missing=str(error)) for wanted in kernels]
-    return [_run_one(archive, wanted, tests, limit_s) for wanted in kernels]
+        return [table.Outcome(wanted=each, missing=str(error)) for each in wanted]
+    for each in wanted:
+        try:
+            kernels.put(archive.get(each, options.headers))
+        except UnavailableError as error:
+            outcomes[each] = table.Outcome(wanted=each, missing=str(error))
+
+    def work() -> None:
+        while True:
+            try:
+                kernel = kernels.get_nowait()
+            except queue.Empty:
+                return
+            outcomes[kernel.wanted] = _run_one(kernel, tests, options)
+
+    # Each machine dies with the thread that started it, and the threads with us.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(options.machines)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [outcomes[each] for each in wanted]
 
 
 def _install() -> None:
@@ -89,45 +123,18 @@ def _install() -> None:
             raise UnavailableError(f"{missing} could not be installed from {packages.name}")
 
 
-def _run_one(
-    archive: debian.Archive, wanted: str, tests: list[str], limit_s: float
-) -> table.Outcome:
-    folder = FOLDER / wanted
-    started = time.monotonic()
+def _run_one(kernel: debian.Kernel, tests: list[str], options: argparse.Namespace) -> table.Outcome:
+    folder = FOLDER / kernel.wanted
+    print(f"{kernel.release}: testing, console in {folder / 'console'}", flush=True)
     try:
-        kernel = archive.get(wanted)
-        print(f"{kernel.release}: testing, console in {folder / 'console'}", flush=True)
-        pytest = [f"--timeout={TEST_SECONDS * SLOWNESS}", *tests]
-        command = [
-            "/bin/bash", str(GUEST), str(kernel.modules), str(TREE), str(SLOWNESS), *pytest
-        ]  # fmt: skip
-        for _ in range(BOOTS):
-            trouble = machine.run(kernel, command, [TREE], folder, limit_s)
-            if not _patched_under_its_feet(folder):
-                break
-            print(f"{kernel.release}: the emulator's race with code patching; again", flush=True)
-        else:
-            raise UnavailableError(f"{kernel.release}: the emulator killed it {BOOTS} times")
+        outcome = boots.run(kernel, tests, folder, options.smp, options.minutes * 60)
     except UnavailableError as error:
-        return table.Outcome(wanted=wanted, missing=str(error))
-    report = (folder / "report").read_text(errors="replace")
-    outcome = table.read(wanted, kernel.release, report, trouble)
+        return table.Outcome(wanted=kernel.wanted, missing=str(error))
     if outcome.trouble:
         console = (folder / "console").read_text(errors="replace").splitlines()
-        print("\n".join(["the console's last lines:", *console[-30:]]))
-    seconds = time.monotonic() - started
-    print(f"{kernel.release}: {outcome.passed} passed, {seconds:.0f} s", flush=True)
+        print("\n".join([f"{kernel.release}: the console's last lines:", *console[-30:]]))
+    print(f"{kernel.release}: {outcome.passed} passed, {outcome.seconds:.0f} s", flush=True)
     return outcome
-
-
-def _patched_under_its_feet(folder: Path) -> bool:
-    """Whether the guest died of the int3 that the kernel plants while it patches its code.
-
-    One emulated processor may run it from a stale translation: QEMU's fault, not the
-    kernel's nor ours, and gone with another boot.
-    """
-    console = (folder / "console").read_text(errors="replace")
-    return "Oops: int3" in console and "Kernel panic" in console
 
 
 if __name__ == "__main__":

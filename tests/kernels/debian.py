@@ -56,6 +56,11 @@ class Kernel(NamedTuple):
         return self.root / "lib" / "modules" / self.release
 
     @property
+    def headers(self) -> Path:
+        """Where the headers are if they were asked for; as in a system's root folder."""
+        return self.root / "headers"
+
+    @property
     def image(self) -> Path:
         """Since 7.0 beside the modules."""
         before = self.root / "boot" / f"vmlinuz-{self.release}"
@@ -117,8 +122,11 @@ class Archive:
         images = sorted(name for name in names if _IMAGE.fullmatch(name))
         self.images = list(paragraphs(self._apt("apt-cache", "show", *images))) if images else []
 
-    def get(self, wanted: str) -> Kernel:
-        """Fetches and unpacks a kernel, unless it is here already; raises UnavailableError."""
+    def get(self, wanted: str, headers: bool = False) -> Kernel:
+        """Fetches and unpacks a kernel and its headers, unless they are here already.
+
+        Raises UnavailableError.
+        """
         image = choose(wanted, self.images)
         match = _IMAGE.fullmatch(image.name)
         assert match
@@ -126,6 +134,8 @@ class Archive:
         kernel = Kernel(wanted, match[1], folder / f"{image.name}_{image.version}")
         if not kernel.root.is_dir():
             self._unpack(self._parts(image), kernel)
+        if headers and not kernel.headers.is_dir():
+            self._unpack_headers(image, kernel)
         for other in folder.iterdir():
             if other != kernel.root:
                 shutil.rmtree(other)
@@ -144,19 +154,38 @@ class Archive:
 
     def _unpack(self, parts: list[Package], kernel: Kernel) -> None:
         """Leaves the whole folder or none."""
-        print(f"fetching {kernel.release}", flush=True)
-        archives = self.cache / "archives"
         unfinished = kernel.root.with_name("unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         (unfinished / "usr" / "lib").mkdir(parents=True)
         (unfinished / "lib").symlink_to("usr/lib")  # 6.1's package makes it a folder again
-        exact = [f"{package.name}={package.version}" for package in parts]
-        self._apt("apt-get", "-qq", "download", *exact, folder=archives)
-        for archive in archives.glob("*.deb"):
-            self._apt("dpkg-deb", "-x", str(archive), str(unfinished))
-            archive.unlink()
+        self._download(parts, unfinished)
         self._apt("/sbin/depmod", "-b", str(unfinished), kernel.release)
         unfinished.rename(kernel.root)
+
+    def _unpack_headers(self, image: Package, kernel: Kernel) -> None:
+        """What BCC compiles with: the flavour's headers and those of all flavours.
+
+        kbuild's programs, which only the building of modules needs, stay away.
+        """
+        name = f"linux-headers-{kernel.release}={image.version}"
+        package = next(paragraphs(self._apt("apt-cache", "show", name)), None)
+        if package is None:
+            raise UnavailableError(f"{name} is not in the archive")
+        parts = [part for part in self._parts(package) if part.name.startswith("linux-headers-")]
+        unfinished = kernel.root / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self._download(parts, unfinished)
+        unfinished.rename(kernel.headers)
+
+    def _download(self, packages: list[Package], folder: Path) -> None:
+        """Unpacks the packages into one folder."""
+        exact = [f"{package.name}={package.version}" for package in packages]
+        print(f"fetching {', '.join(exact)}", flush=True)
+        archives = self.cache / "archives"
+        self._apt("apt-get", "-qq", "download", *exact, folder=archives)
+        for archive in archives.glob("*.deb"):
+            self._apt("dpkg-deb", "-x", str(archive), str(folder))
+            archive.unlink()
 
     def _apt(self, *command: str, folder: Path | None = None) -> str:
         try:

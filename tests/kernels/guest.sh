@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
 # Process 1 of the guest: what a booted Debian has mounted, then the tests, then power-off.
-# Arguments: the folder of the kernel's modules, the source tree, the tests'
-# slowness (tests/waiting.py), the arguments of pytest.
-modules=$1 tree=$2
-export MPTCP_TESTS_SLOWNESS=$3
-shift 3
+# Arguments: the folder of the kernel's modules, that of its headers (or one that is not
+# there), the source tree, the tests' slowness (tests/waiting.py), the arguments of pytest.
+modules=$1 headers=$2 tree=$3
+export MPTCP_TESTS_SLOWNESS=$4
+shift 4
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 
 mount -t proc proc /proc
@@ -26,6 +26,13 @@ mount -t debugfs debugfs /sys/kernel/debug
 mount -t securityfs securityfs /sys/kernel/security
 mkdir -p /lib/modules
 ln -sfn "$modules" "/lib/modules/$(uname -r)"
+if [ -d "$headers" ]; then
+  # Where Debian's packages have them; the links' own targets differ between releases.
+  ln -s "$headers"/usr/src/linux-headers-* /usr/src/
+  for link in "$headers"{,/usr}/lib/modules/*/{build,source}; do
+    [ -L "$link" ] && ln -sfn "/usr/src/$(basename "$(readlink "$link")")" "$modules/${link##*/}"
+  done
+fi
 exec </dev/null >/dev/ttyS0 2>&1
 stty -F /dev/ttyS1 raw
 ip link set lo up

@@ -13,13 +13,11 @@ if the guest hangs or its kernel panics.
 """
 
 import lzma
-import os
 import shlex
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.kernels.debian import Kernel, UnavailableError
@@ -49,12 +47,14 @@ exec switch_root /root {command}
 
 
 # Only files are shared, no /proc and no mounted namespaces, which would outlive their
-# owners here; so each place that may be a mount of its own is named.
+# owners here; so each place that may be a mount of its own is named.  virtiofsd locks a
+# file in /run that is named after the socket, the same for every machine.
 _SHARE = """
 set -e
 mkdir -p root
 mount --bind / root
 for place; do mount --bind "$place" "root$place"; done
+mount -t tmpfs tmpfs /run
 exec {virtiofsd} --socket-path=fs.sock -o source="$PWD/root" -o cache=always
 """
 
@@ -69,15 +69,17 @@ def run(
     command: list[str],
     places: list[Path],
     folder: Path,
+    processors: int,
     limit_s: float,
-    watch: Callable[[], None] = lambda: None,
+    silence_s: float,
 ) -> str:
     """Runs a command as the guest's process 1 until it powers off; says how that ended.
 
     `places` are the folders of the host that the command needs besides its system.
-    `folder` gets ``console`` and ``report``, the files behind the two serial ports.
-    `watch` is called about once a second.  Returns "" for a machine that powered off by
-    itself, else what happened.  Raises UnavailableError if the machine cannot be started.
+    ``console`` and ``report`` in `folder`, the files behind the two serial ports, grow.
+    Returns "" for a machine that powered off by itself, else what happened: it is stopped
+    after `limit_s`, or when it reported nothing for `silence_s`.  Raises UnavailableError
+    if the machine cannot be started.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _make_initramfs(kernel, command, folder)
@@ -86,9 +88,9 @@ def run(
         files = _start(_share([kernel.root, *places]), folder, log.fileno())
         try:
             _wait_for_socket(files, folder)
-            machine = _start(_qemu(kernel), folder, log.fileno())
+            machine = _start(_qemu(kernel, processors), folder, log.fileno())
             try:
-                return _watch(machine, folder, limit_s, watch)
+                return _watch(machine, folder, limit_s, silence_s)
             finally:
                 _end(machine)
         finally:
@@ -102,17 +104,18 @@ def _share(places: list[Path]) -> list[str]:
     return ["unshare", "--mount", "bash", "-c", script, "share", *map(str, places)]
 
 
-def _qemu(kernel: Kernel) -> list[str]:
+def _qemu(kernel: Kernel, processors: int) -> list[str]:
     # -cx16: with QEMU 7.2's plain "max" kernels from 6.18 on panic.
     return [
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", str(os.cpu_count() or 1),
+        "-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", str(processors),
         "-m", f"{MEMORY_MIB}M",
         "-object", f"memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on",
         "-numa", "node,memdev=memory",
         "-chardev", "socket,id=files,path=fs.sock",
         "-device", f"vhost-user-fs-pci,chardev=files,tag={_TAG}",
-        "-serial", "file:console", "-serial", "file:report",
+        "-chardev", "file,id=console,path=console,append=on", "-serial", "chardev:console",
+        "-chardev", "file,id=report,path=report,append=on", "-serial", "chardev:report",
         "-kernel", str(kernel.image), "-initrd", "initramfs",
         "-append", "console=ttyS0 quiet oops=panic panic=-1",
     ]  # fmt: skip
@@ -151,11 +154,17 @@ def _wait_for_socket(files: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 
 def _watch(
-    machine: "subprocess.Popen[bytes]", folder: Path, limit_s: float, watch: Callable[[], None]
+    machine: "subprocess.Popen[bytes]", folder: Path, limit_s: float, silence_s: float
 ) -> str:
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        watch()
+    started = heard = time.monotonic()
+    said = 0
+    while (now := time.monotonic()) < started + limit_s:
+        report = folder / "report"
+        size = report.stat().st_size if report.exists() else 0
+        if size != said:
+            said, heard = size, now
+        elif now > heard + silence_s:
+            return f"nothing reported for {silence_s:.0f} s, stopped"
         try:
             code = machine.wait(1)
         except subprocess.TimeoutExpired:

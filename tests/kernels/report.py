@@ -2,12 +2,14 @@
 """A pytest plugin: tells the host from inside the guest how each test went, as it goes.
 
 One JSON object a line on the second serial port: first what the kernel offers, then a
-line a test, at last the exit code of pytest.  What arrived is known even if the guest
-does not live to the end; tests/kernels/table.py reads it.
+line when a test starts and one when it is over, at last the exit code of pytest.  What
+arrived is known even if the guest does not live to the end; tests/kernels/table.py reads
+it.  Tests listed in the file ``--over`` were had on an earlier boot and are left out.
 """
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -15,9 +17,11 @@ PORT = "/dev/ttyS1"
 
 
 class Reporter:
-    def __init__(self, port: str) -> None:
+    def __init__(self, port: str, over: frozenset[str]) -> None:
         self._port = port
+        self._over = over
         self._worst: dict[str, tuple[str, str]] = {}
+        self._seconds: dict[str, float] = {}
 
     def _say(self, **fields: object) -> None:
         with open(self._port, "a") as port:
@@ -26,6 +30,10 @@ class Reporter:
     def pytest_sessionstart(self) -> None:
         self._say(release=os.uname().release, backend=_backend(), probes=_probes())
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if item.nodeid not in self._over]
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._say(collected=len(session.items))
 
@@ -33,8 +41,13 @@ class Reporter:
         if report.failed:
             self._say(test=report.nodeid, outcome="failed", why=str(report.longrepr))
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._say(started=nodeid)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A test is what the worst of its setup, call and teardown is."""
+        seconds = self._seconds.get(report.nodeid, 0) + report.duration
+        self._seconds[report.nodeid] = seconds
         if report.failed:
             self._worst[report.nodeid] = "failed", report.longreprtext
         elif report.skipped and report.nodeid not in self._worst:
@@ -43,14 +56,20 @@ class Reporter:
             self._worst[report.nodeid] = "skipped", reason.removeprefix("Skipped: ")
         if report.when == "teardown":
             outcome, why = self._worst.pop(report.nodeid, ("passed", ""))
-            self._say(test=report.nodeid, outcome=outcome, why=why)
+            self._say(test=report.nodeid, outcome=outcome, why=why, seconds=round(seconds, 1))
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         self._say(exit=int(exitstatus))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--over", type=Path, help="the tests that need not run, one a line")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Reporter(PORT))
+    file = config.getoption("--over")
+    over = frozenset(file.read_text().splitlines()) if file else frozenset()
+    config.pluginmanager.register(Reporter(PORT, over))
 
 
 def _backend() -> str:

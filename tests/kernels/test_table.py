@@ -21,8 +21,8 @@ def test_a_good_run() -> None:
     row = outcome(START, {"collected": 3}, PASSED, SKIPPED, SKIPPED, {"exit": 0})
     assert row.good
     assert render([row]).splitlines() == [
-        "kernel                backend  probe attach           passed  skipped  failed",
-        "6.1.0-50-cloud-amd64  netem    CO-RE, tp_btf, 6 of 6  1       2        0",
+        "kernel                backend  probe attach           passed  skipped  failed  minutes",
+        "6.1.0-50-cloud-amd64  netem    CO-RE, tp_btf, 6 of 6  1       2        0       0",
         "6.1.0-50-cloud-amd64: 2 skipped: no cgroup v2",
         "kernels: 1 passed, 0 failed, 2 skipped",
     ]
@@ -45,6 +45,30 @@ def test_a_guest_that_hangs_has_not_passed() -> None:
     row = outcome(START, {"collected": 2}, PASSED, trouble="not finished after 9 s, stopped")
     assert not row.good
     assert "not finished after 9 s" in render([row])
+
+
+def test_a_test_that_ends_the_machine_once_runs_again() -> None:
+    row = outcome(
+        START, {"collected": 2}, PASSED, {"started": "a::panics"},
+        START, {"collected": 1}, {"started": "a::panics"},
+        {"test": "a::panics", "outcome": "passed", "why": ""}, {"exit": 0},
+    )  # fmt: skip
+    assert row.good
+    assert row.passed == row.collected == 2
+    assert "6.1.0-50-cloud-amd64: booted again after a::panics" in render([row])
+
+
+def test_a_test_that_ends_the_machine_twice_has_failed() -> None:
+    boot = START, {"collected": 2}, PASSED, {"started": "a::panics"}
+    once = outcome(*boot)
+    assert once.cut_short
+    assert once.over == ["a::passes"]
+    twice = outcome(*boot, START, {"collected": 1}, {"started": "a::panics"})
+    assert twice.over == ["a::passes", "a::panics"]
+    assert twice.failed == {"a::panics": "the machine ended in it 2 times"}
+    row = outcome(*boot, *boot[:2], {"started": "a::panics"}, START, {"collected": 0}, {"exit": 5})
+    assert not row.cut_short
+    assert not row.good
 
 
 def test_a_torn_line_is_left_out() -> None:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The tests on one kernel, over as many boots of a machine as it takes.
+
+A kernel may panic, a machine hang; what was had until then stands in the report, which
+grows from boot to boot, and the next boot runs what is left.
+"""
+
+import time
+from pathlib import Path
+
+from tests.kernels import machine, table
+from tests.kernels.debian import Kernel
+
+TREE = Path(__file__).resolve().parents[2]
+SLOWNESS = 8
+"""How much longer than on the host a test may take when every instruction is emulated."""
+TEST_SECONDS = 120 * SLOWNESS
+"""Limit of one test; 120 is pyproject.toml's, on the host."""
+_GUEST = TREE / "tests" / "kernels" / "guest.sh"
+_IDLE_BOOTS = 3
+"""So many boots in a row that bring no test to its end are no accident."""
+
+
+def run(
+    kernel: Kernel, tests: list[str], folder: Path, processors: int, limit_s: float
+) -> table.Outcome:
+    """Runs `tests`, pytest's arguments, on a kernel within `limit_s`; the files go to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report, over = folder / "report", folder / "over"
+    for file in (report, over, folder / "console"):
+        file.write_text("")
+    pytest = [f"--timeout={TEST_SECONDS}", f"--over={over}", *tests]
+    command = ["/bin/bash", str(_GUEST), str(kernel.modules), str(kernel.headers), str(TREE)]
+    started = time.monotonic()
+    idle = 0
+    while True:
+        left = limit_s - (time.monotonic() - started)
+        before = len(over.read_text().splitlines())
+        trouble = machine.run(
+            kernel,
+            [*command, str(SLOWNESS), *pytest],
+            [TREE],
+            folder,
+            processors,
+            left,
+            TEST_SECONDS + 60,
+        )
+        outcome = table.read(
+            kernel.wanted, kernel.release, report.read_text(errors="replace"), trouble
+        )
+        done = outcome.over
+        idle = 0 if len(done) > before else idle + 1
+        ended = time.monotonic() - started >= limit_s
+        if not outcome.cut_short or ended or idle == _IDLE_BOOTS:
+            outcome.seconds = time.monotonic() - started
+            return outcome
+        print(
+            f"{kernel.release}: {outcome.trouble} after {len(done)} of {outcome.collected}; again",
+            flush=True,
+        )
+        over.write_text("".join(f"{test}\n" for test in done))
