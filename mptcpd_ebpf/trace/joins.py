@@ -24,6 +24,8 @@ from mptcpd_ebpf.trace.signals import Flag, Signal, Subtype
 from mptcpd_ebpf.trace.tap import Tap
 
 _ESTABLISHED, _SYN_SENT, _CLOSE = 1, 2, 7
+_GIVEN_UP_NS = 180_000_000_000
+"""No SYN is repeated for so long (tcp_syn_retries 6: 127 s)."""
 _QUIET_NS = 200_000_000
 """A handshake that has not been refused so long after its third packet stands."""
 
@@ -180,7 +182,7 @@ class Joins:
                 backup = attempt.backup or bool(option and option.backup)
                 why = "established as backup" if backup else "established"
                 self._end(flow, attempt, "established", why, attempt.third.at, attempt.notes)
-            elif last:
+            elif last or now - attempt.syn.at > _GIVEN_UP_NS:
                 waited = words.duration(now - attempt.syn.at)
                 by = "this host" if attempt.incoming else "the peer"
                 sent = f"{attempt.syns} SYN in {waited}"

@@ -11,8 +11,8 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator
-from ctypes import c_size_t, c_uint32
+from collections.abc import Iterable, Iterator, Mapping
+from ctypes import c_bool, c_size_t, c_uint32, c_uint64
 from typing import Any, NamedTuple, Self
 
 from mptcpd_ebpf.probes.btf import Btf, Layout
@@ -22,8 +22,9 @@ from mptcpd_ebpf.resources import bpf_object
 
 Record = dict[str, Any]
 
-RING_BYTES = 1 << 20
+RING_BYTES = 1 << 22
 STATS_RUN_TIME = 0  # include/uapi/linux/bpf.h: BPFSTATS_RUN_TIME
+_KPROBES = (b"kprobe", b"kretprobe")
 
 
 class Cost(NamedTuple):
@@ -33,6 +34,27 @@ class Cost(NamedTuple):
     nanoseconds: int
 
 
+class Refused(ProbesUnavailable):
+    """The kernel would not load programs."""
+
+    def __init__(self, message: str, errno: int | None, programs: dict[str, str]) -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.programs = programs
+        """Those it named, each with its reason."""
+
+
+class _KprobeOptions(ctypes.Structure):
+    """struct bpf_kprobe_opts of libbpf 1.x (bpf/libbpf.h)."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("bpf_cookie", c_uint64),
+        ("offset", c_size_t),
+        ("retprobe", c_bool),
+    )
+
+
 class KernelSide:
     """Programs of one object, attached.  A context manager that detaches them."""
 
@@ -40,14 +62,19 @@ class KernelSide:
         self,
         name: str,
         programs: Iterable[str] | None = None,
-        constants: dict[str, int] | None = None,
+        constants: Mapping[str, int | bytes] | None = None,
         *,
+        targets: Mapping[str, str] | None = None,
         ring_bytes: int = RING_BYTES,
     ) -> None:
         """Loads the `programs` of bpf/NAME.bpf.c (None: all), with `constants` set, and attaches.
 
-        Raises ProbesUnavailable.
+        `targets` names the kernel function or tracepoint of programs whose source does
+        not; those that cannot be attached there are left in `not_attached`, with the
+        reason.  Kprobes are loaded and not attached: see `attach_kprobe`.
+        Raises ProbesUnavailable: Refused if the kernel would not load a program.
         """
+        self.not_attached: dict[str, str] = {}
         self._links: list[int] = []
         self._object = 0
         self._ring = 0
@@ -56,7 +83,7 @@ class KernelSide:
         self._callback = RING_CALLBACK(self._on_record)  # kept: libbpf holds the address
         self._bpf = _library()
         try:
-            self._load(name, programs, constants or {}, ring_bytes)
+            self._load(name, programs, constants or {}, targets or {}, ring_bytes)
         except OSError as error:
             self.close()
             raise self._refused(error) from None
@@ -67,7 +94,8 @@ class KernelSide:
         self,
         name: str,
         programs: Iterable[str] | None,
-        constants: dict[str, int],
+        constants: Mapping[str, int | bytes],
+        targets: Mapping[str, str],
         ring_bytes: int,
     ) -> None:
         bpf = self._bpf
@@ -84,11 +112,15 @@ class KernelSide:
             places = self._btf.variables(".rodata")
             for variable, value in constants.items():
                 offset, size = places[variable]
-                ctypes.memmove(start + offset, value.to_bytes(size, "little"), size)
+                content = value.to_bytes(size, "little") if isinstance(value, int) else value
+                ctypes.memmove(start + offset, content, min(size, len(content)))
         chosen = None if programs is None else set(programs)
         for handle, program in self._programs():
             if chosen is not None and program not in chosen:
                 bpf.number("bpf_program__set_autoload", handle, False)
+            elif program in targets:
+                target = targets[program].encode()
+                bpf.number("bpf_program__set_attach_target", handle, 0, target)
         ring = bpf.bpf_object__find_map_by_name(self._object, b"records")
         if ring:
             bpf.number("bpf_map__set_max_entries", ring, ring_bytes)
@@ -98,8 +130,16 @@ class KernelSide:
                 "ring_buffer__new", bpf.bpf_map__fd(ring), self._callback, None, None
             )
         for handle, program in self._programs():
-            if chosen is None or program in chosen:
+            if chosen is not None and program not in chosen:
+                continue
+            if bpf.bpf_program__section_name(handle) in _KPROBES:
+                continue
+            try:
                 self._links.append(bpf.pointer("bpf_program__attach", handle))
+            except OSError as error:
+                if program not in targets:
+                    raise
+                self.not_attached[program] = os.strerror(error.errno or 0)
 
     def _programs(self) -> Iterator[tuple[int, str]]:
         handle = None
@@ -121,7 +161,22 @@ class KernelSide:
             )
         refused = self._bpf.refused_programs()
         detail = "; ".join(f"{name}: {why}" for name, why in refused.items())
-        return ProbesUnavailable(f"the kernel refused to trace: {detail or error}")
+        return Refused(f"the kernel refused to trace: {detail or error}", error.errno, refused)
+
+    def attach_kprobe(self, program: str, function: str, cookie: int) -> None:
+        """Attaches a kprobe or kretprobe program, once more, to a function.  Raises OSError."""
+        handle = self._bpf.pointer(
+            "bpf_object__find_program_by_name", self._object, program.encode()
+        )
+        options = _KprobeOptions(
+            sz=ctypes.sizeof(_KprobeOptions),
+            bpf_cookie=cookie,
+            retprobe=self._bpf.bpf_program__section_name(handle) == b"kretprobe",
+        )
+        link = self._bpf.pointer(
+            "bpf_program__attach_kprobe_opts", handle, function.encode(), ctypes.byref(options)
+        )
+        self._links.append(link)
 
     # --- reading
 
@@ -147,7 +202,12 @@ class KernelSide:
     def decode(self, name: str, raw: bytes) -> Record:
         layout = self.layout(name)
         values = layout.codec.unpack_from(raw)
-        return {field.name: values[field.index] for field in layout.fields.values()}
+        return {
+            field.name: values[field.index]
+            if field.count == 1
+            else values[field.index : field.index + field.count]
+            for field in layout.fields.values()
+        }
 
     def enumeration(self, name: str) -> dict[int, str]:
         return {value: text for text, value in self._btf.enumeration(name).items()}
@@ -166,15 +226,21 @@ class KernelSide:
                 found[key.unpack(last.raw)] = self.decode(layout, value.raw)
         return found
 
+    def lookup(self, map_name: str, key: bytes) -> bytes:
+        """One value of a map; nothing if it has none under that key."""
+        entry = self._map(map_name)
+        value = ctypes.create_string_buffer(self._bpf.bpf_map__value_size(entry))
+        missing = self._bpf.bpf_map_lookup_elem(self._bpf.bpf_map__fd(entry), key, value)
+        return b"" if missing else value.raw
+
+    def forget(self, map_name: str, key: bytes) -> None:
+        """Removes an entry of a hash map, if it is there."""
+        self._bpf.bpf_map_delete_elem(self._bpf.bpf_map__fd(self._map(map_name)), key)
+
     def variable(self, name: str) -> bytes:
         """The present bytes of a global variable in .bss."""
         offset, size = self._btf.variables(".bss")[name]
-        section = self._map(".bss")
-        whole = ctypes.create_string_buffer(self._bpf.bpf_map__value_size(section))
-        self._bpf.bpf_map_lookup_elem(
-            self._bpf.bpf_map__fd(section), ctypes.byref(c_uint32(0)), whole
-        )
-        return whole.raw[offset : offset + size]
+        return self.lookup(".bss", bytes(4))[offset : offset + size]
 
     @property
     def lost(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
-from mptcpd_ebpf.trace.scope import Subject, owner_words, token_words
+from mptcpd_ebpf.trace.scope import Subject, bound, owner_words, token_words
 
 _ESTABLISHED, _SYN_SENT, _SYN_RECV, _FIN_WAIT1, _CLOSE, _CLOSE_WAIT = 1, 2, 3, 4, 7, 8
 _LAST_SIGNS_NS = 50_000_000
@@ -69,6 +69,7 @@ class Lives:
         life = self._lives.get(cookie)
         if life is None:
             life = self._lives[cookie] = Life(who)
+            bound(self._lives)
         match self._kinds[record["kind"]]:
             case "TRACE_STATE":
                 self._state(life, record)
@@ -108,6 +109,7 @@ class Lives:
         if connection is None:
             connection = Connection(life.opened_at or record["at"])
             self._connections[token] = connection
+            bound(self._connections)
         connection.live.add(record["cookie"])
         connection.subflows += 1
         if not self._trace.admits(who):

@@ -11,7 +11,7 @@ or found stale (__mptcp_retransmit_pending_data).  Blamed is the other subflow t
 data in flight and the most timeouts.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
@@ -19,6 +19,8 @@ from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Subject, token_words
 
 _SYN_STATES = (2, 3)
+_ROWS = 1000
+"""Subflows that are told one by one in the summary; the rest is told as one."""
 _RECOVERY, _LOSS = 3, 4  # include/uapi/linux/tcp.h: enum tcp_ca_state
 
 
@@ -42,7 +44,9 @@ class Retransmissions:
         self._trace = trace
         self._kinds = kinds
         self._names: dict[int, Subject] = {}
-        self.causes: dict[int, Counter[str]] = defaultdict(Counter)
+        self.causes: dict[int, Counter[str]] = {}
+        self.others: Counter[str] = Counter()
+        """Of the subflows that there was no row for any more."""
         self.segments = 0
         self.reinjections = 0
         self.reinjected_bytes = 0
@@ -51,7 +55,6 @@ class Retransmissions:
         who = self._trace.directory.of_record(record)
         if not self._trace.admits(who):
             return
-        self._names[record["cookie"]] = who
         if self._kinds[record["kind"]] == "TRACE_RETRANSMITTED":
             self._repeated(who, record)
         else:
@@ -60,7 +63,7 @@ class Retransmissions:
     def _repeated(self, who: Subject, record: Record) -> None:
         why = cause(record)
         self.segments += 1
-        self.causes[record["cookie"]][why.split(" in a row")[0].rstrip(" 0123456789")] += 1
+        self._count(who, why.split(" in a row")[0].rstrip(" 0123456789"))
         self._trace.say(
             "retransmitted",
             f"{token_words(who.token)}  retransmitted  {who.name}  seq {record['seq']} "
@@ -87,10 +90,9 @@ class Retransmissions:
             why = f"{record['blamed_timeouts']} timeouts in a row on {blamed and blamed.name}"
         else:
             why = f"not yet acknowledged on {blamed and blamed.name}"
-        self.causes[record["cookie"]]["reinjected here"] += 1
-        if blamed is not None and blamed.cookie:
-            self._names[blamed.cookie] = blamed
-            self.causes[blamed.cookie]["reinjected elsewhere"] += 1
+        self._count(who, "reinjected here")
+        if blamed is not None:
+            self._count(blamed, "reinjected elsewhere")
         self._trace.say(
             "reinjected",
             f"{token_words(who.token)}  reinjected     {who.name}  data {record['data_seq']:x} "
@@ -104,8 +106,21 @@ class Retransmissions:
             cause=why,
         )
 
+    def _count(self, who: Subject, why: str) -> None:
+        if who.cookie not in self.causes:
+            if who.cookie is None or len(self.causes) >= _ROWS:
+                self.others[why] += 1
+                return
+            self._names[who.cookie] = who
+            self.causes[who.cookie] = Counter()
+        self.causes[who.cookie][why] += 1
+
     def rows(self) -> list[tuple[Subject, Counter[str]]]:
         return [(self._names[cookie], causes) for cookie, causes in self.causes.items()]
+
+
+def _told(causes: Counter[str]) -> str:
+    return ", ".join(f"{number} {why}" for why, number in causes.most_common())
 
 
 def trace_retrans(trace: Trace, constants: dict[str, int]) -> Summary:
@@ -128,14 +143,16 @@ def trace_retrans(trace: Trace, constants: dict[str, int]) -> Summary:
             f"({words.size(found.reinjected_bytes)}; counter MPTCPRetrans moved by {moved})"
         ]
         for who, causes in found.rows():
-            told = ", ".join(f"{number} {why}" for why, number in causes.most_common())
-            lines.append(f"  {token_words(who.token)}  {who.name}  {told}")
+            lines.append(f"  {token_words(who.token)}  {who.name}  {_told(causes)}")
+        if found.others:
+            lines.append(f"  further subflows: {_told(found.others)}")
         trace.note(
             "\n".join(lines),
             retransmissions=found.segments,
             reinjections=found.reinjections,
             counters={"MPTCPRetrans": moved},
             subflows=[{**who.fields(), "causes": dict(causes)} for who, causes in found.rows()],
+            others=dict(found.others),
         )
 
     return summary

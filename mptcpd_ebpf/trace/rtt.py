@@ -5,6 +5,8 @@ The probes (bpf/subflow.bpf.c) count every new raw sample of every subflow in a 
 by powers of two; what was there when the trace began is taken off.
 """
 
+from collections import deque
+
 from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement, Thresholds
 from mptcpd_ebpf.trace.frame import Summary, Trace
@@ -13,6 +15,8 @@ from mptcpd_ebpf.trace.scope import Subject, token_words
 
 QUIET = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
 _BAR = 40
+_ROWS = 64
+"""Ended subflows that are told one by one in the summary."""
 
 
 def quantile(histogram: list[int], share: float) -> int:
@@ -39,6 +43,11 @@ def bars(histogram: list[int]) -> list[str]:
     ]
 
 
+def _spread(histogram: list[int]) -> str:
+    p50, p90, p99 = (_ms(quantile(histogram, share)) for share in (0.5, 0.9, 0.99))
+    return f"half below {p50}, 90 % below {p90}, 99 % below {p99} ms"
+
+
 def _ms(us: int) -> str:
     return f"{us / 1000:.3g}"
 
@@ -50,6 +59,9 @@ class Histograms:
         self._trace = trace
         self._at_start: dict[int, list[int]] = {}
         self.found: dict[int, tuple[Subject, Measurement, list[int]]] = {}
+        self.further: dict[tuple[str, str], list[int]] = {}
+        """By local and remote IP address: of ended subflows beyond the last `_ROWS`."""
+        self._ended: deque[int] = deque()
 
     def begin(self, measured: list[Measurement]) -> None:
         for each in measured:
@@ -66,6 +78,19 @@ class Histograms:
         fresh = [now - then for now, then in zip(measured.rtt_histogram, before, strict=True)]
         self.found[measured.cookie] = who, measured, fresh
 
+    def end(self, measured: Measurement) -> None:
+        """The subflow's last word."""
+        self.take(measured)
+        if measured.cookie not in self.found:
+            return
+        self._at_start.pop(measured.cookie, None)
+        self._ended.append(measured.cookie)
+        if len(self._ended) > _ROWS:
+            who, _, histogram = self.found.pop(self._ended.popleft())
+            path = who.local.ip, who.remote.ip
+            so_far = self.further.get(path, [0] * len(histogram))
+            self.further[path] = [a + b for a, b in zip(so_far, histogram, strict=True)]
+
 
 def trace_rtt(trace: Trace, constants: dict[str, int]) -> Summary:
     probes = trace.open(Probing(constants["own_netns"], QUIET))
@@ -76,7 +101,7 @@ def trace_rtt(trace: Trace, constants: dict[str, int]) -> Summary:
     def read() -> None:
         for event in probes.read():
             if isinstance(event, SubflowEnded):
-                histograms.take(event.measurement)
+                histograms.end(event.measurement)
 
     trace.watch(probes, read)
 
@@ -89,8 +114,7 @@ def trace_rtt(trace: Trace, constants: dict[str, int]) -> Summary:
             least = measured.min_rtt_us
             head = (
                 f"{token_words(who.token)}  {who.name}  {number} samples, "
-                f"least {'–' if least is None else _ms(least)} ms; half below {_ms(p50)}, "
-                f"90 % below {_ms(p90)}, 99 % below {_ms(p99)} ms"
+                f"least {'–' if least is None else _ms(least)} ms; {_spread(histogram)}"
             )
             trace.note(
                 "\n".join([head, *(f"    {line}" for line in bars(histogram))]),
@@ -99,6 +123,18 @@ def trace_rtt(trace: Trace, constants: dict[str, int]) -> Summary:
                 min_rtt_us=least,
                 srtt_us=measured.srtt_us,
                 below_us={"p50": p50, "p90": p90, "p99": p99},
+                histogram=histogram,
+            )
+        for (local, remote), histogram in histograms.further.items():
+            head = (
+                f"further subflows {local} → {remote}  {sum(histogram)} samples; "
+                f"{_spread(histogram)}"
+            )
+            trace.note(
+                "\n".join([head, *(f"    {line}" for line in bars(histogram))]),
+                local=local,
+                remote=remote,
+                samples=sum(histogram),
                 histogram=histogram,
             )
 

@@ -3,7 +3,9 @@
 
 bpf/trace.bpf.c makes the default scheduler's decision again from what it compares
 (mptcp_subflow_get_send in net/mptcp/protocol.c) and counts, by subflow, how it came out.
-How many bytes then went where is TCP's own count (inet_diag).  Another scheduler
+How many bytes then went where is TCP's own count (inet_diag).  What the counts say of subflows
+that ended is taken over from the kernel within a second or two, and kept of the last ones
+only, so that any number of connections may come and go.  Another scheduler
 (net.mptcp.scheduler) passes the same tracepoint only if it calls the same function.
 """
 
@@ -18,6 +20,8 @@ from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Subject, token_words
 
+_ROWS = 64
+"""Ended subflows, and ended connections, that are told in the summary."""
 _COOKIE = struct.Struct("=Q")
 _CONNECTION = struct.Struct("=II")
 _AGAINST = {
@@ -64,8 +68,14 @@ class Scheduling:
         self._trace = trace
         self._kernel = kernel
         self._shares: dict[int, Record] = {}
+        self._rounds: dict[tuple[int, int], Record] = {}
+        """Of live connections, at the last look."""
+        self._ended: dict[int, Record] = {}
+        self._ended_rounds: dict[tuple[int, int], Record] = {}
         self._start = self._sent = first_sent(diag.subflows())
         self._last_sent = dict(self._start)
+        self.further = 0
+        """Ended subflows that are not told any more."""
 
     def _read(self) -> tuple[dict[int, Record], dict[int, int]]:
         measured = diag.subflows()
@@ -73,7 +83,38 @@ class Scheduling:
             self._trace.directory.of_measurement(each)
         self._last_sent |= first_sent(measured)
         table = self._kernel.table("shares", _COOKIE, "trace_share")
-        return {key[0]: value for key, value in table.items()}, dict(self._last_sent)
+        shares = {key[0]: value for key, value in table.items()}
+        self._end({each.cookie for each in measured}, shares)
+        self._end_rounds({each.token for each in measured})
+        return {**self._ended, **shares}, dict(self._last_sent)
+
+    def _end(self, live: set[int | None], shares: dict[int, Record]) -> None:
+        """Takes the ended out of `shares`.  Live ones were read first: who is new is in no
+        earlier look."""
+        for cookie in [each for each in shares if each in self._shares and each not in live]:
+            self._ended[cookie] = shares.pop(cookie)
+            self._kernel.forget("shares", _COOKIE.pack(cookie))
+        while len(self._ended) > _ROWS:
+            cookie = next(iter(self._ended))
+            self.further += 1
+            for known in (self._ended, self._start, self._sent, self._last_sent):
+                known.pop(cookie, None)
+        for cookie in self._last_sent.keys() - live - self._ended.keys() - shares.keys():
+            del self._last_sent[cookie]
+
+    def _end_rounds(self, live: set[int]) -> None:
+        before = self._rounds
+        self._rounds = self._kernel.table("rounds", _CONNECTION, "trace_rounds")
+        for key in [each for each in self._rounds if each in before and each[1] not in live]:
+            self._ended_rounds[key] = self._rounds.pop(key)
+            self._kernel.forget("rounds", _CONNECTION.pack(*key))
+        while len(self._ended_rounds) > _ROWS:
+            del self._ended_rounds[next(iter(self._ended_rounds))]
+
+    def rounds(self) -> dict[int, Record]:
+        """By token, as of the last look."""
+        both = {**self._ended_rounds, **self._rounds}
+        return {token: round_ for (_, token), round_ in both.items()}
 
     def rows(self, *, whole: bool) -> dict[int, list[Row]]:
         """By token; since the last look, or since the beginning (`whole`)."""
@@ -109,10 +150,10 @@ class Scheduling:
             )
 
     def summary(self) -> None:
-        rounds = self._kernel.table("rounds", _CONNECTION, "trace_rounds")
-        by_token = {token: round_ for (_, token), round_ in rounds.items()}
         lasted = self._trace.now() - self._trace.began
-        for token, rows in self.rows(whole=True).items():
+        found = self.rows(whole=True)
+        by_token = self.rounds()
+        for token, rows in found.items():
             round_ = by_token.get(token)
             if round_ is None:
                 continue
@@ -145,6 +186,8 @@ class Scheduling:
                 longest_ns=round_["longest_ns"],
                 subflows=[_fields(row) for row in rows],
             )
+        if self.further:
+            self._trace.note(f"further subflows that ended: {self.further}", further=self.further)
 
 
 def _reason(share: Record) -> str:

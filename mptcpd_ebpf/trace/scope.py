@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
+from typing import TypeVar
 
 from mptcpd_ebpf.core.address import SockAddr, parse_sockaddr
 from mptcpd_ebpf.core.measurement import Measurement, Owner
@@ -20,6 +21,8 @@ from mptcpd_ebpf.trace.kernel_side import Record
 
 _U32 = 0xFFFFFFFF
 _LOOK_AGAIN_NS = 50_000_000
+MOST_KNOWN = 8192
+"""Subflows, and connections, remembered at most: those that were heard of last."""
 
 Flow = tuple[SockAddr, SockAddr]
 """Local, remote."""
@@ -139,7 +142,11 @@ def cgroups_below(folder: Path) -> frozenset[int]:
 
 @dataclass
 class Directory:
-    """Which subflow belongs to which connection and process, as learnt so far."""
+    """Which subflow belongs to which connection and process, as learnt so far.
+
+    Bounded, for a trace may see any number of connections come and go: who has not been
+    heard of for the longest time is forgotten first.
+    """
 
     by_flow: dict[Flow, Subject] = field(default_factory=dict)
     by_cookie: dict[int, Subject] = field(default_factory=dict)
@@ -153,13 +160,13 @@ class Directory:
         snapshot = diag.snapshot()
         for connection in snapshot.connections:
             if connection.owner and connection.owner.pid is not None:
-                self.owners.setdefault(connection.token, connection.owner)
+                self._owned(connection.token, connection.owner)
         for measured in snapshot.subflows:
             self.of_measurement(measured)
 
     def of_measurement(self, measured: Measurement) -> Subject:
         if measured.owner and measured.owner.pid is not None:
-            self.owners.setdefault(measured.token, measured.owner)
+            self._owned(measured.token, measured.owner)
         return self._learn(
             Subject(
                 token=measured.token,
@@ -176,12 +183,13 @@ class Directory:
         """The subflow of a trace_record, with what earlier ones said of it."""
         token = record["token"] or None
         if token and record["pid"] != _U32:
-            self.owners[token] = Owner(
+            owner = Owner(
                 pid=record["pid"],
                 uid=record["uid"],
                 cgroup=record["cgroup"],
                 comm=record["comm"].split(b"\0", 1)[0].decode(errors="replace"),
             )
+            _put_last(self.owners, token, owner)
         return self._learn(
             Subject(
                 token=token,
@@ -203,8 +211,6 @@ class Directory:
         known = self.by_cookie.get(new.cookie or 0)
         if known is None:
             known = new
-            if new.cookie:
-                self.by_cookie[new.cookie] = new
         else:
             known.token = known.token or new.token
             if new.local.port and new.remote.port:
@@ -212,10 +218,16 @@ class Directory:
             for name in ("local_id", "remote_id", "joined"):
                 if getattr(new, name) is not None:
                     setattr(known, name, getattr(new, name))
-        self.by_flow[known.local, known.remote] = known
+        if known.cookie:
+            _put_last(self.by_cookie, known.cookie, known)
+        _put_last(self.by_flow, (known.local, known.remote), known)
         if known.owner is None and known.token:
             known.owner = self.owners.get(known.token)
         return known
+
+    def _owned(self, token: int, owner: Owner) -> None:
+        """What /proc says; who opened the connection is the better word."""
+        _put_last(self.owners, token, self.owners.get(token, owner))
 
     def find_owner(self, who: Subject) -> None:
         """Looks the process up if it is not known yet; not more often than 20 times a second."""
@@ -233,6 +245,22 @@ class Directory:
             self.by_cookie.pop(who.cookie, None)
         if self.by_flow.get((who.local, who.remote)) is who:
             del self.by_flow[who.local, who.remote]
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def bound(known: dict[K, V]) -> None:
+    """Keeps the newest `MOST_KNOWN`: where records are lost, ends are never heard of."""
+    if len(known) > MOST_KNOWN:  # a dictionary is in the order of its insertions
+        del known[next(iter(known))]
+
+
+def _put_last(known: dict[K, V], key: K, value: V) -> None:
+    known.pop(key, None)
+    known[key] = value
+    bound(known)
 
 
 def _known_id(value: int) -> int | None:

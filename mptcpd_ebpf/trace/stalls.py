@@ -23,6 +23,9 @@ _STALLS = Thresholds(
     min_interval_us=0,
 )
 
+_ROWS = 64
+"""Ended subflows that are told one by one in the summary."""
+
 
 class Stalls:
     """Sums by subflow."""
@@ -31,6 +34,10 @@ class Stalls:
         self._trace = trace
         self._at_start: dict[int, int] = {}
         self.found: dict[int, tuple[Subject, Measurement, int]] = {}
+        self._ended: set[int] = set()
+        self.further = 0
+        """Subflows that are not among those found any more."""
+        self.further_us = 0
 
     def begin(self, measured: list[Measurement]) -> None:
         self._at_start = {each.cookie: each.stalled_us or 0 for each in measured if each.cookie}
@@ -42,6 +49,18 @@ class Stalls:
         stalled = (measured.stalled_us or 0) - self._at_start.get(measured.cookie, 0)
         self.found[measured.cookie] = who, measured, stalled
         return who
+
+    def end(self, measured: Measurement) -> None:
+        """The subflow's last word.  Of the ended ones those that stalled most are kept."""
+        if self.take(measured) is None or measured.cookie is None:
+            return
+        self._at_start.pop(measured.cookie, None)
+        self._ended.add(measured.cookie)
+        if len(self._ended) > _ROWS:
+            least = min(self._ended, key=lambda cookie: self.found[cookie][2])
+            self._ended.remove(least)
+            self.further += 1
+            self.further_us += self.found.pop(least)[2]
 
     def alarm(self, event: AlarmRaised) -> None:
         measured = event.measurement
@@ -74,7 +93,7 @@ def trace_stalls(trace: Trace, constants: dict[str, int]) -> Summary:
             if isinstance(event, AlarmRaised):
                 stalls.alarm(event)
             else:
-                stalls.take(event.measurement)
+                stalls.end(event.measurement)
 
     trace.watch(probes, read)
 
@@ -91,6 +110,10 @@ def trace_stalls(trace: Trace, constants: dict[str, int]) -> Summary:
                 f"srtt {_ms(measured.srtt_us)} ms, retransmitted {measured.retransmits}, "
                 f"lost {measured.lost}"
             )
+        if stalls.further:
+            lines.append(
+                f"  {stalls.further} further subflows  {words.duration(stalls.further_us * 1000)}"
+            )
         trace.note(
             "\n".join(lines) if rows else "no subflow was seen",
             subflows=[
@@ -103,6 +126,7 @@ def trace_stalls(trace: Trace, constants: dict[str, int]) -> Summary:
                 }
                 for who, measured, stalled in rows
             ],
+            further={"subflows": stalls.further, "stalled_us": stalls.further_us},
         )
 
     return summary

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse
+from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse, ShortConnections
 from tests.netns.probed import allow_joins
-from tests.netns.tracing import Line, tracing
+from tests.netns.tracing import Line, Tracing, tracing
 
 NARROW = 131_072
 
@@ -109,3 +109,40 @@ def test_nothing_is_blamed_on_one_path() -> None:
         summary = told.end()
     assert not told.all("stall")
     assert all(row["stalled_us"] == 0 for row in summary["subflows"])
+
+
+def test_round_trip_times_of_many_connections_are_added_up() -> None:
+    with Lab(paths=[Path()]) as lab, tracing(lab.client, "rtt") as told:
+        lab.start(ShortConnections(count=150)).result()
+        told.end()
+    one_by_one = [line for line in told.all("summary") if "token" in line]
+    further = [line for line in told.all("summary") if "token" not in line and "samples" in line]
+    path = lab.paths[0]
+    assert len(one_by_one) >= 64
+    assert [(line["local"], line["remote"]) for line in further] == [
+        (path.client_ip, path.server_ip)
+    ]
+    assert further[0]["samples"] == sum(further[0]["histogram"]) > 0
+
+
+def test_connections_that_ended_are_in_the_summary(lab: Lab) -> None:
+    tokens = []
+    with tracing(lab.client, "sched") as told:
+        for _ in range(2):
+            bulk = lab.start(Bulk())
+            tokens.append(f"{bulk.token:08x}")
+            # Two looks, and a connection that ended before has been taken over.
+            for count in (1, 2):
+                told.until(
+                    lambda _: len(of_token(told, tokens[-1])) >= count,  # noqa: B023
+                    f"line {count} of {tokens[-1]}",
+                )
+            bulk.stop()
+        told.end()
+    rounds = {line["token"]: line["rounds"] for line in told.all("summary") if "rounds" in line}
+    assert list(rounds) == tokens
+    assert all(rounds.values())
+
+
+def of_token(told: Tracing, token: str) -> list[Line]:
+    return [line for line in told.all("chosen") if line["token"] == token]

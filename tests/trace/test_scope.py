@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Who a subflow belongs to, whom the filters mean, and how much of it is remembered."""
+
+from ipaddress import ip_network
+
+import pytest
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.measurement import Measurement, Owner
+from mptcpd_ebpf.trace.scope import (
+    MOST_KNOWN,
+    Directory,
+    Scope,
+    Subject,
+    parse_address,
+    parse_token,
+)
+
+SERVER = SockAddr("10.1.2.2", 80)
+
+
+def measured(number: int) -> Measurement:
+    return Measurement(
+        token=number,
+        local=SockAddr("10.1.1.2", number % 65536),
+        remote=SERVER,
+        netns=1,
+        cookie=number,
+        at=0,
+        owner=Owner(pid=number),
+    )
+
+
+def test_the_directory_forgets_whom_it_has_not_heard_of_for_longest() -> None:
+    directory = Directory()
+    for number in range(1, MOST_KNOWN + 1):
+        directory.of_measurement(measured(number))
+    directory.of_measurement(measured(1))
+    for number in range(MOST_KNOWN + 1, 2 * MOST_KNOWN):
+        directory.of_measurement(measured(number))
+    assert len(directory.by_cookie) == len(directory.by_flow) == MOST_KNOWN
+    assert len(directory.owners) == MOST_KNOWN
+    assert 1 in directory.by_cookie
+    assert 2 not in directory.by_cookie
+
+
+def test_an_owner_is_of_all_subflows_of_the_connection() -> None:
+    directory = Directory()
+    first = directory.of_measurement(measured(7))
+    assert first.owner == Owner(pid=7)
+    assert directory.of_flow(first.local, first.remote) is first
+    directory.forget(first)
+    assert directory.of_flow(first.local, first.remote).token is None
+
+
+WHO = Subject(
+    token=0xAB,
+    local=SockAddr("10.1.1.2", 4000),
+    remote=SERVER,
+    owner=Owner(pid=5, comm="curl", cgroup=9),
+)
+
+
+@pytest.mark.parametrize(
+    ("scope", "fits"),
+    [
+        (Scope(), True),
+        (Scope(pid=5), True),
+        (Scope(pid=6), False),
+        (Scope(comm="curl"), True),
+        (Scope(comm="cur"), False),
+        (Scope(cgroups=frozenset({8, 9})), True),
+        (Scope(cgroups=frozenset({8})), False),
+        (Scope(token=0xAB), True),
+        (Scope(token=0xAC), False),
+        (Scope(address=ip_network("10.1.0.0/16")), True),
+        (Scope(address=ip_network("fd00::/8")), False),
+        (Scope(address=SERVER), True),
+        (Scope(address=SockAddr("10.1.2.2", 81)), False),
+        (Scope(pid=5, token=0xAC), False),
+    ],
+)
+def test_a_filter_lets_through_what_fits_everything(scope: Scope, fits: bool) -> None:
+    assert scope.admits(WHO) == fits
+
+
+def test_what_is_not_known_does_not_fit_a_filter_that_asks_for_it() -> None:
+    nobody = Subject(token=None, local=WHO.local, remote=WHO.remote)
+    assert Scope().admits(nobody)
+    asking = (Scope(pid=5), Scope(comm="curl"), Scope(token=1), Scope(cgroups=frozenset({1})))
+    assert not any(scope.admits(nobody) for scope in asking)
+
+
+def test_addresses_and_tokens_as_people_write_them() -> None:
+    assert parse_address("10.1.2.2") == ip_network("10.1.2.2/32")
+    assert parse_address("[fd00::1]:80") == SockAddr("fd00::1", 80)
+    assert parse_token("000000ab") == 0xAB
+    for wrong in ("10.1", "10.0.0.0/33", "fd00::zz"):
+        with pytest.raises(ValueError, match=wrong):
+            parse_address(wrong)
