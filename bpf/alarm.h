@@ -54,7 +54,7 @@ static __noinline u32 best_sibling_rtt(struct subflow *subflow)
 	msk = as(mptcp_sock, see(ctx, conn));
 	if (!msk)
 		return best;
-	first = (u64)msk + bpf_core_field_offset(msk->conn_list);
+	first = (u64)msk + offset_of(mptcp_sock, conn_list);
 	node = (u64)see(msk, conn_list.next);
 	for (int i = 0; i < MAX_SIBLINGS && node && node != first; i++) {
 		struct mptcp_subflow_context *other = as(mptcp_subflow_context, node);
@@ -146,7 +146,7 @@ static __always_inline u32 within_episode(struct subflow *subflow, struct tcp_so
 {
 	u32 high_seq = see(tp, high_seq);
 
-	if (see_bit(tp, inet_conn.icsk_ca_state) < TCP_CA_RECOVERY)
+	if (see_bit(as(inet_connection_sock, tp), icsk_ca_state) < TCP_CA_RECOVERY)
 		return signs; /* a probe of the tail, nothing is known to be lost yet */
 	if (high_seq != subflow->episode) {
 		subflow->episode = high_seq;
@@ -235,29 +235,40 @@ static __always_inline bool carries_data(struct tcp_sock *tp)
 	return (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT) && see(tp, packets_out);
 }
 
-static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
+/* Tells of silence.  Returns for how long there is none to tell of, us; 0: nothing in flight. */
+static __noinline u64 consider_silence(struct subflow *subflow)
 {
 	struct tcp_sock *tp = as(tcp_sock, subflow->sk);
-	u64 now = bpf_ktime_get_ns();
-	u64 patience, silence, wait;
+	u64 patience, silence;
 
-	subflow->armed = 0;
-	if (subflow->closed || !thresholds.no_progress_us || !carries_data(tp))
+	if (!thresholds.no_progress_us || !carries_data(tp))
 		return 0;
-	silence = silence_us(tp, now);
+	silence = silence_us(tp, bpf_ktime_get_ns());
 	patience = patience_us(tp, see(tp, packets_out));
 	if (silence < subflow->silence_us)
 		subflow->silence_us = 0;
-	if (silence >= patience) {
-		/* Told once; again when the silence has doubled. */
-		if (silence >= 2 * subflow->silence_us) {
-			subflow->silence_us = silence;
-			raise(subflow, REPORT_NO_PROGRESS, silence, patience);
-		}
-		wait = silence;
-	} else {
-		wait = patience - silence;
+	if (silence < patience)
+		return patience - silence;
+	/* Told once; again when the silence has doubled. */
+	if (silence >= 2 * subflow->silence_us) {
+		subflow->silence_us = silence;
+		raise(subflow, REPORT_NO_PROGRESS, silence, patience);
 	}
+	return silence;
+}
+
+#ifndef WITH_BCC /* which has no timers: it considers the silence at what the silence brings */
+
+static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
+{
+	u64 wait;
+
+	subflow->armed = 0;
+	if (subflow->closed)
+		return 0;
+	wait = consider_silence(subflow);
+	if (!wait)
+		return 0;
 	subflow->armed = 1;
 	bpf_timer_start(&subflow->timer, wait * NSEC_PER_USEC, 0);
 	return 0;
@@ -271,5 +282,18 @@ static __always_inline void watch(struct subflow *subflow, struct tcp_sock *tp)
 	subflow->armed = 1;
 	bpf_timer_start(&subflow->timer, patience_us(tp, 2) * NSEC_PER_USEC, 0);
 }
+
+static __always_inline void prepare_timer(struct subflow *subflow)
+{
+	bpf_timer_init(&subflow->timer, &subflows, CLOCK_MONOTONIC);
+	bpf_timer_set_callback(&subflow->timer, on_timer);
+}
+
+static __always_inline void cancel_timer(struct subflow *subflow)
+{
+	bpf_timer_cancel(&subflow->timer);
+}
+
+#endif /* WITH_BCC */
 
 #endif

@@ -11,10 +11,17 @@
  * later) it is a plain load, checked by the verifier against the kernel's types: fast,
  * and allowed under lockdown=confidentiality.  Where it has not (6.1) it is
  * bpf_probe_read_kernel.  The verifier removes the way that does not apply.
+ *
+ * bcc knows no CO-RE (WITH_BCC): it gets the same structures as they lie in the running
+ * kernel (mptcpd_ebpf/probes/bcc_layouts.py writes them, from what is declared here), and
+ * bcc/reach.h says how it looks.
  */
 #ifndef KERNEL_H
 #define KERNEL_H
 
+#ifdef WITH_BCC
+#include "bcc/reach.h"
+#else
 #include <linux/bpf.h>
 #include <linux/types.h>
 #include <stdbool.h>
@@ -31,6 +38,7 @@ typedef __u64 u64;
 typedef __s16 s16;
 typedef __s32 s32;
 typedef __s64 s64;
+#endif
 
 #define AF_INET 2
 #define AF_INET6 10
@@ -46,6 +54,8 @@ typedef __s64 s64;
 #define TCP_CLOSE_WAIT 8
 #define TCP_LISTEN 10
 #define TCP_NEW_SYN_RECV 12
+
+#ifndef WITH_BCC
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -214,6 +224,13 @@ extern void *bpf_rdonly_cast(const void *object, u32 btf_id) __ksym __weak;
 #define see_bit(pointer, field)                                  \
 	(bpf_rdonly_cast ? BPF_CORE_READ_BITFIELD(pointer, field) \
 			 : BPF_CORE_READ_BITFIELD_PROBED(pointer, field))
+#define exists(type, field) bpf_core_field_exists(struct type, field)
+#define width_of(type, field) bpf_core_field_size(struct type, field)
+#define offset_of(type, field) bpf_core_field_offset(struct type, field)
+#define born_cookie(sk) bpf_get_socket_cookie(sk)
+#define falls_to_zero(counter) (__sync_fetch_and_sub(&(counter), 1) == 1)
+
+#endif /* WITH_BCC */
 
 static __always_inline struct mptcp_subflow_context *subflow_context(struct tcp_sock *tp)
 {
@@ -222,7 +239,7 @@ static __always_inline struct mptcp_subflow_context *subflow_context(struct tcp_
 
 static __always_inline struct tcp_skb_cb *segment_of(struct sk_buff *skb)
 {
-	return as(tcp_skb_cb, (u64)skb + bpf_core_field_offset(skb->cb));
+	return as(tcp_skb_cb, (u64)skb + offset_of(sk_buff, cb));
 }
 
 static __always_inline u32 netns_of(struct sock *sk)

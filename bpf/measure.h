@@ -27,7 +27,7 @@ static __always_inline u32 interface_of(struct sock *sk)
 static __always_inline u16 local_id_of(struct mptcp_subflow_context *ctx)
 {
 	/* A negative id is one not yet chosen, and reads as all ones. */
-	if (bpf_core_field_size(ctx->local_id) == sizeof(s16))
+	if (width_of(mptcp_subflow_context, local_id) == sizeof(s16))
 		return see(ctx, local_id);
 	struct mptcp_subflow_context___u8 *narrow = (void *)ctx;
 
@@ -92,10 +92,10 @@ static __always_inline void measure_context(struct measurement *m,
 	m->backup = see_bit(ctx, request_bkup);
 	m->backup_by_peer = see_bit(ctx, backup);
 	m->stale = see_bit(ctx, stale);
-	m->subflow_id = bpf_core_field_exists(ctx->subflow_id) ? see(ctx, subflow_id) : UNSEEN;
+	m->subflow_id = exists(mptcp_subflow_context, subflow_id) ? see(ctx, subflow_id) : UNSEEN;
 	m->connection_bytes_acked = m->connection_reinjected = UNSEEN;
 	msk = as(mptcp_sock, see(ctx, conn));
-	if (msk && bpf_core_field_exists(msk->bytes_acked)) {
+	if (msk && exists(mptcp_sock, bytes_acked)) {
 		m->connection_bytes_acked = see(msk, bytes_acked);
 		m->connection_reinjected = see(msk, bytes_retrans);
 	}

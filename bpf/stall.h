@@ -58,7 +58,7 @@ static __always_inline struct subflow *subflow_at(u64 address)
  */
 static __noinline u32 fastest_free(struct mptcp_sock *msk, u64 except)
 {
-	u64 first = (u64)msk + bpf_core_field_offset(msk->conn_list);
+	u64 first = (u64)msk + offset_of(mptcp_sock, conn_list);
 	u64 node = (u64)see(msk, conn_list.next);
 	u32 fastest = UNSEEN;
 
@@ -81,7 +81,7 @@ static __noinline u32 fastest_free(struct mptcp_sock *msk, u64 except)
  */
 static __noinline struct subflow *guilty_one(struct mptcp_sock *msk, u64 now, u64 heard)
 {
-	u64 first = (u64)msk + bpf_core_field_offset(msk->conn_list);
+	u64 first = (u64)msk + offset_of(mptcp_sock, conn_list);
 	u64 node = (u64)see(msk, conn_list.next);
 	u64 longest = 0, slowest = 0;
 	struct subflow *guilty;

@@ -19,19 +19,6 @@
 
 #include "records.h"
 
-/* Chosen by user space before loading. */
-const volatile u32 own_netns = 0; /* inode of the namespace to keep to, 0: all */
-const volatile u32 tick_us = 4000; /* microseconds a jiffy lasts */
-
-/* Written by user space at any time (mmap). */
-struct thresholds thresholds = {};
-
-/* Read by user space at any time (mmap). */
-struct counters counters = {};
-
-/* Nothing else makes the compiler write the layout of a report into the BTF. */
-const struct report *report_layout = 0;
-
 struct owner {
 	u64 cgroup;
 	u32 pid;
@@ -68,7 +55,7 @@ struct connection_key {
 struct connection {
 	struct owner owner;
 	u64 checked_at; /* ns; stalls are accounted up to here */
-	u32 subflows;
+	u32 alive;	/* subflows */
 	u32 unused;
 };
 
@@ -80,8 +67,39 @@ struct listener_key {
 
 struct listener {
 	struct owner owner;
-	u64 cookie;
+	u64 sk; /* address of its struct sock */
 };
+
+/*
+ * When a subflow was last looked at: the hot path's gate, in front of the map because a
+ * lookup costs more than all the rest of a call that has nothing to do.  Two subflows
+ * that share a slot only lose the gate, never a look.
+ */
+#define GATES 1024
+
+struct gate {
+	u64 cookie;
+	u64 mstamp; /* tcp_mstamp, us */
+	u64 tick;   /* jiffies */
+	u64 unused;
+};
+
+#ifdef WITH_BCC
+#include "bcc/maps.h"
+#else
+
+/* Chosen by user space before loading. */
+const volatile u32 own_netns = 0; /* inode of the namespace to keep to, 0: all */
+const volatile u32 tick_us = 4000; /* microseconds a jiffy lasts */
+
+/* Written by user space at any time (mmap). */
+struct thresholds thresholds = {};
+
+/* Read by user space at any time (mmap). */
+struct counters counters = {};
+
+/* Nothing else makes the compiler write the layout of a report into the BTF. */
+const struct report *report_layout = 0;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -112,31 +130,14 @@ struct {
 	__uint(max_entries, 1 << 20); /* user space may choose another size */
 } reports SEC(".maps");
 
-/*
- * When a subflow was last looked at: the hot path's gate, in front of the map because a
- * lookup costs more than all the rest of a call that has nothing to do.  Two subflows
- * that share a slot only lose the gate, never a look.
- */
-#define GATES 1024
-
-struct gate {
-	u64 cookie;
-	u64 mstamp; /* tcp_mstamp, us */
-	u64 tick;   /* jiffies */
-	u64 unused;
-};
-
 struct gate gates[GATES] = {};
 
 /* An empty struct subflow: it is too large for the stack. */
 static const u8 blank[sizeof(struct subflow)] = {};
 
-#define count(counter) __sync_fetch_and_add(&counters.counter, 1)
+#endif /* WITH_BCC */
 
-static __always_inline u64 cookie_of(struct sock *sk)
-{
-	return sk->__sk_common.skc_cookie.counter ?: bpf_get_socket_cookie(sk);
-}
+#define count(counter) __sync_fetch_and_add(&counters.counter, 1)
 
 static __always_inline void present_owner(struct owner *owner)
 {
@@ -168,7 +169,7 @@ static __always_inline void forget_connection(struct measurement *m)
 	struct connection_key key = { .netns = m->netns, .token = m->token };
 	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
 
-	if (connection && __sync_fetch_and_sub(&connection->subflows, 1) == 1)
+	if (connection && falls_to_zero(connection->alive))
 		bpf_map_delete_elem(&connections, &key);
 }
 

@@ -122,7 +122,7 @@ int BPF_PROG(round_ends, struct mptcp_subflow_context *subflow)
 	if (!subflow->tcp_sock->__sk_common.skc_cookie.counter)
 		bpf_get_socket_cookie(subflow->tcp_sock); /* gives it one */
 	msk = as(mptcp_sock, subflow->conn);
-	first = (u64)msk + bpf_core_field_offset(msk->conn_list);
+	first = (u64)msk + offset_of(mptcp_sock, conn_list);
 	if ((u64)see(as(mptcp_subflow_context, subflow), node.next) != first ||
 	    !wanted(subflow->tcp_sock))
 		return 0;

@@ -14,18 +14,18 @@ import ctypes
 import errno
 import mmap
 import os
-import struct
 import time
-from ctypes import c_size_t, c_uint32
+from ctypes import c_size_t
 from typing import NoReturn
 
 from msgspec import Struct
 
 from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement, Thresholds
-from mptcpd_ebpf.probes.btf import Btf, Layout
-from mptcpd_ebpf.probes.libbpf import LIBRARY, RING_CALLBACK, Libbpf
-from mptcpd_ebpf.probes.records import Decoder
+from mptcpd_ebpf.probes.btf import Layout
+from mptcpd_ebpf.probes.libbpf import LIBRARY, Libbpf
+from mptcpd_ebpf.probes.outlet import Outlet, count_entries
+from mptcpd_ebpf.probes.records import object_btf
 from mptcpd_ebpf.resources import bpf_object
 
 VMLINUX_BTF = "/sys/kernel/btf/vmlinux"
@@ -34,8 +34,8 @@ _CLOCK_MONOTONIC_COARSE = 6  # its resolution is the kernel's tick
 _ITERATOR = "sample"
 _ESSENTIAL = frozenset({"state_changes", "socket_destroyed", _ITERATOR})
 _READ_BYTES = 1 << 18
-_BATCH = 256
-_KEY_BYTES = 64  # more than the largest key takes
+FOLLOWED = ("subflows", "connections", "listeners")
+"""The maps that fill."""
 
 _WITHOUT = {
     "segment_received": "no RTT histogram, no RTT, loss or stall alarm from received segments",
@@ -66,6 +66,7 @@ class ProbeReport(Struct, frozen=True):
     hooks: list[HookReport]
     netns: int
     """The namespace the probes keep to, 0: all."""
+    way: str = f"CO-RE through {LIBRARY}"
 
     @property
     def complete(self) -> bool:
@@ -74,7 +75,7 @@ class ProbeReport(Struct, frozen=True):
     def __str__(self) -> str:
         attached = [hook.hook for hook in self.hooks if hook.attached]
         missing = [f"{hook.hook}: {hook.reason}" for hook in self.hooks if not hook.attached]
-        text = f"CO-RE through {LIBRARY}, attached to {', '.join(attached)}"
+        text = f"{self.way}, attached to {', '.join(attached)}"
         return text + (f"; not attached: {'; '.join(missing)}" if missing else "")
 
 
@@ -87,23 +88,14 @@ class Probes:
         self._bpf = libbpf
         self._object = handle
         self._links: list[int] = []
-        self._ring: int | None = None
+        self._outlet: Outlet | None = None
         self._shared: mmap.mmap | None = None
-        self._records: list[bytes] = []
-        self._harvested = 0
-        self._callback = RING_CALLBACK(self._on_record)  # kept: libbpf holds the address
-
-        length = c_uint32()
-        btf = libbpf.pointer("bpf_object__btf", handle)
-        raw = libbpf.pointer("btf__raw_data", btf, length)
-        self._btf = Btf(ctypes.string_at(raw, length.value))
-        self._decoder = Decoder(self._btf)
+        self._btf = object_btf(libbpf, handle)
         self._thresholds = self._btf.layout("thresholds")
         self._counters = self._btf.layout("counters")
         self._variables = self._btf.variables(".bss")
 
-        tick_ns = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9)
-        self._set_constants(own_netns=netns, tick_us=tick_ns // 1000)
+        self._set_constants(own_netns=netns, tick_us=tick_us())
         libbpf.number("bpf_map__set_max_entries", self._map("reports"), ring_bytes)
         for name in skipped:
             program = libbpf.pointer("bpf_object__find_program_by_name", handle, name.encode())
@@ -167,11 +159,15 @@ class Probes:
     def _start(self, thresholds: Thresholds, skipped: dict[str, str]) -> None:
         bpf = self._bpf
         self._shared = mmap.mmap(
-            bpf.bpf_map__fd(self._map(".bss")), bpf.bpf_map__value_size(self._map(".bss"))
+            self._descriptor(".bss"), bpf.bpf_map__value_size(self._map(".bss"))
         )
         self.set_thresholds(thresholds)
-        self._ring = bpf.pointer(
-            "ring_buffer__new", bpf.bpf_map__fd(self._map("reports")), self._callback, None, None
+        self._outlet = Outlet(
+            bpf,
+            self._btf,
+            subflows=self._descriptor("subflows"),
+            reports=self._descriptor("reports"),
+            kept=lambda: self.lost["last_words_kept"],
         )
         program = None
         while program := bpf.bpf_object__next_program(self._object, program):
@@ -209,6 +205,9 @@ class Probes:
     def _map(self, name: str) -> int:
         return self._bpf.pointer("bpf_object__find_map_by_name", self._object, name.encode())
 
+    def _descriptor(self, name: str) -> int:
+        return int(self._bpf.bpf_map__fd(self._map(name)))
+
     def _set_constants(self, **values: int) -> None:
         size = c_size_t()
         start = self._bpf.pointer("bpf_map__initial_value", self._map(".rodata"), size)
@@ -222,59 +221,22 @@ class Probes:
         assert self._variables[name][1] == layout.size
         return self._shared, self._variables[name][0]
 
+    @property
+    def _out(self) -> Outlet:
+        if self._outlet is None:
+            raise ValueError("the probes are closed")
+        return self._outlet
+
     def fileno(self) -> int:
         """A descriptor that is readable when `read` has something to return."""
-        return int(self._bpf.ring_buffer__epoll_fd(self._ring))
-
-    def _on_record(self, _context: int, data: int, size: int) -> int:
-        self._records.append(ctypes.string_at(data, size))
-        return 0
+        return self._out.fileno()
 
     def read(self) -> list[AlarmRaised | SubflowEnded]:
         """What the probes reported since the last call, in their order; never blocks.
 
         Last words that found the ring buffer full come after the others.
         """
-        self._bpf.number("ring_buffer__consume", self._ring)
-        records, self._records = self._records, []
-        events: list[AlarmRaised | SubflowEnded] = [self._decoder.report(each) for each in records]
-        kept = self.lost["last_words_kept"]
-        if kept != self._harvested:
-            self._harvested = kept
-            events += self._harvest()
-        return events
-
-    def _harvest(self) -> list[SubflowEnded]:
-        """Takes the entries that were closed while the ring buffer was full."""
-        layout = self._btf.layout("subflow")
-        closed = struct.Struct(f"{layout.fields['closed'].offset}xI")
-        descriptor = self._bpf.bpf_map__fd(self._map("subflows"))
-        keys = (ctypes.c_uint64 * _BATCH)()
-        values = ctypes.create_string_buffer(_BATCH * layout.size)
-        place = ctypes.create_string_buffer(8)
-        start: object = None
-        events = []
-        done = []
-        while True:
-            number = c_uint32(_BATCH)
-            result = self._bpf.bpf_map_lookup_batch(
-                descriptor, start, place, keys, values, number, None
-            )
-            if result < 0 and result != -errno.ENOENT:
-                raise OSError(-result, f"reading the map of subflows: {os.strerror(-result)}")
-            for i in range(number.value):
-                if closed.unpack_from(values, i * layout.size)[0]:
-                    entry = values.raw[i * layout.size : i * layout.size + self._decoder.size]
-                    events.append(
-                        SubflowEnded(measurement=self._decoder.measurement(entry, closed=True))
-                    )
-                    done.append(keys[i])
-            if result < 0:
-                break
-            start = place
-        for key in done:
-            self._bpf.bpf_map_delete_elem(descriptor, ctypes.byref(ctypes.c_uint64(key)))
-        return events
+        return self._out.read()
 
     def sample(self) -> list[Measurement]:
         """The exact present values of every MPTCP subflow in the calling thread's namespace."""
@@ -286,8 +248,8 @@ class Probes:
         finally:
             os.close(descriptor)
         data = b"".join(chunks)
-        decode, size = self._decoder.measurement, self._decoder.size
-        return [decode(data, offset) for offset in range(0, len(data), size)]
+        decoder = self._out.decoder
+        return [decoder.measurement(data, at) for at in range(0, len(data), decoder.size)]
 
     def set_thresholds(self, thresholds: Thresholds) -> None:
         """Takes effect at the next packet."""
@@ -304,15 +266,7 @@ class Probes:
 
     def entries(self) -> dict[str, int]:
         """How full the probes' maps are: subflows, connections and listeners followed now."""
-        return {name: self._count(name) for name in ("subflows", "connections", "listeners")}
-
-    def _count(self, name: str) -> int:
-        descriptor = self._bpf.bpf_map__fd(self._map(name))
-        key, last = ctypes.create_string_buffer(_KEY_BYTES), None
-        number = 0
-        while not self._bpf.bpf_map_get_next_key(descriptor, last, key):
-            number, last = number + 1, key
-        return number
+        return {name: count_entries(self._bpf, self._descriptor(name)) for name in FOLLOWED}
 
     def programs(self) -> dict[str, int]:
         """The descriptors of the loaded programs by hook; their fdinfo tells id and run time."""
@@ -329,9 +283,9 @@ class Probes:
         for link in self._links:
             self._bpf.bpf_link__destroy(link)
         self._links.clear()
-        if self._ring is not None:
-            self._bpf.ring_buffer__free(self._ring)
-            self._ring = None
+        if self._outlet is not None:
+            self._outlet.close()
+            self._outlet = None
         if self._shared is not None:
             self._shared.close()
             self._shared = None
@@ -344,6 +298,11 @@ class Probes:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def tick_us() -> int:
+    """How long a jiffy lasts."""
+    return round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e6)
 
 
 def may_load() -> bool:

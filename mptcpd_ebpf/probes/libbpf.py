@@ -11,7 +11,7 @@ import ctypes
 import ctypes.util
 import os
 import re
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p
+from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any
 
 LIBRARY = "libbpf.so.1"
@@ -30,7 +30,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_object__find_map_by_name": (_POINTER, [c_void_p, c_char_p]),
     "bpf_object__find_program_by_name": (_POINTER, [c_void_p, c_char_p]),
     "bpf_object__next_program": (_POINTER, [c_void_p, c_void_p]),
+    "btf__find_by_name_kind": (_INT, [c_void_p, c_char_p, c_uint32]),
+    "btf__free": (None, [c_void_p]),
+    "btf__load_vmlinux_btf": (_POINTER, []),
+    "btf__name_by_offset": (c_char_p, [c_void_p, c_uint32]),
     "btf__raw_data": (_POINTER, [c_void_p, POINTER(c_uint32)]),
+    "btf__type_by_id": (_POINTER, [c_void_p, c_uint32]),
     "bpf_map__fd": (_INT, [c_void_p]),
     "bpf_map__initial_value": (_POINTER, [c_void_p, POINTER(c_size_t)]),
     "bpf_map__set_max_entries": (_INT, [c_void_p, c_uint32]),
@@ -46,10 +51,19 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_program__fd": (_INT, [c_void_p]),
     "bpf_program__attach": (_POINTER, [c_void_p]),
     "bpf_program__attach_iter": (_POINTER, [c_void_p, c_void_p]),
+    "bpf_program__attach_kprobe_opts": (_POINTER, [c_void_p, c_char_p, c_void_p]),
+    "bpf_program__set_attach_target": (_INT, [c_void_p, c_int, c_char_p]),
     "bpf_program__set_autoload": (_INT, [c_void_p, ctypes.c_bool]),
     "bpf_link__fd": (_INT, [c_void_p]),
     "bpf_link__destroy": (_INT, [c_void_p]),
     "bpf_iter_create": (_INT, [c_int]),
+    "bpf_map_create": (_INT, [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p]),
+    "bpf_map_update_elem": (_INT, [c_int, c_void_p, c_void_p, c_uint64]),
+    "bpf_prog_load": (_INT, [c_int, c_char_p, c_char_p, c_void_p, c_size_t, c_void_p]),
+    "bpf_prog_test_run_opts": (_INT, [c_int, c_void_p]),
+    "bpf_link_create": (_INT, [c_int, c_int, c_int, c_void_p]),
+    "bpf_raw_tracepoint_open": (_INT, [c_char_p, c_int]),
+    "libbpf_find_vmlinux_btf_id": (_INT, [c_char_p, c_int]),
     "ring_buffer__new": (_POINTER, [c_int, RING_CALLBACK, c_void_p, c_void_p]),
     "ring_buffer__epoll_fd": (_INT, [c_void_p]),
     "ring_buffer__consume": (_INT, [c_void_p]),

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Writes the kernel's structures down as they lie in the running kernel, for bcc.
+
+bcc applies no CO-RE relocations: a field is read where its declaration has it.  Which
+structures and fields the probes look at is stated in bpf/kernel.h, and stands in the BTF
+of the object compiled from it; here each of them gets its place in the kernel's own BTF,
+as libbpf would give it: found by name, anonymous structures and unions seen through, a
+suffix ``___x`` of a structure's name left out.  The result is C, for bpf/bcc/reach.h:
+
+    struct tcp_sock {
+        union {
+            char whole[2496];
+            struct { char _srtt_us[1520]; u32 srtt_us; } __attribute__((packed));
+            ...
+    };
+    #define HAS_tcp_sock_srtt_us 1
+    #define WIDTH_tcp_sock_srtt_us 4
+
+A field that the kernel does not have stands behind the structure's end, HAS_ 0, WIDTH_ 0.
+A bit field has no place but ``BITS_AT_field``, the offset of four bytes to read, and
+``BITS_field``: its width << 8 | how far it is shifted in them.
+"""
+
+from mptcpd_ebpf.probes.btf import ARRAY, INT, PTR, STRUCT, UNION, Btf, BtfError, Member, Type
+
+_ROOTS = (
+    "tcp_sock",
+    "mptcp_subflow_context",
+    "mptcp_subflow_context___u8",
+    "mptcp_sock",
+    "net",
+    "dst_entry",
+    "net_device",
+    "socket",
+    "sk_buff",
+    "tcp_skb_cb",
+)
+"""What the probes reach by pointers; what these hold is found from them."""
+_UNSIGNED = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}
+_SIGNED = {1: "s8", 2: "s16", 4: "s32", 8: "s64"}
+
+
+class _Writer:
+    def __init__(self, seen: Btf, kernel: Btf) -> None:
+        self.seen = seen
+        self.kernel = kernel
+        self.text: list[str] = []
+        self.defines: dict[str, str] = {}
+        self.written: set[str] = set()
+
+    def structure(self, name: str) -> None:
+        """Writes ``struct name`` after what it holds."""
+        if name in self.written:
+            return
+        self.written.add(name)
+        declared = self.seen.structure(name)
+        if declared is None:
+            return  # the object looks at none of its fields
+        found = self.kernel.structure(name.split("___")[0])
+        if found is None:
+            raise BtfError(f"this kernel has no struct {name}")
+        body = self._body(declared, found, name)
+        self.text.append(f"struct {name} {body};")
+
+    def _body(self, declared: Type, found: Type, name: str) -> str:
+        size = found.size_or_type
+        lines = [f"char whole[{size}];"]
+        for member in self.seen.members(declared):
+            place = self._find(found, member.name)
+            if place is None:
+                known = Member(member.name, member.type, 8 * size, 0)
+                self._tell(name, member.name, None)
+            elif place.bits:
+                self._bits(place)
+                continue
+            else:
+                known = place
+                self._tell(name, member.name, place.type)
+            text = self._declare(member, known.type, name)
+            before = f"char _{member.name}[{known.bit // 8}]; " if known.bit else ""
+            lines.append(f"struct {{ {before}{text}; }} __attribute__((packed));")
+        return "{ union { " + " ".join(lines) + " }; }"
+
+    def _find(self, found: Type, name: str, base: int = 0) -> Member | None:
+        """A member of the kernel's structure, whatever anonymous ones it stands in."""
+        for member in self.kernel.members(found):
+            bit = base + member.bit
+            if member.name == name:
+                return Member(name, member.type, bit, member.bits)
+            if not member.name and member.type.kind in (STRUCT, UNION):
+                inner = self._find(member.type, name, bit)
+                if inner is not None:
+                    return inner
+        return None
+
+    def _tell(self, structure: str, field: str, found: Type | None) -> None:
+        if structure:
+            self.defines[f"HAS_{structure}_{field}"] = "1" if found else "0"
+            width = 8 if found and found.kind == PTR else found.size_or_type if found else 0
+            self.defines[f"WIDTH_{structure}_{field}"] = str(width)
+
+    def _bits(self, place: Member) -> None:
+        start = place.bit // 8
+        self.defines[f"BITS_AT_{place.name}"] = str(start)
+        self.defines[f"BITS_{place.name}"] = str(place.bits << 8 | place.bit - 8 * start)
+
+    def _declare(self, member: Member, found: Type, structure: str) -> str:
+        """The C declaration of a member: its type as declared, its width as found."""
+        return self._typed(member.type, found, member.name)
+
+    def _typed(self, declared: Type, found: Type, name: str) -> str:
+        if declared.kind == PTR:
+            target = self.seen.target(declared)
+            what = f"struct {target.name}" if target.name and target.kind == STRUCT else "void"
+            return f"{what} *{name}"
+        if declared.kind == ARRAY:
+            element, length = self.seen.array(declared)
+            inner, _ = self.kernel.array(found) if found.kind == ARRAY else (element, 0)
+            return f"{self._typed(element, inner, name)}[{length}]"
+        if declared.kind in (STRUCT, UNION):
+            if declared.name:
+                self.structure(declared.name)
+                return f"struct {declared.name} {name}"
+            return f"struct {self._body(declared, found, '')} {name}"
+        names = _SIGNED if declared.kind == INT and self.seen.signed(declared) else _UNSIGNED
+        try:
+            return f"{names[found.size_or_type]} {name}"
+        except KeyError:
+            raise BtfError(f"{name}: no integer has {found.size_or_type} bytes") from None
+
+
+def layouts(seen: Btf, kernel: Btf) -> str:
+    """C declarations of what `seen` declares, as it lies in `kernel`.  Raises BtfError."""
+    writer = _Writer(seen, kernel)
+    for name in _ROOTS:
+        writer.structure(name)
+    defines = [f"#define {name} {value}" for name, value in writer.defines.items()]
+    return "\n".join([*writer.text, *defines]) + "\n"
