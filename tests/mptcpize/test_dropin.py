@@ -332,7 +332,6 @@ PIECES = st.sampled_from(
 
 @settings(
     max_examples=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(PIECES, max_size=12))

@@ -283,7 +283,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(STEPS)
 def test_whatever_happens_a_connection_keeps_a_subflow_and_gets_all_paths_back(
     steps: list[tuple[str, str, int]],
