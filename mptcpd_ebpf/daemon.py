@@ -41,6 +41,7 @@ from mptcpd_ebpf.core.commands import (
 from mptcpd_ebpf.core.engine import Engine, Outcome
 from mptcpd_ebpf.core.plugin import Plugin
 from mptcpd_ebpf.doors import Doors
+from mptcpd_ebpf.doubts import Doubts
 from mptcpd_ebpf.ears import Ears, Source
 from mptcpd_ebpf.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
@@ -132,6 +133,7 @@ class Daemon:
         self._decided = self._refused = 0
         self._events_lost: dict[str, int] = {}
         self._resync_due = False
+        self._doubts = Doubts(self._read_anew, sees_ends=ears.sees_ends)
         self._started_at = time.time()
         self._timer: asyncio.TimerHandle | None = None
         self._control: ControlServer | None = None
@@ -155,6 +157,7 @@ class Daemon:
         self._install(plugins)
         for source in self._ears.sources:
             loop.add_reader(source.fileno(), self._read, source)
+        self._doubts.start()
         names = ", ".join(plugin.name for plugin in plugins)
         log.info(
             "ready: %s; %d connections live already",
@@ -171,6 +174,7 @@ class Daemon:
             loop.remove_reader(source.fileno())
         if self._timer is not None:
             self._timer.cancel()
+        self._doubts.stop()
         self._refresh_endpoints()
         keep = self._engine.plugins if self._config.on_exit is OnExit.KEEP else ()
         self._carry_out(self._engine.stop(time.monotonic_ns(), keep))
@@ -230,17 +234,27 @@ class Daemon:
         if isinstance(event, ev.EventsLost):
             self._lost(event)
             return
-        self._carry_out(self._engine.handle(event, time.monotonic_ns()), event)
+        outcome = self._engine.handle(event, time.monotonic_ns())
+        self._carry_out(outcome, event)
+        self._doubts.look_at(outcome.finals, self._engine.world)
         if isinstance(event, ev.ConnectionClosed | ev.Resynchronised):
             self._doors.keep_only(self._engine.world.connections)
 
     def _lost(self, event: ev.EventsLost) -> None:
         count = self._events_lost[event.source] = self._events_lost.get(event.source, 0) + 1
         log.warning("events lost from %s (%d. time): reading everything anew", event.source, count)
+        self._want_resync()
+
+    def _want_resync(self) -> None:
         if not self._resync_due:
             # All that waits is older than what will be read anew, and must not come after it.
             self._resync_due = True
             self._queue.extend(self._ears.waiting())
+
+    def _read_anew(self) -> None:
+        if self._engine.world.connections:
+            self._want_resync()
+            self._drain()
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -115,6 +115,11 @@ class Ears:
         if self._probes is not None:
             self._probes.set_thresholds(thresholds)
 
+    @property
+    def sees_ends(self) -> bool:
+        """Whether every subflow's end is heard, also those of which netlink does not tell."""
+        return self._probes is not None
+
     def status(self) -> ProbesView:
         return {
             "backend": "core" if self._probes is not None else "netlink",

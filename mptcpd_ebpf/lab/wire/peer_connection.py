@@ -72,6 +72,7 @@ class PeerConnection:
         self.client = client
         self.key = key
         self.remote_key = 0
+        self._deny_join_id0 = False
         self.checksum = False
         """DSS checksums were agreed on."""
         self.snd_nxt = (idsn_of(key) + 1) % _U64
@@ -106,7 +107,7 @@ class PeerConnection:
 
     def open(self, *, checksum: bool, deny_join_id0: bool, within: float) -> None:
         """The client's three packets of MP_CAPABLE."""
-        initial = self.initial
+        initial, self._deny_join_id0 = self.initial, deny_join_id0
         initial.syn(MPCapableSyn(checksum_required=checksum, deny_join_id0=deny_join_id0))
         answer = _option(
             initial.expect(MPCapableSynAck, flags=SYN | ACK, within=within), MPCapableSynAck
@@ -338,6 +339,8 @@ class PeerConnection:
     def _capable_ack(self, length: int | None = None, checksum: int | None = None) -> MPCapableAck:
         return MPCapableAck(
             checksum_required=self.checksum,
+            # The kernel takes the C flag from here, not from the SYN (subflow_syn_recv_sock).
+            deny_join_id0=self._deny_join_id0,
             sender_key=self.key,
             receiver_key=self.remote_key,
             data_length=length,

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every handler of the plugin API is called by what really happens, with its arguments right.
+
+The daemon's kernel is real; what only the other end can cause comes from a scripted peer.
+"""
+
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.plugin import Plugin
+from mptcpd_ebpf.lab import Lab
+from mptcpd_ebpf.lab.wire import Peer, PeerConnection
+from tests.netns.daemon_host import daemon_in
+from tests.netns.daemon_process import RunningDaemon
+from tests.netns.mptcp_peers import IPPROTO_MPTCP, listen
+from tests.netns.plugin_host import plugin_host
+from tests.netns.witness import Testimony
+from tests.waiting import until
+
+PORT = 5000
+
+
+@pytest.fixture
+def testimony(tmp_path: Path) -> Testimony:
+    return Testimony(tmp_path)
+
+
+@contextmanager
+def client_side(
+    lab: Lab, folder: Path, testimony: Testimony
+) -> Iterator[tuple[RunningDaemon, PeerConnection, socket.socket]]:
+    """The witness serves the client, whose socket comes last; the server is a script."""
+    options = ("--plugin-dir", str(testimony.plugins(witness=0)), "--path-manager=witness")
+    with (
+        daemon_in(lab.client, folder, "--probes=netlink", *options) as running,
+        Peer(lab.server.name) as scripted,
+    ):
+        with lab.client.entered():
+            near = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        with near:
+            near.setblocking(False)
+            near.connect_ex((lab.paths[0].server_ip, PORT))
+            connection = scripted.accept(PORT)
+            near.send(b"x")
+            connection.receive_data(1)
+            connection.send(b"y")
+            connection.wait_acked()
+            testimony.until("connection_established")
+            yield running, connection, near
+
+
+def test_what_happens_to_a_clients_connection(
+    mptcp_lab: Lab, tmp_path: Path, testimony: Testimony
+) -> None:
+    first, second = mptcp_lab.paths
+    with client_side(mptcp_lab, tmp_path, testimony) as (running, peer, near):
+        (new,) = testimony.until("new_connection")
+        assert (new["server_side"], new["deny_join_id0"]) == (False, False)
+        assert new["remote"] == f"{first.server_ip}:{PORT}"
+        assert new["token"] == peer.remote_token
+        token = f"{new['token']:08x}"
+
+        peer.announce(second.server_ip, address_id=7)
+        _, address_id, address = testimony.until("new_address")
+        assert (address_id, second.server_ip in address) == (7, True)
+        peer.remove(7)
+        _, address_id, gone = testimony.until("address_removed")
+        assert (address_id, gone) == (7, address)
+
+        add = ("subflow", "add", token, second.client_ip, new["remote"])
+        assert running.ask(*add).returncode == 0
+        subflow = peer.accept_join()
+        _, told = testimony.until("new_subflow")
+        assert told["local"].startswith(f"{second.client_ip}:")
+        assert told["remote"] == new["remote"]
+        assert (told["backup"], told["backup_by_peer"]) == (False, False)
+
+        for backup in (True, False):
+            subflow.prio(backup=backup)
+            _, told = testimony.until(
+                "subflow_priority", lambda _, s, wanted=backup: s["backup_by_peer"] is wanted
+            )
+            assert told["local"].startswith(f"{second.client_ip}:")
+
+        subflow.reset(3, transient=True)
+        _, told = testimony.until("subflow_closed")
+        assert told["error"] == errno.ECONNRESET
+        assert (told["reset_reason"], told["reset_flags"]) == (3, 1)
+
+        assert running.ask(*add, "--backup").returncode == 0
+        ours = peer.accept_join()
+        _, told = testimony.until("new_subflow", lambda _, s: s["backup"])
+        assert told["backup_by_peer"] is False
+        ours.reset()
+        _, told = testimony.until("subflow_closed", lambda _, s: s["backup"])
+        assert (told["error"], told["reset_reason"]) == (errno.ECONNRESET, None)
+
+        near.close()
+        (closed,) = testimony.until("connection_closed")
+        assert closed["token"] == new["token"]
+        assert running.stop() == 0
+    assert len(testimony.calls("init")) == len(testimony.calls("exit")) == 1
+    assert testimony.rows[0]["handler"] == "init"
+    assert testimony.rows[-1]["handler"] == "exit"
+
+
+def test_what_happens_to_a_servers_connection(
+    mptcp_lab: Lab, tmp_path: Path, testimony: Testimony
+) -> None:
+    first, second = mptcp_lab.paths
+    options = ("--plugin-dir", str(testimony.plugins(witness=0)), "--path-manager=witness")
+    with daemon_in(mptcp_lab.server, tmp_path, "--probes=netlink", *options) as running:
+        with listen(mptcp_lab.server, first.server_ip) as listener:
+            address = SockAddr(first.server_ip, listener.getsockname()[1])
+            assert testimony.until("listener_created") == [str(address)]
+            with Peer(mptcp_lab.client.name) as peer:
+                connection = peer.connect(first.client_ip, address, deny_join_id0=True)
+                connection.send(b"hello")
+                connection.wait_acked()
+                accepted = listener.accept()[0]
+                (new,) = testimony.until("connection_established")
+                assert (new["server_side"], new["deny_join_id0"]) == (True, True)
+                assert new["local"] == str(address)
+
+                connection.join(second.client_ip, address_id=4, backup=True)
+                _, told = testimony.until("new_subflow")
+                assert (told["remote_id"], told["backup_by_peer"]) == (4, True)
+                assert told["backup"] is False, "the peer's wish, not ours"
+                assert told["remote"].startswith(f"{second.client_ip}:")
+
+                # What we close ourselves is closed without an error.
+                ends = (told["local"], told["remote"])
+                deleted = running.ask("subflow", "del", f"{new['token']:08x}", *ends)
+                assert deleted.returncode == 0, deleted.stderr
+                _, told = testimony.until("subflow_closed")
+                assert (told["error"], told["reset_reason"]) == (0, None)
+                accepted.close()
+        assert testimony.until("listener_closed") == [str(address)]
+
+
+def test_what_happens_to_the_local_network(tmp_path: Path, testimony: Testimony) -> None:
+    options = ("--plugin-dir", str(testimony.plugins(witness=0)), "--path-manager=witness")
+    with plugin_host() as host, host.daemon(tmp_path, *options):
+        host.veth("a", up=False)
+        (link,) = testimony.until("new_interface", lambda link: link["name"] == "a")
+        assert (link["up"], link["running"], link["loopback"]) == (False, False, False)
+        host.ip("link set dev a up")
+        (link,) = testimony.until("update_interface", lambda link: link["running"])
+        assert (link["name"], link["up"]) == ("a", True)
+        host.ip("addr add 10.0.1.1/24 dev a")
+        (address,) = testimony.until("new_local_address", lambda a: a["ip"] == "10.0.1.1")
+        assert (address["if_index"], address["prefix_len"]) == (link["if_index"], 24)
+        host.ip("route add default via 10.0.1.2 dev a metric 7")
+        (route,) = testimony.until("new_default_route")
+        assert (route["gateway"], route["metric"], route["ipv6"]) == ("10.0.1.2", 7, False)
+        host.ip("route del default")
+        assert testimony.until("delete_default_route") == [route]
+        host.ip("addr add fd00:1::1/64 dev a")
+        testimony.until("new_local_address", lambda a: a["ip"] == "fd00:1::1" and a["tentative"])
+        testimony.until(
+            "new_local_address", lambda a: a["ip"] == "fd00:1::1" and not a["tentative"]
+        )
+        host.ip("addr del 10.0.1.1/24 dev a")
+        assert testimony.until("delete_local_address") == [address]
+        host.ip("link del dev a")
+        testimony.until("delete_interface", lambda gone: gone["if_index"] == link["if_index"])
+
+
+def test_connections_go_to_one_the_network_to_all_by_priority(
+    mptcp_lab: Lab, tmp_path: Path, testimony: Testimony
+) -> None:
+    folder = testimony.plugins(low=-5, middle=0, high=9)
+    options = ("--plugin-dir", str(folder), "--path-manager=middle", "--load-plugins=low,high")
+    with (
+        daemon_in(mptcp_lab.server, tmp_path, "--probes=netlink", *options) as running,
+        listen(mptcp_lab.server, mptcp_lab.paths[0].server_ip) as listener,
+    ):
+        with mptcp_lab.client.entered():
+            near = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        with near:
+            near.connect(listener.getsockname())
+            near.send(b"x")
+            (new,) = testimony.until("connection_established")
+            with listener.accept()[0]:
+                assert running.ask("reload").returncode == 0
+                until(lambda: len(testimony.calls("init")) == 6, "all were made anew")
+        testimony.until("connection_closed")
+
+    def plugins(handler: str) -> list[str]:
+        return [row["plugin"] for row in testimony.rows if row["handler"] == handler]
+
+    assert plugins("init") == ["high", "middle", "low"] * 2
+    assert plugins("exit") == ["high", "middle", "low"] * 2
+    assert plugins("listener_created") == ["high", "middle", "low"]
+    for handler in ("new_connection", "connection_established", "connection_closed"):
+        assert plugins(handler) == ["middle"]
+    served = {
+        row["plugin"]: row["served"] for row in testimony.rows[-50:] if row["handler"] == "init"
+    }
+    assert served == {"high": [], "middle": [new["token"]], "low": []}
+    # Those that stay configured are told that what they made may stay.
+    assert [row["keep"] for row in testimony.rows if row["handler"] == "exit"] == [True] * 3 + [
+        False
+    ] * 3
+
+
+def test_no_handler_is_forgotten_here() -> None:
+    """The rest is called by the plugin's own commands, in the tests of the shipped plugins."""
+    text = Path(__file__).read_text()
+    own = {"alarm", "sampled", "wake", "answered", "refused", "endpoints_read"}
+    handlers = {
+        name
+        for name, value in vars(Plugin).items()
+        if callable(value) and not name.startswith("_") and name != "Options"
+    }
+    assert {name for name in handlers if f'"{name}"' not in text} == set()
+    assert own < handlers

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""When everything is read anew: after a doubt, or now and then where ends are not heard."""
+
+import asyncio
+
+import pytest
+
+from mptcpd_ebpf import doubts
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.model import Connection, Subflow, World
+from mptcpd_ebpf.doubts import Doubts
+
+TOKEN = 1
+LOCAL, REMOTE = SockAddr("10.0.1.1", 1), SockAddr("10.0.2.1", 2)
+GONE = Subflow(TOKEN, LOCAL, REMOTE)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doubts, "SOON_S", 0.01)
+    monkeypatch.setattr(doubts, "NOW_AND_THEN_S", 0.01)
+
+
+def world(*subflows: Subflow) -> World:
+    found = World()
+    found.connections[TOKEN] = Connection(TOKEN, LOCAL, REMOTE)
+    found.connections[TOKEN].subflows = {each.key: each for each in subflows}
+    return found
+
+
+def readings(of: World, *, sees_ends: bool, until: int = 1, tell: int = 1) -> int:
+    """How often all was read, once it was `until` times or nothing is planned any more."""
+
+    async def main() -> int:
+        count = 0
+        done = asyncio.Event()
+
+        def read_anew() -> None:
+            nonlocal count
+            count += 1
+            if count == until:
+                done.set()
+
+        watching = Doubts(read_anew, sees_ends=sees_ends)
+        watching.start()
+        for _ in range(tell):
+            watching.look_at([GONE], of)
+        if watching._timer is not None:
+            await asyncio.wait_for(done.wait(), 20)
+        watching.stop()
+        return count
+
+    return asyncio.run(main())
+
+
+def test_a_connection_without_subflows_is_looked_for_once() -> None:
+    assert readings(world(), sees_ends=True, tell=5) == 1
+
+
+def test_what_has_subflows_or_is_gone_raises_no_doubt() -> None:
+    other = Subflow(TOKEN, LOCAL, SockAddr("10.0.2.1", 3))
+    assert readings(world(other), sees_ends=True) == 0
+    assert readings(World(), sees_ends=True) == 0
+
+
+def test_where_ends_are_not_heard_it_is_read_again_and_again() -> None:
+    assert readings(World(), sees_ends=False, until=3, tell=0) == 3
