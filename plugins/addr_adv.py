@@ -277,12 +277,13 @@ class AddrAdv(Plugin):
         limit = min(FEWEST_SUBFLOWS + addresses, HIGHEST_LIMIT)
         if limit == self.limit:
             return
-        self.limit = limit
+        first, self.limit = self.limit is None, limit
         # Who joins by himself is taken for a client, which also takes up what is announced.
         joins = EndpointFlag.SUBFLOW in endpoint_flags(self.options.flags)
         accepted = limit if joins else 0
         now = ctx.world.limits
-        if now is None or (now.subflows, now.add_addr_accepted) != (limit, accepted):
+        # What was read is older than what we set since.
+        if not first or now is None or (now.subflows, now.add_addr_accepted) != (limit, accepted):
             yield SetLimits(
                 subflows=limit,
                 add_addr_accepted=accepted,
