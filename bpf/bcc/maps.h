@@ -2,28 +2,28 @@
 /*
  * The maps of bpf/state.h for a program that bcc compiles.
  *
- * mptcpd_ebpf/probes/bcc_probes.py makes them and passes their descriptors (…_FD); what is
- * a global variable there is the one element of an array here, reached at its address
- * (BPF_PSEUDO_MAP_VALUE).  OWN_NETNS and TICK_US are constants.
+ * mptcpd_ebpf/probes/bcc_probes.py makes them; each is known by a number here (…_MAP), in
+ * whose place its descriptor is put before the code is loaded.  What is a global variable
+ * there is the one element of an array here, reached at its address (BPF_PSEUDO_MAP_VALUE).
  */
 #ifndef MAPS_H
 #define MAPS_H
 
-#define MAP(fd) (*(char *)bpf_pseudo_fd(1, fd))
-#define ELEMENT(type, fd) ((type *)bpf_pseudo_fd(2, fd))
+#define MAP(number) (*(char *)bpf_pseudo_fd(1, number))
+#define ELEMENT(type, number) ((type *)bpf_pseudo_fd(2, number))
 
-#define subflows MAP(SUBFLOWS_FD)
-#define connections MAP(CONNECTIONS_FD)
-#define listeners MAP(LISTENERS_FD)
-#define reports MAP(REPORTS_FD)
-#define openers MAP(OPENERS_FD)
+#define subflows MAP(SUBFLOWS_MAP)
+#define connections MAP(CONNECTIONS_MAP)
+#define listeners MAP(LISTENERS_MAP)
+#define reports MAP(REPORTS_MAP)
+#define openers MAP(OPENERS_MAP)
 
-#define thresholds (*ELEMENT(struct thresholds, THRESHOLDS_FD))
-#define counters (*ELEMENT(struct counters, COUNTERS_FD))
-#define gates ELEMENT(struct gate, GATES_FD)
-#define blank ELEMENT(u8, BLANK_FD)
+#define thresholds (*ELEMENT(struct thresholds, THRESHOLDS_MAP))
+#define counters (*ELEMENT(struct counters, COUNTERS_MAP))
+#define gates ELEMENT(struct gate, GATES_MAP)
+#define blank ELEMENT(u8, BLANK_MAP)
 
-#define own_netns OWN_NETNS
-#define tick_us TICK_US
+#define own_netns (*ELEMENT(u32, NETNS_MAP))
+#define tick_us TICK_US /* a constant of the host's */
 
 #endif

@@ -19,10 +19,13 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from mptcpd_ebpf.probes.bcc_layouts import kernel_layouts
+from mptcpd_ebpf.probes.btf import BtfError
 from mptcpd_ebpf.resources import bpf_sources
 
 _KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
@@ -42,6 +45,7 @@ class Order(msgspec.Struct, frozen=True):
     text: str
     flags: list[str]
     functions: list[str]
+    declares: str | None = None
 
 
 def _bcc() -> Any:
@@ -95,17 +99,24 @@ def open_bcc(text: str, flags: Sequence[str] = ()) -> Any:
 
 
 def compile_functions(
-    text: str, functions: Sequence[str], defines: Mapping[str, int] | None = None
+    text: str,
+    functions: Sequence[str],
+    defines: Mapping[str, int] | None = None,
+    declares: Path | None = None,
 ) -> dict[str, bytes]:
     """The instructions of each of `functions`, not yet loaded; bcc's memory is not kept.
 
     `text` names maps by ``bpf_pseudo_fd(1, FD)``: there are no relocations.  It includes
     files of ``bpf/`` by their names.
+    declares: a BPF object that states what of the kernel's structures the program looks at;
+    their layouts are put before it (`bcc_layouts`).
 
     Raises BccUnavailable, with the compiler's first words.
     """
     flags = [f"-D{name}={value}" for name, value in (defines or {}).items()]
-    order = Order(text, [f"-I{bpf_sources()}", *flags], list(functions))
+    order = Order(
+        text, [f"-I{bpf_sources()}", *flags], list(functions), str(declares) if declares else None
+    )
     try:
         done = subprocess.run(
             [sys.executable, "-m", __spec__.name],
@@ -128,9 +139,12 @@ def _serve() -> None:
     """The child process: an `Order` comes in, the instructions of its functions go out."""
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
     try:
-        module = open_bcc(order.text, order.flags)
+        text = order.text
+        if order.declares is not None:
+            text = kernel_layouts(Path(order.declares)) + text
+        module = open_bcc(text, order.flags)
         codes = {name: base64.b64encode(module.dump_func(name)) for name in order.functions}
-    except BccUnavailable as error:
+    except (BccUnavailable, BtfError, OSError) as error:
         sys.exit(str(error))
     sys.stdout.write(msgspec.json.encode({n: c.decode() for n, c in codes.items()}).decode())
 

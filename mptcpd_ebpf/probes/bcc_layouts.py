@@ -21,8 +21,14 @@ A bit field has no place but ``BITS_AT_field``, the offset of four bytes to read
 ``BITS_field``: its width << 8 | how far it is shifted in them.
 """
 
-from mptcpd_ebpf.probes.btf import ARRAY, INT, PTR, STRUCT, UNION, Btf, BtfError, Member, Type
+import os
+from pathlib import Path
 
+from mptcpd_ebpf.probes.btf import ARRAY, INT, PTR, STRUCT, UNION, Btf, BtfError, Member, Type
+from mptcpd_ebpf.probes.libbpf import Libbpf
+from mptcpd_ebpf.probes.records import object_btf
+
+VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
 _ROOTS = (
     "tcp_sock",
     "mptcp_subflow_context",
@@ -76,7 +82,7 @@ class _Writer:
             else:
                 known = place
                 self._tell(name, member.name, place.type)
-            text = self._declare(member, known.type, name)
+            text = self._typed(member.type, known.type, member.name)
             before = f"char _{member.name}[{known.bit // 8}]; " if known.bit else ""
             lines.append(f"struct {{ {before}{text}; }} __attribute__((packed));")
         return "{ union { " + " ".join(lines) + " }; }"
@@ -104,11 +110,8 @@ class _Writer:
         self.defines[f"BITS_AT_{place.name}"] = str(start)
         self.defines[f"BITS_{place.name}"] = str(place.bits << 8 | place.bit - 8 * start)
 
-    def _declare(self, member: Member, found: Type, structure: str) -> str:
-        """The C declaration of a member: its type as declared, its width as found."""
-        return self._typed(member.type, found, member.name)
-
     def _typed(self, declared: Type, found: Type, name: str) -> str:
+        """The C declaration of a member: its type as declared, its width as found."""
         if declared.kind == PTR:
             target = self.seen.target(declared)
             what = f"struct {target.name}" if target.name and target.kind == STRUCT else "void"
@@ -136,3 +139,16 @@ def layouts(seen: Btf, kernel: Btf) -> str:
         writer.structure(name)
     defines = [f"#define {name} {value}" for name, value in writer.defines.items()]
     return "\n".join([*writer.text, *defines]) + "\n"
+
+
+def kernel_layouts(path: Path) -> str:
+    """`layouts` of what the BPF object at `path` declares, in the running kernel.
+
+    Raises BtfError, and OSError if there is no such object or no BTF of the kernel.
+    """
+    libbpf = Libbpf()
+    handle = libbpf.pointer("bpf_object__open_file", os.fsencode(path), None)
+    try:
+        return layouts(object_btf(libbpf, handle), Btf(VMLINUX_BTF.read_bytes()))
+    finally:
+        libbpf.bpf_object__close(handle)
