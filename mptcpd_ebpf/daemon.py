@@ -11,6 +11,7 @@ answer costs microseconds and keeps everything in order.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -166,6 +167,8 @@ class Daemon:
             else "observing only, nothing is managed (choose a plugin with --path-manager)",
             len(self._engine.world.connections),
         )
+        # What was made up to here stays: the collector need not look at it ever again.
+        gc.freeze()
 
     def stop(self) -> None:
         """Lets the plugins clean up and gives the namespace back."""
@@ -178,6 +181,7 @@ class Daemon:
         self._refresh_endpoints()
         keep = self._engine.plugins if self._config.on_exit is OnExit.KEEP else ()
         self._carry_out(self._engine.stop(time.monotonic_ns(), keep))
+        self._hands.save()
         self._doors.close()
         self._setting.give_back()
         log.info("stopped")
@@ -229,6 +233,8 @@ class Daemon:
         finally:
             # Whatever went wrong with one event, the next deadline must not be missed.
             self._set_timer()
+            # A file takes longer than all the commands of a turn: once, and after them.
+            self._hands.save()
 
     def _take_in(self, event: ev.Event) -> None:
         if isinstance(event, ev.EventsLost):
@@ -291,7 +297,6 @@ class Daemon:
         for decision in outcome.decisions:
             if not isinstance(decision.command, RequestSample | ReadEndpoints):
                 self._remember(decision)
-        self._hands.save()
 
     def _execute(self, decision: Decision) -> None:
         command = decision.command

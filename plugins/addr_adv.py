@@ -99,6 +99,12 @@ class AddrAdv(Plugin):
 
     options: AddrAdvOptions
 
+    def __init__(self, options: AddrAdvOptions | None = None) -> None:
+        super().__init__(options)
+        # Read once: an endpoint is in a hurry when its address comes.
+        self._flags_by_rule = [(rule, endpoint_flags(rule.flags)) for rule in self.options.rules]
+        self._usual_flags = endpoint_flags(self.options.flags)
+
     def init(self, ctx: Context) -> Iterator[Command]:
         self.told: dict[str, EndpointFlag] = {}
         """The flags an endpoint got or had by our wish: who changed them since may keep his."""
@@ -176,11 +182,21 @@ class AddrAdv(Plugin):
     # --- comparing
 
     def _compare(self, ctx: Context, *, fresh: bool = False) -> Iterator[Command]:
-        """Makes the table what it should be; `fresh`: it was read just now."""
+        """Makes table and limits what they should be; `fresh`: they were read just now."""
         if ctx.world.limits is None:
             return  # the first reading is under way
         wanted = self._wanted(ctx)
-        yield from self._keep_limits(ctx, len(wanted))
+        # The kernel joins from a new endpoint at once, so a limit that is short is raised
+        # first; an endpoint does not wait for one that has room for it.
+        steps = [self._keep_endpoints(ctx, wanted, fresh=fresh), self._keep_limits(ctx, wanted)]
+        if ctx.world.limits.subflows < len(wanted):
+            steps.reverse()
+        for step in steps:
+            yield from step
+
+    def _keep_endpoints(
+        self, ctx: Context, wanted: dict[str, Wanted], *, fresh: bool
+    ) -> Iterator[Command]:
         surplus, changed = [], []
         for endpoint in ctx.world.endpoints:
             want = wanted.get(endpoint.ip)
@@ -231,10 +247,10 @@ class AddrAdv(Plugin):
         return wanted
 
     def _flags(self, interface: str, ip: str) -> EndpointFlag:
-        for rule in self.options.rules:
+        for rule, flags in self._flags_by_rule:
             if rule.fits(interface, ip):
-                return endpoint_flags(rule.flags)
-        return endpoint_flags(self.options.flags)
+                return flags
+        return self._usual_flags
 
     def _remove(self, surplus: list[Endpoint]) -> Iterator[Command]:
         for endpoint in surplus:
@@ -273,13 +289,13 @@ class AddrAdv(Plugin):
                 reason=f"{want.ip} on {want.interface} is usable",
             )
 
-    def _keep_limits(self, ctx: Context, addresses: int) -> Iterator[Command]:
-        limit = min(FEWEST_SUBFLOWS + addresses, HIGHEST_LIMIT)
+    def _keep_limits(self, ctx: Context, wanted: dict[str, Wanted]) -> Iterator[Command]:
+        limit = min(FEWEST_SUBFLOWS + len(wanted), HIGHEST_LIMIT)
         if limit == self.limit:
             return
         first, self.limit = self.limit is None, limit
         # Who joins by himself is taken for a client, which also takes up what is announced.
-        joins = EndpointFlag.SUBFLOW in endpoint_flags(self.options.flags)
+        joins = EndpointFlag.SUBFLOW in self._usual_flags
         accepted = limit if joins else 0
         now = ctx.world.limits
         # What was read is older than what we set since.
@@ -287,5 +303,5 @@ class AddrAdv(Plugin):
             yield SetLimits(
                 subflows=limit,
                 add_addr_accepted=accepted,
-                reason=f"{addresses} usable address(es)",
+                reason=f"{len(wanted)} usable address(es)",
             )
