@@ -16,7 +16,8 @@ from mptcpd_ebpf.kernel import netns
 
 MAX_LINKS = 200_000
 """Links read at most: about half a second's work."""
-_CGROUP2 = "/sys/fs/cgroup"
+_CGROUP2 = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+"""Where the cgroup v2 hierarchy is mounted: alone, or beside v1 (systemd's hybrid mode)."""
 _PREFIX = "socket:["
 
 
@@ -54,10 +55,11 @@ def comm(pid: int) -> str | None:
 
 
 def _cgroup(pid: int) -> int | None:
-    """The cgroup v2 id: inode of the folder; None without a v2 hierarchy in the usual place."""
+    """The cgroup v2 id: inode of the folder; None without a v2 hierarchy in its usual places."""
     path = cgroup_path(pid)
+    root = next((root for root in _CGROUP2 if os.path.exists(f"{root}/cgroup.controllers")), None)
     try:
-        return os.stat(_CGROUP2 + path).st_ino if path is not None else None
+        return os.stat(root + path).st_ino if root and path is not None else None
     except OSError:
         return None
 

@@ -4,7 +4,8 @@
 The kernel counts each fallback under its reason (net/mptcp/mib.h); the wire shows whose it
 was: a handshake whose answer lacks MP_CAPABLE, an MP_FAIL, an infinite mapping (RFC 8684,
 3.7).  A counter is told with the flow that showed such a sign within the second before;
-where none did, the connections that were alive are the candidates.
+where none did, the connections that were alive are the candidates.  Process and token come
+from inet_sock_set_state, at connect and before the answer is judged.
 """
 
 from collections import Counter
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from mptcpd_ebpf.kernel import counters, diag
 from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.scope import Flow, token_words
 from mptcpd_ebpf.trace.signals import Signal, Subtype
 from mptcpd_ebpf.trace.tap import Tap
@@ -195,15 +197,20 @@ class Fallbacks:
 
 
 def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
+    kernel = trace.open(KernelSide("trace", ("state_changed",), constants))
     tap = trace.open(Tap(constants["own_netns"]))
-    trace.means += [*tap.hooks(), "MPTcpExt counters"]
+    trace.means += [*kernel.hooks(), *tap.hooks(), "MPTcpExt counters"]
     trace.directory.look()
     fallbacks = Fallbacks(trace)
 
     def read() -> None:
+        # Whose a connection is, and its token, cannot be asked any more once it fell back.
+        for record in kernel.read("trace_record"):
+            trace.directory.of_record(record)
         for signal in tap.signals():
             fallbacks.hear(signal)
 
+    trace.watch(kernel, read)
     trace.watch(tap, read)
     trace.every(0.05, lambda: fallbacks.look(trace.now()))
 

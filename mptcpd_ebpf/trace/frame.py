@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, Self, TextIO, TypeVar
 
 from mptcpd_ebpf.kernel import counters, netns
-from mptcpd_ebpf.trace.kernel_side import Cost
+from mptcpd_ebpf.trace.kernel_side import Cost, KernelSide
 from mptcpd_ebpf.trace.scope import Directory, Scope, Subject
 
 SCHEMA = 1
@@ -133,6 +133,8 @@ class Trace:
 
     def run(self, seconds: float | None, summary: Summary) -> None:
         """Reads until the time is over or a signal comes, and says the end."""
+        if self.scope.asks_for_owner:
+            self._learn_owners()
         with _stopped_by_signals() as stopped:
             self.say(
                 "started",
@@ -146,6 +148,18 @@ class Trace:
                 read()
             summary()
             self._account()
+
+    def _learn_owners(self) -> None:
+        """Whose connections there are, and who opens further ones: asked later, a process may
+        have ended."""
+        kernel = self.open(KernelSide("trace", ("state_changed",), {"own_netns": netns.inode()}))
+        self.directory.look()
+
+        def read() -> None:
+            for record in kernel.read("trace_record"):
+                self.directory.of_record(record)
+
+        self.watch(kernel, read)
 
     def _loop(self, stopped: socket.socket, end: float | None) -> None:
         with selectors.DefaultSelector() as selector:

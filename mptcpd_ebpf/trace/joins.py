@@ -195,6 +195,8 @@ class Joins:
         for name, why in _NEVER_LEFT.items():
             for _ in range(present.get(name, 0) - self._explained.get(name, 0)):
                 self._explained[name] += 1
+                if self._trace.scope.asks_for_one:
+                    continue  # whose it was is not known
                 self.outcomes["never sent"] += 1
                 self._trace.say(
                     "join",

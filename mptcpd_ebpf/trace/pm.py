@@ -15,7 +15,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 
 import msgspec
 
-from mptcpd_ebpf.core.address import unmapped
+from mptcpd_ebpf.core.address import SockAddr, unmapped
 from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.events import Event, EventsLost
 from mptcpd_ebpf.core.measurement import Owner
@@ -28,7 +28,7 @@ from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, Requester
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
-from mptcpd_ebpf.trace.scope import Subject, owner_words, token_words
+from mptcpd_ebpf.trace.scope import Subject, bound, owner_words, token_words
 
 _UNANSWERED = 0x7FFFFFFF
 _RELATED_NS = 2_000_000_000
@@ -81,6 +81,8 @@ class Managing:
         self._trace = trace
         self._last: dict[int | None, tuple[int, str]] = {}
         """By token (None: for no connection): when, and what, was last commanded."""
+        self._meant_before: dict[int, bool] = {}
+        """By token: whether any of its events was let through."""
         self.commands: Counter[str] = Counter()
         self.refused = 0
         self.events: Counter[str] = Counter()
@@ -134,6 +136,22 @@ class Managing:
             and (scope.token is None or token == scope.token)
         )
 
+    def _meant(self, token: int | None, local: SockAddr | None, remote: SockAddr | None) -> bool:
+        """Whether the filters let an event through; not every one says the addresses."""
+        if not self._trace.scope.asks_for_one:
+            return True
+        if token is None:
+            return False
+        if local and remote:
+            meant = self._trace.admits(Subject(token=token, local=local, remote=remote))
+            self._meant_before[token] = meant or self._meant_before.get(token, False)
+            bound(self._meant_before)
+            return meant
+        known = self._trace.directory.by_flow.values()
+        return self._meant_before.get(token) or any(
+            self._trace.admits(each) for each in known if each.token == token
+        )
+
     def event(self, event: Event, at: int) -> None:
         kind = type(event).__name__
         fields = msgspec.to_builtins(event)
@@ -142,13 +160,7 @@ class Managing:
             self._trace.say("lost", "events were lost: the socket's buffer was full")
             return
         local, remote = (getattr(event, name, None) for name in ("local", "remote"))
-        if (
-            local
-            and remote
-            and not self._trace.admits(Subject(token=token, local=local, remote=remote))
-        ):
-            return
-        if not (local and remote) and self._trace.scope.token not in (None, token):
+        if not self._meant(token, local, remote):
             return
         self.events[kind] += 1
         before = self._last.get(token) or self._last.get(None)
@@ -191,6 +203,7 @@ def trace_pm(trace: Trace, constants: dict[str, int]) -> Summary:
         family = mptcp_family(requester).id
     kernel = trace.open(KernelSide("trace_pm", None, {**constants, "family": family}))
     events = PmEvents.open()
+    trace.directory.look()
     trace.means += [*kernel.hooks(), "mptcp_pm events"]
     if sysctl.read_all().get("path_manager") == "userspace":
         trace.means.append(
