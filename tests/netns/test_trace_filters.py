@@ -182,8 +182,6 @@ def test_filters(lab: Lab, talkers: tuple[Talker, Talker], tool: str, event: str
     meant, other = talkers
     ports = [each.exchange() for each in talkers]
     with lab.client.entered():
-        from mptcpd_ebpf.kernel import diag
-
         by_port = {each.local.port: f"{each.token:08x}" for each in diag.subflows()}
     mine, others = (by_port[port] for port in ports)
     with ExitStack() as stack:

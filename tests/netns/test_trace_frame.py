@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What holds for every trace tool: clear refusals, losses counted, nothing left behind."""
 
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path as File
@@ -8,8 +10,8 @@ from pathlib import Path as File
 import pytest
 
 from mptcpd_ebpf.exitcodes import ExitCode
-from mptcpd_ebpf.lab import Lab, Path
-from mptcpd_ebpf.trace.kernel_side import KernelSide
+from mptcpd_ebpf.lab import Lab, Path, ShortConnections
+from mptcpd_ebpf.trace.kernel_side import RING_BYTES, KernelSide
 from tests.netns.probed import connection
 from tests.netns.tracing import MAIN, tracing
 from tests.waiting import until
@@ -20,7 +22,7 @@ TOOLS = ("life", "joins", "resets", "retrans", "rtt", "stalls", "sched", "fallba
 def programs() -> set[str]:
     """The names of this project's tracing programs that are in the kernel."""
     listed = subprocess.run(["bpftool", "prog", "show"], capture_output=True, text=True, check=True)
-    names = {"state_changed", "destroyed", "round_ends", "call_begins", "signals"}
+    names = {"state_changed", "destroyed", "round_ends", "call_begins", "packet_leaves"}
     return {name for name in names if f"name {name}" in listed.stdout}
 
 
@@ -33,6 +35,25 @@ def test_a_tool_ends_by_itself_and_accounts_for_itself(tool: str) -> None:
     assert told.lines[0]["means"]
     assert told.lines[0]["netns"] == lab.client.netns
     assert all(line["schema"] == 1 and line["trace"] == tool for line in told.lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_signal_brings_the_summary(tool: str, number: signal.Signals) -> None:
+    with (
+        Lab(paths=[Path()]) as lab,
+        lab.client.popen(
+            [sys.executable, "-c", MAIN, "trace", tool], stdout=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert f"tracing {tool} in namespace {lab.client.netns} by " in process.stdout.readline()
+        process.send_signal(number)
+        said = process.stdout.read().splitlines()
+        assert process.wait() == ExitCode.OK
+    assert said[-1].startswith("lost: nothing; overhead: ")
+    summary = said[:-1]
+    assert summary or tool in ("rtt", "sched")  # which have a row a subflow, and saw none
 
 
 @pytest.mark.parametrize(
@@ -92,6 +113,27 @@ def test_lost_records_are_counted() -> None:
     assert lost > 0
     # Each connection passes at least SYN_SENT and ESTABLISHED; it closes in its own time.
     assert kept + lost >= 40
+
+
+def test_a_tool_that_cannot_follow_says_how_much_it_lost() -> None:
+    with Lab(paths=[Path()]) as lab:
+        process = lab.client.popen(
+            [sys.executable, "-c", MAIN, "trace", "life"], stdout=subprocess.PIPE, text=True
+        )
+        with process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.send_signal(signal.SIGSTOP)
+            try:
+                # Each passes five states at least, and a record has some 250 bytes.
+                lab.start(ShortConnections(count=RING_BYTES // (5 * 250) * 2)).result()
+            finally:
+                process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGINT)
+            said = process.stdout.read().splitlines()
+    lost = re.match(r"lost: (\d+) records; ", said[-1])
+    assert lost, said[-1]
+    assert int(lost[1]) > 0
 
 
 def test_a_killed_tool_leaves_nothing() -> None:
