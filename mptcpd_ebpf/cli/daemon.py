@@ -44,7 +44,19 @@ def _usage(context: click.Context, _parameter: click.Parameter, wanted: bool) ->
         context.exit()
 
 
-@click.command(context_settings={"help_option_names": ["-?", "-h", "--help"]})
+def _completed(name: str) -> str:
+    """A long option's name cut short, in full if only one begins so (getopt_long(3), as mptcpd)."""
+    names = {option[2:] for given in command.params for option in given.opts if option[:2] == "--"}
+    fits = [] if name in names or len(name) == 1 else [n for n in names if n.startswith(name)]
+    return fits[0] if len(fits) == 1 else name
+
+
+@click.command(
+    context_settings={
+        "help_option_names": ["-?", "-h", "--help"],
+        "token_normalize_func": _completed,
+    }
+)
 @click.version_option(
     __version__, "-V", "--version", prog_name="mptcpd-ebpf", message="%(prog)s %(version)s"
 )

@@ -1,44 +1,60 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Plays a scenario under one of the two daemons."""
 
+import tempfile
 from pathlib import Path
 
-from tests.side_by_side.managers import Outcome, Stage, stage
-from tests.side_by_side.scenarios import Scenario, Step
+from tests.side_by_side.scenario import Scenario, Seen, Step
+from tests.side_by_side.stage import Manager, Stage, stage
 
 
-def play(
-    scenario: Scenario, name: str, folder: Path, limits: tuple[int, int] | None = None
-) -> Outcome:
-    """What can be seen at its end; `name` is ``mptcpd`` or ``ours``.
-
-    `limits` are those to wait for: they follow the table a moment later.
-    """
-    expected = scenario.theirs if name == "mptcpd" else None
-    expected = scenario.table if expected is None else expected
-    with stage(name, scenario.arguments, folder) as there:
+def play(scenario: Scenario, name: Manager) -> Seen:
+    """What can be seen at its end, given the time to become what is expected."""
+    expected = scenario.expected(name)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        stage(name, scenario.where, (*scenario.usual, *scenario.arguments), Path(folder)) as there,
+    ):
         for step in scenario.before:
             _do(there, step)
+        before = there.host.limits, there.path_manager
         there.start()
         if scenario.steps:
             # What is there at the start must be dealt with before something happens to it.
-            there.settle()
-            there.host.ip("addr flush dev z")
+            scenario.barrier(there)
+            there.clear()
             for step in scenario.steps:
                 _do(there, step)
-        heard = there.settle()
-        there.wait_for(expected, limits)
-        table, found = there.rows(), there.host.limits
-        path_manager = there.host.run("sysctl", "-n", "net.mptcp.path_manager").strip()
+        heard = scenario.barrier(there)
+        there.within(lambda: _looks(there, scenario, expected))
+        found = _look(there, scenario)
+        path_manager, limits = there.path_manager, there.host.limits
+        deaf = not heard and there.runs
         exit_code = there.stop()
-        return Outcome(
-            table=table,
-            limits=found,
+        return Seen(
+            table=found[0],
+            wire=found[1],
+            said=found[2],
+            limits=limits,
             path_manager=path_manager,
-            deaf=not heard,
-            after=there.rows(),
+            deaf=deaf,
             exit_code=exit_code,
+            after=there.rows(),
+            put_back=(there.host.limits, there.path_manager) == before,
         )
+
+
+Look = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+
+
+def _look(there: Stage, scenario: Scenario) -> Look:
+    return there.rows(), there.spoken(), scenario.look(there)
+
+
+def _looks(there: Stage, scenario: Scenario, expected: Seen) -> bool:
+    if expected.limits not in (None, there.host.limits):
+        return False
+    return _look(there, scenario) == (expected.table, expected.wire, expected.said)
 
 
 def _do(there: Stage, step: Step) -> None:

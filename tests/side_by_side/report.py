@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The part of docs/migrating-from-mptcpd.md that the scenarios make: an index by fault, a table.
+
+It is made of what the scenarios state, which their test has proved on both daemons.
+"""
+
+from pathlib import Path
+
+from tests.side_by_side.scenario import Fault, Scenario, Seen
+from tests.side_by_side.stage import Manager
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "migrating-from-mptcpd.md"
+BEGIN = "<!-- side by side: made by python -m tests.side_by_side --write -->"
+END = "<!-- side by side: end -->"
+
+
+def words(seen: Seen, other: Seen) -> str:
+    """One outcome; what is as it should be, or the same in the `other`, is left out."""
+    parts = []
+    if seen.exit_code or other.exit_code:
+        parts.append(_ending(seen.exit_code))
+    if not seen.exit_code:
+        parts.append(", ".join(seen.table) or "no endpoint")
+    parts += ["; ".join(words) for words in (seen.wire, seen.said) if words]
+    if seen.path_manager != other.path_manager:
+        parts.append(f"path manager {seen.path_manager}")
+    if seen.limits != other.limits and seen.limits:
+        parts.append("limits {} subflows, {} addresses".format(*seen.limits))
+    if seen.deaf:
+        parts.append("deaf to what comes later")
+    return "<br>".join(parts)
+
+
+def _ending(exit_code: int) -> str:
+    return f"killed by signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+
+
+def rows(scenarios: list[Scenario]) -> list[str]:
+    """A line of the table per scenario."""
+    lines = []
+    for number, scenario in enumerate(scenarios, 1):
+        seen: dict[Manager, Seen] = {
+            "mptcpd": scenario.expected("mptcpd"),
+            "ours": scenario.expected("ours"),
+        }
+        theirs = words(seen["mptcpd"], seen["ours"])
+        ours = words(seen["ours"], seen["mptcpd"]) if scenario.theirs else "the same"
+        name = f"`{scenario.name}`" if scenario.name.startswith("-") else scenario.name
+        lines.append(f"| {number} | {name} | {theirs} | {ours} | {scenario.better} |")
+    return lines
+
+
+def index(scenarios: list[Scenario]) -> list[str]:
+    """A line per fault: where it is played, and what ours does."""
+    lines = []
+    for fault in Fault:
+        played = [(n, s) for n, s in enumerate(scenarios, 1) if fault in s.faults]
+        numbers = ", ".join(str(number) for number, _ in played)
+        answers = "; ".join(dict.fromkeys(s.better for _, s in played if s.better))
+        lines.append(f"| {fault} | {numbers} | {answers} |")
+    return lines
+
+
+def generated(scenarios: list[Scenario]) -> str:
+    """All between the marks."""
+    return "\n".join(
+        [
+            "| what mptcpd's users complain of | scenarios | what ours does |",
+            "|---|---|---|",
+            *index(scenarios),
+            "",
+            "| | scenario | mptcpd | mptcpd-ebpf | why they differ |",
+            "|---|---|---|---|---|",
+            *rows(scenarios),
+        ]
+    )
+
+
+def parts(text: str) -> tuple[str, str, str]:
+    """What stands before the marks, between and after them.  Raises ValueError without them."""
+    head, begin, rest = text.partition(BEGIN + "\n")
+    body, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{DOCUMENT}: no lines {BEGIN!r} and {END!r}")
+    return head, body.strip("\n"), tail

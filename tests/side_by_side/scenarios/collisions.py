@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Endpoints that somebody else set: they stay, and ours find their place beside them."""
+
+import signal
+
+from tests.side_by_side.scenario import Fault, Scenario
+from tests.side_by_side.scenarios.steps import BOTH, DEL_A, ONE, A, B, restart, veth
+from tests.side_by_side.stage import Stage
+
+
+def subflows(*addresses: str) -> tuple[str, ...]:
+    return tuple(f"{address} subflow" for address in addresses)
+
+
+OTHERS = subflows(*(f"192.0.2.{i}" for i in range(1, 5)))
+TEN = tuple(f"10.0.5.{number}" for number in range(10, 20))
+BY_HAND = "192.0.2.9 backup"
+
+
+def kill(stage: Stage) -> None:
+    stage.stop(signal.SIGKILL)
+
+
+def take_the_next_id(stage: Stage) -> None:
+    """Sets an endpoint by hand, with the lowest free id."""
+    taken = {row["id"] for row in stage.host.endpoints.values()}
+    free = min(set(range(1, 9)) - taken)
+    stage.host.ip(f"mptcp endpoint add 192.0.2.9 id {free} backup")
+
+
+def remove_by_hand(stage: Stage) -> None:
+    address_id = stage.host.endpoints["10.0.1.1"]["id"]
+    stage.host.ip(f"mptcp endpoint delete id {address_id}")
+
+
+def advice(stage: Stage) -> tuple[str, ...]:
+    """Whether the log tells what to do about a full table."""
+    words = "remove an endpoint first"
+    return (f"log: {words}",) if words in stage.log else ()
+
+
+def complaints(stage: Stage) -> tuple[str, ...]:
+    number = stage.log.count("File exists")
+    return (f"log: File exists, {number} times",) if number else ()
+
+
+def when_full(stage: Stage) -> bool:
+    """As the last address finds no place either: waits for the complaint about the others."""
+    if not any(address in TEN for address in stage.host.table):
+        return stage.settle()
+    return stage.within(lambda: stage.log.count("Numerical result out of range") >= 2)
+
+
+COLLISIONS = [
+    Scenario(
+        name="the endpoint table half full of others' entries",
+        before=[*(f"mptcp endpoint add 192.0.2.{i} subflow" for i in range(1, 5)), A],
+        table=("10.0.1.1 subflow", *OTHERS),
+        after=OTHERS,
+    ),
+    Scenario(
+        name="an endpoint set by hand for the same address",
+        faults=(Fault.COLLISION,),
+        before=[A, "mptcp endpoint add 10.0.1.1 id 9 backup"],
+        steps=[DEL_A],
+        table=("10.0.1.1 backup",),
+        after=("10.0.1.1 backup",),
+        theirs={"table": ()},
+        better="somebody else's endpoint is never removed",
+    ),
+    Scenario(
+        name="an id set by hand that the next address would get",
+        faults=(Fault.COLLISION,),
+        before=[A],
+        steps=[take_the_next_id, B],
+        table=(*BOTH, BY_HAND),
+        after=(BY_HAND,),
+        theirs={"table": (*ONE, BY_HAND)},
+        better="the kernel chooses the id, so it is always a free one",
+    ),
+    Scenario(
+        name="an id set by hand, and the address that wanted it goes",
+        faults=(Fault.COLLISION,),
+        before=[A],
+        steps=[take_the_next_id, B, "addr del 10.0.2.1/24 dev b"],
+        table=(*ONE, BY_HAND),
+        after=(BY_HAND,),
+        theirs={"table": ONE},
+        better="only what we made is removed",
+    ),
+    Scenario(
+        name="an endpoint removed by hand",
+        before=[A],
+        steps=[remove_by_hand, B],
+        table=BOTH,
+        theirs={"table": ("10.0.2.1 subflow",)},
+        better="every usable address has its endpoint; interfaces.deny leaves one out",
+    ),
+    Scenario(
+        name="restart",
+        faults=(Fault.STALE,),
+        before=[A, B],
+        steps=[restart],
+        table=BOTH,
+        look=complaints,
+    ),
+    Scenario(
+        name="restart after kill -9",
+        faults=(Fault.STALE, Fault.STATE),
+        before=[A, B],
+        steps=[kill, Stage.start],
+        table=BOTH,
+        look=complaints,
+    ),
+    Scenario(
+        name="ten addresses on one interface",
+        faults=(Fault.MANY,),
+        before=[veth("a")],
+        steps=[f"addr add {address}/24 dev a" for address in TEN],
+        barrier=when_full,
+        look=advice,
+        table=subflows(*TEN[:8]),
+        said=("log: remove an endpoint first",),
+        theirs={"said": ()},
+        better="the log says what is full and what to do",
+    ),
+    Scenario(
+        name="ten addresses on one interface, and one goes",
+        faults=(Fault.MANY,),
+        before=[veth("a")],
+        steps=[*(f"addr add {address}/24 dev a" for address in TEN), "addr del 10.0.5.12/24 dev a"],
+        barrier=when_full,
+        table=subflows(*TEN[:2], *TEN[3:9]),
+        theirs={"table": subflows(*TEN[:2], *TEN[3:8])},
+        better="who found no place gets the one that becomes free",
+    ),
+]

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Interfaces come, go and change: what becomes of the endpoints of their addresses?"""
+
+from tests.side_by_side.scenario import Fault, Scenario
+from tests.side_by_side.scenarios.steps import BOTH, DEL_A, A, B
+
+LINKS = [
+    Scenario(name="an interface comes", before=[A], steps=[B], table=BOTH),
+    Scenario(
+        name="carrier lost",
+        faults=(Fault.STALE,),
+        before=[A, B],
+        steps=["link set dev a-far down"],
+        table=("10.0.2.1 subflow",),
+        limits=(4, 4),
+        theirs={"limits": (5, 5), "table": BOTH},
+        better="an address without carrier carries nothing: its endpoint goes, and returns with it",
+    ),
+    Scenario(
+        name="carrier lost and back",
+        before=[A, B],
+        steps=["link set dev a-far down", "link set dev a-far up"],
+        table=BOTH,
+    ),
+    Scenario(
+        name="interface removed",
+        faults=(Fault.STALE,),
+        before=[A, B],
+        steps=["link del dev a"],
+        table=("10.0.2.1 subflow",),
+        limits=(4, 4),
+        theirs={"limits": (5, 5), "table": BOTH},
+        better="the endpoint of an interface that is gone goes with it",
+    ),
+    Scenario(
+        name="interface down, its address removed",
+        faults=(Fault.STALE,),
+        before=[A, B],
+        steps=["link set dev a down", DEL_A],
+        table=("10.0.2.1 subflow",),
+        limits=(4, 4),
+        theirs={"limits": (5, 5), "table": BOTH},
+        better="a removed address has no endpoint, whatever its interface does",
+    ),
+    Scenario(
+        name="interface down and up",
+        before=[A, B],
+        steps=["link set dev a down", "link set dev a up"],
+        table=BOTH,
+    ),
+    Scenario(
+        name="interface renamed",
+        before=[A, B],
+        steps=["link set dev a down", "link set dev a name c", "link set dev c up"],
+        table=BOTH,
+    ),
+]

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where a scenario is played: one of the two daemons, in namespaces of its own.
+
+A bare stage is one namespace.  A live one is a lab of two hosts on two paths, and the
+daemon runs on one of them; all that its host sends and receives is captured, and
+`connect` makes a connection that lives until the stage is left.
+
+Neither daemon tells when it has worked off its events, but both take them in order: once
+an address that is added last has its endpoint, all before it has been dealt with.  Where
+that endpoint never comes, the daemon has become deaf, which is an outcome too.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+from mptcpd_ebpf.lab import Host, Lab
+from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.wire import Wire
+from tests.netns.daemon_process import PROGRAM
+from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP, listen
+from tests.netns.plugin_host import PluginHost, plugin_host
+from tests.side_by_side.spoken import spoken
+from tests.waiting import SLOWNESS
+
+Manager = Literal["mptcpd", "ours"]
+Where = Literal["bare", "client", "server"]
+
+MPTCPD = "/usr/libexec/mptcpd"
+CONFIGURATION = Path("/etc/mptcpd/mptcpd.conf")
+LAST = "10.99.0.1"
+"""The address that is added last."""
+PATIENCE_S = 1.5 * SLOWNESS
+ATTEMPTS = 4
+USUAL = ("--addr-flags=subflow", "--notify-flags=existing,skip_link_local,skip_loopback")
+"""What a scenario starts with; what it says itself comes later and counts."""
+
+WITH_CONFIGURATION = ("unshare", "--mount", "--", "sh", "-c")
+OVER = f'mount --bind "$0" {CONFIGURATION} && exec "$@"'
+"""mptcpd takes no path of its configuration: ours is put in its place, for it alone."""
+
+
+class Stage:
+    """What a scenario's steps act on."""
+
+    def __init__(
+        self, name: Manager, host: PluginHost, folder: Path, arguments: tuple[str, ...]
+    ) -> None:
+        self.name = name
+        self.host = host
+        self.folder = folder
+        self.arguments = list(arguments)
+        self.configuration = CONFIGURATION
+        self.environment: dict[str, str] = {}
+        self.exit_codes: list[int] = []
+        """Of those that were stopped before the last."""
+        self.process: subprocess.Popen[bytes] | None = None
+        self.lab: Lab | None = None
+        self.wire: Wire | None = None
+        self.connections: list[Connection] = []
+        self.stack = ExitStack()
+        """What must be closed when the stage is left."""
+
+    # --- the daemon
+
+    def command(self) -> list[str]:
+        """How the daemon is started, inside the namespace."""
+        if self.name == "ours":
+            control = ("--control", str(self.folder / "ours.sock"))
+            source: tuple[str, ...] = ("--mptcpd-conf", str(self.configuration))
+            first = [PROGRAM, "daemon", "--probes=netlink", *control]
+            if any(word.startswith("--config") for word in self.arguments):
+                source = ()
+            return [*first, *source, *self.arguments]
+        if self.configuration is CONFIGURATION:
+            return [MPTCPD, *self.arguments]
+        return [*WITH_CONFIGURATION, OVER, str(self.configuration), MPTCPD, *self.arguments]
+
+    def start(self) -> None:
+        with (self.folder / f"{self.name}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.host.prefix, *self.command()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | self.environment,
+            )
+
+    @property
+    def log(self) -> str:
+        """What the daemon has said so far."""
+        return (self.folder / f"{self.name}.log").read_text(errors="replace")
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def send(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Its exit code, also if it has ended before."""
+        assert self.process is not None
+        if self.runs:
+            self.process.send_signal(number)
+        return self.process.wait(20 * SLOWNESS)
+
+    def ask(self, *words: str) -> str:
+        """What a command says to our daemon; empty for mptcpd, which cannot be asked."""
+        if self.name == "mptcpd":
+            return ""
+        return self.host.run(PROGRAM, *words, "--control", str(self.folder / "ours.sock"))
+
+    # --- what can be seen from outside
+
+    def rows(self) -> tuple[str, ...]:
+        """The endpoint table, each as ``address flag flag``; that of the last left out."""
+        flags = ("subflow", "signal", "backup", "fullmesh")
+        return tuple(
+            sorted(
+                " ".join([address, *(flag for flag in flags if row.get(flag))])
+                for address, row in self.host.endpoints.items()
+                if address != LAST
+            )
+        )
+
+    def spoken(self) -> tuple[str, ...]:
+        """What MPTCP said on the wire so far."""
+        return spoken(self.wire.matching(), LAST) if self.wire else ()
+
+    @property
+    def path_manager(self) -> str:
+        return self.host.run("sysctl", "-n", "net.mptcp.path_manager").strip()
+
+    # --- waiting
+
+    def within(self, condition: Callable[[], bool], seconds: float = PATIENCE_S) -> bool:
+        """Whether it came true in time, and before the daemon ended."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline or not self.runs:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def settle(self) -> bool:
+        """Waits until all events were worked off; False if that does not show.
+
+        Whoever has not begun to listen misses the address, so it is added again.
+        """
+        self.await_readiness()
+        if self.lab and self.name == "mptcpd":
+            # Which ids its host's own addresses get must not depend on the last one's coming.
+            self.within(lambda: bool(self.rows()))
+        return self.attempt(
+            lambda: self.host.ip(f"addr add {LAST}/24 dev z"),
+            lambda: LAST in self.host.table,
+            lambda: self.host.ip(f"addr del {LAST}/24 dev z"),
+        )
+
+    def await_readiness(self) -> None:
+        """Ours tells when it has begun to listen, if it is not told to be silent."""
+        silent = any(word.startswith(("-l", "-dl", "--log")) for word in self.arguments)
+        if self.name == "ours" and not silent:
+            self.within(lambda: "ready:" in self.log)
+
+    def clear(self) -> None:
+        """Takes the last address back, and waits until that is worked off too."""
+        self.host.ip(f"addr del {LAST}/24 dev z")
+        self.within(lambda: LAST not in self.host.table)
+
+    def attempt(
+        self, do: Callable[[], object], done: Callable[[], bool], undo: Callable[[], object]
+    ) -> bool:
+        """Tries until the daemon reacts; False if it never does, or ends."""
+        for _ in range(ATTEMPTS):
+            do()
+            if self.within(done):
+                return True
+            undo()
+            if not self.runs:
+                break
+        return False
+
+    # --- live stages
+
+    @property
+    def near(self) -> Host:
+        """The lab's host on which the daemon runs."""
+        assert self.lab is not None
+        here = self.host.prefix[1].rpartition("/")[2]
+        return self.lab.client if self.lab.client.name == here else self.lab.server
+
+    def connect(self, path: int = 0) -> "Connection":
+        """One more connection of the client to the server's address on a path."""
+        assert self.lab is not None
+        server_ip = self.lab.paths[path].server_ip
+        assert server_ip is not None
+        listener = self.stack.enter_context(listen(self.lab.server, "0.0.0.0"))
+        with self.lab.client.entered():
+            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        self.stack.enter_context(client)
+        client.settimeout(DEADLINE_S)
+        client.connect((server_ip, listener.getsockname()[1]))
+        server = self.stack.enter_context(listener.accept()[0])
+        server.settimeout(DEADLINE_S)
+        made = Connection(client, server)
+        made.exchange()
+        self.connections.append(made)
+        return made
+
+
+class Connection:
+    """Both ends, held by the test's own process."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client = client
+        self.server = server
+
+    def exchange(self) -> None:
+        """Both ends send and receive a byte: it lives, and both know it is established."""
+        for sender, receiver in ((self.client, self.server), (self.server, self.client)):
+            sender.sendall(b"x")
+            assert receiver.recv(1) == b"x"
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.close()
+
+
+@contextlib.contextmanager
+def stage(name: Manager, where: Where, arguments: tuple[str, ...], folder: Path) -> Iterator[Stage]:
+    """A stage with an interface `z` for the last address, and a daemon to start."""
+    with ExitStack() as stack:
+        if where == "bare":
+            host = stack.enter_context(plugin_host())
+            there = Stage(name, host, folder, arguments)
+        else:
+            lab = stack.enter_context(Lab(paths=[LabPath(), LabPath()]))
+            for peer in (lab.client, lab.server):
+                peer.batch("ip", ["mptcp limits set subflows 8 add_addr_accepted 8"])
+            at = getattr(lab, where)
+            at.batch("ip", ["mptcp limits set subflows 2 add_addr_accepted 0"])
+            there = Stage(name, PluginHost(f"/run/netns/{at.name}"), folder, arguments)
+            there.lab = lab
+            there.wire = stack.enter_context(Wire(at.name, snap=160))
+        there.host.veth("z")
+        try:
+            yield there
+        finally:
+            there.stack.close()
+            if there.process is not None and there.runs:
+                there.process.kill()
+                there.process.wait()

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the documentation shows is what the scenarios state, all of it."""
+
+from tests.side_by_side.report import DOCUMENT, generated, parts
+from tests.side_by_side.scenarios import SCENARIOS
+
+
+def test_the_document_shows_the_scenarios_as_they_are() -> None:
+    _, body, _ = parts(DOCUMENT.read_text())
+    assert body == generated(SCENARIOS), "run python -m tests.side_by_side --write"
+
+
+def test_names_are_unique() -> None:
+    assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
