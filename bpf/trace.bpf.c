@@ -45,8 +45,8 @@ static __always_inline bool wanted(struct sock *sk)
 	return !ctx || see(ctx, token) == only_token;
 }
 
-/* A record about a subflow with everything that can be read at any event. */
-static __noinline struct trace_record *about(u64 address, enum trace_kind kind)
+/* Everything that can be read of a subflow at any event. */
+static __noinline void describe(struct trace_record *record, u64 address, enum trace_kind kind)
 {
 	struct sock *sk = as(sock, address);
 	struct sock___trace *more = as(sock___trace, address);
@@ -54,12 +54,7 @@ static __noinline struct trace_record *about(u64 address, enum trace_kind kind)
 	struct tcp_sock___trace *tp_more = as(tcp_sock___trace, address);
 	struct mptcp_subflow_context *ctx = subflow_context(tp);
 	struct mptcp_subflow_context___trace *ctx_more = as(mptcp_subflow_context___trace, ctx);
-	struct trace_record *record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
 
-	if (!record) {
-		__sync_fetch_and_add(&lost.records, 1);
-		return 0;
-	}
 	__builtin_memset(record, 0, sizeof(*record));
 	record->kind = kind;
 	record->at = bpf_ktime_get_ns();
@@ -85,7 +80,7 @@ static __noinline struct trace_record *about(u64 address, enum trace_kind kind)
 	record->local_port = bpf_ntohs(see(as(inet_sock, address), inet_sport));
 	record->remote_port = bpf_ntohs(see(sk, __sk_common.skc_dport));
 	if (!ctx)
-		return record;
+		return;
 	record->token = see(ctx, token);
 	record->joined = see_bit(ctx, request_join) || see_bit(ctx, mp_join);
 	record->stale = see_bit(ctx, stale);
@@ -100,6 +95,20 @@ static __noinline struct trace_record *about(u64 address, enum trace_kind kind)
 		record->reset_reason = see_bit(ctx_more, reset_reason);
 		record->reset_transient = see_bit(ctx_more, reset_transient);
 	}
+}
+
+/*
+ * A record about a subflow, to be submitted.  Inlined: the verifier of 6.1 forgets over the
+ * return of a function that the record is there, and then misses its release.
+ */
+static __always_inline struct trace_record *about(u64 address, enum trace_kind kind)
+{
+	struct trace_record *record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+
+	if (record)
+		describe(record, address, kind);
+	else
+		__sync_fetch_and_add(&lost.records, 1);
 	return record;
 }
 
@@ -149,9 +158,11 @@ static __always_inline bool is_full(struct sock *sk)
 	return state != TCP_NEW_SYN_RECV && state != TCP_TIME_WAIT && state != TCP_LISTEN;
 }
 
+/* (sk, skb, reason); the last since 6.10, with the enumeration of its values. */
 SEC("tp_btf/tcp_send_reset")
-int BPF_PROG(reset_sent, u64 address, u64 skb, u32 reason)
+int reset_sent(u64 *arguments)
 {
+	u64 address = arguments[0];
 	struct sock *sk = as(sock, address);
 	struct trace_record *record;
 
@@ -160,7 +171,8 @@ int BPF_PROG(reset_sent, u64 address, u64 skb, u32 reason)
 	record = about(address, TRACE_RESET_SENT);
 	if (!record)
 		return 0;
-	record->reason = reason;
+	if (bpf_core_type_exists(enum sk_rst_reason))
+		record->reason = ((volatile u64 *)arguments)[2];
 	bpf_ringbuf_submit(record, 0);
 	return 0;
 }

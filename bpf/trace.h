@@ -102,6 +102,11 @@ struct trace_lost {
 	u64 unattributed;     /* a mapping whose subflow could not be found */
 };
 
+/* Since 6.10; its values are read from the running kernel's BTF. */
+enum sk_rst_reason {
+	SK_RST_REASON_NOT_SPECIFIED,
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct sk_buff___trace {

@@ -240,8 +240,43 @@ def doctor(token: str, netns: str | None, duration: float, as_json: bool) -> Non
 
 @command.command("func")
 @click.argument("pattern")
-def func(pattern: str) -> None:
-    """Say how the MPTCP functions that match PATTERN can be traced on this kernel."""
-    from mptcpd_ebpf.trace.func import explain
+@click.option("--latency", is_flag=True, help="How long the calls take, and what they return.")
+@click.option("--args", "arguments", is_flag=True, help="A line a call, with its arguments.")
+@click.option("--stack", is_flag=True, help="From where it is called.")
+@click.option(
+    "--attach",
+    "only_way",
+    type=click.Choice(["fentry", "kprobe", "tp_btf"]),
+    help="Attach in this way and no other.",
+)
+@_filters
+def func(
+    pattern: str,
+    latency: bool,
+    arguments: bool,
+    stack: bool,
+    only_way: str | None,
+    **chosen: Any,
+) -> None:
+    """Count the calls of the MPTCP functions that match PATTERN; time them, show them.
 
-    raise explain(pattern)
+    PATTERN is a name, or has * ? [ ] and then looks among the names with mptcp, subflow or
+    msk in them.  Each function is traced in the cheapest way that the kernel has for it:
+    fentry, kprobe, or a tracepoint inside it, which has no latency.
+
+    \b
+      mptcpd-ebpf trace func 'mptcp_pm_*' -d 10
+      mptcpd-ebpf trace func mptcp_sendmsg --latency --comm curl
+      mptcpd-ebpf trace func __mptcp_retrans --args --stack
+    """
+    from mptcpd_ebpf.trace.func import trace_func
+
+    tool = functools.partial(
+        trace_func,
+        pattern=pattern,
+        latency=latency,
+        arguments=arguments,
+        stack=stack,
+        only_way=only_way,
+    )
+    _run("func", tool, **chosen)

@@ -15,7 +15,7 @@ from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.trace.diagnosis import Observation, Path, diagnose
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide
-from mptcpd_ebpf.trace.life import kernel_reasons, reset_words
+from mptcpd_ebpf.trace.life import kernel_reasons, reset_here
 from mptcpd_ebpf.trace.probing import Probing
 from mptcpd_ebpf.trace.rtt import QUIET
 from mptcpd_ebpf.trace.scope import token_words
@@ -90,8 +90,7 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
         for record in kernel.read("trace_record"):
             who = trace.directory.of_record(record)
             if kinds[record["kind"]] == "TRACE_RESET_SENT":
-                reason = reasons.get(record["reason"], str(record["reason"]))
-                endings.append(f"{who.name} was reset by this host ({reset_words(reason)})")
+                endings.append(f"{who.name} was {reset_here(record, reasons)}")
             else:
                 endings.append(f"{who.name} was reset by the peer")
             if record["cookie"] in watched:

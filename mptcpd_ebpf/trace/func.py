@@ -1,48 +1,294 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``trace func``: which MPTCP functions a pattern names, and how to trace them on this kernel.
+"""``trace func``: count, time, arguments or callers of any MPTCP kernel function.
 
-Tracing any function by name takes kprobes (CONFIG_KPROBES) and a compiler at hand: that
-is bpftrace's trade.  A kernel without kprobes still has its tracepoints, which the other
-tools use.
+Calls are counted in the kernel by function, connection and, if asked for, stack
+(bpf/trace_func.bpf.c); how it gets at the functions is chosen in `func_attach`.  Whose call
+it is says the argument that leads to a socket.  A function without one is counted for all
+namespaces, and left out when a filter asks for something that it cannot say.
 """
 
-from fnmatch import fnmatchcase
-from pathlib import Path
+import bisect
+import struct
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
 
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.probes.records import address
+from mptcpd_ebpf.trace import words
+from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.func_attach import Attached, Wanted, attach, listed
+from mptcpd_ebpf.trace.func_targets import MOST_ARGUMENTS, SubjectKind, Symbols, find
+from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
+from mptcpd_ebpf.trace.scope import Subject, token_words
 
-_SYMBOLS = Path("/proc/kallsyms")
-_TRACEPOINT = "__traceiter_"
-_OURS = ("mptcp", "subflow", "ack_update_msk", "get_mapping_status")
+_KEY = struct.Struct("=IiIIQ")  # struct func_key
+_FRAMES = struct.Struct("=64Q")
+_NO_STACK = -1
+_BAR = 40
+_STACKS_TOLD = 5
+_CONNECTIONS_TOLD = 10
 
 
-def way(pattern: str, symbols: list[str]) -> Failure:
-    """What is missing here, and what would do instead, in one line."""
-    found = [name for name in symbols if fnmatchcase(name, pattern) and "mptcp" in name]
-    if not found:
-        return Failure(
-            f"trace func {pattern}: no MPTCP function of this kernel has such a name",
+@dataclass
+class Calls:
+    """What was counted of one function."""
+
+    calls: int = 0
+    duration_ns: int = 0
+    longest_ns: int = 0
+    histogram: list[int] = field(default_factory=list)
+    """Slot n: calls that took from 2^n ns on, below 2^(n+1)."""
+    connections: Counter[int] = field(default_factory=Counter)
+    """Calls by token; under 0 those of no MPTCP connection, or of none that is known."""
+    stacks: Counter[int] = field(default_factory=Counter)
+
+    def add(self, total: Record, token: int, stack: int) -> None:
+        self.calls += total["calls"]
+        self.duration_ns += total["duration_ns"]
+        self.longest_ns = max(self.longest_ns, total["longest_ns"])
+        before = self.histogram or [0] * len(total["histogram"])
+        self.histogram = [a + b for a, b in zip(before, total["histogram"], strict=True)]
+        self.connections[token] += total["calls"]
+        if stack != _NO_STACK:
+            self.stacks[stack] += total["calls"]
+
+    def below_ns(self, share: float) -> int:
+        """Nanoseconds below which `share` of the calls took: the upper end of their slot."""
+        wanted, seen = share * self.calls, 0
+        for slot, count in enumerate(self.histogram):
+            seen += count
+            if count and seen >= wanted:
+                return int(2 ** (slot + 1))
+        return 0
+
+
+def bars(histogram: list[int]) -> list[str]:
+    """A histogram of nanoseconds as text, from its first filled slot to its last."""
+    filled = [slot for slot, count in enumerate(histogram) if count]
+    most = max(histogram, default=0)
+    return [
+        f"{words.duration(2**slot):>9} … {words.duration(2 ** (slot + 1)):<9} {histogram[slot]:7}  "
+        + "█" * round(_BAR * histogram[slot] / most)
+        for slot in range(filled[0], filled[-1] + 1)
+    ]
+
+
+class Functions:
+    """Reads the counts and records of the attached functions and tells them."""
+
+    def __init__(self, trace: Trace, attached: Attached, symbols: Symbols, wanted: Wanted) -> None:
+        self._trace = trace
+        self._attached = attached
+        self._kernel = attached.kernel
+        self._symbols = symbols
+        self._wanted = wanted
+
+    def _subject(self, of: Record, token: int) -> Subject:
+        return Subject(
+            token=token or None,
+            local=address(of["local_ip"], of["local_port"]),
+            remote=address(of["remote_ip"], of["remote_port"]),
+        )
+
+    def _admits(self, slot: int, who: Subject) -> bool:
+        return self._attached.subject(slot)[0] == SubjectKind.NONE or self._trace.admits(who)
+
+    # --- a line a call
+
+    def read(self) -> None:
+        for record in self._kernel.read("func_record"):
+            who = self._subject(record, record["token"])
+            if self._admits(record["slot"], who):
+                self._tell(record, who)
+
+    def _tell(self, record: Record, who: Subject) -> None:
+        slot = record["slot"]
+        function, way = self._attached.functions[slot], self._attached.ways[slot]
+        prototype = function.seen_by(way)
+        parameters = prototype.parameters[:MOST_ARGUMENTS] if prototype else []
+        given = list(zip(parameters, record["arguments"], strict=False))
+        text = ", ".join(f"{each.name}={each.type.words(value)}" for each, value in given)
+        if prototype is None:
+            text = "?"
+        elif len(prototype.parameters) > MOST_ARGUMENTS:
+            text += ", …"
+        result = prototype.result if self._wanted.ends and prototype else None
+        if result is not None and result.size:
+            text += f") = {result.words(record['returned'])}"
+        else:
+            text += ")"
+        if self._wanted.ends:
+            text += f"  {words.duration(record['duration_ns'])}"
+        comm = record["comm"].split(b"\0", 1)[0].decode(errors="replace")
+        known = who.local.port or who.remote.port
+        self._trace.say(
+            "call",
+            f"{token_words(who.token):<8}  {function.name}({text}"
+            + (f"  {who.name}" if known else "")
+            + f"  on {comm}[{record['pid']}]",
+            record["at"],
+            **(who.fields() if known else {**who.fields(), "local": None, "remote": None}),
+            function=function.name,
+            arguments={each.name: each.type.plain(value) for each, value in given},
+            types={each.name: each.type.text for each, _ in given},
+            returned=result.plain(record["returned"]) if result and result.size else None,
+            duration_ns=record["duration_ns"] if self._wanted.ends else None,
+            task={"pid": record["pid"], "comm": comm},
+        )
+
+    # --- the summary
+
+    def _counted(self) -> dict[int, Calls]:
+        """By slot."""
+        counted: dict[int, Calls] = {}
+        for key, total in self._kernel.table("totals", _KEY, "func_total").items():
+            slot, stack, token, _, _ = key
+            if self._admits(slot, self._subject(total, token)):
+                counted.setdefault(slot, Calls()).add(total, token, stack)
+        return counted
+
+    def summary(self) -> None:
+        seconds = (self._trace.now() - self._trace.began) / 1e9
+        counted = self._counted()
+        for slot, calls in sorted(counted.items(), key=lambda each: -each[1].calls):
+            self._say(slot, calls, seconds)
+        never = [f.name for i, f in enumerate(self._attached.functions) if i not in counted]
+        if never:
+            self._trace.note(f"not called: {listed(never)}", not_called=never)
+
+    def _say(self, slot: int, calls: Calls, seconds: float) -> None:
+        function, way = self._attached.functions[slot], self._attached.ways[slot]
+        everywhere = self._attached.subject(slot)[0] == SubjectKind.NONE
+        lines = [
+            f"{calls.calls:9}  {calls.calls / seconds:9.1f} per s  {function.name}  ({way}"
+            + (", all namespaces)" if everywhere else ")")
+        ]
+        if self._wanted.ends:
+            mean = calls.duration_ns // calls.calls
+            lines.append(
+                f"           mean {words.duration(mean)}, longest "
+                f"{words.duration(calls.longest_ns)}, half below "
+                f"{words.duration(calls.below_ns(0.5))}, 99 % below "
+                f"{words.duration(calls.below_ns(0.99))}"
+            )
+            lines += [f"           {bar}" for bar in bars(calls.histogram)]
+        connections = calls.connections.most_common(_CONNECTIONS_TOLD)
+        if not everywhere:
+            lines.append(
+                "           by connection: "
+                + ", ".join(
+                    f"{token_words(token) if token else 'none'} {count}"
+                    for token, count in connections
+                )
+            )
+        stacks = [
+            (count, self._frames(stack, function.name))
+            for stack, count in calls.stacks.most_common(_STACKS_TOLD)
+        ]
+        for count, frames in stacks:
+            lines.append(f"           {count} times from")
+            lines += [f"               {frame}" for frame in frames]
+        fields: dict[str, Any] = {
+            "function": function.name,
+            "attach": way,
+            "all_namespaces": everywhere,
+            "calls": calls.calls,
+            "connections": {
+                token_words(token) if token else "none": count
+                for token, count in calls.connections.items()
+            },
+        }
+        if self._wanted.ends:
+            fields["duration_ns"] = calls.duration_ns
+            fields["longest_ns"] = calls.longest_ns
+            fields["histogram"] = calls.histogram
+        if self._wanted.stacks:
+            fields["stacks"] = [{"calls": count, "frames": frames} for count, frames in stacks]
+        self._trace.note("\n".join(lines), **fields)
+
+    def _frames(self, stack: int, name: str) -> list[str]:
+        """Who called, the nearest first; the frames of the tracing itself are left out."""
+        raw = self._kernel.lookup("stacks", stack.to_bytes(4, "little"))
+        places = [place for place in _FRAMES.unpack(raw) if place] if raw else []
+        names = [self._name(place) for place in places]
+        bare = [each.partition("+")[0] for each in names]
+        return names[bare.index(name) + 1 :] if name in bare else names
+
+    def _name(self, place: int) -> str:
+        after = bisect.bisect_right(self._symbols.places, (place, "\uffff"))
+        if not after:
+            return hex(place)
+        start, name = self._symbols.places[after - 1]
+        return f"{name}+{place - start:#x}"
+
+
+def _say_left_out(trace: Trace, left_out: dict[str, str]) -> None:
+    """One line a reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        trace.say("left out", f"not traced: {listed(names)}: {why}", functions=names, why=why)
+
+
+def trace_func(
+    trace: Trace,
+    constants: dict[str, int],
+    *,
+    pattern: str,
+    latency: bool,
+    arguments: bool,
+    stack: bool,
+    only_way: str | None,
+) -> Summary:
+    """Raises Failure if nothing that the pattern names can be traced, ProbesUnavailable."""
+    symbols = Symbols.read()
+    functions = find(pattern, symbols)
+    if not functions:
+        raise Failure(
+            f"trace func {pattern}: no function of this kernel has such a name "
+            "(a pattern with * ? [ looks among those with mptcp, subflow or msk in their names)",
             ExitCode.USAGE,
         )
-    if "register_kprobe" in symbols:
-        return Failure(
-            f"trace func {pattern}: {len(found)} functions match; they are traced with "
-            f"bpftrace -e 'kprobe:{pattern} {{ @[func] = count(); }}'",
-            ExitCode.NO_MPTCP,
-        )
-    points = sorted(
-        name.removeprefix(_TRACEPOINT)
-        for name in symbols
-        if name.startswith(_TRACEPOINT) and name.removeprefix(_TRACEPOINT).startswith(_OURS)
+    wanted = Wanted(
+        ends=latency,
+        records=arguments,
+        stacks=stack,
+        subjects=trace.scope.asks_for_one,
+        netns=constants["own_netns"],
+        token=trace.scope.token,
+        only_way=only_way,
     )
-    return Failure(
-        f"trace func {pattern}: {len(found)} functions match, but this kernel has no kprobes "
-        f"(CONFIG_KPROBES); the other tools use its tracepoints: {', '.join(points)}",
-        ExitCode.NO_MPTCP,
-    )
+    attached = attach(pattern, functions, wanted)
+    kernel = trace.open(attached.kernel)
+    ways = Counter(attached.ways)
+    for way, count in sorted(ways.items()):
+        trace.means.append(f"{_WAYS[way, latency]} ({count} functions)")
+    if trace.scope.asks_for_owner:
+        _learn_owners(trace, constants)
+    _say_left_out(trace, attached.left_out)
+    told = Functions(trace, attached, symbols, wanted)
+    trace.watch(kernel, told.read)
+    return told.summary
 
 
-def explain(pattern: str) -> Failure:
-    """`way` on the running kernel."""
-    lines = _SYMBOLS.read_text().splitlines()
-    return way(pattern, [line.split()[2] for line in lines])
+_WAYS = {
+    ("fentry", False): "fentry",
+    ("fentry", True): "fentry+fexit",
+    ("kprobe", False): "kprobe",
+    ("kprobe", True): "kprobe+kretprobe",
+    ("tp_btf", False): "tp_btf",
+}
+
+
+def _learn_owners(trace: Trace, constants: dict[str, int]) -> None:
+    """Follows who opens connections, for filters by process."""
+    states = trace.open(KernelSide("trace", ("state_changed",), constants))
+
+    def read() -> None:
+        for record in states.read("trace_record"):
+            trace.directory.of_record(record)
+
+    trace.directory.look()
+    trace.watch(states, read)

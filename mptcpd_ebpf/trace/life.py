@@ -12,8 +12,7 @@ import errno
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mptcpd_ebpf.probes.btf import Btf, BtfError
-from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF
+from mptcpd_ebpf.probes.kernel_types import KernelTypes
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
@@ -74,8 +73,7 @@ class Lives:
             case "TRACE_STATE":
                 self._state(life, record)
             case "TRACE_RESET_SENT":
-                reason = self._reasons.get(record["reason"], str(record["reason"]))
-                life.why = life.why or f"reset by this host ({reset_words(reason)})"
+                life.why = life.why or reset_here(record, self._reasons)
             case "TRACE_RESET_RECEIVED":
                 life.why = life.why or "reset by the peer"
             case "TRACE_ENDED":
@@ -201,9 +199,20 @@ class Lives:
         return sum(len(connection.live) for connection in self._connections.values())
 
 
+def reset_reason(record: Record, reasons: dict[int, str]) -> str | None:
+    """Why the kernel sent a reset, by `kernel_reasons`; None if this kernel does not say."""
+    return reasons.get(record["reason"], str(record["reason"])) if reasons else None
+
+
 def reset_words(name: str) -> str:
     """``SK_RST_REASON_TCP_ABORT_ON_CLOSE`` as ``tcp abort on close``."""
     return name.removeprefix("SK_RST_REASON_").lower().replace("_", " ")
+
+
+def reset_here(record: Record, reasons: dict[int, str]) -> str:
+    """In words that this host reset a subflow, and why as far as the kernel says."""
+    reason = reset_reason(record, reasons)
+    return "reset by this host" + (f" ({reset_words(reason)})" if reason else "")
 
 
 def _error_words(record: Record, life: Life) -> str:
@@ -248,9 +257,5 @@ def trace_life(trace: Trace, constants: dict[str, int]) -> Summary:
 
 def kernel_reasons() -> dict[int, str]:
     """The running kernel's enum sk_rst_reason; empty before Linux 6.10."""
-    with open(VMLINUX_BTF, "rb") as file:
-        try:
-            names = Btf(file.read()).enumeration("sk_rst_reason")
-        except BtfError:
-            return {}
-    return {value: name for name, value in names.items()}
+    with KernelTypes() as types:
+        return types.enumeration("sk_rst_reason")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
-from mptcpd_ebpf.trace.life import kernel_reasons, reset_words
+from mptcpd_ebpf.trace.life import kernel_reasons, reset_reason, reset_words
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Signal, Subtype
 from mptcpd_ebpf.trace.tap import Tap
@@ -92,8 +92,8 @@ class Resets:
             kind, why = "RST", "without a reason"
         kernel = None
         if record is not None and reset.sent:
-            kernel = self._reasons.get(record["reason"], str(record["reason"]))
-            why += f"; kernel: {reset_words(kernel)}"
+            kernel = reset_reason(record, self._reasons)
+            why += f"; kernel: {reset_words(kernel)}" if kernel else ""
         elif signal is None:
             why += "; the packet was not seen"
         elif not reset.sent and record is None and not fastclose:

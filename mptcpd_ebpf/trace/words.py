@@ -10,7 +10,9 @@ _SIZES = ("B", "kB", "MB", "GB", "TB")
 
 
 def duration(ns: int) -> str:
-    """``840 µs``, ``12.3 ms``, ``4.56 s``."""
+    """``256 ns``, ``840 µs``, ``12.3 ms``, ``4.56 s``."""
+    if 0 < ns < 1000:
+        return f"{ns} ns"
     if ns < 1_000_000:
         return f"{ns / 1000:.0f} µs"
     if ns < 1_000_000_000:

@@ -1,24 +1,75 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`trace func` says what a kernel lacks, and what would do instead."""
+"""What a pattern names, whose call it is, and how registers read."""
 
-from mptcpd_ebpf.exitcodes import ExitCode
-from mptcpd_ebpf.trace.func import way
+from mptcpd_ebpf.probes.kernel_types import Parameter, Prototype, Value
+from mptcpd_ebpf.trace.func import Calls, bars
+from mptcpd_ebpf.trace.func_targets import SubjectKind, Symbols, subject
 
-SYMBOLS = ["mptcp_sendmsg", "mptcp_recvmsg", "tcp_sendmsg", "__traceiter_mptcp_sendmsg_frag"]
+VOID = Value("void", 0)
+INT = Value("int", 4, signed=True)
+U8 = Value("u8", 1)
+SOCK = Value("struct sock *", 8, pointed="sock")
+SUBFLOW = Value("struct mptcp_subflow_context *", 8, pointed="mptcp_subflow_context")
+SOCKET = Value("struct socket *", 8, pointed="socket")
+OTHER = Value("struct msghdr *", 8, pointed="msghdr")
+
+SYMBOLS = Symbols(
+    names={"mptcp_sendmsg", "mptcp_recvmsg", "subflow_ulp_release", "tcp_sendmsg", "msk_owned"},
+    tracepoints={"ack_update_msk", "tcp_probe"},
+)
 
 
-def test_a_kernel_without_kprobes() -> None:
-    told = way("mptcp_*msg", SYMBOLS)
-    assert told.exit_code == ExitCode.NO_MPTCP
-    assert "2 functions match" in str(told)
-    assert "CONFIG_KPROBES" in str(told)
-    assert "mptcp_sendmsg_frag" in str(told)
+def test_a_pattern_looks_among_mptcps_names() -> None:
+    assert SYMBOLS.matching("*msg") == ["mptcp_recvmsg", "mptcp_sendmsg"]
+    assert SYMBOLS.matching("*_msk") == ["ack_update_msk"]
+    assert SYMBOLS.matching("*probe") == []
+    assert len(SYMBOLS.matching("*")) == 5
 
 
-def test_a_kernel_with_kprobes() -> None:
-    told = way("mptcp_*msg", [*SYMBOLS, "register_kprobe"])
-    assert "bpftrace -e 'kprobe:mptcp_*msg" in str(told)
+def test_a_whole_name_may_be_any_function() -> None:
+    assert SYMBOLS.matching("tcp_sendmsg") == ["tcp_sendmsg"]
+    assert SYMBOLS.matching("tcp_probe") == ["tcp_probe"]
+    assert SYMBOLS.matching("tcp_send") == []
 
 
-def test_a_name_that_is_none() -> None:
-    assert way("tcp_*", SYMBOLS).exit_code == ExitCode.USAGE
+def of(*types: Value) -> Prototype:
+    return Prototype([Parameter(f"arg{i}", each) for i, each in enumerate(types)], VOID)
+
+
+def test_whose_call_it_is_says_the_argument_nearest_to_a_subflow() -> None:
+    assert subject(of(INT, SOCK, OTHER)) == (SubjectKind.SOCK, 1)
+    assert subject(of(SOCK, SUBFLOW)) == (SubjectKind.SUBFLOW, 1)
+    assert subject(of(SOCKET, SOCK, SOCK)) == (SubjectKind.SOCK, 1)
+    assert subject(of(SOCKET)) == (SubjectKind.SOCKET, 0)
+    assert subject(of(INT, OTHER)) == (SubjectKind.NONE, 0)
+    assert subject(of(*[INT] * 6, SOCK)) == (SubjectKind.NONE, 0), "the seventh is not handed over"
+
+
+def test_a_register_is_read_by_its_type() -> None:
+    assert INT.words(0xDEAD_BEEF_FFFF_FFFE) == "-2"
+    assert INT.plain(0xFFFF_FFF5) == -11
+    assert U8.words(0xFFFF_FF80) == "128"
+    assert SOCK.words(0) == "NULL"
+    assert SOCK.plain(0xFFFF_8881_0000_0000) == "0xffff888100000000"
+    assert Value("bool", 1, truth=True).plain(0x1_01) is True
+    states = Value("enum state", 4, names={0: "CLOSED", 1: "OPEN"})
+    assert states.plain(1) == "OPEN"
+    assert states.words(7) == "7"
+
+
+def total(*slots: int) -> dict[str, object]:
+    histogram = [slots.count(slot) for slot in range(32)]
+    return {"calls": len(slots), "duration_ns": 100, "longest_ns": 7, "histogram": histogram}
+
+
+def test_quantiles_and_bars_of_latencies() -> None:
+    calls = Calls()
+    calls.add(total(10, 10, 10), token=1, stack=-1)
+    calls.add(total(12), token=2, stack=5)
+    assert calls.calls == 4
+    assert (calls.below_ns(0.5), calls.below_ns(0.99)) == (2**11, 2**13)
+    assert calls.connections == {1: 3, 2: 1}
+    assert calls.stacks == {5: 1}
+    drawn = bars(calls.histogram)
+    assert [line.count("█") for line in drawn] == [40, 0, 13]
+    assert drawn[0].split() == ["1", "µs", "…", "2", "µs", "3", "█" * 40]

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Attaches to kernel functions, each in the cheapest way that this kernel has for it.
+
+In this order (bpf/trace_func.bpf.c has the programs):
+
+``fentry``  (with ``fexit`` for the end of a call) wherever the BTF has the function;
+``kprobe``  (with ``kretprobe``) where it has not, or the kernel refuses the first;
+``tp_btf``  a tracepoint inside the function, which sees each passage but no end.
+"""
+
+import errno
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.trace.func_targets import OUR_TRACEPOINTS, Function, SubjectKind, subject
+from mptcpd_ebpf.trace.kernel_side import KernelSide, Refused
+
+WAYS = ("fentry", "kprobe", "tp_btf")
+"""The cheapest first."""
+SLOTS = 64  # of bpf/trace_func.bpf.c
+_KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
+_SLOT = struct.Struct("=BB")
+_NAMED = 6
+
+
+def listed(names: Iterable[str]) -> str:
+    """Some names in words, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
+    return ", ".join(every[:_NAMED]) + more
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be seen of each call."""
+
+    ends: bool
+    """How long it takes, and what it returns."""
+    records: bool
+    stacks: bool
+    subjects: bool
+    """Only functions of which is known whose call it is: a filter asks for it."""
+    netns: int
+    token: int | None
+    only_way: str | None = None
+    """One of `WAYS`, if no other may be taken."""
+
+
+@dataclass
+class Attached:
+    """Functions that are traced, by their slot, and what could not be."""
+
+    kernel: KernelSide
+    functions: list[Function]
+    ways: list[str]
+    """``fentry``, ``kprobe`` or ``tp_btf``, by slot."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Reason by name."""
+
+    def subject(self, slot: int) -> tuple[SubjectKind, int]:
+        return _subject(self.functions[slot], self.ways[slot])
+
+
+def _subject(function: Function, way: str) -> tuple[SubjectKind, int]:
+    prototype = function.seen_by(way)
+    return (SubjectKind.NONE, 0) if prototype is None else subject(prototype)
+
+
+class _Choice:
+    """Which way each function goes, until the kernel agrees."""
+
+    def __init__(self, functions: list[Function], wanted: Wanted) -> None:
+        self._wanted = wanted
+        self.left_out: dict[str, str] = {}
+        self.kprobes = _KPROBES.exists()
+        self.ways: dict[str, list[str]] = {}
+        """The ways that are left for each function, the best first."""
+        for function in functions:
+            ways = []
+            if function.prototype:
+                ways.append("fentry")
+            if self.kprobes and not _only_tracepoint(function):
+                ways.append("kprobe")
+            if function.tracepoint and not wanted.ends:
+                ways.append("tp_btf")
+            if wanted.only_way:
+                ways = [way for way in ways if way == wanted.only_way]
+            if wanted.subjects:
+                ways = [way for way in ways if _subject(function, way)[0]]
+            self.ways[function.name] = ways
+            if not ways:
+                self.left_out[function.name] = self._lack(function)
+
+    def _lack(self, function: Function) -> str:
+        if self._wanted.ends and function.tracepoint and not function.prototype:
+            return "only a tracepoint inside it can be traced, which has no end"
+        if self._wanted.only_way:
+            return f"{self._wanted.only_way} cannot trace it, and no other way may be taken"
+        if self._wanted.subjects:
+            return "no argument of it says whose call it is, which the filter asks for"
+        return "the kernel's BTF does not have it"
+
+    def refuse(self, name: str, way: str, why: str) -> None:
+        """One way is barred for one function."""
+        ways = self.ways[name]
+        ways.remove(way)
+        if not ways:
+            self.left_out[name] = f"{way} refused: {why}"
+
+    def refuse_all(self, way: str, why: str) -> None:
+        for name, ways in self.ways.items():
+            if way in ways:
+                self.refuse(name, way, why)
+
+
+def _only_tracepoint(function: Function) -> bool:
+    """Inlined: nothing of it is left but its tracepoint."""
+    return function.prototype is None and function.tracepoint is not None
+
+
+def attach(pattern: str, functions: list[Function], wanted: Wanted) -> Attached:
+    """Traces the functions that can be.  Raises Failure if none can, ProbesUnavailable."""
+    choice = _Choice(functions, wanted)
+    while True:
+        taken = [each for each in functions if choice.ways[each.name]]
+        if not taken:
+            raise _nothing(pattern, choice, functions, wanted)
+        # Whether the kernel has a way at all is found out before it is asked for many.
+        attached = _try(taken if len(taken) <= SLOTS else taken[:1], choice, wanted)
+        if attached and len(taken) <= SLOTS:
+            return attached
+        if attached:
+            attached.kernel.close()
+            raise Failure(
+                f"trace func {pattern}: {len(taken)} functions match and {SLOTS} can be traced "
+                f"at once: narrow the pattern ({listed(each.name for each in taken)})",
+                ExitCode.USAGE,
+            )
+
+
+def _try(taken: list[Function], choice: _Choice, wanted: Wanted) -> Attached | None:
+    """One go; None if the kernel refused something and the next go leaves that out."""
+    ways = [choice.ways[function.name][0] for function in taken]
+    programs: dict[str, str] = {}
+    for slot, (function, way) in enumerate(zip(taken, ways, strict=True)):
+        if way == "fentry":
+            programs[f"entry_{slot:02o}"] = function.name
+            if wanted.ends:
+                programs[f"exit_{slot:02o}"] = function.name
+        elif way == "tp_btf":
+            programs[f"point_{slot:02o}"] = function.name
+    chosen = set(programs)
+    if "kprobe" in ways:
+        chosen |= {"called", "returned"} if wanted.ends else {"called"}
+    subjects = [_subject(each, way) for each, way in zip(taken, ways, strict=True)]
+    constants: dict[str, int | bytes] = {
+        "own_netns": wanted.netns,
+        "only_token": wanted.token or 0,
+        "with_ends": wanted.ends,
+        "with_records": wanted.records,
+        "with_stacks": wanted.stacks,
+        "slots": b"".join(_SLOT.pack(*each) for each in subjects),
+    }
+    try:
+        kernel = KernelSide("trace_func", chosen, constants, targets=programs)
+    except Refused as refused:
+        _learn(refused, taken, choice)
+        return None
+    for program, why in kernel.not_attached.items():
+        slot = int(program.rpartition("_")[2], 8)
+        if ways[slot] in choice.ways[taken[slot].name]:  # entry and exit may both be refused
+            choice.refuse(taken[slot].name, ways[slot], why)
+    for slot, (function, way) in enumerate(zip(taken, ways, strict=True)):
+        if way != "kprobe":
+            continue
+        try:
+            kernel.attach_kprobe("called", function.name, slot)
+            if wanted.ends:
+                kernel.attach_kprobe("returned", function.name, slot)
+        except OSError as error:
+            choice.refuse(function.name, way, error.strerror or str(error))
+    if all(choice.ways[each.name][:1] == [way] for each, way in zip(taken, ways, strict=True)):
+        return Attached(kernel, taken, ways, choice.left_out)
+    kernel.close()
+    return None
+
+
+def _learn(refused: Refused, taken: list[Function], choice: _Choice) -> None:
+    """Bars what the kernel would not load.  Raises it again if it says nothing new."""
+    barred = False
+    for program, why in refused.programs.items():
+        kind, _, number = program.partition("_")
+        if kind in ("called", "returned"):
+            choice.refuse_all("kprobe", why)
+            barred = True
+            continue
+        way = "tp_btf" if kind == "point" else "fentry"
+        if refused.errno == errno.EPERM:  # not this function: this kind of program
+            choice.refuse_all(way, "Operation not permitted")
+        elif way in choice.ways[taken[int(number, 8)].name]:
+            choice.refuse(taken[int(number, 8)].name, way, why)
+        barred = True
+    if not barred:
+        raise refused
+
+
+def _nothing(pattern: str, choice: _Choice, functions: list[Function], wanted: Wanted) -> Failure:
+    """What is missing, and what would do instead, in one line."""
+    text = f"trace func {pattern}: " + "; ".join(sorted(set(choice.left_out.values())))
+    if not choice.kprobes:
+        text += "; no kprobes either (CONFIG_KPROBES)"
+    points = [each.name for each in functions if each.tracepoint]
+    if points and wanted.ends:
+        text += f". Without --latency, by their tracepoints: {listed(points)}"
+    else:
+        text += f". What has a tracepoint can be traced: {', '.join(OUR_TRACEPOINTS)}"
+    return Failure(text, ExitCode.NO_MPTCP)
