@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Asks a daemon over its control socket: HTTP over AF_UNIX, standard library only.
-
-It also knows where the socket is: both sides must agree on the default path, and
-the commands should not import the server for it.
-"""
+"""Asks a daemon over its control socket: HTTP over AF_UNIX, standard library only."""
 
 import http.client
 import json
@@ -14,11 +10,11 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
+from mptcpd_ebpf import run_folder
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.kernel import netns
 
-RUN_FOLDER = "/run/mptcpd-ebpf"
-"""Where control sockets stand unless told otherwise."""
+SOCKET = "sock"
+"""The kind of file in `run_folder` that is a control socket."""
 
 MAX_PATH_BYTES = 107
 """``sun_path`` holds 108 bytes, the closing NUL among them (unix(7))."""
@@ -28,12 +24,12 @@ TIMEOUT_SECONDS = 15.0
 
 
 def default_path() -> str:
-    """The control socket of this network namespace's daemon.
+    """The control socket of this network namespace's daemon, unless it was told otherwise.
 
     The namespace's inode is in the name, so that daemons in several namespaces that
     share /run do not collide.
     """
-    return f"{RUN_FOLDER}/{netns.inode()}.sock"
+    return str(run_folder.find(SOCKET))
 
 
 def check_length(path: str) -> None:

@@ -10,7 +10,8 @@ import os
 import socket
 import stat
 
-from mptcpd_ebpf.control_client import RUN_FOLDER, check_length
+from mptcpd_ebpf import run_folder
+from mptcpd_ebpf.control_client import check_length
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -24,16 +25,16 @@ class SocketFile:
         check_length(path)
         self.path = path
         try:
-            if os.path.dirname(path) == RUN_FOLDER:
-                os.makedirs(RUN_FOLDER, mode=0o755, exist_ok=True)
+            if os.path.dirname(path) == str(run_folder.own()):
+                run_folder.make()
             _clear(path)
             self.socket = _bind(path)
             self._identity = _identity(path)
         except OSError as error:
             if error.errno in _NOT_ALLOWED:
                 raise Failure(
-                    f"control path {path}: {error.strerror}; run as root, or choose a place of "
-                    "your own with --control",
+                    f"control path {path}: {error.strerror}; run as root, set "
+                    "XDG_RUNTIME_DIR, or choose a place of your own with --control",
                     ExitCode.PRIVILEGE,
                 ) from None
             hint = "; make its folder first" if error.errno == errno.ENOENT else ""

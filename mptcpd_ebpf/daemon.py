@@ -23,12 +23,21 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from mptcpd_ebpf import __version__, by_hand, logs, plugin_loader, plugin_set, view, words
+from mptcpd_ebpf import (
+    __version__,
+    by_hand,
+    logs,
+    plugin_loader,
+    plugin_set,
+    run_folder,
+    view,
+    words,
+)
 from mptcpd_ebpf.borrowed_setting import BorrowedSetting
 from mptcpd_ebpf.budget import HandlerBudget
 from mptcpd_ebpf.config import Config, OnExit, Settings, fixed_at_start
 from mptcpd_ebpf.control import ControlServer, epoch_ns
-from mptcpd_ebpf.control_client import default_path
+from mptcpd_ebpf.control_client import SOCKET
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     BY_HAND,
@@ -96,7 +105,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             loop.add_signal_handler(number, stopping.set)
         loop.add_signal_handler(signal.SIGHUP, daemon.reload_or_complain)
         control = ControlServer(daemon, config.metrics)
-        await control.start(config.control or default_path())
+        await control.start(config.control or str(run_folder.here(SOCKET)))
         try:
             daemon.start(control, plugins)
             try:
@@ -144,6 +153,8 @@ class Daemon:
         """Takes up what lives already, then listens."""
         loop = asyncio.get_running_loop()
         self._control = control
+        for file in run_folder.sweep():
+            log.info("%s removed: its network namespace is no more", file)
         self._set_path_manager(plugins)
         log.info("probes: %s", self._ears.choice)
         if not sysctl.enabled():

@@ -12,9 +12,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from mptcpd_ebpf.control_client import RUN_FOLDER
+from mptcpd_ebpf import run_folder
 from mptcpd_ebpf.kernel.errors import NotPermitted
-from mptcpd_ebpf.kernel.netns import inode
 
 _SO_NETNS_COOKIE = 71
 
@@ -33,7 +32,7 @@ class NamespaceNote(Generic[T]):
     """One file, with a record of type `content` in it; `kind` is its ending."""
 
     def __init__(self, kind: str, content: type[T]) -> None:
-        self._path = Path(RUN_FOLDER) / f"{inode()}.{kind}"
+        self._path = run_folder.here(kind)
         self._content = content
         self._here = (_boot_id(), _netns_cookie())
 
@@ -55,13 +54,13 @@ class NamespaceNote(Generic[T]):
         """Notes it in place of what was noted before.  Raises NotPermitted."""
         fresh = self._path.with_name(f"{self._path.name}.new")
         try:
-            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            run_folder.make()
             fresh.write_bytes(msgspec.json.encode(_Written(*self._here, content)))
             fresh.rename(self._path)
         except OSError as error:
             raise NotPermitted(
                 f"{fresh}: {error.strerror}; what is to be put right after a kill is noted "
-                "there, so let this process write the folder, or run as root"
+                "there: run as root, or set XDG_RUNTIME_DIR to a folder of your own"
             ) from None
 
     def forget(self) -> None:

@@ -3,13 +3,13 @@
 
 import click
 
-from mptcpd_ebpf import control_client
+from mptcpd_ebpf import run_folder
 
 control = click.option(
     "--control",
     metavar="PATH",
     help="The daemon's control socket.  [default: "
-    f"{control_client.RUN_FOLDER}/<inode of this network namespace>.sock]",
+    f"{run_folder.SYSTEM}/<inode of this network namespace>.sock]",
 )
 
 as_json = click.option(

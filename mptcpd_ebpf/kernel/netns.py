@@ -8,6 +8,8 @@ process's first thread.
 """
 
 import os
+import re
+from collections.abc import Iterable, Iterator
 
 THREAD_NET = "/proc/thread-self/net"
 """The calling thread's view of /proc/net."""
@@ -24,3 +26,48 @@ def inode_of(pid: int) -> int | None:
         return os.stat(f"/proc/{pid}/ns/net").st_ino
     except OSError:
         return None
+
+
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+"""Its inode: PROC_PID_INIT_INO of include/linux/proc_ns.h."""
+_NAME = re.compile(r"net:\[(\d+)\]")
+
+
+def dead(inodes: Iterable[int]) -> list[int]:
+    """Those of these network namespaces that nobody is in, has open or has mounted.
+
+    Whoever cannot see every process of the machine cannot know: then none is called dead.
+    """
+    unseen = dict.fromkeys(inodes)
+    try:
+        if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
+            return []
+        # From the cheap to the dear; most often the first look answers.
+        for look in (_entered, _mounted, _opened):
+            for pid in [1, *filter(str.isdigit, os.listdir("/proc"))]:
+                try:
+                    for inode in look(f"/proc/{pid}"):
+                        unseen.pop(inode, None)
+                except (FileNotFoundError, ProcessLookupError):
+                    continue  # it has ended; a zombie has nothing left
+                if not unseen:
+                    return []
+    except OSError:
+        return []
+    return list(unseen)
+
+
+def _entered(process: str) -> Iterator[int]:
+    for task in os.listdir(f"{process}/task"):
+        yield os.stat(f"{process}/task/{task}/ns/net").st_ino
+
+
+def _mounted(process: str) -> Iterator[int]:
+    with open(f"{process}/mountinfo") as file:
+        yield from map(int, _NAME.findall(file.read()))
+
+
+def _opened(process: str) -> Iterator[int]:
+    for entry in os.scandir(f"{process}/fd"):
+        if found := _NAME.fullmatch(os.readlink(entry.path)):
+            yield int(found[1])

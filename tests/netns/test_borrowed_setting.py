@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mptcpd_ebpf import namespace_note
+from mptcpd_ebpf import run_folder
 from mptcpd_ebpf.borrowed_setting import BorrowedSetting
 from mptcpd_ebpf.kernel.errors import KernelError, NotPermitted
 from mptcpd_ebpf.lab import Host, Lab
@@ -18,7 +18,7 @@ def host(
     make_mptcp_lab: Callable[..., Lab], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Host]:
     """The test itself is in this host; notes are kept in `tmp_path`."""
-    monkeypatch.setattr(namespace_note, "RUN_FOLDER", str(tmp_path / "run"))
+    monkeypatch.setattr(run_folder, "SYSTEM", tmp_path / "run")
     client = make_mptcp_lab().client
     with client.entered():
         yield client
@@ -120,6 +120,6 @@ def test_a_mode_that_this_kernel_does_not_have(host: Host, tmp_path: Path) -> No
 
 def test_a_folder_that_cannot_hold_the_note(host: Host, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
-    with pytest.raises(NotPermitted, match="let this process write the folder"):
+    with pytest.raises(NotPermitted, match="set XDG_RUNTIME_DIR"):
         BorrowedSetting().borrow("userspace")
     assert setting(host) == "0"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mptcpd_ebpf.control_client import RUN_FOLDER
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
 from mptcpd_ebpf.lab.wire import MPJoinSyn, Wire
+from mptcpd_ebpf.run_folder import SYSTEM
 from tests.netns.daemon_host import (
     PATIENCE_S,
     adaptive_in,
@@ -45,7 +45,7 @@ def lab(make_mptcp_lab: MakeLab) -> Iterator[Lab]:
 
 def note(lab: Lab) -> Path:
     """Where a daemon notes the path manager that it has to put back."""
-    return Path(RUN_FOLDER) / f"{lab.client.netns}.path-manager"
+    return SYSTEM / f"{lab.client.netns}.path-manager"
 
 
 def loaded(program: int) -> bool:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where daemons keep what commands and later daemons must find: control sockets and notes.
+
+Each file there is called after a network namespace, ``INODE.kind``.  A daemon run by root,
+or a service whose RuntimeDirectory= belongs to its user, uses `SYSTEM`; any other user's
+daemon the folder below $XDG_RUNTIME_DIR, which is that user's alone.
+
+A namespace that ends takes nothing along: `sweep` removes the files of those that nobody
+can enter any more.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from mptcpd_ebpf.kernel import netns
+
+SYSTEM = Path("/run/mptcpd-ebpf")
+
+
+def own() -> Path:
+    """The folder in which a daemon of this process puts its files; it may not exist yet."""
+    personal = os.environ.get("XDG_RUNTIME_DIR")
+    if os.geteuid() == 0 or not personal or os.access(SYSTEM, os.W_OK, effective_ids=True):
+        return SYSTEM
+    return Path(personal) / SYSTEM.name
+
+
+def here(kind: str) -> Path:
+    """This network namespace's file of a kind, such as ``sock``, in one's own folder."""
+    return own() / f"{netns.inode()}.{kind}"
+
+
+def find(kind: str) -> Path:
+    """This namespace's file, wherever it is: one's own first; if there is none, one's own."""
+    mine = here(kind)
+    system = SYSTEM / mine.name
+    return system if system.exists() and not mine.exists() else mine
+
+
+def make() -> None:
+    """Makes one's own folder.  Raises OSError."""
+    own().mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
+def sweep() -> list[Path]:
+    """Removes the files of namespaces that are no more from one's own folder; which they were."""
+    try:
+        files = [file for file in own().iterdir() if file.name.partition(".")[0].isdigit()]
+    except OSError:
+        return []
+    by_inode: dict[int, list[Path]] = {}
+    for file in files:
+        by_inode.setdefault(int(file.name.partition(".")[0]), []).append(file)
+    by_inode.pop(netns.inode(), None)
+    gone = netns.dead(by_inode) if by_inode else []
+    swept = [file for inode in gone for file in by_inode[inode]]
+    for file in swept:
+        with suppress(OSError):
+            file.unlink()
+    return swept

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Files of namespaces that are no more go; those of every namespace that lives stay.
+
+And a daemon of an ordinary user finds a folder of its own.
+"""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf import control_client, run_folder
+from mptcpd_ebpf.kernel import netns
+from mptcpd_ebpf.lab import Lab
+from tests.netns.daemon_process import PROGRAM, command
+from tests.waiting import until
+
+NOBODY = 65534
+CAPABILITIES = "-all,+net_admin,+bpf,+perfmon"
+AS_NOBODY = (
+    "setpriv",
+    f"--reuid={NOBODY}",
+    f"--regid={NOBODY}",
+    "--clear-groups",
+    f"--inh-caps={CAPABILITIES}",
+    f"--ambient-caps={CAPABILITIES}",
+    "--",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands for /run/mptcpd-ebpf."""
+    monkeypatch.setattr(run_folder, "SYSTEM", tmp_path / "run")
+    run_folder.make()
+    return tmp_path / "run"
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+
+
+def test_what_a_dead_namespace_left_goes_and_no_other(tmp_path: Path) -> None:
+    python = str(Path(PROGRAM).parent / "python")
+    own_view = ("unshare", "--pid", "--fork", "--mount-proc")
+    told = subprocess.run(
+        [*own_view, python, "-m", "tests.netns.sweeping", str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert json.loads(told.stdout) == {
+        "entered": [[], [".endpoints", ".sock"]],
+        "opened": [[], [".endpoints"]],
+        "mounted": [[], [".endpoints"]],
+    }
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        f"{netns.inode()}.mine",
+        "mounted",
+        "others.txt",
+    ]
+
+
+@pytest.mark.parametrize("prefix", [("unshare", "--pid", "--fork", "--mount-proc"), AS_NOBODY])
+def test_who_does_not_see_all_processes_calls_nothing_dead(prefix: tuple[str, ...]) -> None:
+    ask = "from mptcpd_ebpf.kernel import netns; print(netns.dead([1]))"
+    python = str(Path(PROGRAM).parent / "python")
+    done = subprocess.run([*prefix, python, "-c", ask], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_an_ordinary_users_daemon_needs_only_ambient_capabilities(
+    tmp_path: Path, make_mptcp_lab: Callable[..., Lab]
+) -> None:
+    client = make_mptcp_lab().client
+    inside = ("nsenter", f"--net=/run/netns/{client.name}", "--")
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    os.chown(tmp_path, NOBODY, NOBODY)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    log = tmp_path / "log"
+    with ExitStack() as stack, log.open("w") as stderr:
+        daemon = subprocess.Popen(
+            [*inside, *AS_NOBODY, PROGRAM, "daemon", "--path-manager=adaptive"],
+            env=environment,
+            stderr=stderr,
+        )
+        stack.callback(end, daemon)
+        until(lambda: "ready: plugins adaptive" in log.read_text(), "the daemon is ready", 30)
+        assert client.sysctl("mptcp.pm_type") == "1"
+        mine = tmp_path / run_folder.SYSTEM.name
+        assert sorted(file.suffix for file in mine.iterdir()) == [".path-manager", ".sock"]
+        prefix = ("env", f"XDG_RUNTIME_DIR={tmp_path}", *inside, *AS_NOBODY)
+        status = command("status", "--json", prefix=prefix)
+        assert status.returncode == 0, status.stderr
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(30) == 0, log.read_text()
+    assert client.sysctl("mptcp.pm_type") == "0"
+    assert list(mine.iterdir()) == []
+
+
+def test_a_command_finds_the_systems_daemon_where_the_user_has_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
+    monkeypatch.setattr(os, "access", lambda *_args, **_more: False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
+    name = f"{netns.inode()}.sock"
+    mine = tmp_path / "user" / run_folder.SYSTEM.name / name
+    assert control_client.default_path() == str(mine)
+    (folder / name).touch()
+    assert control_client.default_path() == str(folder / name)
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    assert control_client.default_path() == str(mine)
