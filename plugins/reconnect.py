@@ -9,7 +9,11 @@ the same two addresses, sooner or later by what took it:
   transient, not at all if it forbids the path or a middlebox breaks it, else after a pause;
 * it was reset without a word, as a NAT does whose binding is gone, or by a firewall: at
   once, for a new SYN makes a new binding;
-* nothing came back until the kernel gave up: after a pause, for the path is down.
+* nothing came back until the kernel gave up: after a pause, for the path is down;
+* nothing comes back, but the kernel has not given up yet, for which it takes a quarter of an
+  hour (the probes see the timeouts): a second subflow between the same addresses is tried
+  beside it.  If its handshake is answered, the silent one is given up: a NAT or firewall
+  in between had forgotten it, or the path was down and is back.
 
 Pauses double with each failure.  What we or the peer closed in order is not lost.  Only the
 client side acts.
@@ -24,6 +28,8 @@ from msgspec import Meta
 from mptcpd_ebpf.plugin import (
     MS,
     SECOND,
+    AlarmKind,
+    AlarmRaised,
     Command,
     Connection,
     Context,
@@ -32,6 +38,7 @@ from mptcpd_ebpf.plugin import (
     Options,
     SockAddr,
     Subflow,
+    SubflowKey,
     Want,
 )
 
@@ -49,11 +56,18 @@ class ReconnectOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields
     longest_pause_s: Annotated[int, Meta(ge=1)] = 60
 
 
-class Lost(NamedTuple):
-    """Between which addresses a subflow was lost."""
+class Pair(NamedTuple):
+    """Between which addresses a subflow was lost, or is silent."""
 
     local_ip: str
     remote: SockAddr
+
+
+class Lost(NamedTuple):
+    """What is to be made anew."""
+
+    how: str
+    backup: bool
 
 
 class Reconnect(JoiningPlugin):
@@ -63,8 +77,11 @@ class Reconnect(JoiningPlugin):
     options: ReconnectOptions
 
     def init(self, ctx: Context) -> Iterable[Command]:
-        self.lost: dict[int, dict[Lost, str]] = {}
-        """By token: what was lost, and how."""
+        self.lost: dict[int, dict[Pair, Lost]] = {}
+        """By token."""
+        self.silent: dict[int, dict[SubflowKey, int]] = {}
+        """By token: subflows that nothing comes back on, and how many there shall be between
+        their addresses while another one is tried."""
         self.joins = Joins(
             self.ids,
             first_pause=self.options.first_pause_ms * MS,
@@ -74,39 +91,89 @@ class Reconnect(JoiningPlugin):
 
     def wants(self, ctx: Context, connection: Connection) -> Iterator[Want]:
         usable = [address.ip for address in ctx.world.usable_addresses()]
-        for lost, how in self.lost.get(connection.token, {}).items():
-            if lost.local_ip in usable:
-                yield Want(lost.local_ip, lost.remote, f"it was lost: {how}")
+        for pair, lost in self.lost.get(connection.token, {}).items():
+            if pair.local_ip in usable:
+                yield Want(*pair, f"it was lost: {lost.how}", lost.backup)
+        for subflow in self._silent(connection):
+            number = self.silent[connection.token][subflow.key]
+            if subflow.local.ip in usable:
+                reason = f"{subflow} is silent; is a new handshake answered?"
+                yield Want(subflow.local.ip, subflow.remote, reason, subflow.backup, number)
+
+    def alarm(
+        self, ctx: Context, connection: Connection, subflow: Subflow, alarm: AlarmRaised
+    ) -> Iterable[Command]:
+        silent = self.silent.setdefault(connection.token, {})
+        if (
+            connection.server_side
+            or alarm.kind is not AlarmKind.TIMEOUTS
+            or subflow.key in silent
+            or self.joins.is_leaving(subflow)
+            or (connection.deny_join_id0 and subflow.remote == connection.remote)
+        ):
+            return
+        silent[subflow.key] = 1 + sum(
+            _pair(other) == _pair(subflow) for other in connection.usable_subflows()
+        )
+        yield from self.keep(ctx, connection)
+
+    def sampled(self, ctx: Context) -> Iterable[Command]:
+        """A join beside a silent one was not answered: is that one silent still?"""
+        for connection in ctx.served():
+            for subflow in self._silent(connection):
+                if subflow.measured is not None and not subflow.measured.timeouts:
+                    del self.silent[connection.token][subflow.key]
+        return super().sampled(ctx)
 
     def new_subflow(
         self, ctx: Context, connection: Connection, subflow: Subflow
     ) -> Iterable[Command]:
-        self.lost.get(connection.token, {}).pop(Lost(subflow.local.ip, subflow.remote), None)
-        return super().new_subflow(ctx, connection, subflow)
+        self.lost.get(connection.token, {}).pop(_pair(subflow), None)
+        yield from super().new_subflow(ctx, connection, subflow)
+        for other in self._silent(connection):
+            if _pair(other) == _pair(subflow):
+                del self.silent[connection.token][other.key]
+                reason = (
+                    "it is silent, but a new handshake was answered: a NAT or firewall forgot "
+                    "it, or the path was down"
+                )
+                yield self.joins.destroy(other, reason)
 
     def subflow_closed(
         self, ctx: Context, connection: Connection, subflow: Subflow
     ) -> Iterable[Command]:
+        self.silent.get(connection.token, {}).pop(subflow.key, None)
         if connection.server_side or connection.token not in ctx.world.connections:
             return
-        name = Lost(subflow.local.ip, subflow.remote)
+        pair = _pair(subflow)
         lost = self.lost.setdefault(connection.token, {})
         cause = _cause(subflow)
-        if self.joins.is_leaving(subflow) or (cause is None and name not in lost):
-            # Closed in order; but a join of ours that failed is still to be made.
+        beside = any(_pair(other) == pair for other in self._silent(connection))
+        if beside or self.joins.is_leaving(subflow) or (cause is None and pair not in lost):
+            # Tried beside a silent one, or closed in order; but a join of ours that failed is
+            # still to be made.
             yield from self.joins.closed(ctx, subflow)
         else:
-            how, pause = cause or (lost[name], None)
+            how, pause = cause or (lost[pair].how, None)
             if pause == FOREVER:
-                lost.pop(name, None)
+                lost.pop(pair, None)
                 return
-            lost[name] = how
+            lost[pair] = Lost(how, lost[pair].backup if pair in lost else subflow.backup)
             yield from self.joins.closed(ctx, subflow, pause=pause)
         yield from self.keep(ctx, connection)
 
+    def _silent(self, connection: Connection) -> list[Subflow]:
+        keys = self.silent.get(connection.token, {})
+        return [connection.subflows[key] for key in keys if key in connection.subflows]
+
     def connection_closed(self, ctx: Context, connection: Connection) -> Iterable[Command]:
         self.lost.pop(connection.token, None)
+        self.silent.pop(connection.token, None)
         return super().connection_closed(ctx, connection)
+
+
+def _pair(subflow: Subflow) -> Pair:
+    return Pair(subflow.local.ip, subflow.remote)
 
 
 FOREVER = -1
