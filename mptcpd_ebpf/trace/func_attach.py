@@ -98,7 +98,7 @@ class _Choice:
         if self._wanted.ends and function.tracepoint and not function.prototype:
             return "only a tracepoint inside it can be traced, which has no end"
         if self._wanted.only_way:
-            return f"{self._wanted.only_way} cannot trace it, and no other way may be taken"
+            return f"{self._wanted.only_way} was asked for and cannot trace it"
         if self._wanted.subjects:
             return "no argument of it says whose call it is, which the filter asks for"
         return "the kernel's BTF does not have it"

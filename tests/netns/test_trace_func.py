@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`trace func` counts each call once, of the right connection, in every way that is there.
+
+How a kernel lets functions be traced differs; a way that this one has not is skipped, by
+what the tool itself says.  ``mptcp_subflow_get_send`` has a tracepoint in it, so there is
+one everywhere.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path as File
+
+import pytest
+
+from mptcpd_ebpf.exitcodes import ExitCode
+from mptcpd_ebpf.lab import Host, Lab, Path
+from mptcpd_ebpf.trace.func_targets import OUR_TRACEPOINTS
+from tests.netns.probed import Ends, connection, exchange
+from tests.netns.tracing import MAIN, Tracing, tracing
+from tests.waiting import until
+
+SCHEDULED = "mptcp_subflow_get_send"
+SENDS, BYTES = 7, 1234
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(paths=[Path(delay_ms=1)]) as lab:
+        yield lab
+
+
+def once(host: Host, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """A run that must end by itself."""
+    process = host.popen(
+        [sys.executable, "-c", MAIN, "trace", "func", *arguments, "-d", "0.1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, out.decode(), err.decode())
+
+
+def send(ends: Ends) -> None:
+    for _ in range(SENDS):
+        exchange(ends, b"x" * BYTES)
+
+
+def ways(told: Tracing) -> str:
+    return " ".join(told.event("started")["means"])
+
+
+@pytest.mark.parametrize("way", ["fentry", "kprobe"])
+def test_each_call_is_told_with_arguments_result_and_time(lab: Lab, way: str) -> None:
+    arguments = ("mptcp_sendmsg", "--args", "--latency", "--attach", way)
+    with tracing(lab.client, "func", *arguments) as told:
+        assert way in ways(told)
+        with connection(lab) as ends:
+            send(ends)
+            port = ends.client.getsockname()[1]
+        summary = told.end()
+    calls = [line for line in told.all("call") if line["arguments"].get("len") == BYTES]
+    # The server's sends are of another namespace.
+    assert len(calls) == SENDS
+    assert summary["calls"] == len(told.all("call")) == SENDS + 1, "and the greeting"
+    for call in calls:
+        assert call["types"]["sk"] == "struct sock *"
+        assert call["returned"] == BYTES
+        assert call["duration_ns"] > 0
+        assert call["local"] == f"10.1.1.2:{port}"
+        assert call["task"]["pid"] == os.getpid()
+    assert {call["token"] for call in calls} == set(summary["connections"])
+    assert sum(summary["histogram"]) == summary["calls"]
+    assert summary["longest_ns"] == max(line["duration_ns"] for line in told.all("call"))
+    assert summary["duration_ns"] == sum(line["duration_ns"] for line in told.all("call"))
+
+
+@pytest.mark.parametrize("way", ["fentry", "kprobe", "tp_btf"])
+def test_calls_are_counted_by_connection_and_way(lab: Lab, way: str) -> None:
+    with tracing(lab.client, "func", SCHEDULED, "--args", "--attach", way) as told:
+        with connection(lab) as ends:
+            send(ends)
+        with connection(lab) as ends:
+            exchange(ends, b"x")
+        summary = told.end()
+    assert summary["attach"] == way
+    assert not summary["all_namespaces"]
+    first, second = sorted(summary["connections"].items(), key=lambda each: -each[1])
+    assert first[1] >= SENDS + 1 > second[1] >= 1, "the scheduler is asked at least once a send"
+    told_by_token = [line["token"] for line in told.all("call")]
+    assert told_by_token.count(first[0]) == first[1]
+    assert summary["calls"] == len(told_by_token)
+
+
+def test_the_stack_tells_who_called(lab: Lab) -> None:
+    with tracing(lab.client, "func", SCHEDULED, "--stack") as told:
+        with connection(lab) as ends:
+            send(ends)
+        summary = told.end()
+    most = summary["stacks"][0]
+    frames = [re.sub(r"\+0x.*|\..*", "", frame) for frame in most["frames"]]
+    assert "mptcp_sendmsg" in frames
+    assert SCHEDULED not in frames
+    assert not [frame for frame in frames[: frames.index("mptcp_sendmsg")] if "bpf" in frame]
+    assert sum(stack["calls"] for stack in summary["stacks"]) == summary["calls"]
+
+
+def test_what_has_no_connection_is_counted_everywhere_and_says_so(lab: Lab) -> None:
+    with tracing(lab.client, "func", "ack_update_msk", "--attach", "tp_btf", "--args") as told:
+        with connection(lab) as ends:
+            send(ends)
+        summary = told.end()
+    assert summary["all_namespaces"]
+    call = told.all("call")[0]
+    assert call["token"] is None
+    assert call["local"] is None
+    assert set(call["arguments"]) >= {"data_ack", "new_snd_una"}
+    assert call["types"]["data_ack"] == "u64"
+
+
+def test_a_filter_leaves_such_a_function_out(lab: Lab) -> None:
+    done = once(lab.client, "ack_update_msk", "--attach", "tp_btf", "--addr", "10.1.1.2")
+    assert done.returncode == ExitCode.NO_MPTCP
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seen"),
+    [
+        (("--pid", str(os.getpid())), True),
+        (("--pid", "1"), False),
+        (("--comm", "no-such-name"), False),
+        (("--addr", "10.1.1.2"), True),
+        (("--addr", "10.9.0.0/16"), False),
+        (("--token", "1"), False),
+    ],
+)
+def test_filters_let_through_what_fits(lab: Lab, arguments: tuple[str, ...], seen: bool) -> None:
+    with tracing(lab.client, "func", SCHEDULED, "--args", *arguments) as told:
+        with connection(lab) as ends:
+            send(ends)
+        summary = told.end()
+    assert bool(told.all("call")) == seen
+    assert (summary.get("calls", 0) > 0) == seen
+    assert (SCHEDULED in summary.get("not_called", [])) != seen
+
+
+def test_a_token_is_followed_in_the_kernel(lab: Lab) -> None:
+    with (
+        connection(lab) as wanted,
+        connection(lab) as other,
+        tracing(lab.client, "func", SCHEDULED, "--args") as every,
+    ):
+        exchange(wanted, b"x")
+        port = wanted.client.getsockname()[1]
+        token = every.event("call", local=f"10.1.1.2:{port}")["token"]
+        with tracing(lab.client, "func", SCHEDULED, "--args", "--token", token) as told:
+            send(wanted)
+            send(other)
+            summary = told.end()
+    assert set(summary["connections"]) == {token}
+    assert {line["token"] for line in told.all("call")} == {token}
+
+
+def test_another_namespace_by_name(lab: Lab) -> None:
+    with tracing(lab.server, "func", SCHEDULED, "--args", "--netns", lab.client.name) as told:
+        with connection(lab) as ends:
+            send(ends)
+        told.end()
+    assert {line["local"].partition(":")[0] for line in told.all("call")} == {"10.1.1.2"}
+
+
+@pytest.mark.parametrize("pattern", ["no_such_function", "tcp_*", "*mptcp_nothing*"])
+def test_a_pattern_that_names_nothing(lab: Lab, pattern: str) -> None:
+    done = once(lab.client, pattern)
+    assert done.returncode == ExitCode.USAGE
+    assert pattern in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_too_many_functions_or_none_that_can_be_traced_is_one_clear_line(lab: Lab) -> None:
+    done = once(lab.client, "*", "--latency")
+    assert done.stderr.startswith("mptcpd-ebpf: trace func *: ")
+    assert done.stderr.count("\n") == 1
+    if done.returncode == ExitCode.USAGE:
+        assert "narrow the pattern" in done.stderr
+    else:
+        assert done.returncode == ExitCode.NO_MPTCP
+        assert all(name in done.stderr for name in OUR_TRACEPOINTS)
+
+
+def test_lost_records_are_told_and_still_counted(lab: Lab) -> None:
+    with tracing(lab.client, "func", SCHEDULED, "--args") as told:
+        with connection(lab) as ends:
+            os.kill(told.pid, signal.SIGSTOP)
+            for _ in range(10_000):
+                ends.client.send(b"x")
+                ends.server.recv(100)
+            os.kill(told.pid, signal.SIGCONT)
+        summary = told.end()
+    lost = summary["lost"]["records"]
+    assert lost > 0
+    assert summary["calls"] == len(told.all("call")) + lost
+
+
+def test_a_killed_tool_leaves_nothing(lab: Lab) -> None:
+    def loaded() -> bool:
+        shown = subprocess.run(["bpftool", "prog"], capture_output=True, text=True, check=True)
+        return bool(re.search(r"name (entry|exit|point)_\d\d ", shown.stdout))
+
+    statistics = File("/proc/sys/kernel/bpf_stats_enabled").read_text()
+    with tracing(lab.client, "func", SCHEDULED):
+        assert loaded()
+        # tracing() kills what has not ended.
+    # The kernel unloads a program a moment after its last user is gone.
+    until(lambda: not loaded(), "the programs are unloaded")
+    assert File("/proc/sys/kernel/bpf_stats_enabled").read_text() == statistics
