@@ -1,58 +1,218 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rules choose a connection's plugin, also by whose it is, which netlink does not tell."""
+"""Rules choose a connection's plugin, also by whose it is, which netlink does not tell.
+
+Each condition is tried with two connections that differ in it alone: the rule must have the
+one and must not have the other.
+"""
 
 import json
-import os
-import sys
-from collections.abc import Callable
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from mptcpd_ebpf.lab import Lab, RequestResponse
-from mptcpd_ebpf.lab import Path as LabPath
-from tests.netns.daemon_process import daemon
-from tests.waiting import until
+from mptcpd_ebpf.lab import Host, Lab, LivePath
+from tests.netns.daemon_host import daemon_in
+from tests.netns.mptcp_peers import DEADLINE_S, listen
+from tests.netns.witness import Testimony
+
+PYTHON = "/usr/bin/python3"
+NOBODY = 65534
+
+CALLS = """
+import json, os, socket, sys
+order = json.loads(sys.argv[1])
+if order["cgroup"]:
+    with open(order["cgroup"] + "/cgroup.procs", "w") as file:
+        file.write(str(os.getpid()))
+with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((order["from"], order["port"]))
+    sock.connect(tuple(order["to"]))
+    sock.sendall(b"x")
+    print(sock.getsockname()[1], flush=True)
+    sys.stdin.read()
+"""
 
 
-def cgroup() -> str | None:
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::"):
-            return line[3:]
-    return None
+@dataclass(kw_only=True)
+class Call:
+    """A connection from a host of the lab: where from and to, and as whom."""
+
+    path: int = 0
+    port: int = 0
+    listener: int = 0
+    outward: bool = True
+    """From the daemon's host, not to it."""
+    uid: int = 0
+    command: str = PYTHON
+    cgroup: Path | None = None
 
 
-CONDITIONS = {
-    "uid": f"uid: {os.getuid()}",
-    "command": f"command: '{Path(sys.executable).name[:6]}*'",
-    "cgroup": f"cgroup: '{cgroup()}'",
-    "interface": "interface: path0",
-    "remote": "remote: 10.1.2.0/24",
-}
+class Scene:
+    """Two hosts with listeners on both paths; the daemon is on the client's."""
+
+    def __init__(self, lab: Lab, stack: ExitStack) -> None:
+        self.lab = lab
+        self._stack = stack
+        self.listeners = {
+            "server": [self._listen(lab.server, path.server_ip) for path in lab.paths],
+            "client": [self._listen(lab.client, path.client_ip) for path in lab.paths],
+        }
+
+    def _listen(self, host: Host, ip: str) -> socket.socket:
+        return self._stack.enter_context(listen(host, ip))
+
+    def port(self, listener: int) -> int:
+        return int(self.listeners["server"][listener].getsockname()[1])
+
+    def call(self, wanted: Call) -> int:
+        """Makes the connection, and returns the caller's port."""
+        path = self.lab.paths[wanted.path]
+        host = self.lab.client if wanted.outward else self.lab.server
+        listener = self.listeners["server" if wanted.outward else "client"][wanted.listener]
+        order = {
+            "from": path.client_ip if wanted.outward else path.server_ip,
+            "port": wanted.port,
+            "to": listener.getsockname(),
+            "cgroup": wanted.cgroup and str(wanted.cgroup),
+        }
+        argv = [wanted.command, "-c", CALLS, json.dumps(order)]
+        if wanted.uid:
+            argv = ["setpriv", f"--reuid={wanted.uid}", "--clear-groups", "--", *argv]
+        process = self._stack.enter_context(
+            host.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+        self._stack.callback(process.kill)
+        port = int(process.stdout.readline())
+        accepted = self._stack.enter_context(listener.accept()[0])
+        accepted.settimeout(DEADLINE_S)
+        assert accepted.recv(1) == b"x"
+        accepted.sendall(b"y")
+        return port
 
 
-@pytest.mark.parametrize("probes", ["core", "netlink"])
-@pytest.mark.parametrize("condition", CONDITIONS)
-def test_a_rule_gives_the_connection_to_another_plugin(
-    make_mptcp_lab: Callable[..., Lab], tmp_path: Path, condition: str, probes: str
+@contextmanager
+def own_cgroup(name: str) -> Iterator[Path]:
+    """A cgroup v2 of the test's own, empty and gone afterwards."""
+    with open("/proc/mounts") as mounts:
+        roots = [line.split()[1] for line in mounts if line.split()[2] == "cgroup2"]
+    if not roots:
+        pytest.skip("no cgroup v2 is mounted here")
+    folder = Path(roots[0]) / name
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made in {roots[0]}: {error}")
+    try:
+        yield folder
+    finally:
+        folder.rmdir()
+
+
+def _first(path: LivePath) -> str:
+    return path.client_ip.rpartition(".")[0]
+
+
+CONDITIONS = ["local", "local_port", "remote", "remote_port", "interface", "server_side"]
+OWNERS = ["uid", "command", "cgroup"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "probes"),
+    [(each, "netlink") for each in CONDITIONS]
+    + [(each, probes) for each in OWNERS for probes in ("core", "netlink")],
+)
+def test_a_rule_takes_what_fits_and_nothing_else(
+    mptcp_lab: Lab, tmp_path: Path, condition: str, probes: str
 ) -> None:
-    if condition == "cgroup" and cgroup() is None:
-        pytest.skip("no cgroup v2 here")
-    lab = make_mptcp_lab([LabPath()])
-    file = tmp_path / "c.yaml"
-    file.write_text(
-        f"path_manager: reconnect\nprobes: {{backend: {probes}}}\nrules:\n"
-        f"  - {{uid: 4242, plugin: fullmesh}}\n"
-        f"  - {{{CONDITIONS[condition]}, server_side: false, plugin: ndiffports}}\n"
-    )
-    prefix = ("nsenter", f"--net=/run/netns/{lab.client.name}", "--")
-    with daemon(tmp_path, "--config", str(file), prefix=prefix) as running:
-        traffic = lab.start(RequestResponse(interval_ms=10))
+    second = mptcp_lab.paths[1]
+    testimony = Testimony(tmp_path)
+    folder = testimony.plugins(other=0, chosen=0)
+    with ExitStack() as stack:
+        # The processes go before the cgroup they are in.
+        cgroup = (
+            stack.enter_context(own_cgroup(f"rules-{mptcp_lab.client.name}"))
+            if (condition == "cgroup")
+            else None
+        )
+        scene = Scene(mptcp_lab, stack)
+        command = tmp_path / "rsync-like"
+        command.symlink_to(PYTHON)
+        trials: dict[str, tuple[Any, Call, Call]] = {
+            "local": (f"{_first(second)}.0/24", Call(path=1, listener=1), Call()),
+            "local_port": ([4444, 4445], Call(port=4445), Call(port=4446)),
+            "remote": (second.server_ip, Call(path=1, listener=1), Call()),
+            "remote_port": (scene.port(1), Call(path=1, listener=1), Call()),
+            "interface": (f"{second.client_if[:-1]}[1]", Call(path=1, listener=1), Call()),
+            "server_side": (True, Call(outward=False), Call()),
+            "uid": (NOBODY, Call(uid=NOBODY), Call()),
+            "command": ("rsync*", Call(command=str(command)), Call()),
+            "cgroup": (
+                f"*/{cgroup.name}" if cgroup else "", Call(cgroup=cgroup), Call()
+            ),
+        }  # fmt: skip
+        value, fits, differs = trials[condition]
+        file = tmp_path / "c.yaml"
+        rules = [{condition: value, "plugin": "chosen"}]
+        file.write_text(
+            yaml.safe_dump(
+                {"plugin_dir": str(folder), "path_manager": "other", "rules": rules}
+                | {"probes": {"backend": probes}}
+            )
+        )
+        with daemon_in(mptcp_lab.client, tmp_path, "--config", str(file)) as running:
+            served = {}
+            for which, call in (("differs", differs), ("fits", fits)):
+                port = scene.call(call)
+                end = "local" if call.outward else "remote"
+                testimony.until(
+                    "connection_established", lambda c, e=end, p=port: c[e].endswith(f":{p}")
+                )
+                served[which] = [
+                    row["plugin"]
+                    for row in testimony.rows
+                    if row["handler"] == "connection_established"
+                    and row["args"][0][end].endswith(f":{port}")
+                ]
+            assert served == {"differs": ["other"], "fits": ["chosen"]}
+            assert "kept out" not in running.log
 
-        def subflows() -> list[int]:
-            answer = json.loads(running.ask("ls", "--json").stdout)
-            return [len(connection["subflows"]) for connection in answer["connections"]]
 
-        until(lambda: subflows() == [2], "ndiffports made it two subflows")
-        assert "ndiffports: create subflow" in running.log
-        traffic.stop()
+def test_all_that_a_rule_names_must_hold_and_the_first_wins(mptcp_lab: Lab, tmp_path: Path) -> None:
+    """And what a rule leaves to the kernel, no plugin is told of."""
+    testimony = Testimony(tmp_path)
+    folder = testimony.plugins(one=0, two=0, three=0)
+    with ExitStack() as stack:
+        scene = Scene(mptcp_lab, stack)
+        near, far = scene.port(0), scene.port(1)
+        rules = [
+            {"remote_port": near, "uid": NOBODY, "plugin": "two"},
+            {"remote_port": near, "local_port": 4444, "plugin": None},
+            {"remote_port": [near, 1], "plugin": "three"},
+            {"remote_port": near, "plugin": "one"},
+        ]
+        file = tmp_path / "c.yaml"
+        whole = {"plugin_dir": str(folder), "path_manager": "one", "rules": rules}
+        file.write_text(yaml.safe_dump(whole))
+        with daemon_in(mptcp_lab.client, tmp_path, "--probes=netlink", "--config", str(file)):
+            for call, plugin in (
+                (Call(port=4444), None),
+                (Call(uid=NOBODY, port=4443), "two"),
+                (Call(port=4445), "three"),
+                (Call(path=1, listener=1), "one"),
+            ):
+                port = scene.call(call)
+                if plugin is not None:
+                    testimony.until(
+                        "connection_established", lambda c, p=port: c["local"].endswith(f":{p}")
+                    )
+        told = [r for r in testimony.rows if r["handler"] == "connection_established"]
+        assert [row["plugin"] for row in told] == ["two", "three", "one"]
+        assert far in [int(row["args"][0]["remote"].rpartition(":")[2]) for row in told]
