@@ -26,6 +26,8 @@ from mptcpd_ebpf.trace.tap import Tap
 _ESTABLISHED, _SYN_SENT, _CLOSE = 1, 2, 7
 _GIVEN_UP_NS = 180_000_000_000
 """No SYN is repeated for so long (tcp_syn_retries 6: 127 s)."""
+_PROHIBITED = 3
+"""The reason of an MP_TCPRST (RFC 8684, 3.6): administratively prohibited."""
 _QUIET_NS = 200_000_000
 """A handshake that has not been refused so long after its third packet stands."""
 
@@ -115,12 +117,12 @@ class Joins:
         if told is not None and code is not None:
             said = f"RST with MP_TCPRST ({words.reset(code, told.reset_transient)})"
         if reset.outgoing:
-            why, evidence = self._own_reason(attempt, said)
+            why, evidence = self._own_reason(attempt, said, code)
         else:
             why, evidence = _peers_reason(attempt, code, said)
         self._end(flow, attempt, "refused", why, reset.at, evidence)
 
-    def _own_reason(self, attempt: Attempt, said: str) -> tuple[str, list[str]]:
+    def _own_reason(self, attempt: Attempt, said: str, code: int | None) -> tuple[str, list[str]]:
         """Why this host sent the reset: a counter knows, or candidates are listed."""
         evidence = [f"this host sent {said}", *attempt.notes]
         now = counters.read()
@@ -134,6 +136,8 @@ class Joins:
             if name == "MPJoinRejected":
                 return self._rejected(evidence)
             return _COUNTED[name], evidence
+        if code == _PROHIBITED and attempt.incoming:  # a kernel that does not count it
+            return self._rejected(evidence)
         if attempt.notes:
             return attempt.notes[0], evidence
         if not attempt.incoming:

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Lab, Path
 from tests.netns.probed import allow_joins, connection
 from tests.netns.tracing import tracing
 from tests.netns.wire_kernel import open_lab, talk
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_both_ends_see_a_join_succeed(lab: Lab) -> None:
     assert out["local"].startswith(lab.paths[1].client_ip + ":")
     assert out["token"] is not None
     assert into["token"] is not None
-    assert summary["counters"]["MPJoinSynTx"] == 1
+    assert summary["counters"]["MPJoinSynAckRx"] == 1
 
 
 def test_a_backup_join_is_called_so(lab: Lab) -> None:
@@ -91,7 +93,9 @@ def test_the_limit_of_subflows(lab: Lab) -> None:
     assert into["outcome"] == out["outcome"] == "refused"
     assert into["why"].startswith("the limit of 0 additional subflows")
     assert out["why"].startswith("the peer refused")
-    assert summary["counters"]["MPJoinRejected"] == 1
+    with lab.server.entered():
+        counted = "MPJoinRejected" in counters.read()  # some kernels do not
+    assert summary["counters"].get("MPJoinRejected") == (1 if counted else None)
 
 
 def test_a_userspace_path_manager_refuses_while_nobody_listens(lab: Lab) -> None:
@@ -100,7 +104,7 @@ def test_a_userspace_path_manager_refuses_while_nobody_listens(lab: Lab) -> None
         join = told.event("join")
         summary = told.end()
     # A listener in any namespace of the machine counts for the kernel, a foreign one too.
-    if summary["counters"].get("MPJoinRejected"):
+    if summary["counters"].get("MPJoinRejected") or join["outcome"] == "refused":
         assert join["outcome"] == "refused"
         assert join["why"].startswith("refused by policy")
     else:
@@ -111,7 +115,8 @@ def test_a_firewall_that_swallows_joins(lab: Lab) -> None:
     lab.paths[1].drop_mptcp("mp-join")
     far = lab.paths[1].client_ip
     with tracing(lab.client, "joins", "--addr", far) as told, connection(lab):
-        told.counted(lab.client, "MPJoinSynTx", 1)
+        waiting = ["ss", "-tnH", "state", "syn-sent"]
+        until(lambda: far in lab.client.run(waiting).stdout, "a join on its way")
         summary = told.end()
     join = told.event("join")
     assert join["outcome"] == "unanswered"
