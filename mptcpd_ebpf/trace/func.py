@@ -22,7 +22,7 @@ from mptcpd_ebpf.trace.func_targets import MOST_ARGUMENTS, SubjectKind, Symbols,
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Subject, token_words
 
-_KEY = struct.Struct("=IiIIQ")  # struct func_key
+TOTAL_KEY = struct.Struct("=IiIIQ")  # struct func_key
 _FRAMES = struct.Struct("=64Q")
 _NO_STACK = -1
 _BAR = 40
@@ -142,7 +142,7 @@ class Functions:
     def _counted(self) -> dict[int, Calls]:
         """By slot."""
         counted: dict[int, Calls] = {}
-        for key, total in self._kernel.table("totals", _KEY, "func_total").items():
+        for key, total in self._kernel.table("totals", TOTAL_KEY, "func_total").items():
             slot, stack, token, _, _ = key
             if self._admits(slot, self._subject(total, token)):
                 counted.setdefault(slot, Calls()).add(total, token, stack)

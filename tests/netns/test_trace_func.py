@@ -8,7 +8,6 @@ one everywhere.
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,9 @@ import pytest
 
 from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.lab import Host, Lab, Path
+from mptcpd_ebpf.trace.func import TOTAL_KEY
 from mptcpd_ebpf.trace.func_targets import OUR_TRACEPOINTS
+from mptcpd_ebpf.trace.kernel_side import KernelSide
 from tests.netns.probed import Ends, connection, exchange
 from tests.netns.tracing import MAIN, Tracing, tracing
 from tests.waiting import until
@@ -192,18 +193,21 @@ def test_too_many_functions_or_none_that_can_be_traced_is_one_clear_line(lab: La
         assert all(name in done.stderr for name in OUR_TRACEPOINTS)
 
 
-def test_lost_records_are_told_and_still_counted(lab: Lab) -> None:
-    with tracing(lab.client, "func", SCHEDULED, "--args") as told:
-        with connection(lab) as ends:
-            os.kill(told.pid, signal.SIGSTOP)
-            for _ in range(10_000):
-                ends.client.send(b"x")
-                ends.server.recv(100)
-            os.kill(told.pid, signal.SIGCONT)
-        summary = told.end()
-    lost = summary["lost"]["records"]
+def test_lost_records_are_counted_and_so_are_their_calls(lab: Lab) -> None:
+    targets = {"point_00": SCHEDULED}
+    constants = {"with_records": True}
+    with (
+        connection(lab) as ends,
+        KernelSide("trace_func", targets, constants, targets=targets, ring_bytes=4096) as kernel,
+    ):
+        for _ in range(100):
+            exchange(ends, b"x")
+        kept = len(kernel.read("func_record"))
+        totals = kernel.table("totals", TOTAL_KEY, "func_total")
+        lost = kernel.lost["records"]
+    assert kept > 0
     assert lost > 0
-    assert summary["calls"] == len(told.all("call")) + lost
+    assert sum(total["calls"] for total in totals.values()) == kept + lost
 
 
 def test_a_killed_tool_leaves_nothing(lab: Lab) -> None:

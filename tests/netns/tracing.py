@@ -32,10 +32,6 @@ class Tracing:
         self._pending = b""
         self.lines: list[Line] = []
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def until(self, found: Callable[[Line], bool], what: str) -> Line:
         """The first line, past or to come, for which `found` holds."""
         deadline = time.monotonic() + DEADLINE_S
