@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,13 +20,14 @@ from tests.netns.mptcp_peers import IPPROTO_MPTCP
 from tests.waiting import until
 
 MakeLab = Callable[..., Lab]
+Traffic = Running[Any]
 PORT = 5000
 
 
 @contextmanager
 def two_subflows(
     lab: Lab, folder: Path, *, backup: bool = False
-) -> Iterator[tuple[RunningDaemon, Running]]:
+) -> Iterator[tuple[RunningDaemon, Traffic]]:
     """A connection over the first path, a subflow by hand over the second, and a daemon."""
     lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
     file = folder / "c.yaml"
@@ -44,18 +46,18 @@ def two_subflows(
         assert traffic.stop().unanswered == 0
 
 
-def established(running: RunningDaemon, traffic: Running) -> list[str]:
+def established(running: RunningDaemon, traffic: Traffic) -> list[str]:
     """The local addresses and ports of the subflows that stand."""
     return [s["local"] for s in subflows(running, traffic.token) if s["state"] == "established"]
 
 
-def behind(path: LivePath, running: RunningDaemon, traffic: Running) -> list[str]:
+def behind(path: LivePath, running: RunningDaemon, traffic: Traffic) -> list[str]:
     """Those of them that started from a path."""
     return [each for each in established(running, traffic) if each.startswith(f"{path.client_ip}:")]
 
 
 def until_made_anew(
-    path: LivePath, old: list[str], running: RunningDaemon, traffic: Running
+    path: LivePath, old: list[str], running: RunningDaemon, traffic: Traffic
 ) -> None:
     def done() -> bool:
         now = behind(path, running, traffic)

@@ -90,6 +90,7 @@ class Scene:
             host.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
         self._stack.callback(process.kill)
+        assert process.stdout is not None
         port = int(process.stdout.readline())
         accepted = self._stack.enter_context(listener.accept()[0])
         accepted.settimeout(DEADLINE_S)

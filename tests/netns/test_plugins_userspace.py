@@ -73,6 +73,26 @@ def test_fullmesh(make_mptcp_lab: Made, tmp_path: Path) -> None:
         traffic.stop()
 
 
+def test_fullmesh_over_ipv6(make_mptcp_lab: Made, tmp_path: Path) -> None:
+    """Two addresses here and two there make four subflows; IPv4 is left out of it."""
+    lab = make_mptcp_lab([LabPath(), LabPath()], ip="both")
+    lab.server.sysctl("mptcp.pm_type", 1)
+    ours = [f"[{path.client_ip6}]" for path in lab.paths]
+    theirs = [f"[{path.server_ip6}]" for path in lab.paths]
+    with managed(lab, tmp_path, "fullmesh") as running:
+        traffic = lab.start(RequestResponse(interval_ms=10, family="6"))
+        expect(running, *[(our, theirs[0], False) for our in ours])
+        with lab.server.entered(), PmClient() as pm:
+            (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
+            token = _server_token(lab, connection["local"])
+            second = lab.paths[1].server_ip6
+            assert second is not None
+            said = AnnounceAddress(token=token, ip=second, address_id=5, reason="test")
+            assert pm.execute_now(said).errno == 0
+        expect(running, *[(our, their, False) for our in ours for their in theirs])
+        traffic.stop()
+
+
 def _server_token(lab: Lab, client: str) -> int:
     from mptcpd_ebpf.kernel import diag
 
