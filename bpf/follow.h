@@ -92,13 +92,13 @@ static __always_inline void segment_came(struct sock *sk, struct tcp_sock *tp, s
 	if (!due(sk, tp) && !wrong)
 		return;
 	subflow = find(sk);
-	if (!subflow) {
+	if (!subflow && TELLS_ENDS_OF_OLDER) {
 		subflow = follow(sk, NULL);
-		if (!subflow)
-			return;
-		subflow->established = 1;
+		if (subflow)
+			subflow->established = 1;
 	}
-	look(subflow, tp, true, wrong);
+	if (subflow)
+		look(subflow, tp, true, wrong);
 }
 
 /* The scheduler is about to choose where to send: what a dead path still lets be seen. */

@@ -228,6 +228,7 @@ extern void *bpf_rdonly_cast(const void *object, u32 btf_id) __ksym __weak;
 #define width_of(type, field) bpf_core_field_size(struct type, field)
 #define offset_of(type, field) bpf_core_field_offset(struct type, field)
 #define born_cookie(sk) bpf_get_socket_cookie(sk)
+#define TELLS_ENDS_OF_OLDER true
 #define falls_to_zero(counter) (__sync_fetch_and_sub(&(counter), 1) == 1)
 
 #endif /* WITH_BCC */

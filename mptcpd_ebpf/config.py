@@ -60,6 +60,8 @@ class ProbeBackend(StrEnum):
     """The best that this kernel allows."""
     CORE = "core"
     """CO-RE eBPF probes, or no start."""
+    BCC = "bcc"
+    """eBPF probes compiled by bcc when the daemon starts, or no start."""
     NETLINK = "netlink"
     """No probes: what netlink and inet_diag tell."""
 
@@ -93,6 +95,8 @@ class Interfaces(_Section, frozen=True):
 
 class ProbeSettings(_Section, frozen=True):
     backend: ProbeBackend = ProbeBackend.AUTO
+    cgroup: str | None = None
+    """The folder of cgroup v2 whose sockets bcc's probes follow; None: its root, all of them."""
     thresholds: Thresholds = Thresholds()
 
 
@@ -159,7 +163,7 @@ def fixed_at_start(running: Config, wanted: Config) -> list[str]:
     """The keys that differ and that a reload cannot change: their sockets and probes are open."""
     return [
         key
-        for key in ("control", "metrics", "probes.backend")
+        for key in ("control", "metrics", "probes.backend", "probes.cgroup")
         if attrgetter(key)(running) != attrgetter(key)(wanted)
     ]
 

@@ -8,6 +8,7 @@ netlink; what only probes can measure is then unknown.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from msgspec.structs import replace
@@ -22,7 +23,7 @@ from mptcpd_ebpf.kernel.rtnetlink import RouteEvents
 from mptcpd_ebpf.schema import ProbesView
 
 if TYPE_CHECKING:
-    from mptcpd_ebpf.probes import Probes
+    from mptcpd_ebpf.probes.interface import AnyProbes
 
 
 _ROUNDS = 100
@@ -44,13 +45,15 @@ class Ears:
         self,
         here: int,
         sources: list[Source],
-        probes: "Probes | None",
+        probes: "AnyProbes | None",
+        backend: ProbeBackend,
         choice: str,
         closing: ExitStack,
     ) -> None:
         self.netns = here
         self.sources = sources
         """In the order in which they are worth reading first."""
+        self.backend = backend
         self.choice = choice
         """Which probes, and why, in one line."""
         self._probes = probes
@@ -68,11 +71,11 @@ class Ears:
             events = stack.enter_context(PmEvents.open())
             routes = stack.enter_context(RouteEvents.open())
             sources: list[Source] = [events, routes]
-            probes, choice = _open_probes(settings, here)
+            probes, backend, choice = _open_probes(settings, here)
             if probes is not None:
                 stack.callback(probes.close)
                 sources.append(probes)
-            return cls(here, sources, probes, choice, stack.pop_all())
+            return cls(here, sources, probes, backend, choice, stack.pop_all())
 
     def __enter__(self) -> Self:
         return self
@@ -85,15 +88,19 @@ class Ears:
 
         `with_owners`: also whose they are, cgroup included, where that takes looking it up.
         """
-        if self._probes is not None:
-            measurements = self._probes.sample()
-        else:
+        if self._probes is None:
             measurements = diag.snapshot(with_owners=with_owners).subflows
+        else:
+            measurements = self._probes.sample()
+            if not self._probes.sees_all:
+                measurements = _completed(
+                    measurements, diag.snapshot(with_owners=with_owners).subflows
+                )
         return [_with_cgroup(m) for m in measurements] if with_owners else measurements
 
     def snapshot(self) -> Resynchronised:
         """The whole truth, read anew."""
-        return resync.snapshot(self._probes.sample() if self._probes is not None else None)
+        return resync.snapshot(self.sample() if self._probes is not None else None)
 
     def waiting(self) -> list[Event]:
         """All that waits to be read.
@@ -118,11 +125,11 @@ class Ears:
     @property
     def sees_ends(self) -> bool:
         """Whether every subflow's end is heard, also those of which netlink does not tell."""
-        return self._probes is not None
+        return self._probes is not None and self._probes.sees_all
 
     def status(self) -> ProbesView:
         return {
-            "backend": "core" if self._probes is not None else "netlink",
+            "backend": self.backend.value,
             "reason": self.choice,
             "lost": self._probes.lost if self._probes is not None else None,
         }
@@ -135,15 +142,40 @@ def _with_cgroup(measured: Measurement) -> Measurement:
     return replace(measured, owner=replace(owner, cgroup_path=owners.cgroup_path(owner.pid)))
 
 
-def _open_probes(settings: ProbeSettings, here: int) -> "tuple[Probes | None, str]":
-    if settings.backend is ProbeBackend.NETLINK:
-        return None, "none, as configured: RTT, loss and stalls are not seen, alarms never come"
+def _completed(measured: list[Measurement], listed: list[Measurement]) -> list[Measurement]:
+    """What probes measured, and what else there is as inet_diag has it."""
+    known = {(each.local, each.remote) for each in measured}
+    return measured + [each for each in listed if (each.local, each.remote) not in known]
+
+
+def _open_probes(
+    settings: ProbeSettings, here: int
+) -> "tuple[AnyProbes | None, ProbeBackend, str]":
+    """The probes, the way they came in, and why that one."""
+    wanted = settings.backend
+    if wanted is ProbeBackend.NETLINK:
+        why = "none, as configured: RTT, loss and stalls are not seen, alarms never come"
+        return None, wanted, why
     from mptcpd_ebpf.probes import Probes, ProbesUnavailable  # libbpf: only if it is wanted
 
-    try:
-        probes = Probes.open(netns=here, thresholds=settings.thresholds)
-    except ProbesUnavailable as error:
-        if settings.backend is ProbeBackend.CORE:
-            raise Failure(f"probes: {error}", ExitCode.CHECK_FAILED) from None
-        return None, f"none, alarms never come, paths are managed from netlink alone: {error}"
-    return probes, str(probes.report)
+    probes: AnyProbes
+    refused = []
+    for backend in (ProbeBackend.CORE, ProbeBackend.BCC):
+        if wanted not in (backend, ProbeBackend.AUTO):
+            continue
+        try:
+            if backend is ProbeBackend.CORE:
+                probes = Probes.open(netns=here, thresholds=settings.thresholds)
+            else:
+                from mptcpd_ebpf.probes.bcc_probes import BccProbes
+
+                cgroup = Path(settings.cgroup) if settings.cgroup is not None else None
+                probes = BccProbes.open(netns=here, thresholds=settings.thresholds, cgroup=cgroup)
+        except ProbesUnavailable as error:
+            if wanted is backend:
+                raise Failure(f"probes: {error}", ExitCode.CHECK_FAILED) from None
+            refused.append(f"{backend.value}: {error}")
+        else:
+            return probes, backend, "; ".join([str(probes.report), *refused])
+    why = f"none, alarms never come, paths are managed from netlink alone: {'; '.join(refused)}"
+    return None, ProbeBackend.NETLINK, why

@@ -171,7 +171,7 @@ class PluginView(TypedDict):
 
 class ProbesView(TypedDict):
     backend: str
-    """``core`` or ``netlink``."""
+    """``core``, ``bcc`` or ``netlink``."""
     reason: str
     """Why this one, in one line."""
     lost: dict[str, int] | None

@@ -38,6 +38,8 @@
 #define offset_of(type, field) __builtin_offsetof(struct type, field)
 /* Only a sock_ops program can give a socket its cookie, and does so first of all. */
 #define born_cookie(sk) see(sk, __sk_common.skc_cookie.counter)
+/* What sock_ops was not asked about at its birth would never be seen to end. */
+#define TELLS_ENDS_OF_OLDER false
 /* bcc's instruction set has no atomic operation that returns something. */
 #define falls_to_zero(counter) (__sync_fetch_and_add(&(counter), -1), !(counter))
 

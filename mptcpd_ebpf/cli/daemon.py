@@ -123,8 +123,8 @@ def _completed(name: str) -> str:
 @click.option(
     "--probes",
     type=click.Choice([backend.value for backend in ProbeBackend]),
-    help="Where measurements come from: CO-RE eBPF probes, netlink alone, or the best of "
-    "them that this kernel allows.",
+    help="Where measurements come from: CO-RE eBPF probes, the same compiled by bcc at "
+    "start, netlink alone, or the first of them that this kernel allows.",
 )
 @click.option(
     "--on-exit",

@@ -71,7 +71,7 @@ class BccProbes:
     program only about sockets for which it has asked to be asked.
     """
 
-    sees_older = False
+    sees_all = False
 
     def __init__(self, libbpf: Libbpf, btf: Btf, netns: int, ring_bytes: int) -> None:
         self._bpf = libbpf

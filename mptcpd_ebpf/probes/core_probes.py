@@ -82,6 +82,8 @@ class ProbeReport(Struct, frozen=True):
 class Probes:
     """The probes, attached.  Made by `open`; a context manager that detaches them."""
 
+    sees_all = True
+
     def __init__(
         self, libbpf: Libbpf, handle: int, netns: int, ring_bytes: int, skipped: dict[str, str]
     ) -> None:

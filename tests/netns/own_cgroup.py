@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A cgroup of the test's own, with the test's process inside: sock_ops never meets the host's."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf.probes.cgroups import root_cgroup
+from tests.netns.probed import wait_for
+
+_numbers = itertools.count()
+
+
+def _here(root: Path) -> Path:
+    """The cgroup v2 of this process."""
+    line = next(
+        line
+        for line in Path("/proc/self/cgroup").read_text().splitlines()
+        if line.startswith("0::")
+    )
+    return root / line.removeprefix("0::/")
+
+
+@contextmanager
+def own_cgroup() -> Iterator[Path]:
+    """A new cgroup, this process and what it starts in it; back and gone afterwards."""
+    root = root_cgroup()
+    if root is None:
+        pytest.skip("no cgroup v2 is mounted")
+    before = _here(root)
+    folder = before / f"mptcpd-ebpf-test-{os.getpid()}-{next(_numbers)}"
+    folder.mkdir()
+    try:
+        (folder / "cgroup.procs").write_text(str(os.getpid()))
+        try:
+            yield folder
+        finally:
+            (before / "cgroup.procs").write_text(str(os.getpid()))
+            # What the test started and ended may not be quite gone.
+            wait_for(
+                lambda: not (folder / "cgroup.procs").read_text().split() or None,
+                "end of the processes in the test's cgroup",
+            )
+    finally:
+        folder.rmdir()
