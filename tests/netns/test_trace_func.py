@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path as File
 
@@ -89,11 +90,12 @@ def test_calls_are_counted_by_connection_and_way(lab: Lab, way: str) -> None:
         summary = told.end()
     assert summary["attach"] == way
     assert not summary["all_namespaces"]
-    first, second = sorted(summary["connections"].items(), key=lambda each: -each[1])
-    assert first[1] >= SENDS + 1 > second[1] >= 1, "the scheduler is asked at least once a send"
-    told_by_token = [line["token"] for line in told.all("call")]
-    assert told_by_token.count(first[0]) == first[1]
-    assert summary["calls"] == len(told_by_token)
+    few, many = sorted(summary["connections"].values())
+    assert few >= 1
+    if way != "tp_btf":  # which the kernel passes only when it has something to choose
+        assert many >= SENDS + 1 > few, "the scheduler is asked at least once a send"
+    assert Counter(line["token"] for line in told.all("call")) == summary["connections"]
+    assert summary["calls"] == few + many
 
 
 def test_the_stack_tells_who_called(lab: Lab) -> None:
