@@ -17,6 +17,7 @@ from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
 from mptcpd_ebpf.lab import Host, Lab
 from mptcpd_ebpf.probes import Probes, ProbesUnavailable
+from mptcpd_ebpf.probes.interface import AnyProbes
 from tests.waiting import SLOWNESS
 
 IPPROTO_MPTCP = 262
@@ -41,7 +42,7 @@ def probing(host: Host, *, everywhere: bool = False, **options: Any) -> Iterator
         yield probes
 
 
-def sample(host: Host, probes: Probes) -> list[Measurement]:
+def sample(host: Host, probes: AnyProbes) -> list[Measurement]:
     with host.entered():
         return probes.sample()
 
@@ -58,7 +59,7 @@ def wait_for(get: Callable[[], T | None], what: str) -> T:
 class Listening:
     """Everything the probes report, and what has not yet been."""
 
-    def __init__(self, probes: Probes) -> None:
+    def __init__(self, probes: AnyProbes) -> None:
         self.probes = probes
         self.events: list[AlarmRaised | SubflowEnded] = []
 
