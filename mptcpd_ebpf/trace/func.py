@@ -18,7 +18,7 @@ from mptcpd_ebpf.probes.records import address
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.func_attach import Attached, Wanted, attach, listed
-from mptcpd_ebpf.trace.func_targets import MOST_ARGUMENTS, SubjectKind, Symbols, find
+from mptcpd_ebpf.trace.func_targets import MOST_ARGUMENTS, SYMBOLS, SubjectKind, Symbols, find
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Subject, token_words
 
@@ -243,7 +243,7 @@ def trace_func(
     only_way: str | None,
 ) -> Summary:
     """Raises Failure if nothing that the pattern names can be traced, ProbesUnavailable."""
-    symbols = Symbols.read()
+    symbols = Symbols(SYMBOLS.read_text())
     functions = find(pattern, symbols)
     if not functions:
         raise Failure(

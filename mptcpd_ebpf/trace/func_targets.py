@@ -8,15 +8,16 @@ kernel's BTF.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 from mptcpd_ebpf.probes.kernel_types import TRACE_ITERATOR, KernelTypes, Prototype
 
-_SYMBOLS = Path("/proc/kallsyms")
-_TEXT = "tTwW"
+SYMBOLS = Path("/proc/kallsyms")
+_FUNCTION = re.compile(r"^([0-9a-f]+) [tTwW] (\S+)", re.MULTILINE)
 # What the compiler and the kernel's macros make beside a function.
 _MADE = re.compile(
     r"^(__pfx_|__cfi_|__traceiter_|__probestub_|__SC[TK]__|__bpf_trace_|__bpf_prog|bpf_prog_"
@@ -79,36 +80,28 @@ class Function:
         return self.tracepoint if attach == "tp_btf" else self.prototype
 
 
-@dataclass
 class Symbols:
-    """The kernel's functions by name and by address."""
+    """The kernel's functions by name and by address, from the text of /proc/kallsyms."""
 
-    names: set[str] = field(default_factory=set)
-    tracepoints: set[str] = field(default_factory=set)
-    places: list[tuple[int, str]] = field(default_factory=list)
-    """Address and name of all functions, ascending."""
+    def __init__(self, text: str) -> None:
+        self._listed: list[tuple[str, str]] = _FUNCTION.findall(text)
+        self.names = {name for _, name in self._listed}
+        self.tracepoints = {
+            name.removeprefix(TRACE_ITERATOR)
+            for name in self.names
+            if name.startswith(TRACE_ITERATOR)
+        }
 
-    @classmethod
-    def read(cls) -> "Symbols":
-        symbols = cls()
-        for line in _SYMBOLS.read_text().splitlines():
-            address, kind, name, *_ = line.split()
-            if kind not in _TEXT:
-                continue
-            symbols.places.append((int(address, 16), name))
-            if name.startswith(TRACE_ITERATOR):
-                symbols.tracepoints.add(name.removeprefix(TRACE_ITERATOR))
-            if not _MADE.search(name):
-                symbols.names.add(name)
-        symbols.places.sort()
-        return symbols
+    @cached_property
+    def places(self) -> list[tuple[int, str]]:
+        """Address and name of all functions, ascending."""
+        return sorted((int(address, 16), name) for address, name in self._listed)
 
     def matching(self, pattern: str) -> list[str]:
         """What a pattern names, sorted."""
         if not re.search(r"[*?\[]", pattern):
-            known = pattern in self.names or pattern in self.tracepoints
-            return [pattern] if known else []
-        ours = {name for name in self.names if _OURS.search(name)}
+            return [pattern] if pattern in self.names | self.tracepoints else []
+        ours = {name for name in self.names if _OURS.search(name) and not _MADE.search(name)}
         ours |= self.tracepoints.intersection(OUR_TRACEPOINTS)
         return sorted(name for name in ours if fnmatchcase(name, pattern))
 
