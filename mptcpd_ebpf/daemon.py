@@ -192,7 +192,7 @@ class Daemon:
         self._refresh_endpoints()
         keep = self._engine.plugins if self._config.on_exit is OnExit.KEEP else ()
         self._carry_out(self._engine.stop(time.monotonic_ns(), keep))
-        self._hands.save()
+        self._save()
         self._doors.close()
         self._setting.give_back()
         log.info("stopped")
@@ -245,7 +245,13 @@ class Daemon:
             # Whatever went wrong with one event, the next deadline must not be missed.
             self._set_timer()
             # A file takes longer than all the commands of a turn: once, and after them.
+            self._save()
+
+    def _save(self) -> None:
+        try:
             self._hands.save()
+        except KernelError as error:
+            log.error("what is ours in the endpoint table could not be noted: %s", error)
 
     def _take_in(self, event: ev.Event) -> None:
         if isinstance(event, ev.EventsLost):
@@ -312,8 +318,7 @@ class Daemon:
     def _execute(self, decision: Decision) -> None:
         command = decision.command
         if isinstance(command, RequestSample):
-            measured = self._ears.sample(with_owners=command.with_owners)
-            self._queue.append(ev.Sampled(measurements=measured, with_owners=command.with_owners))
+            self._sample(with_owners=command.with_owners)
             return
         if isinstance(command, ReadEndpoints):
             self._queue.append(self._hands.read())
@@ -335,6 +340,15 @@ class Daemon:
                 decision_id=decision.id, errno=answer.errno, explanation=answer.explanation
             )
         )
+
+    def _sample(self, *, with_owners: bool) -> None:
+        """Without an answer plugins go on waiting; a sample that is empty would be a lie."""
+        try:
+            measured = self._ears.sample(with_owners=with_owners)
+        except (OSError, KernelError) as error:
+            log.error("the subflows could not be read, nothing is decided from them: %s", error)
+            return
+        self._queue.append(ev.Sampled(measurements=measured, with_owners=with_owners))
 
     def _remember(self, decision: Decision) -> None:
         level = logging.DEBUG if decision.command.routine else logging.INFO

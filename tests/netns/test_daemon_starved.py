@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A daemon that cannot read the subflows for a while does everything else, and goes on after."""
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mptcpd_ebpf.lab import Lab
+from tests.netns.daemon_host import PATIENCE_S, daemon_in
+from tests.netns.mptcp_peers import listen
+from tests.netns.own_plugins import plugin_folder
+from tests.netns.plugin_host import plugin_host
+from tests.waiting import until
+
+# Removing endpoints that are not there shows in the log that a command was carried out.
+ASKS = """
+from mptcpd_ebpf.plugin import Plugin, RemoveEndpoint, RequestSample
+
+
+class Asks(Plugin):
+    name = "asks"
+
+    def listener_created(self, ctx, address):
+        yield RequestSample(reason="look")
+        yield RemoveEndpoint(address_id=77, reason="after the sample was asked for")
+
+    def sampled(self, ctx):
+        yield RemoveEndpoint(address_id=78, reason="the sample is there")
+"""
+
+
+@contextmanager
+def no_more_descriptors(pid: int) -> Iterator[None]:
+    """The process keeps the descriptors it has, and gets no new one."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    least = next(number for number in range(len(used) + 1) if number not in used)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (least, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("probes", ["core", "netlink"])
+def test_a_sample_that_fails_holds_nothing_up(mptcp_lab: Lab, tmp_path: Path, probes: str) -> None:
+    folder = plugin_folder(tmp_path, asks=ASKS)
+    options = (f"--probes={probes}", "--plugin-dir", str(folder), "--path-manager=asks")
+    with daemon_in(mptcp_lab.client, tmp_path, *options) as running:
+
+        def told(words: str) -> None:
+            until(lambda: words in running.log, f"{words!r}\n{running.log}", PATIENCE_S)
+
+        with no_more_descriptors(running.process.pid):
+            listen(mptcp_lab.client, "127.0.0.1").close()
+            told("remove endpoint 77: after the sample was asked for")
+            told("the subflows could not be read, nothing is decided from them: ")
+            assert "remove endpoint 78" not in running.log
+        listen(mptcp_lab.client, "127.0.0.1").close()
+        told("remove endpoint 78: the sample is there")
+        assert "Traceback" not in running.log
+        assert "kept out" not in running.log
+
+
+def test_a_note_that_cannot_be_written_holds_nothing_up(tmp_path: Path) -> None:
+    with plugin_host() as host, host.daemon(tmp_path, "--path-manager=addr_adv") as running:
+        host.veth("a", "10.0.1.1/24")
+        host.expect("10.0.1.1")
+        with no_more_descriptors(running.process.pid):
+            host.veth("b", "10.0.2.1/24", "10.0.3.1/24")
+            host.expect("10.0.1.1", "10.0.2.1", "10.0.3.1")
+            assert "what is ours in the endpoint table could not be noted: " in running.log
+        host.veth("c", "10.0.4.1/24")
+        host.expect("10.0.1.1", "10.0.2.1", "10.0.3.1", "10.0.4.1")
+        assert "Traceback" not in running.log
+        assert running.stop() == 0
+        assert host.table == set()
