@@ -33,6 +33,10 @@ if [ -d "$headers" ]; then
     [ -L "$link" ] && ln -sfn "/usr/src/$(basename "$(readlink "$link")")" "$modules/${link##*/}"
   done
 fi
+# Emulated hosts answer each other in 1 to 50 ms over a path without delay.
+cat >/etc/mptcpd-ebpf.yaml <<END
+probes: {thresholds: {rtt_floor_us: 150000, no_progress_us: 400000, stall_us: 600000}}
+END
 exec </dev/null >/dev/ttyS0 2>&1
 stty -F /dev/ttyS1 raw
 ip link set lo up

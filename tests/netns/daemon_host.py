@@ -14,7 +14,7 @@ from typing import Any
 from mptcpd_ebpf import control_client
 from mptcpd_ebpf.lab import Host, LivePath
 from tests.netns.daemon_process import RunningDaemon, daemon
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
 Record = dict[str, Any]
 PATIENCE_S = 30.0
@@ -82,9 +82,9 @@ def until_carried_by(running: RunningDaemon, token: int | None, *paths: LivePath
     try:
         until(lambda: carrying(running, token) == wanted, "", PATIENCE_S)
     except AssertionError:
-        found = carrying(running, token)
+        found, seconds = carrying(running, token), PATIENCE_S * SLOWNESS
         raise AssertionError(
-            f"not within {PATIENCE_S:g} s: regular subflows on {wanted}; there are {found}\n"
+            f"not within {seconds:g} s: regular subflows on {wanted}; there are {found}\n"
             f"{running.log}"
         ) from None
 
@@ -131,7 +131,7 @@ def bpf_programs(pid: int) -> set[int]:
 
 class _Streaming(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=PATIENCE_S)
+        super().__init__("localhost", timeout=PATIENCE_S * SLOWNESS)
         self._path = str(path)
 
     def connect(self) -> None:

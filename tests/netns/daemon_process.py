@@ -90,6 +90,6 @@ def daemon(
         if process.poll() is None:
             os.kill(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(10 * SLOWNESS)
         process.kill()
         process.wait()

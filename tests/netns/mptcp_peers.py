@@ -10,9 +10,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from mptcpd_ebpf.core.events import ConnectionEstablished, Event
+import pytest
+
+from mptcpd_ebpf.core.events import ConnectionEstablished, Event, ListenerCreated
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
@@ -55,6 +58,22 @@ class Heard:
         while select.select([self.source], [], [], 0)[0]:
             self.source.read()
         self.events.clear()
+
+
+def joins_as_backup() -> bool:
+    """Whether SUBFLOW_CREATE heeds the backup flag (Linux 6.1 does not).
+
+    The kernels that do hand the flags down in a structure of that name.
+    """
+    return b"\0mptcp_pm_local\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
+
+
+def need_listener_events(host: Host) -> None:
+    """Skips the test on a kernel that tells of no listeners (Linux 6.1 does not)."""
+    with host.entered(), PmEvents.open() as events, listen(host, "127.0.0.1"):
+        # The kernel tells within listen() itself, so it is there by now or never comes.
+        if not any(isinstance(event, ListenerCreated) for event in events.read()):
+            pytest.skip("this kernel tells of no listeners")
 
 
 class Peer(NamedTuple):

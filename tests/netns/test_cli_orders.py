@@ -20,10 +20,15 @@ from mptcpd_ebpf.core.events import (
 )
 from mptcpd_ebpf.lab import Host, Lab
 from tests.netns.daemon_process import PROGRAM, RunningDaemon, command, daemon, refusal
-from tests.netns.mptcp_peers import Heard, Pair, connected, peer
-from tests.waiting import until
+from tests.netns.mptcp_peers import Heard, Pair, connected, joins_as_backup, peer
+from tests.waiting import SLOWNESS, until
 
 Ask = Callable[..., Any]
+# Linux 6.1 answers EINVAL, which has more than one meaning.
+ALREADY = (
+    "this address has an endpoint already",
+    "the address or the address id is an endpoint's already",
+)
 
 
 def inside(host: Host) -> tuple[str, ...]:
@@ -97,16 +102,16 @@ def test_what_the_kernel_refuses_is_explained_and_exits_1(
     _, ask = through
     assert ask("endpoint", "add", ip).returncode == 0
     for arguments, words in (
-        (("endpoint", "add", ip), "this address has an endpoint already"),
-        (("endpoint", "del", "77"), "there is no endpoint 77"),
-        (("announce", "12345678", ip, "--id", "3"), "no connection of this namespace"),
-        (("announce", "12345678", ip), "no connection of this namespace"),
-        (("subflow", "del", "12345678", f"{ip}:1", f"{ip}:2"), ""),
+        (("endpoint", "add", ip), ALREADY),
+        (("endpoint", "del", "77"), ("there is no endpoint 77",)),
+        (("announce", "12345678", ip, "--id", "3"), ("no connection of this namespace",)),
+        (("announce", "12345678", ip), ("no connection of this namespace",)),
+        (("subflow", "del", "12345678", f"{ip}:1", f"{ip}:2"), ("",)),
     ):
         ended = ask(*arguments)
         assert ended.returncode == 1, ended
         assert ended.stderr.startswith("mptcpd-ebpf: ")
-        assert words in ended.stderr
+        assert any(word in ended.stderr for word in words)
         assert "Traceback" not in ended.stderr
     ended = ask("endpoint", "add", ip, "--dev", "nowhere0")
     assert (ended.returncode, ended.stdout) == (64, "")
@@ -154,7 +159,7 @@ def test_subflows_and_announcements_reach_the_peer(
         server.drain()
         done(ask("subflow", "add", token, second, remote, "--backup", "--json"), way)
         again = server.wait(SubflowEstablished)
-        assert again.backup
+        assert again.backup is joins_as_backup()
         done(ask("subflow", "del", token, str(again.remote), remote, "--json"), way)
         server.wait(SubflowClosed, lambda e: e.remote == again.remote)
 
@@ -246,7 +251,7 @@ def test_the_monitor_ends_with_the_daemon(mptcp_lab: Lab, tmp_path: Path) -> Non
     ):
         _until_streamed(running, process)
         assert running.stop() == 0
-        assert process.wait(20) == 69
+        assert process.wait(20 * SLOWNESS) == 69
         assert process.stderr is not None
         assert "ended" in process.stderr.read()
 

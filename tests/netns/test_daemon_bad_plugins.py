@@ -17,7 +17,7 @@ from tests.netns.daemon_host import (
     until_carried_by,
 )
 from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, refusal
-from tests.netns.mptcp_peers import listen
+from tests.netns.mptcp_peers import listen, need_listener_events
 from tests.netns.own_plugins import plugin_folder
 from tests.waiting import until
 
@@ -84,6 +84,7 @@ def verdict(running: RunningDaemon, name: str) -> str | None:
 def test_it_is_kept_out_with_the_reason_and_the_others_go_on(
     lab: Lab, tmp_path: Path, kind: str
 ) -> None:
+    need_listener_events(lab.client)
     body, reason = BODIES[kind]
     folder = plugin_folder(tmp_path, bad=BAD.format(body=body))
     options = ("--path-manager=adaptive,bad", "--plugin-dir", str(folder))
@@ -115,6 +116,7 @@ def test_it_is_kept_out_with_the_reason_and_the_others_go_on(
 
 def test_a_command_that_the_kernel_refuses_is_explained(lab: Lab, tmp_path: Path) -> None:
     """And is no reason to keep a plugin out."""
+    need_listener_events(lab.client)
     folder = plugin_folder(tmp_path, bad=BAD.format(body=REFUSED))
     options = ("--path-manager=bad", "--plugin-dir", str(folder))
     with daemon_in(lab.client, tmp_path, *options) as running:

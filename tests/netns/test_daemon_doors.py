@@ -18,7 +18,7 @@ from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Host, Lab
 from tests.netns.daemon_process import RunningDaemon, command, daemon
 from tests.netns.mptcp_peers import Pair, Peer, connected, listen, peer
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
 
 def inside(host: Host) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def test_an_announced_port_is_listened_at_until_the_address_is_withdrawn(
         pair.exchange()
 
         with mptcp_lab.client.entered():
-            stranger = socket.create_connection((ip, told["port"]), timeout=20)
+            stranger = socket.create_connection((ip, told["port"]), timeout=20 * SLOWNESS)
         with stranger:
             assert stranger.recv(1) == b"", "a stranger is turned away"
 

@@ -14,7 +14,7 @@ from typing import Any
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
 from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
 CONNECTION = [
     "token", "server_side", "local", "remote", "pid", "comm", "stalled_ms", "bytes_acked",
@@ -123,12 +123,12 @@ def test_nothing_is_decided_while_paused(
 
 class _Stream(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=20)
+        super().__init__("localhost", timeout=20 * SLOWNESS)
         self._socket_path = str(path)
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(20)
+        self.sock.settimeout(20 * SLOWNESS)
         self.sock.connect(self._socket_path)
 
 

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import pytest
 
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.commands import CreateSubflow
-from mptcpd_ebpf.core.events import SubflowEstablished
+from mptcpd_ebpf.core.commands import CreateSubflow, SetBackup
+from mptcpd_ebpf.core.events import SubflowEstablished, SubflowPriority
 from mptcpd_ebpf.kernel import diag, resync
 from mptcpd_ebpf.kernel.diag import Snapshot
 from mptcpd_ebpf.lab import Host, Lab
-from tests.netns.mptcp_peers import Pair, Peer, connected, listen, peer
+from tests.netns.mptcp_peers import Pair, Peer, connected, joins_as_backup, listen, peer
 
 SOL_MPTCP = 284
 MPTCP_TCPINFO = 2
@@ -57,6 +57,16 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
         assert client.pm.execute_now(create) == (0, "")
         joined = client.heard.wait(SubflowEstablished)
         server.heard.wait(SubflowEstablished)
+        if not joins_as_backup():
+            mark = SetBackup(
+                token=create.token,
+                local=joined.local,
+                remote=joined.remote,
+                backup=True,
+                reason="test",
+            )
+            assert client.pm.execute_now(mark) == (0, "")
+            server.heard.wait(SubflowPriority)
         pair.exchange(bytes(20_000))
         yield Scene(client, server, pair, joined)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import SLOWNESS
+
 COMMAND = Path(sys.executable).with_name("mptcpd-ebpf")
 
 _TABLE = """
@@ -68,7 +70,7 @@ def in_namespace(*command: object, mptcp: bool = True) -> Any:
         ["unshare", "--net", "sh", "-ec", setup, "sh", *map(str, command)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * SLOWNESS,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -123,7 +125,7 @@ def test_debug_tells_why_a_socket_stays_tcp() -> None:
         [*within, COMMAND, "exec", "-d", sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * SLOWNESS,
         check=True,
     )
     assert done.stdout == "6\n"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mptcpd_ebpf.lab import namespaces
-from tests.waiting import runs, until
+from tests.waiting import SLOWNESS, runs, until
 
 MAIN = [sys.executable, "-c", "from mptcpd_ebpf.cli import main; main()", "lab"]
 NAME = f"test-{os.getpid()}"
@@ -31,7 +31,9 @@ schedule:
 
 
 def lab(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*MAIN, *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*MAIN, *arguments], capture_output=True, text=True, timeout=60 * SLOWNESS
+    )
     assert done.returncode == code, done.stderr
     if code:
         assert done.stderr.startswith("mptcpd-ebpf: ")

@@ -10,6 +10,7 @@ import pytest
 
 from mptcpd_ebpf.lab.file import loads
 from mptcpd_ebpf.lab.schedule import FAULTS
+from tests.waiting import SLOWNESS
 
 ROOT = pathlib.Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "lab.md"
@@ -27,7 +28,7 @@ def pytest_in(folder: pathlib.Path) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=100 * SLOWNESS,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -44,7 +45,7 @@ def test_the_first_test_of_the_guide_passes(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("listing", listings("python")[1:])
 def test_the_guide_s_programs_run(listing: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", listing], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", listing], capture_output=True, text=True, timeout=60 * SLOWNESS
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d+ (Mbit/s|ms)", done.stdout)

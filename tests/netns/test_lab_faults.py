@@ -8,7 +8,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Host, Lab, LabError, Path, RequestResponse, Running, Step
 from mptcpd_ebpf.lab.traffic import RequestResponseResult
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
 Make = Callable[..., Lab]
 TWO = [Path(delay_ms=2), Path(delay_ms=4)]
@@ -226,7 +226,7 @@ def test_a_schedule_runs_by_the_clock(make_mptcp_lab: Make) -> None:
         ]
     )
     began = time.monotonic_ns()
-    done = running.wait(10)
+    done = running.wait(10 * SLOWNESS)
     assert [step.at for _, step in done] == [0.0, 0.1, 0.2]
     assert all(when >= began + (step.at - 0.1) * 1e9 for when, step in done)
     assert (lab.paths[1].up.delay_ms, lab.paths[1].down.delay_ms) == (9, 4)

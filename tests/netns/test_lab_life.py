@@ -11,7 +11,7 @@ from pathlib import Path as FilePath
 import pytest
 
 from mptcpd_ebpf.lab import Lab, LabError, Path, RequestResponse, namespaces
-from tests.waiting import runs, until
+from tests.waiting import SLOWNESS, runs, until
 
 HOLD = """
 import subprocess, sys, time
@@ -38,7 +38,7 @@ class Holder:
 
     def end(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
-        self.process.wait(20)
+        self.process.wait(20 * SLOWNESS)
         assert self.process.stdout is not None
         self.process.stdout.close()
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import SLOWNESS
+
 COMMAND = str(Path(sys.executable).with_name("mptcpd-ebpf"))
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -119,7 +121,7 @@ def test_by_name_and_gone_at_the_end(allowed: list[str], probe: Path) -> None:
         assert sockets(allowed, other) == TCP
         assert sockets([], probe) == TCP, "it reached into another namespace"
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(10 * SLOWNESS) == 0
         assert process.stderr is not None
         assert process.stderr.read() == "2 sockets became MPTCP ones\n"
     assert sockets(allowed, probe) == TCP
@@ -130,9 +132,9 @@ def test_by_process_and_its_descendants(allowed: list[str], probe: Path) -> None
                              text=True)  # fmt: skip
     with shell, mptcpify(allowed, "--pid", shell.pid) as process:
         assert sockets(allowed, probe) == TCP
-        answer, _ = shell.communicate(f"{probe}\n", timeout=10)
+        answer, _ = shell.communicate(f"{probe}\n", timeout=10 * SLOWNESS)
         assert answer.strip() == MPTCP
-        assert process.wait(10) == 0, "it outlived the process it was for"
+        assert process.wait(10 * SLOWNESS) == 0, "it outlived the process it was for"
 
 
 def test_by_cgroup(allowed: list[str], probe: Path) -> None:
@@ -155,7 +157,7 @@ def test_it_ends_by_itself_when_mptcp_goes_off(allowed: list[str], probe: Path) 
     with mptcpify(allowed, "--all") as process:
         assert sockets(allowed, probe) == MPTCP
         subprocess.run([*allowed, "sh", "-c", "echo 0 > /proc/sys/net/mptcp/enabled"], check=True)
-        assert process.wait(10) == 71
+        assert process.wait(10 * SLOWNESS) == 71
     assert sockets(allowed, probe) == TCP
 
 
@@ -163,7 +165,7 @@ def test_it_is_gone_even_when_killed(allowed: list[str], probe: Path) -> None:
     with mptcpify(allowed, "--all") as process:
         assert sockets(allowed, probe) == MPTCP
         process.kill()
-        process.wait(10)
+        process.wait(10 * SLOWNESS)
         assert sockets(allowed, probe) == TCP
 
 

@@ -18,7 +18,7 @@ from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.lab.wire import Peer, PeerConnection
 from tests.netns.daemon_host import daemon_in
 from tests.netns.daemon_process import RunningDaemon
-from tests.netns.mptcp_peers import IPPROTO_MPTCP, listen
+from tests.netns.mptcp_peers import IPPROTO_MPTCP, listen, need_listener_events
 from tests.netns.plugin_host import plugin_host
 from tests.netns.witness import Testimony
 from tests.waiting import until
@@ -113,6 +113,7 @@ def test_what_happens_to_a_clients_connection(
 def test_what_happens_to_a_servers_connection(
     mptcp_lab: Lab, tmp_path: Path, testimony: Testimony
 ) -> None:
+    need_listener_events(mptcp_lab.server)
     first, second = mptcp_lab.paths
     options = ("--plugin-dir", str(testimony.plugins(witness=0)), "--path-manager=witness")
     with daemon_in(mptcp_lab.server, tmp_path, "--probes=netlink", *options) as running:
@@ -175,6 +176,7 @@ def test_what_happens_to_the_local_network(tmp_path: Path, testimony: Testimony)
 def test_connections_go_to_one_the_network_to_all_by_priority(
     mptcp_lab: Lab, tmp_path: Path, testimony: Testimony
 ) -> None:
+    need_listener_events(mptcp_lab.server)
     folder = testimony.plugins(low=-5, middle=0, high=9)
     options = ("--plugin-dir", str(folder), "--path-manager=middle", "--load-plugins=low,high")
     with (

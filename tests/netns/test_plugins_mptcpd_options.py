@@ -9,7 +9,7 @@ import pytest
 
 from tests.netns.daemon_process import refusal
 from tests.netns.plugin_host import PluginHost, plugin_host
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_both_spellings_and_the_last_wins(
         host.expect("10.0.1.1")
         assert set(host.endpoints["10.0.1.1"]) == {"address", "id", "dev", "subflow", "backup"}
         running.process.send_signal(ending)
-        assert running.process.wait(10) == 0
+        assert running.process.wait(10 * SLOWNESS) == 0
 
 
 def test_load_plugins_alone_serves(host: PluginHost, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from mptcpd_ebpf import api
 from mptcpd_ebpf.kernel.diag import listeners
 from mptcpd_ebpf.lab import Host, Lab
-from tests.netns.mptcp_peers import IPPROTO_MPTCP, Heard, connected, peer
+from tests.netns.mptcp_peers import IPPROTO_MPTCP, Heard, connected, need_listener_events, peer
+from tests.waiting import SLOWNESS
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_a_path_manager_in_a_few_lines(lab: Lab) -> None:
             peer(lab.client) as client,
             connected(client, server, lab.paths[0].server_ip),
         ):
-            established = asyncio.run(asyncio.wait_for(manage(events, pm), 5))
+            established = asyncio.run(asyncio.wait_for(manage(events, pm), 5 * SLOWNESS))
             assert established.local.ip == lab.paths[1].client_ip
             found = api.snapshot()
             assert [c.token for c in found.connections] == [established.token]
@@ -74,6 +75,7 @@ def test_a_path_manager_in_a_few_lines(lab: Lab) -> None:
 
 
 def test_following_ends_when_nothing_comes(inside: Host) -> None:
+    need_listener_events(inside)
     with api.PmEvents.open() as connections, api.NetworkMonitor() as local:
         inside.run(["ip", "address", "add", "192.0.2.1/32", "dev", "lo"])
         with api.Listeners() as doors:
@@ -144,7 +146,7 @@ def test_strangers_are_turned_away() -> None:
         assert doors.turn_away() == 0
         for protocol in (0, IPPROTO_MPTCP):
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as stranger:
-                stranger.settimeout(5)
+                stranger.settimeout(5 * SLOWNESS)
                 stranger.connect(door)
                 assert doors.turn_away() == 1
                 assert stranger.recv(1) == b""

@@ -15,12 +15,13 @@ from mptcpd_ebpf.kernel.pm import VERSION
 from mptcpd_ebpf.kernel.pm_events import CLOSED, SOURCE, TOKEN, PmEvents
 from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC
 from mptcpd_ebpf.lab import Lab
-from tests.netns.mptcp_peers import Heard, listen
+from tests.netns.mptcp_peers import Heard, listen, need_listener_events
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     with Lab() as lab:
+        need_listener_events(lab.client)
         yield lab
 
 

@@ -32,7 +32,7 @@ from mptcpd_ebpf.core.events import (
 )
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer
 from mptcpd_ebpf.lab import Lab
-from tests.netns.mptcp_peers import Pair, Peer, connected, listen, peer
+from tests.netns.mptcp_peers import Pair, Peer, connected, listen, need_listener_events, peer
 
 
 class Scene:
@@ -220,6 +220,7 @@ def test_a_join_that_nobody_answers_says_why(scene: Scene) -> None:
 
 
 def test_listeners_come_and_go(scene: Scene) -> None:
+    need_listener_events(scene.lab.server)
     with listen(scene.lab.server, scene.announced_ip) as listener:
         address = SockAddr(scene.announced_ip, listener.getsockname()[1])
         scene.server.heard.wait(ListenerCreated, lambda e: e.local == address)

@@ -18,7 +18,7 @@ from mptcpd_ebpf import control_client, run_folder
 from mptcpd_ebpf.kernel import netns
 from mptcpd_ebpf.lab import Lab
 from tests.netns.daemon_process import PROGRAM, command
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
 NOBODY = 65534
 CAPABILITIES = "-all,+net_admin,+bpf,+perfmon"
@@ -100,7 +100,7 @@ def test_an_ordinary_users_daemon_needs_only_ambient_capabilities(
         status = command("status", "--json", prefix=prefix)
         assert status.returncode == 0, status.stderr
         daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(30) == 0, log.read_text()
+        assert daemon.wait(30 * SLOWNESS) == 0, log.read_text()
     assert client.sysctl("mptcp.pm_type") == "0"
     assert list(mine.iterdir()) == []
 

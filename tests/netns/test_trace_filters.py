@@ -19,6 +19,7 @@ from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Lab, Path
 from tests.netns.probed import wait_for
 from tests.netns.tracing import Tracing, tracing
+from tests.waiting import SLOWNESS
 
 CGROUPS = (File("/sys/fs/cgroup"), File("/sys/fs/cgroup/unified"))
 CHUNK = 100_000
@@ -85,7 +86,7 @@ class Talker:
         assert self.process.stdin is not None
         self.process.stdin.write("close\n")
         self.process.stdin.close()
-        assert self.process.wait(10) == 0
+        assert self.process.wait(10 * SLOWNESS) == 0
 
     def filters(self, token: str | None) -> list[tuple[str, str]]:
         found = [

@@ -45,6 +45,7 @@ from mptcpd_ebpf.lab.wire import (
 from mptcpd_ebpf.lab.wire.keys import token_of
 from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP, listen
 from tests.netns.wire_kernel import open_lab
+from tests.waiting import SLOWNESS
 
 
 @contextmanager
@@ -288,7 +289,7 @@ def receive_all(near: socket.socket, far: socket.socket, payload: bytes) -> None
     """Sends all of `payload` and reads it at the other end, in one thread."""
     near.setblocking(False)
     left, view = len(payload), memoryview(payload)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * SLOWNESS
     while left:
         assert time.monotonic() < deadline, f"{left} bytes are still missing"
         readable, writable, _ = select.select([far], [near] if view else [], [], 1.0)
