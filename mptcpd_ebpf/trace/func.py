@@ -68,8 +68,10 @@ def bars(histogram: list[int]) -> list[str]:
     filled = [slot for slot, count in enumerate(histogram) if count]
     most = max(histogram, default=0)
     return [
-        f"{words.duration(2**slot):>9} … {words.duration(2 ** (slot + 1)):<9} {histogram[slot]:7}  "
-        + "█" * round(_BAR * histogram[slot] / most)
+        (
+            f"{words.duration(2**slot):>9} … {words.duration(2 ** (slot + 1)):<9} "
+            f"{histogram[slot]:7}  " + "█" * round(_BAR * histogram[slot] / most)
+        ).rstrip()
         for slot in range(filled[0], filled[-1] + 1)
     ]
 

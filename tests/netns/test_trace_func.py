@@ -151,7 +151,7 @@ def test_filters_let_through_what_fits(lab: Lab, arguments: tuple[str, ...], see
     assert (SCHEDULED in summary.get("not_called", [])) != seen
 
 
-def test_a_token_is_followed_in_the_kernel(lab: Lab) -> None:
+def test_only_the_connection_that_is_asked_for(lab: Lab) -> None:
     with (
         connection(lab) as wanted,
         connection(lab) as other,
