@@ -85,6 +85,7 @@ class Functions:
         self._kernel = attached.kernel
         self._symbols = symbols
         self._wanted = wanted
+        self._began = trace.now()
 
     def _subject(self, of: Record, token: int) -> Subject:
         return Subject(
@@ -151,7 +152,7 @@ class Functions:
         return counted
 
     def summary(self) -> None:
-        seconds = (self._trace.now() - self._trace.began) / 1e9
+        seconds = (self._trace.now() - self._began) / 1e9
         counted = self._counted()
         for slot, calls in sorted(counted.items(), key=lambda each: -each[1].calls):
             self._say(slot, calls, seconds)

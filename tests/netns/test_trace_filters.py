@@ -176,6 +176,7 @@ def tokens(told: Tracing) -> set[str]:
         ("stalls", None),
         ("sched", None),
         ("pm", "event"),
+        ("func mptcp_subflow_get_send --args", "call"),
     ],
 )
 def test_filters(lab: Lab, talkers: tuple[Talker, Talker], tool: str, event: str | None) -> None:
@@ -187,8 +188,9 @@ def test_filters(lab: Lab, talkers: tuple[Talker, Talker], tool: str, event: str
     mine, others = (by_port[port] for port in ports)
     with ExitStack() as stack:
         chosen: list[tuple[str, ...]] = [(), *meant.filters(mine)]
+        at_client = ("--netns", lab.client.name)
         tools = [
-            stack.enter_context(tracing(lab.server, tool, "--netns", lab.client.name, *each))
+            stack.enter_context(tracing(lab.server, *tool.split(), *at_client, *each))
             for each in chosen
         ]
         path = lab.paths[1]
