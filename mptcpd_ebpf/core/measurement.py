@@ -62,6 +62,8 @@ class Measurement(Struct, frozen=True, kw_only=True):
     """Data segments sent, retransmissions included (``data_segs_out``)."""
     bytes_sent: int | None = None
     bytes_acked: int | None = None
+    bytes_received: int | None = None
+    """In order (``tcp_sock.bytes_received``); inet_diag says it, the probes do not."""
     delivered: int | None = None
     """Segments delivered to the peer (``tcp_sock.delivered``)."""
     retransmits: int | None = None

@@ -14,6 +14,17 @@ from mptcpd_ebpf.core.measurement import Measurement
 _LOSSY = 0.02
 """Share of segments retransmitted above which a path is called lossy."""
 _MOST_RETRANSMITS = 5
+_LASTING = 0.4
+"""Share of the looks at which a path had lost something anew: more than the one overshoot by
+which every transfer finds out what its path carries."""
+_FREE = 1.2
+"""Factor between a round-trip time and the least one below which no queue stands that might
+have overflowed."""
+_SLOWER = 1.25
+"""Factor between round-trip times that makes one path the slower."""
+_PIPE_FULL = 2
+"""Factor between a round-trip time and the least one at which a queue stands on the path."""
+_RECEIVES = 4
 _STALLED = 0.10
 _WINDOW = 0.30
 _QUEUE_FACTOR = 4
@@ -32,6 +43,10 @@ class Path:
     """Share of the looks at which data was in flight."""
     full: float
     """Share of the looks at which the congestion window was used up (four fifths of it)."""
+    losing: float = 0.0
+    """Share of the looks at which more was lost than at the one before."""
+    lost_freely: int = 0
+    """Segments lost while no queue stood."""
     worst_timeouts: int = 0
     worst_silence_us: int = 0
     """The longest silence seen with data in flight."""
@@ -53,8 +68,30 @@ class Path:
         return self.grown("bytes_sent")
 
     @property
+    def loses(self) -> bool:
+        """Whether more was sent again than happens to a healthy path."""
+        segments, repeated = self.grown("segments_out"), self.grown("retransmits")
+        return repeated >= _MOST_RETRANSMITS and repeated >= _LOSSY * segments
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether packets wait on it: it carries what it can, and more would only wait longer."""
+        srtt, least = self.last.srtt_us, self.last.min_rtt_us
+        return bool(srtt and least and srtt > _PIPE_FULL * least)
+
+    @property
+    def loses_by_itself(self) -> bool:
+        """Whether its losses are more than the overflow of a queue that the sender filled."""
+        return self.losing >= _LASTING or 2 * self.lost_freely >= max(1, self.grown("lost"))
+
+    @property
     def is_backup(self) -> bool:
         return bool(self.last.backup or self.last.backup_by_peer)
+
+
+def stands_free(seen: Measurement) -> bool:
+    """Whether no queue stands on a path."""
+    return (seen.srtt_us or 0) < _FREE * (seen.min_rtt_us or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +103,8 @@ class Observation:
     rounds: int = 0
     window_us: int = 0
     """Time in which the peer's window was closed and data waited."""
+    received: int = 0
+    """Bytes that came from the peer."""
     endings: list[str] = field(default_factory=list)
     """Why subflows ended meanwhile."""
 
@@ -124,7 +163,7 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
                 ],
             )
         )
-    elif segments and repeated >= _MOST_RETRANSMITS and repeated / segments >= _LOSSY:
+    elif segments and path.loses and path.loses_by_itself:
         findings.append(
             Finding(
                 "loss",
@@ -133,12 +172,12 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
                 [
                     f"{repeated} of {segments} segments sent again "
                     f"({100 * repeated / segments:.1f} %)",
-                    f"{path.grown('lost')} taken for lost",
+                    f"{path.grown('lost')} taken for lost, "
+                    f"some at {100 * path.losing:.0f} % of the looks",
                 ],
             )
         )
-    # What has nothing in flight holds nobody up, whoever is blamed.
-    if stalled >= _STALLED and path.busy >= _IDLE:
+    if stalled >= _STALLED and _holds_up(path, seen):
         findings.append(
             Finding(
                 "slow-path",
@@ -148,6 +187,7 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
                     f"the sender stood still for {100 * stalled:.0f} % of the time because of it",
                     f"its srtt is {(last.srtt_us or 0) / 1000:.0f} ms; the fastest path's is "
                     f"{min((p.last.srtt_us or 0) for p in seen.paths) / 1000:.0f} ms",
+                    f"{repeated} of {segments} segments sent again",
                 ],
             )
         )
@@ -161,7 +201,7 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
         findings.append(
             Finding(
                 "queue",
-                0.5,
+                min(0.95, 0.5 + stalled),  # what it holds up is its consequence
                 f"packets wait in a long queue on {path.name} (bufferbloat, or the delay rose)",
                 [
                     f"srtt {last.srtt_us / 1000:.0f} ms, "
@@ -172,16 +212,33 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
     return findings
 
 
+def _holds_up(path: Path, seen: Observation) -> bool:
+    """Whether the stalls that a path is blamed for can be its own doing.
+
+    What has nothing in flight holds nobody up; nor does what is as fast as the others and
+    loses nothing: there the sender waits for the peer, and some path is always the last.
+    """
+    fastest = min(each.last.srtt_us or 0 for each in seen.paths)
+    slower = (path.last.srtt_us or 0) > _SLOWER * fastest and len(seen.paths) > 1
+    return path.busy >= _IDLE and (slower or path.loses or path.worst_timeouts > 0)
+
+
 def _window(seen: Observation) -> list[Finding]:
-    # Standing still with nothing in flight is the window's doing too.
-    quiet = sum(path.grown("stalled_us") for path in seen.paths if path.busy < _IDLE)
+    # Standing still without a path's doing is the window's too.
+    quiet = holdup = 0
+    for path in seen.paths:
+        if _holds_up(path, seen):
+            holdup += path.grown("stalled_us")
+        else:
+            quiet += path.grown("stalled_us")
     share = max(seen.window_us, quiet) / seen.lasted_us
-    holdup = sum(path.grown("stalled_us") for path in seen.paths if path.busy >= _IDLE)
     dead = any(path.worst_timeouts >= 2 for path in seen.paths)
+    full = any(path.has_queue for path in seen.paths if path.busy >= _IDLE)
     if (
         (share < _WINDOW and quiet / seen.lasted_us < _STALLED)
         or holdup / seen.lasted_us >= _STALLED
         or dead
+        or full
     ):
         return []
     return [
@@ -213,6 +270,13 @@ def _nothing_wrong(seen: Observation) -> Finding:
     full = max((path.full for path in seen.paths), default=0.0)
     sent = sum(path.sent for path in seen.paths)
     mbit = 8 * sent / seen.lasted_us
+    if seen.received > _RECEIVES * sent and busy < _IDLE:
+        return Finding(
+            "receiving",
+            0.3,
+            "the data comes from the peer: what limits it is seen there",
+            [f"{8 * seen.received / seen.lasted_us:.2f} Mbit/s received, {mbit:.2f} sent"],
+        )
     if busy < _IDLE or full < _IDLE:
         return Finding(
             "application",

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.trace.diagnosis import Observation, Path, diagnose
+from mptcpd_ebpf.kernel import diag
+from mptcpd_ebpf.trace.diagnosis import Observation, Path, diagnose, stands_free
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.life import kernel_reasons, reset_here
@@ -34,11 +35,17 @@ class Watched:
     looks: int = 0
     busy: int = 0
     full: int = 0
+    losing: int = 0
+    lost_freely: int = 0
     worst_timeouts: int = 0
     worst_silence_us: int = 0
     ended: bool = False
 
     def look(self, seen: Measurement) -> None:
+        lost = (seen.lost or 0) - (self.last.lost or 0)
+        if lost > 0:
+            self.losing += 1
+            self.lost_freely += lost if stands_free(self.last) or stands_free(seen) else 0
         self.last = seen
         self.looks += 1
         in_flight = seen.in_flight or 0
@@ -56,10 +63,17 @@ class Watched:
             last=self.last,
             busy=self.busy / looks,
             full=self.full / looks,
+            losing=self.losing / looks,
+            lost_freely=self.lost_freely,
             worst_timeouts=self.worst_timeouts,
             worst_silence_us=self.worst_silence_us,
             ended=self.ended,
         )
+
+
+def _received(token: int) -> int:
+    """Bytes that came on all live subflows so far."""
+    return sum(each.bytes_received or 0 for each in diag.subflows() if each.token == token)
 
 
 def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
@@ -104,6 +118,7 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
             + (f"there are {', '.join(alive)}" if alive else "there is none at all"),
             ExitCode.USAGE,
         )
+    received_before = _received(token)
     trace.watch(probes, end)
     trace.watch(kernel, reset)
     trace.every(_EVERY_S, look)
@@ -122,6 +137,7 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
             paths=[entry.path() for entry in watched.values()],
             rounds=round_["rounds"] if round_ else 0,
             window_us=window_ns // 1000,
+            received=_received(token) - received_before,
             endings=endings,
         )
         findings = diagnose(seen)

@@ -72,6 +72,24 @@ def sending(ends: Ends) -> Iterator[None]:
         writer.join()
 
 
+@contextmanager
+def reading_slowly(ends: Ends) -> Iterator[None]:
+    """The server reads 10 kB twenty times a second."""
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.wait(0.05):
+            ends.server.recv(10_000)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reader.join()
+
+
 def test_a_healthy_transfer_is_limited_by_its_paths() -> None:
     with a_lab(HEALTHY) as lab:
         found = of_bulk(lab)
@@ -85,6 +103,23 @@ def test_a_healthy_slow_talker_is_limited_by_its_application() -> None:
         found = examine(lab, requests.token)
         requests.stop()
     assert set(found) == {"application"}
+
+
+def test_a_host_that_receives_is_told_to_ask_the_sender() -> None:
+    with a_lab(HEALTHY) as lab:
+        bulk = lab.start(Bulk(direction="down", drain_s=1))
+        found = examine(lab, bulk.token)
+        bulk.kill()
+    assert set(found) <= {"receiving", "one-path"}
+    assert "receiving" in found
+
+
+def test_of_three_paths_the_dead_one_is_named() -> None:
+    with a_lab([*HEALTHY, Path(delay_ms=25, rate_mbit=10)]) as lab:
+        found = of_bulk(lab, lab.paths[1].blackhole)
+        dead = lab.paths[1].client_ip
+    assert next(iter(found)) == "dead-path"
+    assert dead in found["dead-path"]["words"]
 
 
 def test_loss_on_one_path() -> None:
@@ -124,6 +159,14 @@ def test_a_peer_that_does_not_read() -> None:
     with a_lab(HEALTHY) as lab, connection(lab) as ends:
         ends.server.setsockopt(SOL_SOCKET, SO_RCVBUF, 65536)
         with sending(ends):
+            found = examine(lab, token_of(ends.client))
+    assert next(iter(found)) == "peer"
+
+
+def test_a_peer_that_reads_slowly() -> None:
+    with a_lab([Path(), Path()]) as lab, connection(lab) as ends:
+        ends.server.setsockopt(SOL_SOCKET, SO_RCVBUF, 65536)
+        with sending(ends), reading_slowly(ends):
             found = examine(lab, token_of(ends.client))
     assert next(iter(found)) == "peer"
 

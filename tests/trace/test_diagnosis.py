@@ -25,8 +25,8 @@ def measured(**fields: Any) -> Measurement:
 
 
 def path(*, busy: float = 1.0, full: float = 1.0, **fields: Any) -> Path:
-    own = {name: fields.pop(name) for name in ("worst_timeouts", "worst_silence_us", "ended")
-           if name in fields}  # fmt: skip
+    names = ("worst_timeouts", "worst_silence_us", "ended", "losing", "lost_freely")
+    own = {name: fields.pop(name) for name in names if name in fields}
     growth = {"bytes_sent": 1_000_000, "segments_out": 1000, **fields}
     return Path(first=measured(), last=measured(**growth), busy=busy, full=full, **own)
 
@@ -45,8 +45,10 @@ def test_what_is_healthy_gets_no_fault() -> None:
 @pytest.mark.parametrize(
     ("fields", "cause"),
     [
-        ({"retransmits": 30, "lost": 30}, "loss"),
-        ({"stalled_us": 200_000}, "slow-path"),
+        ({"retransmits": 30, "lost": 30, "losing": 0.5}, "loss"),
+        ({"retransmits": 30, "lost": 30, "losing": 0.1, "lost_freely": 20}, "loss"),
+        ({"stalled_us": 200_000, "srtt_us": 40_000}, "slow-path"),
+        ({"stalled_us": 200_000, "worst_timeouts": 1}, "slow-path"),
         ({"worst_timeouts": 2, "worst_silence_us": SECOND}, "dead-path"),
         ({"stale": True}, "dead-path"),
         ({"srtt_us": 300_000}, "queue"),
@@ -73,10 +75,34 @@ def test_what_is_too_little_for_a_verdict(fields: dict[str, Any]) -> None:
 
 def test_the_peer_is_blamed_for_its_window_unless_a_path_is() -> None:
     assert causes(path(), path(), window_us=500_000) == ["peer"]
-    assert causes(path(stalled_us=500_000), path(), window_us=500_000) == ["slow-path"]
+    slow = path(stalled_us=500_000, srtt_us=40_000)
+    assert causes(slow, path(), window_us=500_000) == ["slow-path"]
     # Everything sent has been acknowledged by TCP: no path holds anything back.
     quiet = path(stalled_us=500_000, busy=0.1)
     assert causes(quiet, path(busy=0.1), window_us=500_000) == ["peer"]
+
+
+def test_a_queue_that_the_transfer_itself_overflowed_once_is_no_loss() -> None:
+    overshot = path(retransmits=100, lost=100, losing=0.2, lost_freely=10)
+    assert causes(overshot, path()) == ["capacity"]
+
+
+def test_an_equally_fast_path_without_loss_is_not_blamed_for_stalls() -> None:
+    assert causes(path(stalled_us=400_000, srtt_us=11_000), path(srtt_us=11_000)) == ["peer"]
+
+
+def test_the_peer_is_not_blamed_where_more_would_only_wait_in_a_queue() -> None:
+    standing = {"srtt_us": 40_000, "min_rtt_us": 10_000}
+    assert causes(path(**standing), path(), window_us=900_000) == ["capacity"]
+
+
+def test_a_slow_path_comes_after_the_queue_that_makes_it_slow() -> None:
+    assert causes(path(srtt_us=300_000, stalled_us=300_000), path()) == ["queue", "slow-path"]
+
+
+def test_what_the_peer_sends_is_not_judged_here() -> None:
+    quiet = path(busy=0.1, bytes_sent=1000)
+    assert causes(quiet, quiet, received=5_000_000) == ["receiving"]
 
 
 def test_one_path_and_backups_are_told_besides() -> None:
