@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon: moves events from the kernel into the core, and commands back.
+"""The daemon's loop: moves events from the kernel into the core, and commands back.
 
     ears (netlink, probes) ──▶ engine ──▶ hands (path-manager commands)
                                  │
@@ -14,7 +14,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -37,7 +36,6 @@ from mptcpd_ebpf.borrowed_setting import BorrowedSetting
 from mptcpd_ebpf.budget import HandlerBudget
 from mptcpd_ebpf.config import Config, OnExit, Settings, fixed_at_start
 from mptcpd_ebpf.control import ControlServer, epoch_ns
-from mptcpd_ebpf.control_client import SOCKET
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     BY_HAND,
@@ -56,8 +54,8 @@ from mptcpd_ebpf.ears import Ears, Source
 from mptcpd_ebpf.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel import others, sysctl
-from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NamespaceTaken
-from mptcpd_ebpf.kernel.lock import NamespaceLock
+from mptcpd_ebpf.kernel.errors import KernelError
+from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 from mptcpd_ebpf.schema import (
     SCHEMA,
@@ -68,56 +66,10 @@ from mptcpd_ebpf.schema import (
     LimitsView,
     Status,
 )
-from mptcpd_ebpf.service_notify import feed_watchdog, notify
 
 log = logging.getLogger("mptcpd-ebpf")
 
 REMEMBERED_DECISIONS = 1000
-
-
-def run(settings: Settings) -> int:
-    """Serves the network namespace of the calling thread until SIGTERM or SIGINT.
-
-    Raises `Failure` for what keeps it from starting.
-    """
-    config = settings.load(plugin_loader.options_of)
-    logs.set_up(config.log, config.log_level)
-    for warning in settings.warnings():
-        log.warning("%s", warning)
-    try:
-        with NamespaceLock(), HandlerBudget() as budget:
-            return asyncio.run(_serve(settings, config, budget))
-    except NamespaceTaken as error:
-        raise Failure(str(error), ExitCode.HELD) from None
-    except MptcpMissing as error:
-        raise Failure(str(error), ExitCode.NO_MPTCP) from None
-    except KernelError as error:
-        raise Failure(str(error), ExitCode.PRIVILEGE) from None
-
-
-async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> int:
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    plugins = plugin_set.build(config)
-    with Ears.open(config.probes) as ears, PmClient() as hands:
-        daemon = Daemon(settings, config, ears, hands, budget)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, daemon.reload_or_complain)
-        control = ControlServer(daemon, config.metrics)
-        await control.start(config.control or str(run_folder.here(SOCKET)))
-        try:
-            daemon.start(control, plugins)
-            try:
-                notify("READY=1")
-                feed_watchdog()
-                await stopping.wait()
-                notify("STOPPING=1")
-            finally:
-                daemon.stop()
-        finally:
-            control.close()
-    return ExitCode.OK
 
 
 class Daemon:
@@ -136,6 +88,7 @@ class Daemon:
             destructive_per_second=config.limits.destructive_per_second,
             seed=int.from_bytes(os.urandom(8)),
             budget=budget,
+            joins_marked=joins_marked,
         )
         self._setting = BorrowedSetting()
         self._queue: deque[ev.Event] = deque()

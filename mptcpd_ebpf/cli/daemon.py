@@ -159,7 +159,7 @@ def command(file: Path | None, mptcpd_conf: Path | None, debug: bool, **options:
 
     mptcpd's command line is accepted as it is.
     """
-    from mptcpd_ebpf import daemon
+    from mptcpd_ebpf import service
 
     if file is not None and mptcpd_conf is not None:
         raise click.UsageError("--config and --mptcpd-conf exclude each other")
@@ -170,7 +170,7 @@ def command(file: Path | None, mptcpd_conf: Path | None, debug: bool, **options:
     # Writing to a connection that is gone is an error to handle, not a reason to die.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     settings = Settings(file=file, mptcpd_conf=mptcpd_conf, overrides=_overrides(options))
-    return daemon.run(settings)
+    return service.run(settings)
 
 
 _KEYS = {"probes": "probes.backend"}

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The daemon as a service: from its configuration to the exit code.
+
+One daemon serves one network namespace, which it locks; everything that it opens here is
+closed again in the reverse order, whatever ends it.
+"""
+
+import asyncio
+import logging
+import signal
+
+from mptcpd_ebpf import logs, plugin_loader, plugin_set, run_folder
+from mptcpd_ebpf.budget import HandlerBudget
+from mptcpd_ebpf.config import Config, Settings
+from mptcpd_ebpf.control import ControlServer
+from mptcpd_ebpf.control_client import SOCKET
+from mptcpd_ebpf.daemon import Daemon
+from mptcpd_ebpf.ears import Ears
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NamespaceTaken
+from mptcpd_ebpf.kernel.lock import NamespaceLock
+from mptcpd_ebpf.kernel.pm_client import PmClient
+from mptcpd_ebpf.service_notify import feed_watchdog, notify
+
+log = logging.getLogger("mptcpd-ebpf")
+
+
+def run(settings: Settings) -> int:
+    """Serves the network namespace of the calling thread until SIGTERM or SIGINT.
+
+    Raises `Failure` for what keeps it from starting.
+    """
+    config = settings.load(plugin_loader.options_of)
+    logs.set_up(config.log, config.log_level)
+    for warning in settings.warnings():
+        log.warning("%s", warning)
+    try:
+        with NamespaceLock(), HandlerBudget() as budget:
+            return asyncio.run(_serve(settings, config, budget))
+    except NamespaceTaken as error:
+        raise Failure(str(error), ExitCode.HELD) from None
+    except MptcpMissing as error:
+        raise Failure(str(error), ExitCode.NO_MPTCP) from None
+    except KernelError as error:
+        raise Failure(str(error), ExitCode.PRIVILEGE) from None
+
+
+async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> int:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    plugins = plugin_set.build(config)
+    with Ears.open(config.probes) as ears, PmClient() as hands:
+        daemon = Daemon(settings, config, ears, hands, budget)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, daemon.reload_or_complain)
+        control = ControlServer(daemon, config.metrics)
+        await control.start(config.control or str(run_folder.here(SOCKET)))
+        try:
+            daemon.start(control, plugins)
+            try:
+                notify("READY=1")
+                feed_watchdog()
+                await stopping.wait()
+                notify("STOPPING=1")
+            finally:
+                daemon.stop()
+        finally:
+            control.close()
+    return ExitCode.OK
