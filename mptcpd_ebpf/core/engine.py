@@ -42,6 +42,8 @@ Undecided until `Connection.owner_asked` at most.
 
 RULES = "rules"
 """The author of decisions that serve the choice of plugins."""
+MARKER = "backup mark"
+"""The author of decisions that mark a join which the kernel made without its mark."""
 
 Budget = Callable[[Callable[[], list[Command]]], list[Command]]
 """Runs a handler and raises if it takes too long; the daemon's, for the core has no clock."""
@@ -90,7 +92,8 @@ class Engine:
     """Plugins around one model.
 
     `plugins` in any order; `serve` names who serves a connection;
-    `destructive_per_second` bounds destroying and demoting over all connections.
+    `destructive_per_second` bounds destroying and demoting over all connections;
+    `joins_marked` tells whether the kernel marks a join backup itself.
     """
 
     def __init__(
@@ -101,11 +104,13 @@ class Engine:
         destructive_per_second: int = 200,
         seed: int = 0,
         budget: Budget = no_budget,
+        joins_marked: Callable[[], bool] = lambda: True,
     ) -> None:
         self._tracker = Tracker()
         self._guard = Guard(destructive_per_second)
         self._random = Random(seed)
         self._budget = budget
+        self._joins_marked = joins_marked
         self._next_id = 1
         self._unanswered: dict[int, Decision] = {}
         self._wake_at: dict[str, int] = {}
@@ -189,13 +194,30 @@ class Engine:
                 rate = event.config.get("limits", {}).get("destructive_per_second")
                 if rate is not None:
                     self._guard.set_rate(rate)
-            for notice in self._tracker.apply(event, now):
+            notices = self._tracker.apply(event, now)
+            if isinstance(event, ev.SubflowEstablished):
+                self._mark(outcome, event, now)
+            for notice in notices:
                 self._tell(outcome, notice, now)
         for notice in self._tracker.expire(now):
             self._tell(outcome, notice, now)
         self._wake(outcome, now)
         self._tell_refusals(outcome, now)
         return outcome
+
+    def _mark(self, outcome: Outcome, event: ev.SubflowEstablished, now: int) -> None:
+        """Marks a join that was asked for as a backup, before data takes it."""
+        connection = self.world.connections.get(event.token)
+        subflow = connection and connection.subflows.get((event.local, event.remote))
+        if subflow and subflow.backup and not self._joins_marked():
+            command = SetBackup(
+                token=event.token,
+                local=event.local,
+                remote=event.remote,
+                backup=True,
+                reason="this kernel makes joins without the backup mark",
+            )
+            self._decide(outcome, MARKER, command, now)
 
     # --- telling the plugins
 

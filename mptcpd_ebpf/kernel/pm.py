@@ -13,8 +13,10 @@ Linux 5.19 (kernel: net/mptcp/pm_kernel.c, pm_userspace.c).
 """
 
 import errno
+import functools
 import socket
 from enum import IntEnum
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -52,6 +54,8 @@ FAMILY = "mptcp_pm"
 VERSION = 1
 COMMAND_GROUP = "mptcp_pm_cmds"
 EVENT_GROUP = "mptcp_pm_events"
+BTF = Path("/sys/kernel/btf/vmlinux")
+"""The kernel's own types."""
 
 
 class Cmd(IntEnum):
@@ -121,6 +125,19 @@ def command(family_id: int, command: KernelCommand) -> Operation[Answer]:
         if not is_ipv6(command.local.ip):
             reply = yield _request(family_id, cmd, _destroy(command, mapped=True))
     return Answer(cmd, reply)
+
+
+@functools.cache
+def joins_marked() -> bool:
+    """Whether SUBFLOW_CREATE heeds the backup flag; Linux 6.1 joins without it.
+
+    Where it does, the flags travel in a ``struct mptcp_pm_local`` (net/mptcp/protocol.h).
+    A kernel that tells nothing of its types counts as one that does not.
+    """
+    try:
+        return b"\0mptcp_pm_local\0" in BTF.read_bytes()
+    except OSError:
+        return False
 
 
 def endpoints(family_id: int) -> Operation[tuple[Answer, list[Endpoint]]]:

@@ -18,8 +18,8 @@ from mptcpd_ebpf.core.commands import (
     WakeAt,
 )
 from mptcpd_ebpf.core.endpoints import EndpointFlag
-from mptcpd_ebpf.core.engine import SHORTEST_SLEEP, Engine
-from mptcpd_ebpf.core.model import Connection
+from mptcpd_ebpf.core.engine import MARKER, SHORTEST_SLEEP, Engine
+from mptcpd_ebpf.core.model import Connection, Subflow
 from mptcpd_ebpf.core.pairing import GRACE
 from mptcpd_ebpf.core.plugin import Commands, Context, Plugin
 from tests.core.scenario import (
@@ -497,3 +497,41 @@ def test_established_before_created_is_served_too() -> None:
     engine = Engine([recorder], serving("recorder"))
     engine.handle(established(), START)
     assert recorder.told == ["new_connection"]
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_join_that_the_kernel_does_not_mark_is_marked_before_anybody_hears_of_it(
+    marked: bool,
+) -> None:
+    class Trial(Plugin):
+        name = "trial"
+
+        def connection_established(self, ctx: Context, connection: Connection) -> list[Command]:
+            return [
+                CreateSubflow(
+                    token=TOKEN,
+                    local_ip=RADIO[0].ip,
+                    local_id=2,
+                    remote=RADIO[1],
+                    backup=True,
+                    reason="trial",
+                )
+            ]
+
+        def new_subflow(
+            self, ctx: Context, connection: Connection, subflow: Subflow
+        ) -> list[Command]:
+            return [RequestSample(reason="it is there")]
+
+    engine = Engine([Trial()], serving("trial"), joins_marked=lambda: marked)
+    engine.handle(created(), START)
+    (join,) = engine.handle(established(), START).decisions
+    engine.handle(ev.CommandAnswered(decision_id=join.id, errno=0), START)
+    made = [(d.plugin, d.command) for d in engine.handle(joined(RADIO), START).decisions]
+    if not marked:
+        author, mark = made.pop(0)
+        assert author == MARKER
+        assert isinstance(mark, SetBackup)
+        assert (mark.local, mark.remote, mark.backup) == (*RADIO, True)
+    assert [plugin for plugin, _ in made] == ["trial"]
+    assert not engine.handle(joined(FIBRE), START).decisions[1:], "a regular one stays so"

@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import pytest
@@ -58,14 +57,6 @@ class Heard:
         while select.select([self.source], [], [], 0)[0]:
             self.source.read()
         self.events.clear()
-
-
-def joins_as_backup() -> bool:
-    """Whether SUBFLOW_CREATE heeds the backup flag (Linux 6.1 does not).
-
-    The kernels that do hand the flags down in a structure of that name.
-    """
-    return b"\0mptcp_pm_local\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
 
 
 def need_listener_events(host: Host) -> None:

@@ -16,8 +16,9 @@ from mptcpd_ebpf.core.commands import CreateSubflow, SetBackup
 from mptcpd_ebpf.core.events import SubflowEstablished, SubflowPriority
 from mptcpd_ebpf.kernel import diag, resync
 from mptcpd_ebpf.kernel.diag import Snapshot
+from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.lab import Host, Lab
-from tests.netns.mptcp_peers import Pair, Peer, connected, joins_as_backup, listen, peer
+from tests.netns.mptcp_peers import Pair, Peer, connected, listen, peer
 
 SOL_MPTCP = 284
 MPTCP_TCPINFO = 2
@@ -57,7 +58,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
         assert client.pm.execute_now(create) == (0, "")
         joined = client.heard.wait(SubflowEstablished)
         server.heard.wait(SubflowEstablished)
-        if not joins_as_backup():
+        if not joins_marked():
             mark = SetBackup(
                 token=create.token,
                 local=joined.local,
