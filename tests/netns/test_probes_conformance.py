@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 
+from mptcpd_ebpf.config import ProbeSettings
 from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
+from mptcpd_ebpf.ears import Ears
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Lab, LivePath, Path, RequestResponse, ShortConnections
 from mptcpd_ebpf.probes import Probes, ProbesUnavailable
@@ -321,3 +323,26 @@ def test_closing_leaves_no_descriptor(lab: Lab, cgroup: Path_) -> None:
         bcc.sample()
     bcc.close()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_bcc_serves_the_daemon_where_core_is_refused(
+    lab: Lab, cgroup: Path_, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> Probes:
+        raise ProbesUnavailable("refused by the test")
+
+    with compiled(lab, cgroup):
+        pass  # or skipped, with the reason
+    monkeypatch.setattr(Probes, "open", refuse)
+    with connection(lab) as older, lab.client.entered():
+        wait_for(lambda: len(diag.snapshot().subflows) == 2, "second subflow")
+        with Ears.open(ProbeSettings(cgroup=str(cgroup))) as ears:
+            status = ears.status()
+            assert status["backend"] == "bcc"
+            assert status["reason"].startswith("compiled by bcc, attached to sock_ops")
+            assert "core: refused by the test" in status["reason"]
+            # What is older than the probes comes from inet_diag.
+            exchange(older, bytes(10_000))
+            ips = {path.client_ip for path in lab.paths}
+            assert {each.local.ip for each in ears.sample()} == ips
+            assert not ears.sees_ends
