@@ -39,6 +39,8 @@ def main() -> int:
         except BlockingIOError:
             print(f"test-kernels: another run works in {FOLDER}: wait for it", file=sys.stderr)
             return 1
+        if not _compiled(chosen):
+            return 1
         outcomes = _run(options, chosen)
     for outcome in outcomes:
         for test, why in outcome.failed.items():
@@ -78,6 +80,16 @@ def _parser() -> argparse.ArgumentParser:
         help="how many run side by side; default: one a processor of the host",
     )
     return parser
+
+
+def _compiled(tests: list[str]) -> bool:
+    """Compiles here what the guests import, which takes them minutes; False if that fails."""
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "mptcpd_ebpf"], cwd=TREE, check=True)
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-q", *tests]
+    done = subprocess.run(collect, cwd=TREE, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        print(f"{done.stdout}test-kernels: pytest cannot collect the tests", file=sys.stderr)
+    return not done.returncode
 
 
 def _run(options: argparse.Namespace, tests: list[str]) -> list[table.Outcome]:
