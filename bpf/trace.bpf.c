@@ -264,7 +264,11 @@ static __always_inline bool just_wrote(u64 address, u64 mapping)
 	if (!tail || tail == queue)
 		return false;
 	extensions = (u64)see(as(sk_buff___trace, tail), extensions);
-	return mapping - extensions < 256; /* chunks is a u8, and counts eights; ours is near */
+	/*
+	 * chunks is a u8, and counts eights; ours is near.  Compared and not subtracted: the
+	 * verifier of 6.1 takes no unknown number off a pointer.
+	 */
+	return mapping >= extensions && mapping < extensions + 256;
 }
 
 SEC("tp_btf/mptcp_sendmsg_frag")
