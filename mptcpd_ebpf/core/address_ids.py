@@ -33,6 +33,16 @@ class AddressIds:
         self._ids[ip] = known
         return known
 
+    def assign(self, ip: str, address_id: int) -> None:
+        """Fixes the id of an address from outside; an address that had it gets another one.
+
+        Raises ValueError unless it is 1…255.
+        """
+        if not 1 <= address_id <= HIGHEST_ID:
+            raise ValueError(f"address id {address_id} is not 1…{HIGHEST_ID}")
+        self._ids = {known: id_ for known, id_ in self._ids.items() if id_ != address_id}
+        self._ids[ip] = address_id
+
     def forget(self, ip: str) -> None:
         self._ids.pop(ip, None)
 

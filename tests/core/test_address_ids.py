@@ -22,6 +22,17 @@ def test_the_lowest_free_id_is_proposed_and_kept() -> None:
     assert ids.propose("10.0.0.3") == 1
 
 
+def test_an_id_can_be_fixed_from_outside() -> None:
+    ids = AddressIds()
+    assert ids.propose("10.0.0.1") == 1
+    ids.assign("10.0.0.9", 1)
+    ids.assign("10.0.0.9", 3)
+    assert [ids.propose(f"10.0.0.{n}") for n in (9, 1, 2, 4)] == [3, 1, 2, 4]
+    for wrong in (0, 256):
+        with pytest.raises(ValueError, match=f"address id {wrong} is not 1…255"):
+            ids.assign("10.0.0.1", wrong)
+
+
 def test_what_the_kernel_already_uses_is_adopted() -> None:
     ids = AddressIds()
     assert ids.propose("10.0.0.1") == 1

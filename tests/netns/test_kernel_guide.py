@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The example of docs/kernel.md is run as it stands there, and everything it names is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from mptcpd_ebpf import api
+from mptcpd_ebpf.lab import Lab, RequestResponse
+
+GUIDE = (Path(__file__).parent.parent.parent / "docs" / "kernel.md").read_text()
+
+
+def example() -> str:
+    """The first indented block, as a file."""
+    block = re.search(r"\n\n((?:    .*\n|\n)+)", GUIDE)
+    assert block is not None
+    return "\n".join(line.removeprefix("    ") for line in block[1].splitlines())
+
+
+def test_the_example_uses_the_second_uplink(mptcp_lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "example.py"
+    text = example()
+    assert "192.0.2.7" in text
+    file.write_text(text.replace("192.0.2.7", mptcp_lab.paths[1].client_ip))
+    mptcp_lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "4"])
+    with mptcp_lab.client.popen(
+        [sys.executable, "-u", str(file)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            traffic = mptcp_lab.start(RequestResponse(interval_ms=10))
+            while "done" not in (line := process.stdout.readline()):
+                assert line, "the example ended"
+                assert "refused" not in line
+            mptcp_lab.paths[1].wait_for_subflow()
+            assert traffic.stop().unanswered == 0
+        finally:
+            process.kill()
+
+
+def test_every_name_in_the_guide_s_table_is_in_the_library() -> None:
+    (table,) = re.findall(r"\| libmptcpd \|.*?\n\n", GUIDE, re.DOTALL)
+    cells = [row.split("|")[2] for row in table.strip().splitlines()[2:]]
+    names = [name for cell in cells for name in re.findall(r"`([A-Z]\w+)(?:\.(\w+))?", cell)]
+    assert len(names) > 15
+    for name, attribute in names:
+        assert name in api.__all__, name
+        if attribute and attribute != "world":
+            assert callable(getattr(getattr(api, name), attribute)), f"{name}.{attribute}"
