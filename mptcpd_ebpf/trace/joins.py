@@ -147,7 +147,7 @@ class Joins:
     @staticmethod
     def _rejected(evidence: list[str]) -> tuple[str, list[str]]:
         """MPJoinRejected: the path manager did not want it."""
-        mode = sysctl.read_all().get("path_manager", "kernel")
+        mode = sysctl.PathManagerSetting().current()
         if mode == "userspace":
             return "refused by policy: path manager userspace, and nobody listens to it", evidence
         with PmClient() as client:

@@ -205,7 +205,7 @@ def trace_pm(trace: Trace, constants: dict[str, int]) -> Summary:
     events = PmEvents.open()
     trace.directory.look()
     trace.means += [*kernel.hooks(), "mptcp_pm events"]
-    if sysctl.read_all().get("path_manager") == "userspace":
+    if sysctl.PathManagerSetting().current() == "userspace":
         trace.means.append(
             "which, the path manager being userspace, makes the kernel accept joins meanwhile"
         )
