@@ -40,7 +40,8 @@ def own_cgroup() -> Iterator[Path]:
             yield folder
         finally:
             (before / "cgroup.procs").write_text(str(os.getpid()))
-            # What the test started and ended may not be quite gone.
+            # What the test started: it ended, but may not be quite gone, or the test failed.
+            (folder / "cgroup.kill").write_text("1")
             wait_for(
                 lambda: not (folder / "cgroup.procs").read_text().split() or None,
                 "end of the processes in the test's cgroup",
