@@ -4,14 +4,16 @@
 The kernel counts each fallback under its reason (net/mptcp/mib.h); the wire shows whose it
 was: a handshake whose answer lacks MP_CAPABLE, an MP_FAIL, an infinite mapping (RFC 8684,
 3.7).  A counter is told with the flow that showed such a sign within the second before;
-where none did, the connections that were alive are the candidates.  Process and token come
-from inet_sock_set_state, at connect and before the answer is judged.
+where none did, it is the one connection that was MPTCP and is no longer; where there are
+several such, or none, they, or the connections that are alive, are the candidates.  Process
+and token come from inet_sock_set_state, at connect and before the answer is judged.  That
+this host did not take a peer's offer is counted nowhere, and told from the wire alone.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
-from mptcpd_ebpf.kernel import counters, diag
+from mptcpd_ebpf.kernel import counters, diag, sysctl
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.scope import Flow, token_words
@@ -21,6 +23,8 @@ from mptcpd_ebpf.trace.tap import Tap
 _NEAR_NS = 1_000_000_000
 _SETTLED_NS = 50_000_000
 _CANDIDATES = 5
+_CLOSE = 7  # include/net/tcp_states.h
+_ANY = ("0.0.0.0", "::")
 
 REASONS = {
     "MPCapableFallbackSYNACK": (
@@ -117,8 +121,11 @@ class Fallbacks:
                 self._sign(signal, "SYN without MP_CAPABLE")
         elif signal.is_syn_ack and asked is not None:
             if not capable:
-                self._sign(signal, "answer without MP_CAPABLE")
                 del self._asked[flow]
+                if signal.outgoing:
+                    self._answered_plainly(signal)
+                else:
+                    self._sign(signal, "answer without MP_CAPABLE")
         elif capable:
             self._asked.pop(flow, None)
         if signal.option(Subtype.MP_FAIL):
@@ -126,6 +133,45 @@ class Fallbacks:
         if signal.option(Subtype.DSS):  # the tap lets through infinite mappings only
             way = "sent" if signal.outgoing else "received"
             self._sign(signal, f"infinite mapping {way}")
+
+    def _answered_plainly(self, signal: Signal) -> None:
+        """This host did not take the peer's offer, which it does not count."""
+        who = self._trace.directory.of_flow(signal.local, signal.remote)
+        if not self._trace.admits(who):
+            return
+        mptcp_listens = any(
+            each.port == signal.local.port and each.ip in (signal.local.ip, *_ANY)
+            for each in diag.listeners()
+        )
+        if mptcp_listens:
+            reason, why = "answer", "this host answered without MP_CAPABLE, and does not say why"
+        elif sysctl.read_all().get("enabled") == "0":
+            reason, why = (
+                "sysctl",
+                "the program here listens with plain TCP: MPTCP is switched off "
+                "(net.mptcp.enabled is 0)",
+            )
+        else:
+            reason, why = (
+                "tcp-listener",
+                "the program here listens with plain TCP: it must ask for MPTCP "
+                "('mptcpd-ebpf exec' and 'mptcpd-ebpf mptcpify' do that for it)",
+            )
+        evidence = ["the SYN offered MPTCP, the SYN/ACK of this host did not"]
+        self.reasons[reason] += 1
+        self._trace.say(
+            "fallback",
+            "\n".join(
+                [f"{token_words(who.token)}  {who.name}  {why}", *(f"    {e}" for e in evidence)]
+            ),
+            signal.at,
+            **who.fields(),
+            reason=reason,
+            why=why,
+            counter=None,
+            evidence=evidence,
+            candidates=[],
+        )
 
     def _sign(self, signal: Signal, what: str) -> None:
         self._signs.append(Sign(signal.at, (signal.local, signal.remote), what))
@@ -158,13 +204,21 @@ class Fallbacks:
             flows = [flow]
             evidence = [f"counter {name} moved", "no third packet with MP_CAPABLE was seen"]
         else:
-            flows = []
             alive = diag.subflows()
-            candidates = [f"{each.local} → {each.remote}" for each in alive][:_CANDIDATES]
+            fallen = self._fallen({(each.local, each.remote) for each in alive})
             evidence = [f"counter {name} moved"]
+            flows = fallen if len(fallen) == 1 else []
+            if flows:
+                evidence.append("it is the only one that is no longer MPTCP")
+            elif fallen:
+                candidates = [f"{local} → {remote}" for local, remote in fallen][:_CANDIDATES]
+                evidence.append("these are no longer MPTCP")
+            else:
+                candidates = [f"{each.local} → {each.remote}" for each in alive][:_CANDIDATES]
         who = None
         if flows:
             who = self._trace.directory.of_flow(*flows[0])
+            self._trace.directory.forget(who)
             if not self._trace.admits(who):
                 return
         elif self._trace.scope.asks_for_one:
@@ -186,6 +240,11 @@ class Fallbacks:
             candidates=candidates,
         )
 
+    def _fallen(self, alive: set[Flow]) -> list[Flow]:
+        """Subflows that were MPTCP, did not end, and are none now."""
+        known = self._trace.directory.by_flow
+        return [flow for flow, who in known.items() if who.token and flow not in alive]
+
     def _take(self, name: str) -> Sign | None:
         """The oldest sign that goes with a counter."""
         wanted = _OF_HANDSHAKE.get(name) or _OF_SIGNAL.get(name)
@@ -197,7 +256,8 @@ class Fallbacks:
 
 
 def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
-    kernel = trace.open(KernelSide("trace", ("state_changed",), constants))
+    kernel = trace.open(KernelSide("trace", ("state_changed", "destroyed"), constants))
+    kinds = kernel.enumeration("trace_kind")
     tap = trace.open(Tap(constants["own_netns"]))
     trace.means += [*kernel.hooks(), *tap.hooks(), "MPTcpExt counters"]
     trace.directory.look()
@@ -206,7 +266,9 @@ def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
     def read() -> None:
         # Whose a connection is, and its token, cannot be asked any more once it fell back.
         for record in kernel.read("trace_record"):
-            trace.directory.of_record(record)
+            who = trace.directory.of_record(record)
+            if kinds[record["kind"]] == "TRACE_ENDED" or record["state"] == _CLOSE:
+                trace.directory.forget(who)
         for signal in tap.signals():
             fallbacks.hear(signal)
 

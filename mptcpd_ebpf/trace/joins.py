@@ -31,7 +31,7 @@ _PROHIBITED = 3
 _QUIET_NS = 200_000_000
 """A handshake that has not been refused so long after its third packet stands."""
 
-_COUNTED = {
+COUNTED = {
     "MPJoinNoTokenFound": "unknown token: this host has no connection with it (any more)",
     "MPJoinAckHMacFailure": "wrong HMAC in the third packet: not the peer of this connection",
     "MPJoinSynAckHMacFailure": "wrong HMAC in the SYN/ACK: not the peer of this connection",
@@ -39,6 +39,7 @@ _COUNTED = {
     "MismatchPortAckRx": "the third packet came to a port that was never announced",
     "MPJoinRejected": "the path manager did not want it",
 }
+"""Counters of refusals by this host, and what each means."""
 _NEVER_LEFT = {
     "MPJoinSynTxCreatSkErr": "no socket could be made",
     "MPJoinSynTxBindErr": "the local address could not be bound: it is gone, or the port is taken",
@@ -126,16 +127,16 @@ class Joins:
         """Why this host sent the reset: a counter knows, or candidates are listed."""
         evidence = [f"this host sent {said}", *attempt.notes]
         now = counters.read()
-        moved = [name for name in _COUNTED if now.get(name, 0) > self._explained.get(name, 0)]
+        moved = [name for name in COUNTED if now.get(name, 0) > self._explained.get(name, 0)]
         evidence += [f"counter {name} moved" for name in moved]
         if len(moved) > 1:
-            candidates = ", or ".join(_COUNTED[name] for name in moved)
+            candidates = ", or ".join(COUNTED[name] for name in moved)
             return f"several joins were refused at once; this one: {candidates}", evidence
         for name in moved:
             self._explained[name] += 1
             if name == "MPJoinRejected":
                 return self._rejected(evidence)
-            return _COUNTED[name], evidence
+            return COUNTED[name], evidence
         if code == _PROHIBITED and attempt.incoming:  # a kernel that does not count it
             return self._rejected(evidence)
         if attempt.notes:

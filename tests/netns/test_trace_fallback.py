@@ -2,14 +2,18 @@
 """Staged fallbacks are told once each, with flow, reason, and the counter that moved."""
 
 import socket
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
+from mptcpd_ebpf.kernel.counters import read
 from mptcpd_ebpf.lab import Lab, Path
+from mptcpd_ebpf.lab.wire import DSS
+from mptcpd_ebpf.trace.fallback import REASONS
 from tests.netns.probed import IPPROTO_MPTCP, connection
 from tests.netns.tracing import tracing
-from tests.netns.wire_kernel import open_lab, talk
+from tests.netns.wire_kernel import Counters, Talk, open_lab, talk
 
 
 @pytest.fixture
@@ -56,6 +60,25 @@ def test_a_server_that_speaks_tcp_only(lab: Lab) -> None:
     assert line["remote"].startswith(lab.paths[0].server_ip + ":")
 
 
+@pytest.mark.parametrize("reason", ["tcp-listener", "sysctl"])
+def test_the_server_says_why_it_did_not_take_the_offer(lab: Lab, reason: str) -> None:
+    with lab.server.entered():
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with lab.client.entered():
+        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+    with listener, client, tracing(lab.server, "fallback") as told:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        if reason == "sysctl":
+            lab.server.sysctl("mptcp.enabled", 0)
+        client.connect((lab.paths[0].server_ip, listener.getsockname()[1]))
+        line = told.event("fallback")
+        summary = told.end()
+    assert line["reason"] == reason
+    assert line["remote"].startswith(lab.paths[0].client_ip + ":")
+    assert summary["counters"] == {reason: 1}
+
+
 def test_data_changed_on_the_way_is_found_by_its_checksum() -> None:
     with open_lab() as lab:
         lab.server.sysctl("mptcp.checksum_enabled", 1)
@@ -65,6 +88,62 @@ def test_data_changed_on_the_way_is_found_by_its_checksum() -> None:
             told.end()
     assert line["reason"] == "checksum"
     assert line["evidence"][0] == "counter DataCsumErr moved"
+
+
+def staged(peers: Talk, how: str) -> None:
+    """Makes the kernel that the peer talks to fall back."""
+    connection, initial = peers.connection, peers.connection.initial
+    if how == "MPFailRx":
+        initial.fail(connection.snd_nxt)
+    elif how == "InfiniteMapRx":
+        infinite = DSS(dsn=connection.snd_nxt, ssn=initial.next_ssn, data_length=0)
+        initial.data(b"naked", infinite)
+    else:
+        astray = DSS(dsn=connection.snd_nxt, ssn=initial.next_ssn + 100, data_length=5)
+        initial.data(b"naked", astray)
+
+
+@pytest.mark.parametrize(
+    ("counter", "reason"),
+    [
+        ("InfiniteMapRx", "infinite-rx"),
+        ("MPFailRx", "fail-rx"),
+        ("DssFallback", "no-dss"),
+    ],
+)
+def test_fallbacks_of_an_established_connection(counter: str, reason: str) -> None:
+    with open_lab() as lab, tracing(lab.server, "fallback") as told, talk(lab) as peers:
+        counted = Counters(lab.server)
+        if counter not in present(lab):
+            pytest.skip(f"this kernel does not count {counter}")
+        staged(peers, counter)
+        line = told.event("fallback", counter=counter)
+        flow = str(peers.connection.initial.flow.destination)
+        told.end()
+        moved = {name: number for name, number in counted.changed().items() if name in REASONS}
+    assert line["reason"] == reason
+    assert line["local"] == flow
+    assert Counter(each["counter"] for each in told.all("fallback")) == moved
+
+
+def present(lab: Lab) -> set[str]:
+    with lab.server.entered():
+        return set(read())
+
+
+def test_syns_that_a_middlebox_drops_and_the_suspension_that_follows(lab: Lab) -> None:
+    try:
+        lab.client.sysctl("mptcp.syn_retrans_before_tcp_fallback", 0)
+    except FileNotFoundError:
+        pytest.skip("this kernel falls back after a fixed number of SYNs, which takes long")
+    lab.paths[0].drop_mptcp("mp-capable")
+    with tracing(lab.client, "fallback") as told:
+        for counter in ("MPCapableSYNTXDrop", "MPCapableSYNTXDisabled"):
+            with connection(lab) as ends:
+                port = ends.client.getsockname()[1]
+                line = told.event("fallback", counter=counter)
+            assert line["local"] == f"{lab.paths[0].client_ip}:{port}"
+        told.end()
 
 
 def test_a_healthy_connection_falls_back_nowhere(lab: Lab) -> None:

@@ -7,9 +7,11 @@ import pytest
 
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Lab, Path
+from mptcpd_ebpf.lab.wire import Peer
+from mptcpd_ebpf.trace.joins import COUNTED
 from tests.netns.probed import allow_joins, connection
 from tests.netns.tracing import tracing
-from tests.netns.wire_kernel import open_lab, talk
+from tests.netns.wire_kernel import kernel_connects, open_lab, talk
 from tests.waiting import until
 
 
@@ -109,6 +111,53 @@ def test_a_userspace_path_manager_refuses_while_nobody_listens(lab: Lab) -> None
         assert join["why"].startswith("refused by policy")
     else:
         assert join["outcome"] == "established"
+
+
+def test_nobody_listens_any_more(lab: Lab) -> None:
+    lab.client.run(["ip", "mptcp", "endpoint", "flush"])
+    path = lab.paths[1]
+    with tracing(lab.client, "joins") as told, tracing(lab.server, "joins") as server_told:
+        with connection(lab) as ends:
+            ends.listener.close()
+            add = ["ip", "mptcp", "endpoint", "add", path.client_ip, "dev", path.client_if]
+            lab.client.run([*add, "subflow"])
+            into = server_told.event("join")
+            out = told.event("join")
+        summary = server_told.end()
+    assert into["outcome"] == out["outcome"] == "refused"
+    assert into["why"] == "nobody listens at that address and port"
+    assert out["why"].startswith("the peer refused the SYN")
+    assert "nobody listens at that address" in out["why"]
+    assert not {name for name in summary["counters"] if name in COUNTED}
+
+
+def test_a_wrong_hmac_of_the_peer(peer_lab: Lab) -> None:
+    far = peer_lab.paths[1]
+    with (
+        tracing(peer_lab.client, "joins") as told,
+        Peer(peer_lab.server.name) as peer,
+        kernel_connects(peer_lab) as client,
+    ):
+        connected = peer.accept(5000)
+        client.send(b"hello")
+        connected.receive_data(5)
+        peer_lab.client.run(["ip", "mptcp", "endpoint", "add", far.client_ip, "subflow"])
+        assert connected.accept_join(address_id=2, hmac=1).reset_by
+        join = told.event("join")
+        summary = told.end()
+    assert (join["outcome"], join["incoming"]) == ("refused", False)
+    assert join["why"].startswith("wrong HMAC in the SYN/ACK")
+    assert summary["counters"]["MPJoinSynAckHMacFailure"] == 1
+
+
+def test_a_join_that_is_given_up(lab: Lab) -> None:
+    lab.client.sysctl("ipv4.tcp_syn_retries", 1)
+    lab.paths[1].drop_mptcp("mp-join")
+    with tracing(lab.client, "joins") as told, connection(lab):
+        join = told.event("join")
+    assert join["outcome"] == "failed"
+    assert join["syns"] >= 2
+    assert "ETIMEDOUT" in join["why"]
 
 
 def test_a_firewall_that_swallows_joins(lab: Lab) -> None:
