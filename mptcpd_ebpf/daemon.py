@@ -233,13 +233,15 @@ class Daemon:
             self._drain()
 
     def _set_timer(self) -> None:
+        deadline = self._engine.deadline
+        at = None if deadline is None else deadline / 1e9
         if self._timer is not None:
+            if self._timer.when() == at:
+                return  # most events change nothing here, and a timer made anew costs as much
             self._timer.cancel()
             self._timer = None
-        deadline = self._engine.deadline
-        if deadline is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(deadline / 1e9, self._tick)
+        if at is not None:
+            self._timer = asyncio.get_running_loop().call_at(at, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
