@@ -33,6 +33,8 @@ class Imported(Struct, kw_only=True):
     """By dotted key of `Config`."""
     lines: dict[str, int]
     """Where the keys came from; those that are not here are mptcpd's defaults."""
+    keys: dict[str, int] = {}
+    """Lines of mptcpd's keys: the first of two counts, as ELL has it."""
     warnings: list[str]
     """What does not apply here, with the reason."""
     mistakes: list[Mistake]
@@ -136,6 +138,12 @@ def _take(found: Imported, key: str, value: str, file: str, line: int) -> None:
         known = ", ".join(_READERS)
         found.warnings.append(f"{file}:{line}: {key}: mptcpd has no such key ({known}), ignored")
         return
+    if key in found.keys:
+        found.warnings.append(
+            f"{file}:{line}: {key} again: the first one counts, in line {found.keys[key]}"
+        )
+        return
+    found.keys[key] = line
     try:
         values = reader(value)
     except ValueError as error:

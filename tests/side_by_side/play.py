@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from tests.side_by_side.scenario import Scenario, Seen, Step
-from tests.side_by_side.stage import Manager, Stage, stage
+from tests.side_by_side.stage import ATTEMPTS_WITH_THE_DEAF, Manager, Stage, stage
 
 
 def play(scenario: Scenario, name: Manager) -> Seen:
@@ -17,6 +17,10 @@ def play(scenario: Scenario, name: Manager) -> Seen:
     ):
         for step in scenario.before:
             _do(there, step)
+        if expected.deaf:
+            there.attempts = ATTEMPTS_WITH_THE_DEAF
+        if not scenario.daemon:
+            return Seen(said=scenario.look(there))
         before = there.host.limits, there.path_manager
         there.start()
         if scenario.steps:

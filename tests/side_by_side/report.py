@@ -21,7 +21,9 @@ def words(seen: Seen, other: Seen) -> str:
         parts.append(_ending(seen.exit_code))
     if not seen.exit_code:
         parts.append(", ".join(seen.table) or "no endpoint")
-    parts += ["; ".join(words) for words in (seen.wire, seen.said) if words]
+    # Of much that was said, what the other did not say is enough.
+    said = [line for line in seen.said if line not in other.said] or seen.said
+    parts += ["; ".join(words) for words in (seen.wire, said) if words]
     if seen.path_manager != other.path_manager:
         parts.append(f"path manager {seen.path_manager}")
     if seen.limits != other.limits and seen.limits:

@@ -60,23 +60,30 @@ class Seen(Struct, frozen=True, kw_only=True):
 class Scenario(Struct, frozen=True, kw_only=True):
     name: str
     faults: tuple[Fault, ...] = ()
+    needs: tuple[str, ...] = ()
+    """Programs and files without which it cannot be played."""
     where: Where = "bare"
     arguments: tuple[str, ...] = ()
     usual: tuple[str, ...] = USUAL
+    daemon: bool = True
+    """False: there is none; the steps do it all."""
     before: Sequence[Step] = ()
     steps: Sequence[Step] = ()
     barrier: Callable[[Stage], bool] = Stage.settle
     """Waits until the daemon has dealt with all that happened; False if it does not."""
-    look: Callable[[Stage], tuple[str, ...]] = lambda _: ()
+    look: Callable[[Stage], tuple[str, ...]] = lambda stage: tuple(stage.noted)
     """What else is compared, as words."""
     after: tuple[str, ...] = ()
     """Endpoints that ours must not take along at its end: those that are not its own, and the
     one under a connection's last subflow."""
     table: tuple[str, ...] = ()
     limits: tuple[int, int] | None = None
+    path_manager: str = "kernel"
     wire: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
     exit_code: int = 0
+    put_back: bool = True
+    """False: not compared, because somebody else sets limits too."""
     theirs: dict[str, Any] = {}
     """By field of `Seen`, in what mptcpd differs."""
     better: str = ""
@@ -87,6 +94,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
         ours = Seen(
             table=self.table,
             limits=self.limits,
+            path_manager=self.path_manager,
             wire=self.wire,
             said=self.said,
             exit_code=self.exit_code,

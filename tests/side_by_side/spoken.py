@@ -6,7 +6,7 @@ said twice: a retransmission, the three packets of a join's handshake, the echo 
 announcement.  Two subflows by the same interface are two all the same.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from mptcpd_ebpf.lab.wire import (
     FIN,
@@ -20,12 +20,12 @@ from mptcpd_ebpf.lab.wire import (
 )
 
 
-def spoken(segments: Iterable[Segment], without: str) -> tuple[str, ...]:
-    """Sorted; what the address `without` has part in is left out."""
+def spoken(segments: Iterable[Segment], without: str, hidden: Container[int]) -> tuple[str, ...]:
+    """Sorted; what the address `without` or a `hidden` port has part in is left out."""
     said: dict[tuple[str, Flow | None], None] = {}
     ended: set[Flow] = set()
     for segment in segments:
-        if without in (segment.flow.source.ip, segment.flow.destination.ip):
+        if any(end.ip == without or end.port in hidden for end in segment.flow):
             continue
         for words, flow in _options(segment):
             if without not in words:

@@ -21,11 +21,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.commands import CreateSubflow
+from mptcpd_ebpf.kernel import diag
+from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Host, Lab
 from mptcpd_ebpf.lab import Path as LabPath
 from mptcpd_ebpf.lab.wire import Wire
 from tests.netns.daemon_process import PROGRAM
-from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP, listen
+from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP
 from tests.netns.plugin_host import PluginHost, plugin_host
 from tests.side_by_side.spoken import spoken
 from tests.waiting import SLOWNESS
@@ -37,8 +41,10 @@ MPTCPD = "/usr/libexec/mptcpd"
 CONFIGURATION = Path("/etc/mptcpd/mptcpd.conf")
 LAST = "10.99.0.1"
 """The address that is added last."""
-PATIENCE_S = 1.5 * SLOWNESS
-ATTEMPTS = 4
+PATIENCE_S = 20.0 * SLOWNESS
+"""For what must come."""
+ATTEMPT_S = 1.5 * SLOWNESS
+ATTEMPTS, ATTEMPTS_WITH_THE_DEAF = 15, 3
 USUAL = ("--addr-flags=subflow", "--notify-flags=existing,skip_link_local,skip_loopback")
 """What a scenario starts with; what it says itself comes later and counts."""
 
@@ -59,12 +65,16 @@ class Stage:
         self.arguments = list(arguments)
         self.configuration = CONFIGURATION
         self.environment: dict[str, str] = {}
-        self.exit_codes: list[int] = []
-        """Of those that were stopped before the last."""
         self.process: subprocess.Popen[bytes] | None = None
         self.lab: Lab | None = None
         self.wire: Wire | None = None
         self.connections: list[Connection] = []
+        self.hidden: set[int] = set()
+        """Server ports of connections that serve to wait and are no part of the scenario."""
+        self.attempts = ATTEMPTS
+        """How often something is done again that it may have missed."""
+        self.noted: list[str] = []
+        """What steps found worth comparing."""
         self.stack = ExitStack()
         """What must be closed when the stage is left."""
 
@@ -134,7 +144,7 @@ class Stage:
 
     def spoken(self) -> tuple[str, ...]:
         """What MPTCP said on the wire so far."""
-        return spoken(self.wire.matching(), LAST) if self.wire else ()
+        return spoken(self.wire.matching(), LAST, self.hidden) if self.wire else ()
 
     @property
     def path_manager(self) -> str:
@@ -174,16 +184,16 @@ class Stage:
 
     def clear(self) -> None:
         """Takes the last address back, and waits until that is worked off too."""
-        self.host.ip(f"addr del {LAST}/24 dev z")
+        self.host.ip(f"addr flush dev z to {LAST}")
         self.within(lambda: LAST not in self.host.table)
 
     def attempt(
         self, do: Callable[[], object], done: Callable[[], bool], undo: Callable[[], object]
     ) -> bool:
         """Tries until the daemon reacts; False if it never does, or ends."""
-        for _ in range(ATTEMPTS):
+        for _ in range(self.attempts):
             do()
-            if self.within(done):
+            if self.within(done, ATTEMPT_S):
                 return True
             undo()
             if not self.runs:
@@ -199,31 +209,42 @@ class Stage:
         here = self.host.prefix[1].rpartition("/")[2]
         return self.lab.client if self.lab.client.name == here else self.lab.server
 
-    def connect(self, path: int = 0) -> "Connection":
-        """One more connection of the client to the server's address on a path."""
+    def connect(self, *, port: int = 0, hidden: bool = False) -> "Connection":
+        """One more connection of the client to the server, over the first path."""
         assert self.lab is not None
-        server_ip = self.lab.paths[path].server_ip
+        server_ip = self.lab.paths[0].server_ip
         assert server_ip is not None
-        listener = self.stack.enter_context(listen(self.lab.server, "0.0.0.0"))
+        with self.lab.server.entered():
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        self.stack.enter_context(listener)
+        listener.bind(("", port))
+        listener.listen()
+        listener.settimeout(DEADLINE_S)
         with self.lab.client.entered():
             client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
         self.stack.enter_context(client)
         client.settimeout(DEADLINE_S)
-        client.connect((server_ip, listener.getsockname()[1]))
+        port = listener.getsockname()[1]
+        if hidden:
+            self.hidden.add(port)
+        client.connect((server_ip, port))
         server = self.stack.enter_context(listener.accept()[0])
         server.settimeout(DEADLINE_S)
-        made = Connection(client, server)
+        made = Connection(self.lab.client, client, server)
         made.exchange()
-        self.connections.append(made)
+        if not hidden:
+            self.connections.append(made)
         return made
 
 
 class Connection:
     """Both ends, held by the test's own process."""
 
-    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+    def __init__(self, host: Host, client: socket.socket, server: socket.socket) -> None:
+        self._host = host
         self.client = client
         self.server = server
+        self.remote = SockAddr(*client.getpeername())
 
     def exchange(self) -> None:
         """Both ends send and receive a byte: it lives, and both know it is established."""
@@ -234,6 +255,27 @@ class Connection:
     def close(self) -> None:
         self.client.close()
         self.server.close()
+
+    def subflows(self) -> list[str]:
+        """The client's address of each, sorted."""
+        asked = ["ss", "-Htn", "state", "established", f"dport = :{self.remote.port}"]
+        lines = self._host.run(asked).stdout.splitlines()
+        return sorted(line.split()[2].rpartition(":")[0].partition("%")[0] for line in lines)
+
+    def join(self, local_ip: str, address_id: int) -> None:
+        """One more subflow, asked for by the client (which needs its userspace path manager)."""
+        with self._host.entered(), PmClient() as pm:
+            for found in diag.snapshot(with_owners=False).connections:
+                if found.remote == self.remote:
+                    command = CreateSubflow(
+                        token=found.token,
+                        local_ip=local_ip,
+                        local_id=address_id,
+                        remote=self.remote,
+                        reason="the scenario",
+                    )
+                    answer = pm.execute_now(command)
+                    assert answer.errno == 0, answer.explanation
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ BY_HAND = "192.0.2.9 backup"
 
 
 def kill(stage: Stage) -> None:
+    stage.ask("status")  # when it answers, it has written down what it did
     stage.stop(signal.SIGKILL)
 
 

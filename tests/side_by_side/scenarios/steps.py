@@ -14,7 +14,7 @@ def sysctl(setting: str) -> Step:
 
 
 def restart(stage: Stage) -> None:
-    stage.exit_codes.append(stage.stop())
+    stage.stop()
     stage.start()
 
 

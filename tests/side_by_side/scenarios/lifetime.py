@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How a daemon starts, is signalled, falls behind, and meets others."""
+
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.side_by_side.scenario import Fault, Scenario, Step
+from tests.side_by_side.scenarios.steps import ONE, A
+from tests.side_by_side.stage import MPTCPD, USUAL, Stage
+from tests.waiting import SLOWNESS, until
+
+OVERFLOW_S = 30.0 * SLOWNESS
+SECOND_S = {"mptcpd": 1.0, "ours": 30.0 * SLOWNESS}
+"""How long a second daemon may take to find that there is one; mptcpd does not look."""
+
+
+def interrupt(stage: Stage) -> None:
+    stage.stop(signal.SIGINT)
+
+
+def terminate(stage: Stage) -> None:
+    stage.stop(signal.SIGTERM)
+
+
+def hang_up(stage: Stage) -> None:
+    stage.send(signal.SIGHUP)
+    if stage.name == "mptcpd":
+        stage.within(lambda: not stage.runs)
+
+
+def overflow(stage: Stage) -> None:
+    """More happens to addresses than its socket holds, while it does not run."""
+    stage.send(signal.SIGSTOP)
+    flips = "addr add 192.0.2.1/32 dev lo\naddr del 192.0.2.1/32 dev lo\n" * 1000
+    deadline = time.monotonic() + OVERFLOW_S
+    try:
+        while not _dropped(stage):
+            assert time.monotonic() < deadline, "the socket took it all"
+            subprocess.run(
+                [*stage.host.prefix, "ip", "-batch", "-"], input=flips, text=True, check=True
+            )
+    finally:
+        stage.send(signal.SIGCONT)
+
+
+def _dropped(stage: Stage) -> bool:
+    """Whether a routing socket of this namespace lost messages."""
+    lines = stage.host.run("cat", "/proc/net/netlink").splitlines()[1:]
+    return any(line.split()[1] == "0" and int(line.split()[8]) for line in lines)
+
+
+def second_daemon(stage: Stage) -> None:
+    """Notes how a second one of the same kind ends that is started beside the first."""
+    command = [word.replace("ours.sock", "second.sock") for word in stage.command()]
+    with subprocess.Popen(
+        [*stage.host.prefix, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as second:
+        try:
+            stage.noted.append(f"the second ends with {second.wait(SECOND_S[stage.name])}")
+        except subprocess.TimeoutExpired:
+            second.terminate()
+            stage.noted.append("both run")
+
+
+def running_beside(program: str, name: str) -> Step:
+    """Starts a program under a name in the namespace; it ends with the stage."""
+
+    def start(stage: Stage) -> None:
+        file = Path(shutil.copy(program, stage.folder / name))
+        arguments = ["600"] if program.endswith("sleep") else USUAL
+        process = subprocess.Popen(
+            [*stage.host.prefix, str(file), *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        stage.stack.callback(process.wait)
+        stage.stack.callback(process.kill)
+
+    return start
+
+
+def names(name: str) -> Callable[[Stage], tuple[str, ...]]:
+    """Whether the log has a warning with that name."""
+    return lambda stage: (
+        (f"log: {name} is named",)
+        if any(name in line for line in stage.log.splitlines() if line.startswith("WARNING"))
+        else ()
+    )
+
+
+def other_has_begun(stage: Stage) -> None:
+    until(lambda: bool(stage.host.table), "the other has set an endpoint")
+
+
+LIFETIME = [
+    *(
+        Scenario(
+            name=number.name,
+            faults=(Fault.STALE,),
+            before=[A],
+            steps=[ends],
+            limits=(2, 0),
+            theirs={"table": ONE, "limits": (3, 3)},
+            better="what we made goes with us (`on_exit: keep` leaves it)",
+        )
+        for number, ends in ((signal.SIGTERM, terminate), (signal.SIGINT, interrupt))
+    ),
+    Scenario(
+        name="SIGHUP",
+        faults=(Fault.WANTED,),
+        before=[A],
+        steps=[hang_up],
+        table=ONE,
+        limits=(4, 4),
+        theirs={"exit_code": -signal.SIGHUP, "limits": (3, 3)},
+        better="the configuration is read anew, and everything goes on",
+    ),
+    Scenario(
+        name="a netlink overflow",
+        faults=(Fault.DEAF,),
+        before=[A],
+        steps=[overflow],
+        table=ONE,
+        limits=(4, 4),
+        theirs={"deaf": True, "limits": (3, 3)},
+        better="lost events are noticed, and all is read anew",
+    ),
+    Scenario(
+        name="a second daemon in the namespace",
+        faults=(Fault.WANTED,),
+        before=[A],
+        steps=[second_daemon],
+        table=ONE,
+        said=("the second ends with 75",),
+        theirs={"said": ("both run",)},
+        better="two would undo each other's work; the second names the first",
+    ),
+    Scenario(
+        name="NetworkManager runs",
+        faults=(Fault.WANTED,),
+        before=[running_beside("/bin/sleep", "NetworkManager"), A],
+        look=names("NetworkManager"),
+        table=ONE,
+        said=("log: NetworkManager is named",),
+        theirs={"said": ()},
+        better="who else sets endpoints is named, with the way out",
+    ),
+    Scenario(
+        name="an mptcpd runs already",
+        faults=(Fault.WANTED,),
+        before=[A, running_beside(MPTCPD, "mptcpd"), other_has_begun],
+        look=names("mptcpd"),
+        table=ONE,
+        said=("log: mptcpd is named",),
+        after=ONE,
+        put_back=False,
+        theirs={"said": ()},
+        better="who else sets endpoints is named, with the way out",
+    ),
+]

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One subflow per interface, under the userspace path manager."""
+
+from mptcpd_ebpf.kernel.pm_events import PmEvents
+from tests.side_by_side.scenario import Fault, Scenario
+from tests.side_by_side.scenarios.steps import connect, restart
+from tests.side_by_side.stage import Stage
+
+ARGUMENTS = ("--path-manager=sspi", "--load-plugins=sspi")
+FIRST, SECOND = "10.1.1.2", "10.2.1.2"
+CREATES = "MP_JOIN out path1 id 1"
+SECOND_JOIN = "MP_JOIN out path0 id 9"
+CLOSED = ("FIN out path0", SECOND_JOIN)
+ONE_EACH = ("1 on path0", "1 on path1")
+FREE = "on the interfaces without a subflow, one is created"
+
+
+def closes_second(stage: Stage) -> bool:
+    """Waits until a second subflow of a connection that is made for this alone is closed."""
+    stage.await_readiness()
+    made = stage.connect(hidden=True)
+    return stage.attempt(
+        lambda: made.join(FIRST, 99), lambda: made.subflows().count(FIRST) == 1, lambda: None
+    )
+
+
+def passing_connection(stage: Stage) -> None:
+    """A connection that closes at once."""
+    made = stage.connect(hidden=True)
+    made.close()
+
+
+def second_subflow(stage: Stage) -> None:
+    """A second subflow of the connection, on the interface of its first."""
+    (made,) = stage.connections
+    made.join(FIRST, 9)
+
+
+def subflows(stage: Stage) -> tuple[str, ...]:
+    """How many of the connection there are, by the client's interface."""
+    (made,) = stage.connections
+    made.exchange()
+    found = made.subflows()
+    return tuple(
+        f"{found.count(ip)} on {name}" for ip, name in ((FIRST, "path0"), (SECOND, "path1"))
+    )
+
+
+def userspace(stage: Stage) -> None:
+    """At the client too, which is to create subflows where the daemon is the server's."""
+    assert stage.lab is not None
+    for host in (stage.lab.client, stage.lab.server):
+        host.sysctl("mptcp.pm_type", 1)
+    if stage.near is stage.lab.server:
+        with stage.lab.client.entered():
+            stage.stack.enter_context(PmEvents.open())
+
+
+SSPI = [
+    Scenario(
+        name="sspi, a connection from a host with two interfaces",
+        faults=(Fault.SSPI,),
+        where="client",
+        arguments=ARGUMENTS,
+        before=[userspace],
+        steps=[connect],
+        barrier=closes_second,
+        look=subflows,
+        path_manager="userspace",
+        wire=(CREATES,),
+        said=ONE_EACH,
+        theirs={"wire": (), "said": ("1 on path0", "0 on path1")},
+        better=FREE,
+    ),
+    Scenario(
+        name="sspi, a second subflow on an interface",
+        faults=(Fault.SSPI,),
+        where="client",
+        arguments=ARGUMENTS,
+        before=[userspace],
+        steps=[connect, second_subflow],
+        barrier=closes_second,
+        look=subflows,
+        path_manager="userspace",
+        wire=(*CLOSED, CREATES),
+        said=ONE_EACH,
+        theirs={"wire": CLOSED, "said": ("1 on path0", "0 on path1")},
+        better=FREE,
+    ),
+    Scenario(
+        name="sspi, another connection closes, then a second subflow",
+        faults=(Fault.SSPI, Fault.STATE),
+        where="client",
+        arguments=ARGUMENTS,
+        before=[userspace],
+        steps=[connect, passing_connection, closes_second, second_subflow],
+        barrier=closes_second,
+        look=subflows,
+        path_manager="userspace",
+        wire=(*CLOSED, CREATES),
+        said=ONE_EACH,
+        theirs={"wire": (SECOND_JOIN,), "said": ("2 on path0", "0 on path1")},
+        better="what is known of a connection goes with that connection, and nothing else",
+    ),
+    Scenario(
+        name="sspi, restarted while a connection lives, then a second subflow",
+        faults=(Fault.STATE,),
+        where="client",
+        arguments=ARGUMENTS,
+        before=[userspace],
+        steps=[connect, restart, closes_second, second_subflow],
+        barrier=closes_second,
+        look=subflows,
+        path_manager="userspace",
+        wire=(*CLOSED, CREATES),
+        said=ONE_EACH,
+        theirs={"wire": (SECOND_JOIN,), "said": ("2 on path0", "0 on path1")},
+        better="after a restart the connections that live are known again",
+    ),
+    Scenario(
+        name="sspi on the server",
+        faults=(Fault.SSPI,),
+        where="server",
+        arguments=ARGUMENTS,
+        before=[userspace],
+        steps=[connect],
+        barrier=closes_second,
+        path_manager="userspace",
+        wire=("ADD_ADDR out id 1 10.2.2.2",),
+        theirs={"wire": ()},
+        better="a server announces an address of each interface without a subflow",
+    ),
+]
