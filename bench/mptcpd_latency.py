@@ -36,8 +36,9 @@ from mptcpd_ebpf.lab import LabError, Path
 NAME = "Latencies beside mptcpd's"
 
 _DEADLINE_S = 5.0
-_PAUSE_S = 0.03
-"""Between two measurements: the kernel removes an endpoint or a subflow in some milliseconds."""
+_PAUSE_S = 0.08
+"""Between two measurements: the kernel takes some milliseconds to remove an endpoint, and the
+daemon's guard lets ten destructive commands a second pass."""
 _ANCHOR = "169.254.77.77"
 """Of link scope, which neither manages: an interface without any address forgets its routes."""
 
