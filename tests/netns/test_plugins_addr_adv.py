@@ -108,6 +108,33 @@ def test_interfaces_are_chosen_by_the_name_they_have_now(host: PluginHost, tmp_p
         host.expect("10.0.2.1")
 
 
+def test_only_allowed_interfaces_and_among_them_no_denied_ones(
+    host: PluginHost, tmp_path: Path
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("path_manager: addr_adv\ninterfaces:\n  allow: ['wan?', lte]\n  deny: ['*2']\n")
+    for number, name in enumerate(["wan1", "wan2", "lte", "lan"], start=1):
+        host.veth(name, f"10.0.{number}.1/24", f"fd00:{number}::1/64")
+    with host.daemon(tmp_path, "--config", str(file)) as running:
+        host.expect("10.0.1.1", "fd00:1::1", "10.0.3.1", "fd00:3::1")
+        file.write_text("path_manager: addr_adv\ninterfaces: {allow: [lan]}\n")
+        assert running.ask("reload").returncode == 0
+        host.expect("10.0.4.1", "fd00:4::1")
+
+
+def test_an_address_that_somebody_else_has_is_none(host: PluginHost, tmp_path: Path) -> None:
+    """Duplicate address detection fails, and the address stays tentative for good."""
+    file = tmp_path / "c.yaml"
+    file.write_text("path_manager: addr_adv\ninterfaces: {allow: [a]}\n")
+    host.veth("a", "10.0.1.1/24")
+    host.ip("addr add fd00:1::1/64 dev a-far nodad")
+    with host.daemon(tmp_path, "--config", str(file)) as running:
+        host.ip("addr add fd00:1::1/64 dev a", "addr add fd00:1::2/64 dev a")
+        until(lambda: "dadfailed" in host.ip("addr show dev a"), "it is somebody else's")
+        host.expect("10.0.1.1", "fd00:1::2")
+        assert "fd00:1::1 " not in running.log
+
+
 def test_the_route_counts_when_it_comes(host: PluginHost, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("path_manager: addr_adv\naddresses:\n  check_route: true\n")
