@@ -164,11 +164,19 @@ int sample(u64 *arguments)
 {
 	u64 cookie = arguments[0];
 	struct subflow *subflow = bpf_map_lookup_elem(&subflows, &cookie);
+	struct sock *sk;
 
 	if (!subflow || subflow->closed)
 		return 0;
+	sk = as(sock, subflow->sk);
+	if (born_cookie(sk) != cookie || see(sk, __sk_common.skc_state) == BPF_TCP_CLOSE) {
+		/* Another sock_ops program took the callbacks back, and the end was not told. */
+		forget_connection(&subflow->m);
+		bpf_map_delete_elem(&subflows, &cookie);
+		return 0;
+	}
 	if (!subflow->established)
-		name(&subflow->m, as(sock, subflow->sk));
+		name(&subflow->m, sk);
 	account_stall(subflow, bpf_ktime_get_ns(), false);
 	measure(subflow);
 	return 0;
