@@ -281,11 +281,12 @@ static __always_inline int begins(void *ctx, u32 slot, u64 *arguments, u64 call)
 	return 0;
 }
 
-static __always_inline int ends(u64 call, u64 returned)
+static __always_inline int ends(u32 slot, u64 call, u64 returned)
 {
 	struct func_record *record = bpf_map_lookup_elem(&under_way, &call);
 
-	if (!record)
+	/* Another's is left from a call whose end the kernel did not bring (kretprobes may). */
+	if (!record || record->slot != slot)
 		return 0;
 	record->duration_ns = bpf_ktime_get_ns() - record->at;
 	record->returned = returned;
@@ -305,12 +306,12 @@ static __noinline int entered(void *ctx, u32 slot)
 	return begins(ctx, slot, arguments, (u64)ctx);
 }
 
-static __noinline int left(void *ctx)
+static __noinline int left(void *ctx, u32 slot)
 {
 	u64 returned = 0;
 
 	bpf_get_func_ret(ctx, &returned);
-	return ends((u64)ctx, returned);
+	return ends(slot, (u64)ctx, returned);
 }
 
 static __noinline int passed(void *ctx, u32 slot)
@@ -321,9 +322,10 @@ static __noinline int passed(void *ctx, u32 slot)
 	return begins(ctx, slot, arguments, 0);
 }
 
+/* The end first: libbpf attaches in this order, and no beginning is to wait for its end. */
 #define SLOT(n)                                                              \
+	SEC("fexit") int exit_##n(void *ctx) { return left(ctx, 0##n); }      \
 	SEC("fentry") int entry_##n(void *ctx) { return entered(ctx, 0##n); } \
-	SEC("fexit") int exit_##n(void *ctx) { return left(ctx); }            \
 	SEC("tp_btf") int point_##n(void *ctx) { return passed(ctx, 0##n); }
 #define EIGHT_SLOTS(n) \
 	SLOT(n##0) SLOT(n##1) SLOT(n##2) SLOT(n##3) SLOT(n##4) SLOT(n##5) SLOT(n##6) SLOT(n##7)
@@ -351,5 +353,6 @@ int called(struct pt_regs *ctx)
 SEC("kretprobe")
 int returned(struct pt_regs *ctx)
 {
-	return ends(BPF_CORE_READ(ctx, sp) - CALL_PUSHES, BPF_CORE_READ(ctx, RESULT));
+	return ends(bpf_get_attach_cookie(ctx), BPF_CORE_READ(ctx, sp) - CALL_PUSHES,
+		    BPF_CORE_READ(ctx, RESULT));
 }

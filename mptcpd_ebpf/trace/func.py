@@ -232,7 +232,7 @@ def _say_left_out(trace: Trace, left_out: dict[str, str]) -> None:
     for name, why in left_out.items():
         reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
-        trace.say("left out", f"not traced: {listed(names)}: {why}", functions=names, why=why)
+        trace.say("not_traced", f"not traced: {listed(names)}: {why}", functions=names, why=why)
 
 
 def trace_func(

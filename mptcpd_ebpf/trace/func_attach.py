@@ -177,9 +177,9 @@ def _try(taken: list[Function], choice: _Choice, wanted: Wanted) -> Attached | N
         if way != "kprobe":
             continue
         try:
-            kernel.attach_kprobe("called", function.name, slot)
             if wanted.ends:
                 kernel.attach_kprobe("returned", function.name, slot)
+            kernel.attach_kprobe("called", function.name, slot)
         except OSError as error:
             choice.refuse(function.name, way, error.strerror or str(error))
     if all(choice.ways[each.name][:1] == [way] for each, way in zip(taken, ways, strict=True)):
