@@ -3,6 +3,7 @@
 
 import pytest
 
+from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     Command,
     CreateSubflow,
@@ -11,9 +12,21 @@ from mptcpd_ebpf.core.commands import (
     SetBackup,
     WithdrawAddress,
 )
+from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.guard import SETTLE, Guard
 from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey, World
-from tests.core.scenario import FIBRE, RADIO, SATELLITE, SECOND, SERVER, START, TOKEN, leftovers
+from tests.core.scenario import (
+    FIBRE,
+    RADIO,
+    SATELLITE,
+    SECOND,
+    SERVER,
+    START,
+    TOKEN,
+    connect,
+    leftovers,
+    refused,
+)
 
 LAST = "it is the last usable subflow of the connection"
 
@@ -161,6 +174,24 @@ def test_destruction_is_rationed() -> None:
     ]
     assert guard.refusal(destroy(FIBRE), model, START + SECOND // 3 + 1) is None
     assert guard.refusal(destroy(FIBRE), model, START + SECOND // 3 + 1) is not None
+
+
+def test_a_new_ration_holds_from_now_on() -> None:
+    """As after a reload; what was saved up beyond it is lost."""
+    guard, model = Guard(destructive_per_second=3), world(FIBRE, RADIO)
+    guard.set_rate(1)
+    answers = [guard.refusal(destroy(FIBRE), model, START) for _ in range(2)]
+    assert answers == [None, "more than 1 destructive commands a second"]
+    guard.set_rate(0)
+    assert guard.refusal(destroy(FIBRE), model, START + 9 * SECOND) is not None
+
+
+def test_the_configuration_sets_the_ration() -> None:
+    engine = Engine(destructive_per_second=5)
+    connect(engine, FIBRE, RADIO)
+    asked = ev.CommandAsked(command=demote(RADIO))
+    engine.handle(ev.ConfigChanged(config={"limits": {"destructive_per_second": 0}}), START)
+    assert refused(engine.handle(asked, START)) == ["more than 0 destructive commands a second"]
 
 
 def test_a_long_rest_saves_no_more_than_a_second_of_it() -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import Command, CreateSubflow, DestroySubflow
 from mptcpd_ebpf.core.engine import Engine, Outcome
 from mptcpd_ebpf.core.joining_plugin import JoiningPlugin
@@ -67,6 +68,12 @@ class Scene:
                 self.tell(ev.CommandAnswered(decision_id=decision.id, errno=self.errno))
 
     errno = 0
+
+    def reload(self) -> None:
+        """The plugin is made anew, and knows what the model does."""
+        number, self.plugin = self.plugin.number, Two()
+        self.plugin.number = number
+        self._take(self.engine.reconfigure([self.plugin], lambda _c: "two", self.now))
 
     def wait(self, nanoseconds: int) -> None:
         until = self.now + nanoseconds
@@ -149,6 +156,30 @@ def test_a_join_that_nobody_answers_is_given_up_and_tried_again() -> None:
     scene.tell(left())
     scene.wait(SECOND)
     assert scene.joins == 2
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_join_under_way_outlives_a_reload(number: int) -> None:
+    scene = Scene(number)
+    for _ in range(3):
+        scene.reload()
+    assert scene.joins == number, "nothing twice"
+    for port in range(number):
+        scene.tell(joined((SockAddr(RADIO[0].ip, 5000 + port), SERVER)))
+    scene.wait(60 * SECOND)
+    assert scene.joins == number
+
+
+def test_a_join_from_before_a_reload_that_nobody_answers_is_tried_again() -> None:
+    scene = Scene()
+    opening = measured(RADIO, scene.now, state=TCP_SYN_SENT)
+    scene.reload()
+    scene.wait(ANSWER_WITHIN)
+    scene.tell(ev.Sampled(measurements=[measured(), opening]))
+    assert any(isinstance(command, DestroySubflow) for command in scene.asked)
+    scene.tell(left())
+    scene.reload()
+    assert scene.joins == 2, "what failed is not under way"
 
 
 def test_what_we_destroyed_is_no_failure() -> None:
