@@ -216,7 +216,9 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def warnings(self) -> list[str]:
         """What the file says and does not apply here."""
-        return mptcpd_conf.read(self.mptcpd_conf).warnings if self.mptcpd_conf else []
+        if self.mptcpd_conf is None:
+            return []
+        return mptcpd_conf.read(self.mptcpd_conf, self.overrides).warnings
 
 
 def load(

@@ -8,7 +8,7 @@ default here, not ours: `MPTCPD_DEFAULTS`.
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,12 @@ MPTCPD_DEFAULTS: Mapping[str, Any] = {
 """What holds where mptcpd is told nothing."""
 
 
-def read(file: Path) -> Imported:
-    """Reads a file; what is wrong with it is in `mistakes`."""
+def read(file: Path, beaten: Container[str] = ()) -> Imported:
+    """Reads a file; what is wrong with it is in `mistakes`.
+
+    `beaten`: dotted keys that the command line sets, so that what the file says of them,
+    or leaves out, is worth no warning.
+    """
     try:
         with file.open("rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode
@@ -98,10 +102,10 @@ def read(file: Path) -> Imported:
         return _unusable(file, f"everyone can write this file; run 'chmod o-w {file}'")
     if len(raw) > MAX_BYTES:
         return _unusable(file, f"is larger than {MAX_BYTES // 1024} KiB")
-    return parse(raw.decode("utf-8", "replace"), str(file))
+    return parse(raw.decode("utf-8", "replace"), str(file), beaten)
 
 
-def parse(text: str, file: str) -> Imported:
+def parse(text: str, file: str, beaten: Container[str] = ()) -> Imported:
     """`read` for text that is already there; `file` names it in mistakes."""
     found = Imported(values=dict(MPTCPD_DEFAULTS), lines={}, warnings=[], mistakes=[])
     group = None
@@ -124,7 +128,8 @@ def parse(text: str, file: str) -> Imported:
     # load-plugins alone lets the highest priority among them serve, whatever mptcpd's default.
     if "load_plugins" in found.lines and "path_manager" not in found.lines:
         found.values["path_manager"] = None
-    if FLAGS_KEY not in found.lines and found.values["path_manager"] == "addr_adv":
+    flags_given = FLAGS_KEY in found.lines or FLAGS_KEY in beaten
+    if not flags_given and found.values["path_manager"] == "addr_adv":
         found.warnings.append(
             f"{file}: no addr-flags: the kernel uses endpoints without flags for nothing "
             f"(mptcpd's default); addr-flags=subflow is what most hosts want"

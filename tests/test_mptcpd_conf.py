@@ -136,3 +136,11 @@ def test_config_import_prints_yaml_that_does_the_same(tmp_path: Path, text: str)
     assert printed.exit_code == 0
     assert isinstance(yaml.safe_load(printed.output), dict)
     assert config.parse(printed.output, "F") == expected
+
+
+def test_flags_that_the_command_line_gives_are_not_missed_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mptcpd.conf"
+    file.write_text("[core]\npath-manager=addr_adv\n")
+    assert len(Settings(mptcpd_conf=file).warnings()) == 1
+    given = mptcpd_conf.addr_flags("subflow")
+    assert Settings(mptcpd_conf=file, overrides=given).warnings() == []
