@@ -31,6 +31,7 @@ _DEADLINE_S = 20.0
 class Side(Struct, frozen=True):
     """One of the two at work."""
 
+    name: str
     lab: Lab
     process: subprocess.Popen[bytes]
 
@@ -59,7 +60,7 @@ def both(plugin: str, folder: str, paths: Sequence[Path], ip: str = "4") -> Iter
             limits = ["subflows", LIMIT, "add_addr_accepted", LIMIT]
             lab.server.run(["ip", "mptcp", "limits", "set", *limits])
             argv = commands(name, plugin, f"{folder}/{name}-{plugin}.sock")
-            sides.append(Side(lab, stack.enter_context(_started(lab, argv))))
+            sides.append(Side(name, lab, stack.enter_context(_started(lab, argv))))
         yield sides
 
 

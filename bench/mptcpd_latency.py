@@ -35,7 +35,7 @@ from mptcpd_ebpf.lab import LabError, Path
 
 NAME = "Latencies beside mptcpd's"
 
-_DEADLINE_S = 5.0
+_DEADLINE_S = 20.0
 _PAUSE_S = 0.08
 """Between two measurements: the kernel takes some milliseconds to remove an endpoint, and the
 daemon's guard lets ten destructive commands a second pass."""
@@ -78,8 +78,11 @@ def _row(
     with ExitStack() as stack:
         measures = [prepare(side, stack) for side in sides]
         for number in range(count + 1):
-            for times, measure in zip(found, measures, strict=True):
-                took = measure()
+            for side, times, measure in zip(sides, found, measures, strict=True):
+                try:
+                    took = measure()
+                except LabError as error:
+                    raise LabError(f"{side.name}, measurement {number}: {error}") from None
                 if number:  # the first one warms up
                     times.append(took)
                 time.sleep(_PAUSE_S)
