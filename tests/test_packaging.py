@@ -129,6 +129,20 @@ def test_staged_install_names_the_host_only(archive: Path) -> None:
     assert [path for path in stage.rglob("*") if not path.is_dir()] == []
 
 
+def test_what_bcc_compiles_is_installed_too(installed: Path) -> None:
+    python = installed / "lib/mptcpd-ebpf/bin/python"
+    program = (
+        "from mptcpd_ebpf.probes.bcc_compile import compile_functions\n"
+        "from mptcpd_ebpf.resources import bpf_sources\n"
+        "print(bpf_sources(), len(compile_functions('int f(void *c) { return 0; }', ['f'])['f']))"
+    )
+    folder, size = run(python, "-c", program, cwd=installed).split()
+    assert Path(folder).is_relative_to(installed)
+    assert (Path(folder) / "follow.h").is_file()
+    assert (Path(folder) / "bcc" / "subflow.c").is_file()
+    assert int(size) == 16
+
+
 @pytest.mark.usefixtures("installed")
 def test_daemon_starts_from_the_wheel(archive: Path, tmp_path: Path) -> None:
     """In a venv that sees no other package, with no compiler to be found, on eBPF probes."""
