@@ -7,7 +7,7 @@
  * command's, and at its end the answer is the newest message in the socket's receive
  * queue.  The words of an extended acknowledgement come by netlink_extack in between.
  */
-#include "kernel.h"
+#include "memory.h"
 
 #define COMM_SIZE 16
 #define MESSAGE_BYTES 256
@@ -42,7 +42,7 @@ struct trace_command {
 	u32 sequence;
 	u32 length;	      /* of the message, which is cut below */
 	char comm[COMM_SIZE];
-	char words[WORDS_BYTES];   /* the kernel's extended acknowledgement */
+	char words[WORDS_BYTES] __attribute__((aligned(4))); /* the kernel's extended acknowledgement */
 	u8 message[MESSAGE_BYTES]; /* what was asked, from nlmsghdr on */
 };
 
@@ -120,6 +120,11 @@ struct netlink_header {
 	s32 error; /* of an NLMSG_ERROR */
 };
 
+struct answer {
+	struct netlink_header header;
+	u32 rest[3]; /* up to a whole PIECE */
+};
+
 /* Chosen by user space before loading. */
 const volatile u32 own_netns = 0;
 const volatile u32 family = 0; /* message type of the mptcp_pm family */
@@ -145,16 +150,17 @@ struct {
 
 static __always_inline struct sock *socket_behind(u32 descriptor)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **files = BPF_CORE_READ(table, fd), *file = 0;
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct files_struct *files = as(files_struct, task->files);
+	struct fdtable *table = as(fdtable, see(files, fdt));
 	struct socket___trace *socket;
+	struct file *file;
 
-	if (descriptor >= BPF_CORE_READ(table, max_fds))
+	if (descriptor >= see(table, max_fds))
 		return 0;
-	bpf_probe_read_kernel(&file, sizeof(file), files + descriptor);
-	socket = BPF_CORE_READ(file, private_data);
-	return BPF_CORE_READ(socket, sk);
+	file = as(file, pointer_at((u64)see(table, fd) + descriptor * sizeof(u64)));
+	socket = as(socket___trace, see(file, private_data));
+	return as(sock, see(socket, sk));
 }
 
 SEC("tp_btf/sys_enter")
@@ -169,7 +175,7 @@ int BPF_PROG(call_begins, struct pt_regs *registers, long number)
 
 	if (number != SENDTO && number != SENDMSG)
 		return 0;
-	buffer = BPF_CORE_READ(registers, second_argument);
+	buffer = registers->second_argument;
 	if (number == SENDMSG) {
 		if (bpf_probe_read_user(&message, sizeof(message), (void *)buffer) ||
 		    bpf_probe_read_user(&vector, sizeof(vector), (void *)message.vectors))
@@ -179,10 +185,10 @@ int BPF_PROG(call_begins, struct pt_regs *registers, long number)
 	if (bpf_probe_read_user(&header, sizeof(header), (void *)buffer) ||
 	    header.type != family)
 		return 0;
-	sk = socket_behind(BPF_CORE_READ(registers, first_argument));
-	if (!sk || BPF_CORE_READ(sk, __sk_common.skc_family) != AF_NETLINK)
+	sk = socket_behind(registers->first_argument);
+	if (!sk || see(sk, __sk_common.skc_family) != AF_NETLINK)
 		return 0;
-	if (own_netns && BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) != own_netns)
+	if (own_netns && netns_of(sk) != own_netns)
 		return 0;
 	if (bpf_map_update_elem(&commands, &thread, &blank, BPF_ANY)) {
 		__sync_fetch_and_add(&lost.records, 1);
@@ -193,7 +199,7 @@ int BPF_PROG(call_begins, struct pt_regs *registers, long number)
 		return 0;
 	command->at = bpf_ktime_get_ns();
 	command->socket = (u64)sk;
-	command->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	command->netns = netns_of(sk);
 	command->pid = thread >> 32;
 	command->uid = (u32)bpf_get_current_uid_gid();
 	command->cgroup = bpf_get_current_cgroup_id();
@@ -219,7 +225,7 @@ int BPF_PROG(words_said, const char *words)
 		return 0;
 	command = bpf_map_lookup_elem(&commands, &thread);
 	if (command)
-		bpf_probe_read_kernel_str(command->words, sizeof(command->words), words);
+		copy_from(command->words, (u64)words, WORDS_BYTES);
 	return 0;
 }
 
@@ -227,10 +233,10 @@ SEC("tp_btf/sys_exit")
 int BPF_PROG(call_ends, struct pt_regs *registers, long result)
 {
 	u64 thread = bpf_get_current_pid_tgid();
-	struct netlink_header answer = {};
+	struct answer answer;
 	struct trace_command *command;
-	struct sk_buff___trace *newest;
 	struct sock___trace *sk;
+	u64 newest;
 
 	if (!under_way)
 		return 0;
@@ -239,14 +245,15 @@ int BPF_PROG(call_ends, struct pt_regs *registers, long result)
 		return 0;
 	command->duration_ns = bpf_ktime_get_ns() - command->at;
 	command->error = UNANSWERED;
-	sk = (void *)command->socket;
-	newest = (void *)BPF_CORE_READ(sk, sk_receive_queue.prev);
+	sk = as(sock___trace, command->socket);
+	newest = (u64)see(sk, sk_receive_queue.prev);
 	if (result < 0) {
 		command->error = result;
-	} else if (newest &&
-		   !bpf_probe_read_kernel(&answer, sizeof(answer), BPF_CORE_READ(newest, data)) &&
-		   answer.sequence == command->sequence) {
-		command->error = answer.type == NLMSG_ERROR ? answer.error : 0;
+	} else if (newest) {
+		copy_from(&answer, (u64)see(as(sk_buff___trace, newest), data), sizeof(answer));
+		if (answer.header.sequence == command->sequence)
+			command->error =
+				answer.header.type == NLMSG_ERROR ? answer.header.error : 0;
 	}
 	if (bpf_ringbuf_output(&records, command, sizeof(*command), 0))
 		__sync_fetch_and_add(&lost.records, 1);

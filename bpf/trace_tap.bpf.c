@@ -10,7 +10,7 @@
  * The packets are looked at where the kernel hands them over (net/core/dev.c): a packet
  * socket would have every one of them cloned before its filter may say no.
  */
-#include "kernel.h"
+#include "memory.h"
 
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86dd
@@ -19,7 +19,6 @@
 #define DSS_SUBTYPE 2
 #define SYN_OR_RST 0x06
 #define HEADERS_MOST 128 /* IP and TCP, both with all options: 120 */
-#define PIECE 16
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -27,7 +26,7 @@ struct trace_packet {
 	u64 at;	     /* CLOCK_MONOTONIC, ns */
 	u32 length;  /* of headers[]; what is behind the packet's end is no part of it */
 	u8 outgoing;
-	u8 headers[HEADERS_MOST]; /* from the IP header on */
+	u8 headers[HEADERS_MOST] __attribute__((aligned(4))); /* from the IP header on */
 };
 
 struct trace_lost {
@@ -49,14 +48,6 @@ struct sk_buff___trace {
 	unsigned char *head, *data;
 };
 
-/* Any sixteen bytes of memory: the kernel's own type for that. */
-struct in6_addr___trace {
-	union {
-		u8 u6_addr8[PIECE];
-		__be32 u6_addr32[PIECE / 4];
-	} in6_u;
-};
-
 #pragma clang attribute pop
 
 /* Chosen by user space before loading. */
@@ -71,11 +62,6 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20); /* user space may choose another size */
 } records SEC(".maps");
-
-static __always_inline u8 byte_at(u64 address)
-{
-	return see(as(in6_addr___trace, address), in6_u.u6_addr8[0]);
-}
 
 struct walk {
 	u64 at, end;
@@ -136,24 +122,15 @@ static __always_inline bool signals(u64 tcp)
 static __noinline int tell(u64 ip, u32 length, bool outgoing)
 {
 	struct trace_packet *packet = bpf_ringbuf_reserve(&records, sizeof(*packet), 0);
-	u32 *words;
 
 	if (!packet) {
 		__sync_fetch_and_add(&lost.packets, 1);
 		return 0;
 	}
-	words = (u32 *)packet->headers;
 	packet->at = bpf_ktime_get_ns();
 	packet->length = length < HEADERS_MOST ? length : HEADERS_MOST;
 	packet->outgoing = outgoing;
-	for (int piece = 0; piece < HEADERS_MOST / PIECE; piece++) {
-		struct in6_addr___trace *from = as(in6_addr___trace, ip + piece * PIECE);
-
-		words[piece * 4] = see(from, in6_u.u6_addr32[0]);
-		words[piece * 4 + 1] = see(from, in6_u.u6_addr32[1]);
-		words[piece * 4 + 2] = see(from, in6_u.u6_addr32[2]);
-		words[piece * 4 + 3] = see(from, in6_u.u6_addr32[3]);
-	}
+	copy_from(packet->headers, ip, HEADERS_MOST);
 	bpf_ringbuf_submit(packet, 0);
 	return 0;
 }

@@ -20,6 +20,8 @@ which every transfer finds out what its path carries."""
 _FREE = 1.2
 """Factor between a round-trip time and the least one below which no queue stands that might
 have overflowed."""
+_FEW = 20
+"""Segments lost between two looks; an overshoot loses about a window at once."""
 _SLOWER = 1.25
 """Factor between round-trip times that makes one path the slower."""
 _PIPE_FULL = 2
@@ -46,7 +48,7 @@ class Path:
     losing: float = 0.0
     """Share of the looks at which more was lost than at the one before."""
     lost_freely: int = 0
-    """Segments lost while no queue stood."""
+    """Segments lost a few at a time while no queue stood."""
     worst_timeouts: int = 0
     worst_silence_us: int = 0
     """The longest silence seen with data in flight."""
@@ -89,9 +91,11 @@ class Path:
         return bool(self.last.backup or self.last.backup_by_peer)
 
 
-def stands_free(seen: Measurement) -> bool:
-    """Whether no queue stands on a path."""
-    return (seen.srtt_us or 0) < _FREE * (seen.min_rtt_us or 0)
+def lost_freely(before: Measurement, after: Measurement) -> int:
+    """Segments lost between two looks, unless a queue that overflowed explains them."""
+    lost = (after.lost or 0) - (before.lost or 0)
+    free = (after.srtt_us or 0) < _FREE * (after.min_rtt_us or 0)
+    return lost if free and 0 < lost <= _FEW else 0
 
 
 @dataclass(frozen=True, kw_only=True)

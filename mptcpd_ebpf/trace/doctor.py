@@ -13,7 +13,7 @@ from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel import diag
-from mptcpd_ebpf.trace.diagnosis import Observation, Path, diagnose, stands_free
+from mptcpd_ebpf.trace.diagnosis import Observation, Path, diagnose, lost_freely
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.life import kernel_reasons, reset_here
@@ -42,10 +42,9 @@ class Watched:
     ended: bool = False
 
     def look(self, seen: Measurement) -> None:
-        lost = (seen.lost or 0) - (self.last.lost or 0)
-        if lost > 0:
+        if (seen.lost or 0) > (self.last.lost or 0):
             self.losing += 1
-            self.lost_freely += lost if stands_free(self.last) or stands_free(seen) else 0
+            self.lost_freely += lost_freely(self.last, seen)
         self.last = seen
         self.looks += 1
         in_flight = seen.in_flight or 0

@@ -256,10 +256,14 @@ class KernelSide:
             if self._bpf.bpf_program__fd(handle) >= 0
         ]
 
+    def programs(self) -> dict[str, int]:
+        """The loaded programs' descriptors, by name."""
+        found = {name: self._bpf.bpf_program__fd(handle) for handle, name in self._programs()}
+        return {name: descriptor for name, descriptor in found.items() if descriptor >= 0}
+
     def cost(self) -> Cost:
         """Calls and time of all loaded programs so far."""
-        descriptors = (self._bpf.bpf_program__fd(handle) for handle, _ in self._programs())
-        return run_time(descriptor for descriptor in descriptors if descriptor >= 0)
+        return run_time(self.programs().values())
 
     def close(self) -> None:
         """Detaches and unloads; a second call does nothing."""

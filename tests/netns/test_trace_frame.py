@@ -13,6 +13,7 @@ from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.lab import Lab, Path, ShortConnections
 from mptcpd_ebpf.trace.kernel_side import RING_BYTES, KernelSide
 from tests.netns.probed import connection
+from tests.netns.test_probes_lockdown import CAST, translated
 from tests.netns.tracing import MAIN, tracing
 from tests.waiting import until
 
@@ -98,6 +99,21 @@ def test_without_privilege_it_says_so() -> None:
     )
     assert done.returncode == ExitCode.PRIVILEGE
     assert "CAP_BPF" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["trace", "trace_tap", "trace_pm"])
+def test_no_program_calls_a_helper_that_lockdown_refuses(name: str) -> None:
+    if f" {CAST}\n" not in File("/proc/kallsyms").read_text():
+        pytest.skip(f"this kernel has no {CAST}: tracing needs bpf_probe_read_kernel")
+    with KernelSide(name) as kernel:
+        calls = {
+            program: re.findall(r"\bcall (\S+)", translated(descriptor))
+            for program, descriptor in kernel.programs().items()
+        }
+    assert calls
+    # What user space handed in may be read: that is not the kernel's memory.
+    reads = {call for each in calls.values() for call in each if "probe_read" in call}
+    assert not {call for call in reads if "probe_read_user" not in call}, calls
 
 
 def test_lost_records_are_counted() -> None:

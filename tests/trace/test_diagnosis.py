@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.measurement import Measurement
-from mptcpd_ebpf.trace.diagnosis import Observation, Path, diagnose
+from mptcpd_ebpf.trace.diagnosis import Observation, Path, diagnose, lost_freely
 
 SECOND = 1_000_000
 
@@ -85,6 +85,15 @@ def test_the_peer_is_blamed_for_its_window_unless_a_path_is() -> None:
 def test_a_queue_that_the_transfer_itself_overflowed_once_is_no_loss() -> None:
     overshot = path(retransmits=100, lost=100, losing=0.2, lost_freely=10)
     assert causes(overshot, path()) == ["capacity"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "srtt_us", "freely"),
+    [(0, 10_000, 0), (5, 10_000, 5), (5, 15_000, 0), (200, 10_000, 0)],
+)
+def test_losses_that_no_full_queue_explains(lost: int, srtt_us: int, freely: int) -> None:
+    before, after = measured(lost=7), measured(lost=7 + lost, srtt_us=srtt_us)
+    assert lost_freely(before, after) == freely
 
 
 def test_an_equally_fast_path_without_loss_is_not_blamed_for_stalls() -> None:
