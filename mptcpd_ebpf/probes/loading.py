@@ -7,6 +7,7 @@ ends what it stands for when it is closed, so nothing outlives the process, howe
 """
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Mapping
@@ -167,10 +168,17 @@ def load_program(
 
 
 def attach_cgroup(libbpf: Libbpf, program: int, cgroup: Path) -> int:
-    """A link of a sock_ops program to a cgroup v2, beside what is attached there already."""
+    """A link of a sock_ops program to a cgroup v2, beside what is attached there already.
+
+    Raises OSError that names the folder.
+    """
     folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
     try:
         return libbpf.number("bpf_link_create", program, folder, AttachType.SOCK_OPS, None)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise OSError(error.errno, f"{cgroup} is no folder of cgroup v2") from None
+        raise
     finally:
         os.close(folder)
 

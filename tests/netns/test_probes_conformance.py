@@ -355,6 +355,16 @@ def test_sockets_outside_the_cgroup_are_not_followed(lab: Lab) -> None:
             pass_by.rmdir()
 
 
+def test_a_folder_that_is_no_cgroup_is_named(lab: Lab, cgroup: Path_, tmp_path: Path_) -> None:
+    with compiled(lab, cgroup):
+        pass  # or skipped, with the reason
+    reasons = {tmp_path: "is no folder of cgroup v2", tmp_path / "none": "No such file"}
+    for wrong, why in reasons.items():
+        with pytest.raises(ProbesUnavailable, match=why) as refusal:
+            BccProbes.open(cgroup=wrong)
+        assert str(wrong) in str(refusal.value)
+
+
 def test_what_is_older_is_left_to_inet_diag(lab: Lab, cgroup: Path_) -> None:
     with connection(lab) as ends, compiled(lab, cgroup, thresholds=QUIET) as bcc:
         exchange(ends, bytes(10_000))
