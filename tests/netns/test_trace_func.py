@@ -202,8 +202,9 @@ def test_lost_records_are_counted_and_so_are_their_calls(lab: Lab) -> None:
         connection(lab) as ends,
         KernelSide("trace_func", targets, constants, targets=targets, ring_bytes=4096) as kernel,
     ):
-        for _ in range(100):
-            exchange(ends, b"x")
+        # Enough that every scheduler has to choose anew: 6.1 sends 64 kB a choice.
+        for _ in range(50):
+            exchange(ends, b"x" * 60_000)
         kept = len(kernel.read("func_record"))
         totals = kernel.table("totals", TOTAL_KEY, "func_total")
         lost = kernel.lost["records"]

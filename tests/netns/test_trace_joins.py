@@ -174,6 +174,8 @@ def test_a_firewall_that_swallows_joins(lab: Lab) -> None:
 
 
 def test_a_join_that_cannot_leave_the_host(lab: Lab) -> None:
+    if "MPJoinSynTxConnectErr" not in counters.read():
+        pytest.skip("this kernel does not count joins that fail before their SYN")
     lab.client.run(["ip", "mptcp", "endpoint", "flush"])
     lab.client.run(["ip", "address", "add", "192.0.2.1/32", "dev", lab.paths[1].client_if])
     lab.client.run(["ip", "rule", "add", "from", "192.0.2.1", "unreachable"])
