@@ -6,8 +6,9 @@ plugins, and the entry points of installed packages (group ``mptcpd_ebpf.plugins
 Files are loaded afresh each time under a private module name, so that a reload takes
 up what changed and no plugin shadows a library.
 
-A plugin runs with the daemon's privileges: a file or folder that somebody else could
-write is refused.
+A plugin runs with the daemon's privileges: a file that somebody else could write is
+refused, and so is one that he could replace, because a folder on the way to it is his.  The
+shipped plugins are trusted like the rest of the daemon's code.
 """
 
 import importlib.util
@@ -38,8 +39,10 @@ def load(name: str, plugin_dir: Path | None = None) -> type[Plugin]:
     for folder in filter(None, (plugin_dir, plugin_folder())):
         path = folder / f"{name}.py"
         if path.is_file():
-            _refuse_writable_by_others(folder)
-            _refuse_writable_by_others(path)
+            if folder == plugin_dir:
+                # What is loaded is what was looked at: no link is followed any more after that.
+                path = path.resolve()
+                _refuse_writable_by_others(path)
             return _class_in(_module_from(path, name), name, str(path))
     for entry in entry_points(group=ENTRY_POINTS, name=name):
         try:
@@ -116,11 +119,16 @@ def _broken(name: str, where: str, error: BaseException) -> Failure:
 
 
 def _refuse_writable_by_others(path: Path) -> None:
-    found = path.stat()
-    foreign = found.st_uid not in (0, os.geteuid())
-    if foreign or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Failure(
-            f"{path}: somebody else could write it, and a plugin runs with the daemon's "
-            f"privileges; make it root's own (chown root, chmod go-w)",
-            ExitCode.CONFIG,
-        )
+    """`path` is absolute and goes through no link."""
+    for place in (path, *path.parents):
+        found = place.stat()
+        foreign = found.st_uid not in (0, os.geteuid())
+        writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        # In a sticky folder, such as /tmp, nobody can replace what is another's.
+        sticky = found.st_mode & stat.S_ISVTX and place not in (path, path.parent)
+        if foreign or (writable and not sticky):
+            raise Failure(
+                f"{place}: somebody else could write it, and a plugin runs with the daemon's "
+                f"privileges; make it root's own (chown root, chmod go-w)",
+                ExitCode.CONFIG,
+            )

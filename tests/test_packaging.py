@@ -69,6 +69,8 @@ def add_dependencies(python: Path) -> None:
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source archive, unpacked; the tools that `make setup` would fetch are ours."""
     folder = tmp_path_factory.mktemp("archive")
+    # The archive's own `make setup` would point our venv at itself if this were not done.
+    run("scripts/setup")
     run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", folder, ".")
     (packed,) = folder.glob("*.tar.gz")
     with tarfile.open(packed) as tar:

@@ -134,6 +134,32 @@ def test_what_others_can_write_is_refused(tmp_path: Path, what: str, mode: int) 
     assert "chmod go-w" in message
 
 
+@pytest.mark.parametrize("by_link", [False, True])
+def test_what_others_can_replace_is_refused(tmp_path: Path, by_link: bool) -> None:
+    """A folder above is theirs; that a link leads there from a safe place does not help."""
+    theirs, safe = tmp_path / "theirs", tmp_path / "safe"
+    theirs.mkdir()
+    theirs.chmod(0o777)
+    folder = plugin_folder(theirs, own=OWN.format(pace=3))
+    if by_link:
+        safe.symlink_to(folder)
+        folder = safe
+    assert refusal("own", folder).startswith(f"{theirs}: somebody else could write it")
+    theirs.chmod(0o1777)
+    assert plugin_loader.load("own", folder).name == "own", "nobody can replace it there"
+
+
+def test_the_shipped_plugins_are_trusted_like_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a daemon starts from a checkout whose files its owner's group may write."""
+    folder = plugin_folder(tmp_path, own=OWN.format(pace=3))
+    folder.chmod(0o775)
+    monkeypatch.setattr(plugin_loader, "plugin_folder", lambda: folder)
+    assert plugin_loader.load("own").name == "own"
+    assert refusal("own", folder).startswith(f"{folder}: somebody else could write it")
+
+
 def entry_points(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
     """Makes `value` what an installed package offers as plugin `installed`."""
     module = ModuleType("a_package")
