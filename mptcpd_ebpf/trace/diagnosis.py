@@ -14,7 +14,7 @@ from mptcpd_ebpf.core.measurement import Measurement
 _LOSSY = 0.02
 """Share of segments retransmitted above which a path is called lossy."""
 _MOST_RETRANSMITS = 5
-_LASTING = 0.4
+_LASTING = 0.6
 """Share of the looks at which a path had lost something anew: more than the one overshoot by
 which every transfer finds out what its path carries."""
 _FREE = 1.2

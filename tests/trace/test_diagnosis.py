@@ -45,7 +45,7 @@ def test_what_is_healthy_gets_no_fault() -> None:
 @pytest.mark.parametrize(
     ("fields", "cause"),
     [
-        ({"retransmits": 30, "lost": 30, "losing": 0.5}, "loss"),
+        ({"retransmits": 30, "lost": 30, "losing": 0.7}, "loss"),
         ({"retransmits": 30, "lost": 30, "losing": 0.1, "lost_freely": 20}, "loss"),
         ({"stalled_us": 200_000, "srtt_us": 40_000}, "slow-path"),
         ({"stalled_us": 200_000, "worst_timeouts": 1}, "slow-path"),
