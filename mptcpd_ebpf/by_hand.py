@@ -10,6 +10,7 @@ The daemon and the commands that ask the kernel themselves read the same fields 
 same words of complaint, in the network namespace in which the command will be carried out.
 """
 
+import errno
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +22,8 @@ from mptcpd_ebpf.core.address import SockAddr, canonical, parse_sockaddr
 from mptcpd_ebpf.core.address_ids import HIGHEST_ID
 from mptcpd_ebpf.core.commands import KernelCommand
 from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits, endpoint_flags
+from mptcpd_ebpf.kernel import diag
+from mptcpd_ebpf.kernel.errors import NetlinkRefused
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.schema import SCHEMA, CarriedOut, Endpoints, LimitsView
 
@@ -58,13 +61,20 @@ def parse(fields: Mapping[str, Any], pm: PmClient) -> KernelCommand:
 def address_id(pm: PmClient, token: int, ip: str) -> int:
     """The id by which a connection knows an address of ours, or the lowest one it has free.
 
-    Raises NetlinkRefused if the kernel cannot tell, or ValueError if all 255 are taken.
+    Where the kernel (before 6.10) does not list them, those of the live subflows must do.
+    Raises NetlinkRefused if the kernel knows of no such connection, or ValueError if all
+    255 are taken.
     """
-    known = pm.connection_addresses(token)
-    taken = {endpoint.address_id for endpoint in known}
-    for endpoint in known:
-        if endpoint.ip == ip:
-            return endpoint.address_id
+    try:
+        known = {each.ip: each.address_id for each in pm.connection_addresses(token)}
+    except NetlinkRefused as refused:
+        if refused.errno != errno.EOPNOTSUPP:
+            raise
+        live = [each for each in diag.snapshot().subflows if each.token == token]
+        known = {each.local.ip: each.local_id or 0 for each in live}
+    if ip in known:
+        return known[ip]
+    taken = set(known.values())
     for free in range(1, HIGHEST_ID + 1):
         if free not in taken:
             return free

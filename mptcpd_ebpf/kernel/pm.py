@@ -154,7 +154,14 @@ def endpoint(family_id: int, address_id: int) -> Operation[tuple[Answer, list[En
 
 
 def connection_addresses(family_id: int, token: int) -> Operation[tuple[Answer, list[Endpoint]]]:
-    """Dumps the local addresses of one connection in userspace mode (since Linux 6.10)."""
+    """Dumps the local addresses of one connection in userspace mode; EOPNOTSUPP before 6.10.
+
+    A kernel that does not know of such dumps overlooks the token and dumps the endpoint
+    table; one that does refuses a token that no connection has.
+    """
+    reply = yield _request(family_id, Cmd.GET_ADDR, u32(Attr.TOKEN, 0), dump=True)
+    if not reply.errno:
+        return Answer(Cmd.GET_ADDR, Reply(errno.EOPNOTSUPP, "", [])), []
     reply = yield _request(family_id, Cmd.GET_ADDR, u32(Attr.TOKEN, token), dump=True)
     return Answer(Cmd.GET_ADDR, reply), _endpoints(reply)
 

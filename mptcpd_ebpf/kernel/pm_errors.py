@@ -90,6 +90,9 @@ _BY_ERRNO = {
     (Cmd.ADD_ADDR, errno.EADDRINUSE): "something listens on that address and port already",
     (Cmd.ADD_ADDR, errno.EADDRNOTAVAIL): "the address is not on this host",
     (Cmd.DEL_ADDR, errno.EINVAL): "there is no endpoint with that address id",
+    (Cmd.GET_ADDR, errno.EOPNOTSUPP): (
+        "this kernel (before 6.10) does not tell the addresses of one connection"
+    ),
     (Cmd.GET_ADDR, errno.EINVAL): "there is no endpoint with that address id",
     (Cmd.SET_LIMITS, errno.EINVAL): "the kernel allows at most 8",
 }

@@ -13,12 +13,14 @@ import pytest
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import (
+    AddEndpoint,
     AnnounceAddress,
     CreateSubflow,
     DestroySubflow,
     SetBackup,
     WithdrawAddress,
 )
+from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.events import (
     AddressAnnounced,
     AddressWithdrawn,
@@ -30,6 +32,8 @@ from mptcpd_ebpf.core.events import (
     SubflowEstablished,
     SubflowPriority,
 )
+from mptcpd_ebpf.kernel.errors import NetlinkRefused
+from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer
 from mptcpd_ebpf.lab import Lab
 from tests.netns.mptcp_peers import Pair, Peer, connected, listen, need_listener_events, peer
@@ -123,9 +127,6 @@ def test_a_subflow_is_created_and_destroyed(scene: Scene) -> None:
     assert (joined.local_id, joined.remote_id, joined.backup) == (5, 0, False)
     assert (at_server.local, at_server.remote) == (joined.remote, joined.local)
     assert (at_server.local_id, at_server.remote_id) == (0, 5)
-    known = scene.client.pm.connection_addresses(scene.pair.at_client.token)
-    assert [(a.ip, a.address_id) for a in known] == [(scene.second_ip, 5)]
-
     command = DestroySubflow(
         token=joined.token, local=joined.local, remote=joined.remote, reason="test"
     )
@@ -139,6 +140,22 @@ def test_a_subflow_is_created_and_destroyed(scene: Scene) -> None:
     again = scene.client.pm.execute_now(command)
     assert again.errno == errno.ESRCH
     assert "no subflow between these addresses" in again.explanation
+
+
+def test_a_connection_s_addresses_are_told_or_nothing_is(scene: Scene) -> None:
+    """Never the endpoint table instead, which older kernels send."""
+    scene.join()
+    endpoint = AddEndpoint(
+        ip=scene.second_ip, address_id=9, flags=EndpointFlag.SUBFLOW, reason="test"
+    )
+    assert scene.client.pm.execute_now(endpoint) == (0, "")
+    try:
+        known = scene.client.pm.connection_addresses(scene.pair.at_client.token)
+    except NetlinkRefused as refused:
+        if refused.errno != errno.EOPNOTSUPP:
+            raise
+        pytest.skip(str(refused))
+    assert [(a.ip, a.address_id) for a in known] == [(scene.second_ip, 5)]
 
 
 def test_the_initial_subflow_can_go_while_another_lives(scene: Scene) -> None:
@@ -160,7 +177,7 @@ def test_the_initial_subflow_can_go_while_another_lives(scene: Scene) -> None:
 
 def test_backup_is_set_at_birth_and_changed_later(scene: Scene) -> None:
     joined = scene.join(backup=True)
-    assert scene.server.heard.wait(SubflowEstablished).backup
+    assert scene.server.heard.wait(SubflowEstablished).backup is joins_marked()
     for backup in (False, True):
         scene.server.heard.drain()
         answer = scene.client.pm.execute_now(
