@@ -274,10 +274,11 @@ class AddrAdv(Plugin):
         }
         fullness = len(ctx.world.endpoints) - len(removed)
         for ip, then in list(self.rejected.items()):
+            if then is None and fresh:
+                # What is about to be removed was still there when this one was refused.
+                then = self.rejected[ip] = len(ctx.world.endpoints)
             if ip not in wanted or (then is not None and fullness < then):
                 del self.rejected[ip]  # it may be tried again
-            elif then is None and fresh:
-                self.rejected[ip] = fullness
         for want in wanted.values():
             if want.ip in taken or want.ip in self.under_way or want.ip in self.rejected:
                 continue

@@ -107,6 +107,12 @@ def test_unknown_keys_and_groups_are_warned_of(tmp_path: Path) -> None:
     assert "mptcpd.conf:4: group [other]" in second
 
 
+def test_the_first_of_a_key_given_twice_counts() -> None:
+    found = mptcpd_conf.parse("[core]\naddr-flags=signal\naddr-flags=subflow\n", "m.conf")
+    assert found.values[mptcpd_conf.FLAGS_KEY] == ["signal"]
+    assert any("m.conf:3: addr-flags again" in warning for warning in found.warnings)
+
+
 def test_files_that_cannot_be_trusted_or_read(tmp_path: Path) -> None:
     found = settings(tmp_path, WHOLE)
     assert found.mptcpd_conf is not None

@@ -33,6 +33,8 @@ def test_the_version() -> None:
         (("ls", "extra"), "Got unexpected extra argument (extra) (see 'mptcpd-ebpf ls --help')"),
         (("ls", "--control"), "Option '--control' requires an argument. (see"),
         (("daemon", "--probes=magic"), "Invalid value for '--probes': 'magic' is not one of"),
+        (("daemon", "--prob=magic"), "Invalid value for '--probes': 'magic' is not one of"),
+        (("daemon", "--lo=null"), "No such option '--lo'"),
     ],
 )
 def test_a_usage_error_is_one_line_and_exits_64(arguments: tuple[str, ...], message: str) -> None:

@@ -83,7 +83,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     said: tuple[str, ...] = ()
     exit_code: int = 0
     put_back: bool = True
-    """False: not compared, because somebody else sets limits too."""
+    """False: not compared, because somebody else sets limits too, or they shall stay."""
     theirs: dict[str, Any] = {}
     """By field of `Seen`, in what mptcpd differs."""
     better: str = ""

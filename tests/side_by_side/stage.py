@@ -48,8 +48,7 @@ ATTEMPTS, ATTEMPTS_WITH_THE_DEAF = 15, 3
 USUAL = ("--addr-flags=subflow", "--notify-flags=existing,skip_link_local,skip_loopback")
 """What a scenario starts with; what it says itself comes later and counts."""
 
-WITH_CONFIGURATION = ("unshare", "--mount", "--", "sh", "-c")
-OVER = f'mount --bind "$0" {CONFIGURATION} && exec "$@"'
+WITH_MOUNTS = ("unshare", "--mount", "--", "sh", "-c")
 """mptcpd takes no path of its configuration: ours is put in its place, for it alone."""
 
 
@@ -65,7 +64,11 @@ class Stage:
         self.arguments = list(arguments)
         self.configuration = CONFIGURATION
         self.environment: dict[str, str] = {}
+        self.mounts: list[str] = []
+        """Commands that change the file system for the daemon alone."""
+        self.journal: socket.socket | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
         self.lab: Lab | None = None
         self.wire: Wire | None = None
         self.connections: list[Connection] = []
@@ -89,14 +92,24 @@ class Stage:
             if any(word.startswith("--config") for word in self.arguments):
                 source = ()
             return [*first, *source, *self.arguments]
-        if self.configuration is CONFIGURATION:
-            return [MPTCPD, *self.arguments]
-        return [*WITH_CONFIGURATION, OVER, str(self.configuration), MPTCPD, *self.arguments]
+        return [MPTCPD, *self.arguments]
+
+    def mounted(self, command: list[str]) -> list[str]:
+        """`command` in a mount namespace of its own, if there is anything to mount."""
+        mounts = list(self.mounts)
+        if self.name == "mptcpd" and self.configuration is not CONFIGURATION:
+            mounts.append(f"mount --bind {self.configuration} {CONFIGURATION}")
+        return (
+            [*WITH_MOUNTS, " && ".join([*mounts, 'exec "$@"']), "-", *command]
+            if mounts
+            else command
+        )
 
     def start(self) -> None:
+        self.starts += 1
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.host.prefix, *self.command()],
+                [*self.host.prefix, *self.mounted(self.command())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -180,7 +193,7 @@ class Stage:
         """Ours tells when it has begun to listen, if it is not told to be silent."""
         silent = any(word.startswith(("-l", "-dl", "--log")) for word in self.arguments)
         if self.name == "ours" and not silent:
-            self.within(lambda: "ready:" in self.log)
+            self.within(lambda: self.log.count("INFO ready:") >= self.starts)
 
     def clear(self) -> None:
         """Takes the last address back, and waits until that is worked off too."""

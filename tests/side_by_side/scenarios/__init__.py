@@ -11,6 +11,7 @@ from tests.side_by_side.scenarios.live import LIVE
 from tests.side_by_side.scenarios.options import OPTIONS
 from tests.side_by_side.scenarios.plugins import PLUGINS
 from tests.side_by_side.scenarios.sspi import SSPI
+from tests.side_by_side.scenarios.surroundings import SURROUNDINGS
 from tests.side_by_side.scenarios.wanted import WANTED
 
 SCENARIOS = [
@@ -23,6 +24,7 @@ SCENARIOS = [
     *LIFETIME,
     *OPTIONS,
     *CONFIGURATION,
+    *SURROUNDINGS,
     *CONVERTER,
     *WANTED,
 ]

@@ -2,7 +2,7 @@
 """Connections of the in-kernel path manager: what is said to the peer?"""
 
 from tests.side_by_side.scenario import Fault, Scenario
-from tests.side_by_side.scenarios.steps import carrier, connect, joined, sysctl
+from tests.side_by_side.scenarios.steps import carrier, connect, joined, restart, sysctl
 from tests.side_by_side.stage import Stage
 
 FIRST, SECOND = "10.1.1.2 subflow", "10.2.1.2 subflow"
@@ -20,6 +20,12 @@ ADD_SECOND = "addr add 10.2.1.2/24 dev path1"
 def peer_announces(stage: Stage) -> None:
     assert stage.lab is not None
     stage.lab.server.batch("ip", ["mptcp endpoint add 10.2.2.2 signal"])
+
+
+def keeping(stage: Stage) -> None:
+    """mptcpd keeps its endpoints always."""
+    if stage.name == "ours":
+        stage.arguments.append("--on-exit=keep")
 
 
 LIVE = [
@@ -115,5 +121,39 @@ LIVE = [
         after=(FIRST,),
         theirs={"wire": (), "path_manager": "userspace"},
         better="the path manager that uses the table is chosen, and put back at the end",
+    ),
+    Scenario(
+        name="a restart while a connection lives",
+        where="client",
+        steps=[connect, joined, restart],
+        table=BOTH,
+        wire=("FIN out path1", JOIN, "MP_JOIN out path1 id 3", "RM_ADDR out id 2"),
+        after=(FIRST,),
+        theirs={"wire": (JOIN,)},
+        better="what we made goes with us, and is made again; `on_exit: keep` leaves it",
+    ),
+    Scenario(
+        name="a restart while a connection lives, on_exit: keep",
+        faults=(Fault.STATE,),
+        where="client",
+        before=[keeping],
+        steps=[connect, joined, restart],
+        table=BOTH,
+        wire=(JOIN,),
+        after=BOTH,
+        put_back=False,
+    ),
+    Scenario(
+        name="the daemon ends while a connection lives",
+        faults=(Fault.STALE,),
+        where="client",
+        steps=[connect, joined, Stage.stop],
+        table=(FIRST,),
+        limits=(2, 0),
+        wire=("FIN out path1", JOIN, "RM_ADDR out id 2"),
+        after=(FIRST,),
+        theirs={"table": BOTH, "limits": (4, 4), "wire": (JOIN,)},
+        better="what we made goes with us, but never a connection's last subflow; "
+        "`on_exit: keep` leaves all",
     ),
 ]
