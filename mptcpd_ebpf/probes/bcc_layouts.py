@@ -73,12 +73,12 @@ class _Writer:
         lines = [f"char whole[{size}];"]
         for member in self.seen.members(declared):
             place = self._find(found, member.name)
+            if member.bits or (place and place.bits):
+                self._bits(member.name, place)
+                continue
             if place is None:
                 known = Member(member.name, member.type, 8 * size, 0)
                 self._tell(name, member.name, None)
-            elif place.bits:
-                self._bits(place)
-                continue
             else:
                 known = place
                 self._tell(name, member.name, place.type)
@@ -105,10 +105,13 @@ class _Writer:
             width = 8 if found and found.kind == PTR else found.size_or_type if found else 0
             self.defines[f"WIDTH_{structure}_{field}"] = str(width)
 
-    def _bits(self, place: Member) -> None:
-        start = place.bit // 8
-        self.defines[f"BITS_AT_{place.name}"] = str(start)
-        self.defines[f"BITS_{place.name}"] = str(place.bits << 8 | place.bit - 8 * start)
+    def _bits(self, name: str, place: Member | None) -> None:
+        """Where a bit field is; what is none here has all its bits, what is missing has none."""
+        start, bits = (
+            (place.bit // 8, place.bits or 8 * place.type.size_or_type) if place else (0, 0)
+        )
+        self.defines[f"BITS_AT_{name}"] = str(start)
+        self.defines[f"BITS_{name}"] = str(bits << 8 | (place.bit - 8 * start if place else 0))
 
     def _typed(self, declared: Type, found: Type, name: str) -> str:
         """The C declaration of a member: its type as declared, its width as found."""
