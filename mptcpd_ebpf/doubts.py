@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from mptcpd_ebpf.core.model import Subflow, World
+from mptcpd_ebpf.core.model import Connection, State, Subflow, World
 
 SOON_S = 1.0
 """After the first doubt, so that one reading settles many."""
@@ -31,6 +31,7 @@ class Doubts:
     def __init__(self, read_anew: Callable[[], None], *, sees_ends: bool) -> None:
         self._read_anew = read_anew
         self._sees_ends = sees_ends
+        self._doubted: list[Connection] = []
         self._timer: asyncio.TimerHandle | None = None
         self._least_pause = 0.0
 
@@ -47,8 +48,8 @@ class Doubts:
         for subflow in finals:
             connection = world.connections.get(subflow.token)
             if connection is not None and not connection.subflows:
+                self._doubted.append(connection)
                 self._read_in(SOON_S)
-                return
 
     def _read_in(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -61,9 +62,16 @@ class Doubts:
 
     def _due(self) -> None:
         self._timer = None
+        doubted, self._doubted = self._doubted, []
+        if self._sees_ends and not any(map(_in_doubt, doubted)):
+            return  # MPTCP_EVENT_CLOSED came meanwhile, as it does mostly, or a new subflow
         began = time.monotonic()
         try:
             self._read_anew()
         finally:
             self._least_pause = (time.monotonic() - began) / SHARE
             self.start()
+
+
+def _in_doubt(connection: Connection) -> bool:
+    return connection.state is not State.CLOSED and not connection.subflows

@@ -7,7 +7,7 @@ import pytest
 
 from mptcpd_ebpf import doubts
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.model import Connection, Subflow, World
+from mptcpd_ebpf.core.model import Connection, State, Subflow, World
 from mptcpd_ebpf.doubts import Doubts
 
 TOKEN = 1
@@ -61,6 +61,23 @@ def test_what_has_subflows_or_is_gone_raises_no_doubt() -> None:
     other = Subflow(TOKEN, LOCAL, SockAddr("10.0.2.1", 3))
     assert readings(world(other), sees_ends=True) == 0
     assert readings(World(), sees_ends=True) == 0
+
+
+def test_what_is_settled_meanwhile_is_not_looked_for() -> None:
+    closed, joined = world(), world()
+
+    async def main() -> list[None]:
+        readings: list[None] = []
+        watching = Doubts(lambda: readings.append(None), sees_ends=True)
+        for found in (closed, joined):
+            watching.look_at([GONE], found)
+        closed.connections[TOKEN].state = State.CLOSED
+        joined.connections[TOKEN].subflows = {GONE.key: GONE}
+        while watching._timer is not None:
+            await asyncio.sleep(0.001)
+        return readings
+
+    assert asyncio.run(main()) == []
 
 
 def test_where_ends_are_not_heard_it_is_read_again_and_again() -> None:
