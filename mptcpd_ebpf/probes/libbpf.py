@@ -82,7 +82,8 @@ class Libbpf:
         self._library = ctypes.CDLL(LIBRARY, use_errno=True)
         self._libc = ctypes.CDLL(None)
         self.log: list[str] = []
-        """What libbpf warned of since `log` was last cleared, a line each."""
+        """What libbpf warned of since `log` was last cleared: a line each, of a long text the
+        last ones."""
         self._print = _PRINT_CALLBACK(self._on_print)  # kept: libbpf holds the address
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._library, name)
@@ -94,11 +95,15 @@ class Libbpf:
         return getattr(self._library, name)
 
     def _on_print(self, level: int, form: bytes, arguments: int) -> int:
-        if level == _WARN:
-            text = ctypes.create_string_buffer(65536)
-            self._libc.vsnprintf(text, c_size_t(len(text)), form, c_void_p(arguments))
-            self.log += text.value.decode(errors="replace").splitlines()
-            del self.log[:-LOG_LINES_KEPT]
+        # The verifier's explanation is one text, megabytes at worst; its end has the reason.
+        text = c_char_p()
+        if (
+            level == _WARN
+            and self._libc.vasprintf(ctypes.byref(text), form, c_void_p(arguments)) >= 0
+        ):
+            lines = (text.value or b"").decode(errors="replace").splitlines()
+            self._libc.free(text)
+            self.log += lines[-LOG_LINES_KEPT:]
         return 0
 
     def pointer(self, name: str, *arguments: Any) -> int:
