@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -144,10 +145,13 @@ def connection(
 def exchange(ends: Ends, payload: bytes) -> None:
     """The client sends, the server echoes as much."""
     for sender, receiver in ((ends.client, ends.server), (ends.server, ends.client)):
-        sender.sendall(payload)
-        left = len(payload)
-        while left:
-            left -= len(receiver.recv(left))
+        # The buffers of both ends need not hold all of it.
+        with ThreadPoolExecutor(1) as other:
+            sent = other.submit(sender.sendall, payload)
+            left = len(payload)
+            while left:
+                left -= len(receiver.recv(left))
+            sent.result()
 
 
 class TcpInfo(NamedTuple):
