@@ -75,11 +75,16 @@ class Path:
         segments, repeated = self.grown("segments_out"), self.grown("retransmits")
         return repeated >= _MOST_RETRANSMITS and repeated >= _LOSSY * segments
 
-    @property
-    def has_queue(self) -> bool:
-        """Whether packets wait on it: it carries what it can, and more would only wait longer."""
-        srtt, least = self.last.srtt_us, self.last.min_rtt_us
-        return bool(srtt and least and srtt > _PIPE_FULL * least)
+    def has_queue(self, lasted_us: int) -> bool:
+        """Whether packets wait on it: it carries what it can, and more would only wait longer.
+
+        What is in flight must have gone round and come back: a round-trip time from before
+        the sender was stopped says nothing.
+        """
+        srtt, least = self.last.srtt_us or 0, self.last.min_rtt_us or 0
+        rounds = lasted_us / max(1, srtt)
+        moves = 2 * self.grown("segments_out") >= max(1, self.last.in_flight or 0) * rounds
+        return moves and srtt > _PIPE_FULL * least
 
     @property
     def loses_by_itself(self) -> bool:
@@ -237,7 +242,7 @@ def _window(seen: Observation) -> list[Finding]:
             quiet += path.grown("stalled_us")
     share = max(seen.window_us, quiet) / seen.lasted_us
     dead = any(path.worst_timeouts >= 2 for path in seen.paths)
-    full = any(path.has_queue for path in seen.paths if path.busy >= _IDLE)
+    full = any(path.has_queue(seen.lasted_us) for path in seen.paths if path.busy >= _IDLE)
     if (
         (share < _WINDOW and quiet / seen.lasted_us < _STALLED)
         or holdup / seen.lasted_us >= _STALLED

@@ -103,6 +103,9 @@ def test_an_equally_fast_path_without_loss_is_not_blamed_for_stalls() -> None:
 def test_the_peer_is_not_blamed_where_more_would_only_wait_in_a_queue() -> None:
     standing = {"srtt_us": 40_000, "min_rtt_us": 10_000}
     assert causes(path(**standing), path(), window_us=900_000) == ["capacity"]
+    # One that hardly sends any more was stopped while the queue stood.
+    stopped = path(**standing, segments_out=5, in_flight=10)
+    assert causes(stopped, path(busy=0.1), window_us=900_000) == ["peer"]
 
 
 def test_a_slow_path_comes_after_the_queue_that_makes_it_slow() -> None:
