@@ -151,9 +151,25 @@ static __always_inline void established(struct sock *sk)
 	if (!subflow)
 		return;
 	subflow->established = 1;
+	subflow->final = 0;
 	name(&subflow->m, sk); /* connect() chooses the port after SYN_SENT */
 	if (subflow->m.opened_at == UNSEEN)
 		subflow->m.opened_at = bpf_ktime_get_ns();
+}
+
+/*
+ * Nothing comes or goes any more.  The initial subflow's socket is kept for as long as the
+ * connection's, and its counters are cleared meanwhile (net/mptcp/protocol.c,
+ * __mptcp_subflow_disconnect): what they were at last is taken now.
+ */
+static __always_inline void comes_to_rest(struct sock *sk)
+{
+	struct subflow *subflow = find(sk);
+
+	if (!subflow || subflow->closed || !subflow->established)
+		return;
+	measure(subflow);
+	subflow->final = 1;
 }
 
 /* The last word: into the ring buffer, or kept in the map until user space harvests it. */
@@ -167,7 +183,8 @@ static __always_inline void ended(struct sock *sk, u8 state)
 		return;
 	forget_connection(&subflow->m);
 	if (subflow->established) {
-		measure(subflow);
+		if (!subflow->final)
+			measure(subflow);
 		subflow->m.state = state;
 		report = bpf_ringbuf_reserve(&reports, sizeof(*report), 0);
 		if (!report) {

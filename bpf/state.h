@@ -44,6 +44,7 @@ struct subflow {
 	u32 episode_signs;  /* signs of loss it has given so far */
 	u32 armed;	    /* the timer runs */
 	u32 established;
+	u32 final;	    /* its last values are taken; the kernel may clear its own from now on */
 	u32 closed;	    /* waits to be harvested */
 };
 

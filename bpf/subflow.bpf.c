@@ -2,7 +2,7 @@
 /*
  * The hooks: where the kernel tells about a subflow's life, and what is done there.
  *
- *   inet_sock_set_state      opens (who? the caller of connect or listen), establishes
+ *   inet_sock_set_state      opens (who? the caller of connect or listen), establishes, rests
  *   tcp_probe                a segment came in: RTT, loss seen by the receiver, stalls
  *   mptcp_subflow_get_send   the scheduler looks at the subflow: it is about to send
  *   tcp_retransmit_skb       loss and timeouts; nothing else fires on a dead path
@@ -64,6 +64,8 @@ int BPF_PROG(state_changes, struct sock *sk, int old, int new)
 		opens(sk, &caller);
 	} else if (new == TCP_ESTABLISHED) {
 		established(sk);
+	} else if (new == TCP_CLOSE) {
+		comes_to_rest(sk);
 	}
 	return 0;
 }

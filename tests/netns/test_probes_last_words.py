@@ -23,6 +23,7 @@ from tests.netns.probed import (
     connection,
     probing,
     sample,
+    tcp_infos,
     wait_for,
 )
 
@@ -49,9 +50,24 @@ def test_a_full_ring_buffer_loses_no_last_word(lab: Lab) -> None:
     assert len(seen) == CONNECTIONS
     assert set(Counter(each.local for each in seen).values()) == {1}
     assert len({each.cookie for each in seen}) == CONNECTIONS
-    assert all(each.closed and each.bytes_sent and each.opened_at for each in seen)
+    assert not [each for each in seen if not (each.closed and each.bytes_sent and each.opened_at)]
     assert lost["last_words_kept"] > CONNECTIONS // 2, "the ring was not small enough to test"
     assert lost["subflows_refused"] == lost["connections_refused"] == 0
+
+
+def test_what_the_kernel_clears_before_the_application_closes_is_still_told(lab: Lab) -> None:
+    with probing(lab.client, thresholds=QUIET) as probes:
+        with connection(lab) as ends:
+            ends.server.shutdown(socket.SHUT_WR)
+            assert not ends.client.recv(1)
+            ends.client.shutdown(socket.SHUT_WR)
+            # MPTCP's worker disconnects the closed socket, which clears its counters.
+            wait_for(lambda: not tcp_infos(ends.client)[0].bytes_sent, "disconnection")
+        listening = Listening(probes)
+        ended = listening.until(lambda event: isinstance(event, SubflowEnded), "last word")
+    assert isinstance(ended, SubflowEnded)
+    assert ended.measurement.bytes_sent == len(b"hello")
+    assert ended.measurement.srtt_us
 
 
 def test_a_connection_that_was_refused_leaves_nothing(lab: Lab) -> None:
