@@ -106,6 +106,7 @@ def _run(options: argparse.Namespace, tests: list[str]) -> list[table.Outcome]:
         try:
             kernels.put(archive.get(each, options.headers))
         except UnavailableError as error:
+            print(f"{each}: cannot be had: {error}", flush=True)
             outcomes[each] = table.Outcome(wanted=each, missing=str(error))
 
     def work() -> None:

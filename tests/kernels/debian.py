@@ -125,7 +125,8 @@ class Archive:
     def get(self, wanted: str, headers: bool = False) -> Kernel:
         """Fetches and unpacks a kernel and its headers, unless they are here already.
 
-        Raises UnavailableError.
+        The archive may still have an image and its headers no more: then they are not there,
+        and it says so.  Raises UnavailableError if the kernel cannot be had.
         """
         image = choose(wanted, self.images)
         match = _IMAGE.fullmatch(image.name)
@@ -135,7 +136,10 @@ class Archive:
         if not kernel.root.is_dir():
             self._unpack(self._parts(image), kernel)
         if headers and not kernel.headers.is_dir():
-            self._unpack_headers(image, kernel)
+            try:
+                self._unpack_headers(image, kernel)
+            except UnavailableError as error:
+                print(f"{kernel.release}: no headers: {error}", flush=True)
         for other in folder.iterdir():
             if other != kernel.root:
                 shutil.rmtree(other)
