@@ -4,7 +4,7 @@
 Networks with equal-cost paths spread flows by their ports: two subflows may share a crowded
 path while others lie idle.  So every interval the subflow that moved the fewest bytes is
 replaced, if it lags well behind the others: a new one joins from another port first, and
-when it stands the slow one goes.  An idle connection is left alone.
+if it stands an interval later the slow one goes.  An idle connection is left alone.
 """
 
 from collections.abc import Iterable, Iterator
@@ -53,6 +53,8 @@ class Refresh(JoiningPlugin):
         self.going: dict[int, SubflowKey] = {}
         """By token: the subflow that goes when its successor stands."""
         self.look_at = ctx.now + self.options.interval_s * SECOND
+        self.looking = False
+        """A sample was asked for; others come whenever somebody watches."""
         yield WakeAt(at=self.look_at, reason="the next look")
         yield from super().init(ctx)
 
@@ -69,12 +71,16 @@ class Refresh(JoiningPlugin):
         if ctx.now >= self.look_at:
             self.look_at = ctx.now + self.options.interval_s * SECOND
             if ctx.served():
+                self.looking = True
                 yield RequestSample(reason="which subflow is the slowest?")
         yield WakeAt(at=self.look_at, reason="the next look")
         yield from super().wake(ctx)
 
     def sampled(self, ctx: Context) -> Iterable[Command]:
         yield from super().sampled(ctx)
+        if not self.looking:
+            return
+        self.looking = False
         moved: dict[tuple[int, SubflowKey], int] = {}
         for connection in ctx.served():
             now = {s.key: _bytes_acked(s) for s in connection.usable_subflows()}
@@ -92,7 +98,10 @@ class Refresh(JoiningPlugin):
     ) -> Iterator[Command]:
         """Replaces the subflow that lags, if all were there during the whole interval."""
         token = connection.token
-        whole = len(since) >= self.options.subflows and token not in self.going
+        if token in self.going:
+            yield from self._end_going(connection)
+            return
+        whole = len(since) >= self.options.subflows
         if connection.server_side or not whole or sum(since.values()) < self._least():
             return
         ordered = sorted(since.values())
@@ -102,16 +111,19 @@ class Refresh(JoiningPlugin):
             self.going[token] = slowest
             yield from self.keep(ctx, connection)
 
+    def _end_going(self, connection: Connection) -> Iterator[Command]:
+        """Ends the slowest if its successor stands, an interval after that was asked for.
+
+        A peer that has as many as it takes answers a join, and resets it a round trip later.
+        """
+        slowest = connection.subflows.get(self.going[connection.token])
+        if slowest is None or len(connection.usable_subflows()) <= self.options.subflows:
+            del self.going[connection.token]
+        elif not self.joins.is_leaving(slowest):
+            yield self.joins.destroy(slowest, "it is the slowest; another takes its place")
+
     def _least(self) -> int:
         return self.options.least_kib * 1024
-
-    def new_subflow(
-        self, ctx: Context, connection: Connection, subflow: Subflow
-    ) -> Iterable[Command]:
-        yield from super().new_subflow(ctx, connection, subflow)
-        slowest = connection.subflows.get(self.going.get(connection.token, subflow.key))
-        if slowest is not None and slowest is not subflow:
-            yield self.joins.destroy(slowest, f"it is the slowest; {subflow} takes its place")
 
     def subflow_closed(
         self, ctx: Context, connection: Connection, subflow: Subflow

@@ -205,6 +205,7 @@ def _ends(running: RunningDaemon, local_ip: str) -> tuple[str, str]:
 
 def test_refresh_replaces_the_slowest(make_mptcp_lab: Made, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5, rate_mbit=20, loss_percent=2)])
+    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
     with managed(lab, tmp_path, "refresh", subflows=3, interval_s=1, lag_percent=100) as running:
         traffic = lab.start(Bulk(seconds=30))
         until(lambda: "it is the slowest" in running.log, "one was replaced", 20)
