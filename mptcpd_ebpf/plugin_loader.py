@@ -3,8 +3,8 @@
 
 Looked for, in this order: ``NAME.py`` in the configured `plugin_dir`, among the shipped
 plugins, and the entry points of installed packages (group ``mptcpd_ebpf.plugins``).
-Files are loaded afresh each time under a private module name, so that a reload takes
-up what changed and no plugin shadows a library.
+A file is loaded under a private module name, so that no plugin shadows a library, and
+afresh when it has changed: a reload takes it up, and an unchanged one is the same class.
 
 A plugin runs with the daemon's privileges: a file that somebody else could write is
 refused, and so is one that he could replace, because a folder on the way to it is his.  The
@@ -78,7 +78,18 @@ def available(plugin_dir: Path | None = None) -> list[str]:
     return sorted(names)
 
 
+_loaded: dict[Path, tuple[bytes, ModuleType]] = {}
+"""What was in each file when it was loaded, and the module."""
+
+
 def _module_from(path: Path, name: str) -> ModuleType:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise _broken(name, str(path), error) from error
+    known, module = _loaded.get(path, (None, None))
+    if module is not None and known == text:
+        return module
     private = f"_mptcpd_ebpf_plugin_{name}"
     spec = importlib.util.spec_from_file_location(private, path)
     assert spec is not None
@@ -90,6 +101,7 @@ def _module_from(path: Path, name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise _broken(name, str(path), error) from error
+    _loaded[path] = (text, module)
     return module
 
 

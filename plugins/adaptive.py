@@ -125,12 +125,15 @@ class Adaptive(Plugin):
             longest_pause=self.options.trial_pause_max_ms * MS,
             take_back=self._take_back,
         )
+        yield from self.reloaded(ctx)
+
+    def reloaded(self, ctx: Context) -> Iterator[Command]:
         deadline = ctx.now + self.options.join_timeout_ms * MS
         for connection in ctx.served():
             for local_ip, remote in connection.joins_under_way():
-                # Asked for before a reload; what is a backup there was a trial.
+                # Asked for before this one was made; what is a backup there was a trial.
                 if not connection.joins.get((local_ip, remote)):
-                    self.book.joins[connection.token, local_ip] = deadline
+                    self.book.joins.setdefault((connection.token, local_ip), deadline)
                     yield WakeAt(at=deadline, reason="the join may need another try")
             yield from self._join_missing(ctx, connection)
 

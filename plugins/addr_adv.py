@@ -118,6 +118,9 @@ class AddrAdv(Plugin):
         """How often in a row something was to be removed or changed, and was not."""
         yield ReadEndpoints(reason="what does the table hold already?")
 
+    def reloaded(self, ctx: Context) -> Iterator[Command]:
+        yield ReadEndpoints(reason="what does the table hold now?")
+
     # --- occasions to compare
 
     def new_interface(self, ctx: Context, link: Link) -> Iterator[Command]:

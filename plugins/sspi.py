@@ -29,10 +29,13 @@ class Sspi(JoiningPlugin):
     def init(self, ctx: Context) -> Iterable[Command]:
         self.announced: dict[int, dict[str, int]] = {}
         """By token: the addresses we announced, and their ids."""
+        yield from self.reloaded(ctx)
+
+    def reloaded(self, ctx: Context) -> Iterable[Command]:
         for connection in ctx.served():
             for subflow in connection.usable_subflows():
                 yield from self._close_second(ctx, connection, subflow)
-        yield from super().init(ctx)
+        yield from super().reloaded(ctx)
 
     def wants(self, ctx: Context, connection: Connection) -> Iterator[Want]:
         remote = join_target(connection)

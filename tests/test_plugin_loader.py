@@ -73,6 +73,13 @@ def test_a_file_that_changed_is_loaded_afresh(tmp_path: Path) -> None:
     assert pace(before) == 3
 
 
+def test_a_file_that_is_as_before_gives_the_same_class(tmp_path: Path) -> None:
+    folder = plugin_folder(tmp_path, own=OWN.format(pace=3))
+    before = plugin_loader.load("own", folder)
+    (folder / "own.py").touch()
+    assert plugin_loader.load("own", folder) is before
+
+
 def test_the_user_s_folder_comes_before_the_shipped_plugins(tmp_path: Path) -> None:
     folder = plugin_folder(tmp_path, adaptive=OWN.format(pace=3).replace('"own"', '"adaptive"'))
     assert pace(plugin_loader.load("adaptive", folder)) == 3

@@ -150,10 +150,7 @@ class Engine:
     def start(self, now: int) -> Outcome:
         """Lets the plugins take up what the model holds already."""
         outcome = Outcome(decisions=[], faults=[], finals=[])
-        for plugin in self._plugins.values():
-            self._call(outcome, plugin, "init", (), now)
-        if self._undecided:
-            self._ask_for_owners(outcome, now)
+        self._begin(outcome, now)
         return outcome
 
     def stop(self, now: int, keep: Container[str] = ()) -> Outcome:
@@ -164,14 +161,36 @@ class Engine:
         return outcome
 
     def reconfigure(self, plugins: Sequence[Plugin], serve: Serve, now: int) -> Outcome:
-        """Replaces the plugins; the new ones start from the live connections."""
-        outcome = self.stop(now, keep=[plugin.name for plugin in plugins])
+        """Replaces the plugins; the new ones start from the live connections.
+
+        One that can go on as before does, in the place of the new one and with what it knows.
+        """
+        kept = {p.name: self._plugins[p.name] for p in plugins if self._can_go_on(p)}
+        for token, connection in self.world.connections.items():
+            name = self._servants.get(token)
+            if name is not None and serve(connection) != name:
+                kept.pop(name, None)  # it gives up no connection without its last word
+        outcome = Outcome(decisions=[], faults=[], finals=[])
+        staying = {plugin.name for plugin in plugins}
+        for plugin in self._plugins.values():
+            if plugin.name not in kept:
+                self._call(outcome, plugin, "exit", (), now, keep=plugin.name in staying)
         self._serve = serve
-        self._install(plugins)
-        started = self.start(now)
-        outcome.decisions += started.decisions
-        outcome.faults += started.faults
+        self._install([kept.get(plugin.name, plugin) for plugin in plugins])
+        self._begin(outcome, now, kept)
         return outcome
+
+    def _can_go_on(self, plugin: Plugin) -> bool:
+        """Whether one of the same code and options is at work already, and knows to go on."""
+        before = self._plugins.get(plugin.name)
+        return (
+            before is not None
+            and type(before) is type(plugin)
+            and type(plugin).reloaded is not Plugin.reloaded
+            and before.options == plugin.options
+            and plugin.name not in self.excluded
+            and not self.paused
+        )
 
     def handle(self, event: ev.Event, now: int) -> Outcome:
         """Takes in one event.  `now`: CLOCK_MONOTONIC, nanoseconds."""
@@ -221,9 +240,16 @@ class Engine:
 
     # --- telling the plugins
 
+    def _begin(self, outcome: Outcome, now: int, kept: Container[str] = ()) -> None:
+        for plugin in self._plugins.values():
+            self._call(outcome, plugin, "reloaded" if plugin.name in kept else "init", (), now)
+        if self._undecided:
+            self._ask_for_owners(outcome, now)
+
     def _install(self, plugins: Sequence[Plugin]) -> None:
+        kept = [plugin.name for plugin in plugins if self._plugins.get(plugin.name) is plugin]
+        self._wake_at = {name: at for name, at in self._wake_at.items() if name in kept}
         self._plugins = {p.name: p for p in sorted(plugins, key=lambda p: -p.priority)}
-        self._wake_at.clear()
         self.excluded.clear()
         self._servants.clear()
         self._undecided.clear()

@@ -45,6 +45,9 @@ class JoiningPlugin(Plugin):
     def init(self, ctx: Context) -> Iterable[Command]:
         yield from self.keep_all(ctx)
 
+    def reloaded(self, ctx: Context) -> Iterable[Command]:
+        yield from self.keep_all(ctx)
+
     def connection_established(self, ctx: Context, connection: Connection) -> Iterable[Command]:
         yield from self.keep(ctx, connection)
 

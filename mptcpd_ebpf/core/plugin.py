@@ -69,6 +69,15 @@ class Plugin:
         """
         return ()
 
+    def reloaded(self, ctx: Context) -> Commands:
+        """Instead of `exit` and `init`, when a reload found its code and options as they were.
+
+        It keeps what it remembers.  Which interfaces and addresses are usable may have
+        changed, and it may serve more connections than before; never fewer.  A plugin
+        without this handler is made anew.
+        """
+        return ()
+
     def exit(self, ctx: Context) -> Commands:
         """The plugin's last word before it is unloaded.
 

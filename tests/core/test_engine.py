@@ -21,7 +21,7 @@ from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.engine import MARKER, SHORTEST_SLEEP, Engine
 from mptcpd_ebpf.core.model import Connection, Subflow
 from mptcpd_ebpf.core.pairing import GRACE
-from mptcpd_ebpf.core.plugin import Commands, Context, Plugin
+from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
 from tests.core.scenario import (
     FIBRE,
     MS,
@@ -464,6 +464,67 @@ def test_new_plugins_start_from_the_live_connections() -> None:
     assert (engine.plugins, engine.servant(TOKEN), engine.deadline) == (["urgent"], "urgent", None)
     engine.handle(ALARM, START)
     assert new.told == ["init with 1", "alarm"]
+
+
+class Tunable(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: int = 0
+
+
+class Lasting(Recorder):
+    """Goes on over a reload."""
+
+    name = "lasting"
+    Options = Tunable
+
+    def reloaded(self, ctx: Context) -> Commands:
+        return self._heard(f"reloaded with {len(ctx.served())}")
+
+
+def test_a_plugin_that_is_as_before_goes_on_over_a_reload() -> None:
+    old, new = Lasting(), Lasting()
+    old.answers["alarm"] = [WakeAt(at=START + MS, reason="test")]
+    engine = Engine([old], serving("lasting"))
+    connect(engine, RADIO)
+    connect(engine, token=7)
+    engine.handle(ALARM, START)
+    told = list(old.told)
+    engine.reconfigure([new, Urgent()], serving("lasting"), START)
+    assert old.told == [*told, "reloaded with 2"]
+    assert new.told == []
+    assert engine.deadline == START + MS
+    engine.handle(ev.Tick(), START + MS)
+    assert old.told[-1] == "wake"
+
+
+@pytest.mark.parametrize(
+    "change", ["options", "code", "fewer connections", "excluded", "paused", "no reloaded"]
+)
+def test_one_that_changed_is_made_anew(change: str) -> None:
+    class Edited(Lasting):
+        pass
+
+    class Forgetful(Lasting):
+        reloaded = Plugin.reloaded
+
+    old: Lasting = Forgetful() if change == "no reloaded" else Lasting()
+    new = type(old)(Tunable(level=change == "options"))
+    if change == "code":
+        new = Edited()
+    engine = Engine([old], serving("lasting"))
+    connect(engine, RADIO)
+    connect(engine, token=7)
+    if change == "excluded":
+        old.answers["alarm"] = ["no command"]  # type: ignore[list-item]
+        engine.handle(ALARM, START)
+    if change == "paused":
+        engine.handle(ev.Paused(), START)
+    fewer = change == "fewer connections"
+    serve = (lambda c: None if c.token == 7 else "lasting") if fewer else serving("lasting")
+    engine.reconfigure([new], serve, START)
+    engine.handle(ev.Resumed(), START)
+    assert new.told == [f"init with {1 if fewer else 2}"]
+    assert not any(word.startswith("reloaded") for word in old.told)
+    assert (old.told[-1] == "exit") is (change not in ("excluded", "paused"))
 
 
 def test_a_new_configuration_gives_the_excluded_another_chance() -> None:

@@ -40,6 +40,10 @@ class Two(JoiningPlugin):
         yield Want(RADIO[0].ip, SERVER, "it is missing", number=self.number)
 
 
+class Changed(Two):
+    """The same from a file that was edited."""
+
+
 class Scene:
     """An engine with that plugin, a clock, and what the kernel was asked for."""
 
@@ -68,10 +72,12 @@ class Scene:
                 self.tell(ev.CommandAnswered(decision_id=decision.id, errno=self.errno))
 
     errno = 0
+    edited = False
 
     def reload(self) -> None:
-        """The plugin is made anew, and knows what the model does."""
-        number, self.plugin = self.plugin.number, Two()
+        """The plugin's file was edited: it is made anew, and knows what the model does."""
+        number, self.plugin = self.plugin.number, Two() if self.edited else Changed()
+        self.edited = not self.edited
         self.plugin.number = number
         self._take(self.engine.reconfigure([self.plugin], lambda _c: "two", self.now))
 

@@ -12,12 +12,15 @@ from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
 from tests.netns.daemon_host import (
     PATIENCE_S,
+    adaptive_in,
     connections,
     daemon_in,
     decisions,
+    newest,
     status,
     subflows,
     until_carried_by,
+    until_decided,
 )
 from tests.netns.daemon_process import RunningDaemon, daemon
 from tests.waiting import until
@@ -88,4 +91,29 @@ def test_a_join_under_way_is_neither_lost_nor_made_twice(
         if plugin != "backup":
             until_carried_by(running, another.token, first, second)
         assert another.stop().unanswered == 0
+        assert traffic.stop().unanswered == 0
+
+
+def test_a_path_that_is_away_stays_away(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+    """What was learnt outlives a reload: no data goes onto it before a trial was answered."""
+    lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
+    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    bad, good = lab.paths
+    with adaptive_in(lab.client, tmp_path) as running:
+        traffic = lab.start(TALK)
+        until_carried_by(running, traffic.token, bad, good)
+        bad.blackhole()
+        until_decided(running, "DestroySubflow", bad.client_ip)
+        until_carried_by(running, traffic.token, good)
+        before = newest(running)
+        reloaded(running)
+        until_decided(running, "CreateSubflow", bad.client_ip, before)
+        reasons = [
+            made["reason"]
+            for made in decisions(running, "CreateSubflow", ip=bad.client_ip)
+            if made["id"] > before
+        ]
+        assert all("trial" in reason for reason in reasons), reasons
+        bad.heal()
+        until_carried_by(running, traffic.token, bad, good)
         assert traffic.stop().unanswered == 0

@@ -241,6 +241,10 @@ def test_more_addresses_than_the_table_holds(host: PluginHost, tmp_path: Path) -
         until(lambda: "table is full" in running.log, "the log says so")
         for ip in left_out:
             assert f"add endpoint {ip}" in running.log
+        told = running.log.count("table is full")
+        assert running.ask("reload").returncode == 0
+        assert "configuration reloaded" in running.log
+        assert running.log.count("table is full") == told, "it is known"
         gone = min(host.table)
         host.ip(f"addr del {gone}/24 dev a")
         until(lambda: len(host.table) == 8 and gone not in host.table, "another took its place")

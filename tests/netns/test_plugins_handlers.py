@@ -191,6 +191,10 @@ def test_connections_go_to_one_the_network_to_all_by_priority(
             (new,) = testimony.until("connection_established")
             with listener.accept()[0]:
                 assert running.ask("reload").returncode == 0
+                until(lambda: len(testimony.calls("reloaded")) == 3, "all go on")
+                for file in folder.glob("*.py"):
+                    file.write_text(f"{file.read_text()}# edited\n")
+                assert running.ask("reload").returncode == 0
                 until(lambda: len(testimony.calls("init")) == 6, "all were made anew")
         testimony.until("connection_closed")
 
@@ -198,14 +202,16 @@ def test_connections_go_to_one_the_network_to_all_by_priority(
         return [row["plugin"] for row in testimony.rows if row["handler"] == handler]
 
     assert plugins("init") == ["high", "middle", "low"] * 2
+    assert plugins("reloaded") == ["high", "middle", "low"]
     assert plugins("exit") == ["high", "middle", "low"] * 2
     assert plugins("listener_created") == ["high", "middle", "low"]
     for handler in ("new_connection", "connection_established", "connection_closed"):
         assert plugins(handler) == ["middle"]
-    served = {
-        row["plugin"]: row["served"] for row in testimony.rows[-50:] if row["handler"] == "init"
-    }
-    assert served == {"high": [], "middle": [new["token"]], "low": []}
+    for handler in ("reloaded", "init"):
+        served = {
+            row["plugin"]: row["served"] for row in testimony.rows if row["handler"] == handler
+        }
+        assert served == {"high": [], "middle": [new["token"]], "low": []}
     # Those that stay configured are told that what they made may stay.
     assert [row["keep"] for row in testimony.rows if row["handler"] == "exit"] == [True] * 3 + [
         False

@@ -96,6 +96,11 @@ class Simulation:
             self.tell(ev.AlarmRaised(kind=kind, measurement=measured, value=value))
             return
 
+    def reload(self) -> None:
+        """The configuration was read anew, and is as it was."""
+        outcome = self.engine.reconfigure([load("adaptive")()], lambda _: "adaptive", self.now)
+        self._outcome(outcome)
+
     def actions(self, since: int = START) -> list[Decision]:
         """What was decided since then, and not refused, without the routine."""
         return [

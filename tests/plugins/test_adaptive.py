@@ -181,6 +181,27 @@ def test_a_stalling_path_is_backup_for_a_while_that_grows(two_paths: Simulation)
     assert away == [10, 20, 40]
 
 
+def test_a_reload_forgets_neither_a_bad_path_nor_a_demotion(two_paths: Simulation) -> None:
+    two_paths.answers[FIBRE] = DEAD
+    two_paths.alarm(FIBRE, AlarmKind.TIMEOUTS)
+    two_paths.wait(3 * SECOND)
+    two_paths.reload()
+    reloaded = two_paths.now
+    two_paths.wait(10 * SECOND)
+    joins = [d for d in two_paths.actions(reloaded) if isinstance(d.command, CreateSubflow)]
+    assert joins == [], "it is still away: there are trials, which carry nothing"
+    two_paths.answers[FIBRE] = FINE
+    two_paths.wait(10 * SECOND)
+    assert two_paths.regular(FIBRE)
+    two_paths.alarm(MOBILE, AlarmKind.STALL, in_flight=60, value=300_000)
+    two_paths.wait(SECOND)
+    two_paths.reload()
+    two_paths.wait(SECOND)
+    assert not two_paths.regular(MOBILE)
+    two_paths.wait(10 * SECOND)
+    assert two_paths.regular(MOBILE)
+
+
 def test_a_subflow_that_somebody_closed_comes_back(two_paths: Simulation) -> None:
     (subflow,) = two_paths.regular(MOBILE)
     two_paths.tell(
