@@ -48,11 +48,10 @@ from mptcpd_ebpf.core.commands import (
 )
 from mptcpd_ebpf.core.engine import Engine, Outcome
 from mptcpd_ebpf.core.plugin import Plugin
-from mptcpd_ebpf.doors import Doors
 from mptcpd_ebpf.doubts import Doubts
 from mptcpd_ebpf.ears import Ears, Source
-from mptcpd_ebpf.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.hands import Hands
 from mptcpd_ebpf.kernel import others, sysctl
 from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.kernel.pm import joins_marked
@@ -76,14 +75,13 @@ class Daemon:
     """One engine between the ears and the hands; what the control socket asks for."""
 
     def __init__(
-        self, settings: Settings, config: Config, ears: Ears, hands: PmClient, budget: HandlerBudget
+        self, settings: Settings, config: Config, ears: Ears, pm: PmClient, budget: HandlerBudget
     ) -> None:
         self._settings = settings
         self._started_with = self._config = config
         self._ears = ears
-        self._pm = hands
-        self._hands = EndpointLedger(hands)
-        self._doors = Doors()
+        self._pm = pm
+        self._hands = Hands(pm)
         self._engine = Engine(
             destructive_per_second=config.limits.destructive_per_second,
             seed=int.from_bytes(os.urandom(8)),
@@ -119,6 +117,7 @@ class Daemon:
             log.warning("%s (pid %s) manages or hears MPTCP here too; %s", *_named(other))
         # The plugins come after the snapshot: their `init` finds all that lives already.
         self._dispatch([replace(self._ears.snapshot(), at_start=True)])
+        self._hands.reopen_doors(self._engine.world.connections)
         self._install(plugins)
         for source in self._ears.sources:
             loop.add_reader(source.fileno(), self._read, source)
@@ -145,8 +144,8 @@ class Daemon:
         self._refresh_endpoints()
         keep = self._engine.plugins if self._config.on_exit is OnExit.KEEP else ()
         self._carry_out(self._engine.stop(time.monotonic_ns(), keep))
-        self._save()
-        self._doors.close()
+        self._hands.save()
+        self._hands.close()
         self._setting.give_back()
         log.info("stopped")
 
@@ -161,7 +160,7 @@ class Daemon:
     def _refresh_endpoints(self) -> None:
         """Before plugins say their last word: what they remove must still be what they made."""
         if any(plugin.mode == "kernel" for plugin in self._engine.installed):
-            self._dispatch([self._hands.read()])
+            self._dispatch([self._hands.read_endpoints()])
 
     def _set_path_manager(self, plugins: Sequence[Plugin]) -> None:
         modes = {plugin.mode for plugin in plugins} - {"any"}
@@ -198,13 +197,7 @@ class Daemon:
             # Whatever went wrong with one event, the next deadline must not be missed.
             self._set_timer()
             # A file takes longer than all the commands of a turn: once, and after them.
-            self._save()
-
-    def _save(self) -> None:
-        try:
             self._hands.save()
-        except KernelError as error:
-            log.error("what is ours in the endpoint table could not be noted: %s", error)
 
     def _take_in(self, event: ev.Event) -> None:
         if isinstance(event, ev.EventsLost):
@@ -214,7 +207,7 @@ class Daemon:
         self._carry_out(outcome, event)
         self._doubts.look_at(outcome.finals, self._engine.world)
         if isinstance(event, ev.ConnectionClosed | ev.Resynchronised):
-            self._doors.keep_only(self._engine.world.connections)
+            self._hands.keep_doors_of(self._engine.world.connections)
 
     def _lost(self, event: ev.EventsLost) -> None:
         count = self._events_lost[event.source] = self._events_lost.get(event.source, 0) + 1
@@ -276,16 +269,11 @@ class Daemon:
             self._sample(with_owners=command.with_owners)
             return
         if isinstance(command, ReadEndpoints):
-            self._queue.append(self._hands.read())
+            self._queue.append(self._hands.read_endpoints())
             return
         assert not isinstance(command, WakeAt)
         by_person = decision.plugin == BY_HAND
-        answer = self._doors.open_for(command)
-        if not isinstance(answer, CommandAnswer):
-            command = answer
-            execute = self._hands.execute_by_hand if by_person else self._hands.execute
-            answer = execute(command)
-            self._doors.settle(command, answer)
+        command, answer = self._hands.execute(command, by_person=by_person)
         if by_person:
             self._done_by_hand = (command, answer)
         if answer.errno:
@@ -348,12 +336,12 @@ class Daemon:
         command = by_hand.parse(fields, self._pm)
         if isinstance(command, TableCommand):
             # The guard must know the table; nobody may have read it yet.
-            self._dispatch([self._hands.read()])
+            self._dispatch([self._hands.read_endpoints()])
         self._done_by_hand = None
         self._dispatch([ev.CommandAsked(command=command)])
         done = self._done_by_hand
         if isinstance(command, TableCommand):
-            self._dispatch([self._hands.read()])
+            self._dispatch([self._hands.read_endpoints()])
         if done is None:
             refused = next(d.refused for d in reversed(self._decisions) if d.plugin == BY_HAND)
             return by_hand.carried_out(command, "daemon", None, refused or "")

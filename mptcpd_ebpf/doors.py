@@ -5,12 +5,16 @@ An address announced with a port is joined there, and the kernel refuses the joi
 something listens (`kernel.listeners`).  Whoever announces with `listen` gets that door from
 the daemon: one per address and port, shared by all connections that announce it, and shut
 when the last of them has withdrawn it or ended.
+
+The peer may come after a restart of the daemon too, so what is open is noted
+(`namespace_note`), and the next daemon opens it again for the connections that still live.
 """
 
 import asyncio
 import errno
-from collections.abc import Container
+from collections.abc import Container, Iterator
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from mptcpd_ebpf.core.address import SockAddr
@@ -18,6 +22,16 @@ from mptcpd_ebpf.core.commands import AnnounceAddress, KernelCommand, WithdrawAd
 from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.kernel.listeners import Listeners
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer
+from mptcpd_ebpf.namespace_note import NamespaceNote
+
+
+class _Announced(Struct, frozen=True):
+    """A door, and for which connection it is open."""
+
+    token: int
+    address_id: int
+    ip: str
+    port: int
 
 
 class Doors:
@@ -31,6 +45,22 @@ class Doors:
         self._behind: dict[tuple[int, int], SockAddr] = {}
         """By token and address id."""
         self._watched: set[int] = set()
+        self._file = NamespaceNote("doors", list[_Announced])
+        self._unsaved = False
+
+    def reopen(self, tokens: Container[int]) -> Iterator[str]:
+        """Opens again what is noted for these connections; yields why one stays shut."""
+        for noted in self._file.read() or []:
+            self._unsaved = True
+            if noted.token not in tokens:
+                continue
+            try:
+                address = self._listeners.open(SockAddr(noted.ip, noted.port))
+            except KernelError as error:
+                yield str(error)
+            else:
+                self._behind[noted.token, noted.address_id] = address
+        self._watch()
 
     def open_for(self, command: KernelCommand) -> KernelCommand | CommandAnswer:
         """Opens what the command needs, before it leaves.
@@ -55,6 +85,7 @@ class Doors:
             else:
                 self._leave(command.token, command.address_id)
                 self._behind[command.token, command.address_id] = address
+                self._unsaved = True
         elif isinstance(command, WithdrawAddress) and not answer.errno:
             self._leave(command.token, command.address_id)
 
@@ -64,7 +95,19 @@ class Doors:
             if token not in tokens:
                 self._leave(token, address_id)
 
+    def save(self) -> None:
+        """Writes down what is open, if that has changed.  Raises NotPermitted."""
+        if not self._unsaved:
+            return
+        self._unsaved = False
+        noted = [_Announced(*name, *address) for name, address in self._behind.items()]
+        if noted:
+            self._file.write(noted)
+        else:
+            self._file.forget()
+
     def close(self) -> None:
+        """Shuts them all; what is noted stays, for the next daemon."""
         for number in self._watched:
             asyncio.get_running_loop().remove_reader(number)
         self._watched.clear()
@@ -74,6 +117,7 @@ class Doors:
     def _leave(self, token: int, address_id: int) -> None:
         address = self._behind.pop((token, address_id), None)
         if address is not None:
+            self._unsaved = True
             self._shut(address)
 
     def _shut(self, address: SockAddr) -> None:

@@ -5,11 +5,14 @@ The peer is a kernel that is told to join the announced address and port.
 """
 
 import json
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import CreateSubflow
@@ -103,6 +106,38 @@ def test_a_door_is_shared_and_shut_when_its_last_connection_ends(
         assert doors(mptcp_lab, ip) == {other}
         assert running.stop() == 0
     assert doors(mptcp_lab, ip) == set()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_the_next_daemon_opens_the_doors_again(
+    mptcp_lab: Lab, tmp_path: Path, ending: signal.Signals
+) -> None:
+    ip = mptcp_lab.paths[1].server_ip
+    with served(mptcp_lab, tmp_path) as (running, client, pair):
+        with (
+            peer(mptcp_lab.server) as server,
+            connected(client, server, mptcp_lab.paths[0].server_ip) as second,
+        ):
+            kept = announce(running, pair, ip, "--port", "any")["port"]
+            ended = announce(running, second, ip, "--port", "any")["port"]
+            assert doors(mptcp_lab, ip) == {kept, ended}
+            running.process.send_signal(ending)
+            running.process.wait()
+            assert doors(mptcp_lab, ip) == set()
+        with daemon(tmp_path, "--probes=netlink", prefix=inside(mptcp_lab.server)) as again:
+            assert doors(mptcp_lab, ip) == {kept}, "the other's connection has ended"
+            join(client, pair, mptcp_lab.paths[1].client_ip, SockAddr(ip, kept))
+            pair.exchange()
+            again.process.send_signal(ending)
+            again.process.wait()
+        with mptcp_lab.server.entered():
+            squatter = socket.create_server((ip, kept))
+        with (
+            squatter,
+            daemon(tmp_path, "--probes=netlink", prefix=inside(mptcp_lab.server)) as third,
+        ):
+            words = "an address announced before cannot be joined any more: cannot listen on"
+            assert f"{words} {ip}:{kept}: something listens there" in third.log
 
 
 def test_what_the_kernel_refuses_leaves_no_door(mptcp_lab: Lab, tmp_path: Path) -> None:

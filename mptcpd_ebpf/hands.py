@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The hands: what is decided goes through here to the kernel, and its answer comes back.
+
+A command may need more than its netlink message: a door that its port is listened at
+(`Doors`), a note that an endpoint is ours (`EndpointLedger`).  Both are kept here, and
+written down after the commands of a turn, for these are in a hurry.
+"""
+
+import logging
+from collections.abc import Container
+
+from mptcpd_ebpf.core.commands import KernelCommand
+from mptcpd_ebpf.core.events import EndpointsRead
+from mptcpd_ebpf.doors import Doors
+from mptcpd_ebpf.endpoint_ledger import EndpointLedger
+from mptcpd_ebpf.kernel.errors import KernelError
+from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
+
+log = logging.getLogger("mptcpd-ebpf")
+
+
+class Hands:
+    """Carries out commands in the daemon's network namespace."""
+
+    def __init__(self, pm: PmClient) -> None:
+        self._ledger = EndpointLedger(pm)
+        self._doors = Doors()
+
+    def execute(
+        self, command: KernelCommand, *, by_person: bool = False
+    ) -> tuple[KernelCommand, CommandAnswer]:
+        """The command as it was carried out, with the port that was chosen, and the answer.
+
+        What a person (`by_person`) makes in the endpoint table is not ours.
+        """
+        ready = self._doors.open_for(command)
+        if isinstance(ready, CommandAnswer):
+            return command, ready
+        execute = self._ledger.execute_by_hand if by_person else self._ledger.execute
+        answer = execute(ready)
+        self._doors.settle(ready, answer)
+        return ready, answer
+
+    def read_endpoints(self) -> EndpointsRead:
+        """The endpoint table as it is now.  Raises NetlinkRefused."""
+        return self._ledger.read()
+
+    def reopen_doors(self, tokens: Container[int]) -> None:
+        """Listens again where an earlier daemon did, for the connections that still live."""
+        for complaint in self._doors.reopen(tokens):
+            log.warning("an address announced before cannot be joined any more: %s", complaint)
+
+    def keep_doors_of(self, tokens: Container[int]) -> None:
+        """Shuts the doors of all other connections."""
+        self._doors.keep_only(tokens)
+
+    def save(self) -> None:
+        """Writes down what has changed."""
+        for what, keeper in (
+            ("what is ours in the endpoint table", self._ledger),
+            ("which announced ports are listened at", self._doors),
+        ):
+            try:
+                keeper.save()
+            except KernelError as error:
+                log.error("%s could not be noted: %s", what, error)
+
+    def close(self) -> None:
+        self._doors.close()
