@@ -8,8 +8,9 @@ default here, not ours: `MPTCPD_DEFAULTS`.
 
 import os
 import stat
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import Struct, structs
@@ -86,10 +87,10 @@ MPTCPD_DEFAULTS: Mapping[str, Any] = {
 """What holds where mptcpd is told nothing."""
 
 
-def read(file: Path, beaten: Container[str] = ()) -> Imported:
+def read(file: Path, beaten: Mapping[str, Any] = MappingProxyType({})) -> Imported:
     """Reads a file; what is wrong with it is in `mistakes`.
 
-    `beaten`: dotted keys that the command line sets, so that what the file says of them,
+    `beaten`: dotted keys and values of the command line, so that what the file says of them,
     or leaves out, is worth no warning.
     """
     try:
@@ -105,7 +106,7 @@ def read(file: Path, beaten: Container[str] = ()) -> Imported:
     return parse(raw.decode("utf-8", "replace"), str(file), beaten)
 
 
-def parse(text: str, file: str, beaten: Container[str] = ()) -> Imported:
+def parse(text: str, file: str, beaten: Mapping[str, Any] = MappingProxyType({})) -> Imported:
     """`read` for text that is already there; `file` names it in mistakes."""
     found = Imported(values=dict(MPTCPD_DEFAULTS), lines={}, warnings=[], mistakes=[])
     group = None
@@ -129,7 +130,8 @@ def parse(text: str, file: str, beaten: Container[str] = ()) -> Imported:
     if "load_plugins" in found.lines and "path_manager" not in found.lines:
         found.values["path_manager"] = None
     flags_given = FLAGS_KEY in found.lines or FLAGS_KEY in beaten
-    if not flags_given and found.values["path_manager"] == "addr_adv":
+    path_manager = beaten.get("path_manager", found.values["path_manager"])
+    if not flags_given and path_manager == "addr_adv":
         found.warnings.append(
             f"{file}: no addr-flags: the kernel uses endpoints without flags for nothing "
             f"(mptcpd's default); addr-flags=subflow is what most hosts want"

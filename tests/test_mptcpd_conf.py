@@ -150,3 +150,12 @@ def test_flags_that_the_command_line_gives_are_not_missed_in_the_file(tmp_path: 
     assert len(Settings(mptcpd_conf=file).warnings()) == 1
     given = mptcpd_conf.addr_flags("subflow")
     assert Settings(mptcpd_conf=file, overrides=given).warnings() == []
+    assert Settings(mptcpd_conf=file, overrides={"path_manager": "sspi"}).warnings() == []
+
+
+def test_config_import_refuses_what_the_daemon_would(tmp_path: Path) -> None:
+    settings(tmp_path, "[core]\nlog=nowhere\n")
+    printed = CliRunner().invoke(command, ["import", str(tmp_path / "mptcpd.conf")])
+    assert isinstance(printed.exception, ConfigError)
+    assert "mptcpd.conf:2" in str(printed.exception)
+    assert printed.output == ""

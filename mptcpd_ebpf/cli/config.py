@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mptcpd_ebpf import mptcpd_conf
-from mptcpd_ebpf.config import ConfigError
+from mptcpd_ebpf.config import Settings
 
 
 @click.group()
@@ -29,9 +29,8 @@ def import_(file: Path) -> None:
     """
     import yaml
 
+    Settings(mptcpd_conf=file).load()  # or raise what the daemon would
     imported = mptcpd_conf.read(file)
-    if imported.mistakes:
-        raise ConfigError(imported.mistakes)
     click.echo(f"# From {os.path.abspath(file)}.")
     for warning in imported.warnings:
         click.echo(f"# {warning}")
