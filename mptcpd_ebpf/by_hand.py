@@ -69,7 +69,8 @@ def address_id(pm: PmClient, token: int, ip: str) -> int:
         known = {each.ip: each.address_id for each in pm.connection_addresses(token)}
     except NetlinkRefused as refused:
         if refused.errno != errno.EOPNOTSUPP:
-            raise
+            where = f"the address ids of connection {token:08x}"
+            raise NetlinkRefused(f"{where}: {refused}", refused.errno) from None
         live = [each for each in diag.snapshot().subflows if each.token == token]
         known = {each.local.ip: each.local_id or 0 for each in live}
     if ip in known:

@@ -141,6 +141,8 @@ _EXIT_CODES: dict[int, ExitCode] = {
 def _refusal(method: str, target: str, response: http.client.HTTPResponse, answer: Any) -> Failure:
     reason = answer.get("error") if isinstance(answer, dict) else None
     return Failure(
-        f"the daemon refused {method} {target}: {reason or response.reason}",
+        f"the daemon refused: {reason}"
+        if reason
+        else f"the daemon refused {method} {target}: {response.reason}",
         _EXIT_CODES.get(response.status, ExitCode.CHECK_FAILED),
     )

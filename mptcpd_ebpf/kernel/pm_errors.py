@@ -26,7 +26,7 @@ _WHAT = {
     Cmd.SUBFLOW_DESTROY: "destroying the subflow",
 }
 
-_TOKEN = "no connection of this namespace has that token: it has closed"
+_TOKEN = "no connection of this namespace has that token: it has closed, or never was there"
 _MODE = (
     "the connection was created under the in-kernel path manager, and the mode of a connection "
     "never changes: only connections made after net.mptcp.path_manager=userspace can be managed"

@@ -106,7 +106,7 @@ def test_what_the_kernel_refuses_is_explained_and_exits_1(
         (("endpoint", "add", ip), ALREADY),
         (("endpoint", "del", "77"), ("there is no endpoint 77",)),
         (("announce", "12345678", ip, "--id", "3"), ("no connection of this namespace",)),
-        (("announce", "12345678", ip), ("no connection of this namespace",)),
+        (("announce", "12345678", ip), ("the address ids of connection 12345678: ",)),
         (("subflow", "del", "12345678", f"{ip}:1", f"{ip}:2"), ("",)),
     ):
         ended = ask(*arguments)
