@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mptcpd_ebpf import api
 from mptcpd_ebpf.lab import Lab, RequestResponse
+from tests.waiting import SLOWNESS
 
 GUIDE = (Path(__file__).parent.parent.parent / "docs" / "kernel.md").read_text()
 
@@ -34,7 +35,7 @@ def test_the_example_uses_the_second_uplink(mptcp_lab: Lab, tmp_path: Path) -> N
             while "done" not in (line := process.stdout.readline()):
                 assert line, "the example ended"
                 assert "refused" not in line
-            mptcp_lab.paths[1].wait_for_subflow()
+            mptcp_lab.paths[1].wait_for_subflow(10 * SLOWNESS)
             assert traffic.stop().unanswered == 0
         finally:
             process.kill()

@@ -39,7 +39,7 @@ def start_joined(lab: Lab) -> Running[RequestResponseResult]:
     """Requests over a connection with a subflow on each path."""
     join_over_second_path(lab)
     running = lab.start(RequestResponse(interval_ms=10))
-    lab.paths[1].wait_for_subflow()
+    lab.paths[1].wait_for_subflow(10 * SLOWNESS)
     return running
 
 

@@ -14,7 +14,7 @@ from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Bulk, Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
 from tests.netns.daemon_process import RunningDaemon, daemon
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
 Made = Callable[..., Lab]
 
@@ -207,7 +207,7 @@ def test_refresh_replaces_the_slowest(make_mptcp_lab: Made, tmp_path: Path) -> N
     lab = make_mptcp_lab([LabPath(delay_ms=5, rate_mbit=20, loss_percent=2)])
     lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
     with managed(lab, tmp_path, "refresh", subflows=3, interval_s=1, lag_percent=100) as running:
-        traffic = lab.start(Bulk(seconds=30))
+        traffic = lab.start(Bulk(seconds=30 * SLOWNESS))
         until(lambda: "it is the slowest" in running.log, "one was replaced", 20)
         until(lambda: len(subflows(running)) == 3, "there are as many as wanted")
         traffic.stop()

@@ -197,7 +197,7 @@ def test_filters(lab: Lab, talkers: tuple[Talker, Talker], tool: str, event: str
         for each in lab.paths:
             add = ["ip", "mptcp", "endpoint", "add", each.client_ip, "subflow", "fullmesh"]
             lab.client.run(add)
-        path.wait_for_subflow()
+        path.wait_for_subflow(10 * SLOWNESS)
         if tool == "retrans":
             for each in lab.paths:
                 each.set(loss_percent=10)

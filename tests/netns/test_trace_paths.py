@@ -8,6 +8,7 @@ import pytest
 from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse, ShortConnections
 from tests.netns.probed import allow_joins
 from tests.netns.tracing import Line, Tracing, tracing
+from tests.waiting import SLOWNESS
 
 NARROW = 131_072
 
@@ -60,7 +61,7 @@ def test_a_backup_is_not_chosen_and_the_reason_is_told(lab: Lab) -> None:
     )
     with tracing(lab.client, "sched") as told:
         bulk = lab.start(Bulk())
-        spare.wait_for_subflow()
+        spare.wait_for_subflow(10 * SLOWNESS)
         line = told.until(
             lambda line: (
                 line["event"] == "chosen"
@@ -77,7 +78,7 @@ def test_a_backup_is_not_chosen_and_the_reason_is_told(lab: Lab) -> None:
 def test_round_trip_times_lie_above_the_delay_of_each_path(lab: Lab) -> None:
     with tracing(lab.client, "rtt") as told:
         requests = lab.start(RequestResponse(interval_ms=5))
-        lab.paths[1].wait_for_subflow()
+        lab.paths[1].wait_for_subflow(10 * SLOWNESS)
         requests.stop()
         told.end()
     rows = [line for line in told.all("summary") if "samples" in line]

@@ -9,6 +9,7 @@ from mptcpd_ebpf.lab import Lab, Path
 from tests.netns.probed import allow_joins, connection
 from tests.netns.tracing import tracing
 from tests.netns.wire_kernel import open_lab, talk
+from tests.waiting import SLOWNESS
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_forged_resets_of_a_middlebox() -> None:
     with Lab(paths=[Path(delay_ms=2), Path(delay_ms=4)]) as lab:
         allow_joins(lab)
         with tracing(lab.client, "resets") as told, connection(lab) as ends:
-            lab.paths[1].wait_for_subflow()
+            lab.paths[1].wait_for_subflow(10 * SLOWNESS)
             with tracing(lab.client, "life") as life:
                 _keep_talking_while_resetting(lab, ends)
                 reset = told.event("reset", kind="RST", sent=False)
@@ -86,6 +87,6 @@ def test_an_orderly_close_resets_nothing() -> None:
         allow_joins(lab)
         with tracing(lab.client, "resets") as told:
             with connection(lab):
-                lab.paths[1].wait_for_subflow()
+                lab.paths[1].wait_for_subflow(10 * SLOWNESS)
             summary = told.end()
     assert summary["seen"] == {}

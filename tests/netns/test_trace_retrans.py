@@ -9,6 +9,7 @@ from mptcpd_ebpf.lab import Bulk, Lab, Path
 from mptcpd_ebpf.lab.wire import DSS, Wire
 from tests.netns.probed import allow_joins
 from tests.netns.tracing import tracing
+from tests.waiting import SLOWNESS
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_a_dead_path_is_blamed_for_reinjections(lab: Lab) -> None:
     dead, alive = lab.paths
     with Wire(lab.client.name, snap=160) as wire, tracing(lab.client, "retrans") as told:
         bulk = lab.start(Bulk())
-        alive.wait_for_subflow()
+        alive.wait_for_subflow(10 * SLOWNESS)
         dead.blackhole()
         told.until(
             lambda line: line["event"] == "reinjected" and line["blamed_timeouts"] > 0,

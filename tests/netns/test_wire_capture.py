@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
@@ -119,11 +120,15 @@ def corpus(request: pytest.FixtureRequest) -> list[Segment]:
             lab.client.run([*endpoint, "delete", "id", "2"])
             wire.expect(RemoveAddr(address_ids=[2]), direction="out")
             payload = os.urandom(200_000)
-            near.sendall(payload)
-            left = len(payload) // 2
-            while left > 0:
-                left -= len(far.recv(65536))
-            far.close()
+            # More than the buffers of both ends need hold; the rest is never read.
+            with ThreadPoolExecutor(1) as other:
+                sending = other.submit(near.sendall, payload)
+                left = len(payload) // 2
+                while left > 0:
+                    left -= len(far.recv(65536))
+                far.close()
+                with suppress(OSError):
+                    sending.result()
             wire.expect(MPFastclose, direction="in")
         return wire.matching()
 

@@ -201,7 +201,9 @@ def test_data_without_a_mapping_resets_a_joined_subflow(plain: Talk) -> None:
     subflow = plain.connection.join(second_ip(plain.lab), 2)
     counters = Counters(plain.lab.server)
     subflow.data(b"naked")
-    assert subflow.expect_reset().carries(MPTcpRst(reason=MIDDLEBOX))
+    reset = subflow.expect_reset()
+    # Which of them differs between kernels: 6.12 gives no better reason.
+    assert any(reset.carries(MPTcpRst(reason=each)) for each in (MIDDLEBOX, MPTCP_SPECIFIC))
     counters.expect(MPRstTx=1)
     assert_alive(plain)
 

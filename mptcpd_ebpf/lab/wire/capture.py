@@ -77,7 +77,7 @@ class Capture:
         if self._thread.is_alive():
             os.write(self._wake_write, b"\0")
             self._thread.join()
-            self._take(_ALL)
+            self._take(_ALL, until=time.monotonic_ns())
             self._count_losses()
             self._socket.close()
             os.close(self._wake_read)
@@ -86,7 +86,7 @@ class Capture:
     def catch_up(self) -> None:
         """Returns when everything that has passed by now is in `segments`."""
         if self._thread.is_alive():
-            self._take(_ALL)
+            self._take(_ALL, until=time.monotonic_ns())
 
     def check(self) -> None:
         """Raises LabError if the kernel had to drop packets: what was captured is not all."""
@@ -118,12 +118,16 @@ class Capture:
             while not any(key is stop for key, _ in selector.select()):
                 self._take(_BATCH)
 
-    def _take(self, most: int) -> None:
+    def _take(self, most: int, until: int | None = None) -> None:
         with self.arrived:
-            self.segments += self._drain(most)
+            self.segments += self._drain(most, until)
             self.arrived.notify_all()
 
-    def _drain(self, most: int) -> list[Segment]:
+    def _drain(self, most: int, until: int | None) -> list[Segment]:
+        """What waits in the socket, up to the first segment after `until`.
+
+        On a slow machine packets come as fast as they are read, and the end never would.
+        """
         batch: list[Segment] = []
         while len(batch) < most:
             try:
@@ -142,6 +146,8 @@ class Capture:
             )
             if segment:
                 batch.append(segment)
+                if until is not None and segment.at > until:
+                    break
         return batch
 
 
