@@ -39,6 +39,17 @@ class _LazyGroup(click.Group):
         assert isinstance(found, click.Command)
         return found
 
+    def invoke(self, context: click.Context) -> Any:
+        """A mistake that click finds before it has the command's context names it all the same."""
+        try:
+            return super().invoke(context)
+        except click.UsageError as error:
+            name = context.invoked_subcommand
+            command = self.get_command(context, name) if name else None
+            if error.ctx is None and command is not None:
+                error.ctx = click.Context(command, context, name)
+            raise
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the commands, their summaries wrapped where click would cut them short."""
         found = {name: self.get_command(context, name) for name in self.list_commands(context)}

@@ -2,6 +2,7 @@
 """``mptcpd-ebpf daemon``: the command line of the daemon."""
 
 import signal
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,17 @@ def _folder(value: str) -> dict[str, Any]:
 
 def _usage(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        click.echo(context.get_usage())
+        told = [parameter.get_help_record(context) for parameter in command.get_params(context)]
+        # A blank that no line ends at: option and argument stay together.
+        options = [f"[{record[0]}]".replace(" ", "\N{NO-BREAK SPACE}") for record in told if record]
+        head = f"Usage: {context.command_path} "
+        lines = textwrap.wrap(
+            head + " ".join(options),
+            subsequent_indent=" " * len(head),
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        click.echo("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "))
         context.exit()
 
 
@@ -66,7 +77,7 @@ def _completed(name: str) -> str:
     is_eager=True,
     expose_value=False,
     callback=_usage,
-    help="Show the usage in one line and exit.",
+    help="List the options in short and exit.",
 )
 @click.option(
     "--path-manager",

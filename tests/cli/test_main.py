@@ -30,8 +30,9 @@ def test_the_version() -> None:
         (("nonsense",), "No such command 'nonsense'. (see 'mptcpd-ebpf --help')"),
         (("--nonsense",), "No such option '--nonsense'. (see 'mptcpd-ebpf --help')"),
         (("ls", "--nonsense"), "No such option '--nonsense'. (see 'mptcpd-ebpf ls --help')"),
+        (("daemon", "-l"), "Option '-l' requires an argument. (see 'mptcpd-ebpf daemon --help')"),
         (("ls", "extra"), "Got unexpected extra argument (extra) (see 'mptcpd-ebpf ls --help')"),
-        (("ls", "--control"), "Option '--control' requires an argument. (see"),
+        (("ls", "--control"), "Option '--control' requires an argument. (see 'mptcpd-ebpf ls "),
         (("daemon", "--probes=magic"), "Invalid value for '--probes': 'magic' is not one of"),
         (("daemon", "--prob=magic"), "Invalid value for '--probes': 'magic' is not one of"),
         (("daemon", "--lo=null"), "No such option '--lo'"),
@@ -43,6 +44,18 @@ def test_a_usage_error_is_one_line_and_exits_64(arguments: tuple[str, ...], mess
     assert ended.stdout == ""
     assert ended.stderr.startswith(f"mptcpd-ebpf: {message}")
     assert ended.stderr.count("\n") == 1
+
+
+def test_the_daemons_usage_names_every_option() -> None:
+    ended = run("daemon", "--usage")
+    assert ended.returncode == 0
+    context = group.make_context("mptcpd-ebpf", ["ls"])
+    command = group.get_command(context, "daemon")
+    assert command is not None
+    words = " ".join(ended.stdout.split())
+    for parameter in command.params:
+        assert parameter.opts[-1] in words, parameter
+    assert "[-l, --log [stderr|syslog|journal|null]]" in words
 
 
 def test_no_command_explains_itself() -> None:
