@@ -79,12 +79,13 @@ class Path:
         """Whether packets wait on it: it carries what it can, and more would only wait longer.
 
         What is in flight must have gone round and come back: a round-trip time from before
-        the sender was stopped says nothing.
+        the sender was stopped says nothing.  And a sender whose congestion window is free
+        waits for the peer, who answers when he reads.
         """
         srtt, least = self.last.srtt_us or 0, self.last.min_rtt_us or 0
         rounds = lasted_us / max(1, srtt)
         moves = 2 * self.grown("segments_out") >= max(1, self.last.in_flight or 0) * rounds
-        return moves and srtt > _PIPE_FULL * least
+        return moves and self.full >= _IDLE and srtt > _PIPE_FULL * least
 
     @property
     def loses_by_itself(self) -> bool:
@@ -159,7 +160,8 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
     stalled = path.grown("stalled_us") / seen.lasted_us
     segments, repeated = path.grown("segments_out"), path.grown("retransmits")
     dead = path.worst_timeouts >= 2 and path.worst_silence_us >= _DEAD_US
-    if dead or last.stale:
+    # The kernel also marks stale what idles while the peer does not read.
+    if dead or (last.stale and path.worst_timeouts):
         findings.append(
             Finding(
                 "dead-path",
@@ -226,9 +228,12 @@ def _holds_up(path: Path, seen: Observation) -> bool:
 
     What has nothing in flight holds nobody up; nor does what is as fast as the others and
     loses nothing: there the sender waits for the peer, and some path is always the last.
+    Nor is a path slow whose round trips only take until the peer reads: it could carry more.
     """
     fastest = min(each.last.srtt_us or 0 for each in seen.paths)
-    slower = (path.last.srtt_us or 0) > _SLOWER * fastest and len(seen.paths) > 1
+    nearest = min(each.last.min_rtt_us or 0 for each in seen.paths)
+    carries_all_it_can = path.full >= _IDLE or (path.last.min_rtt_us or 0) > _SLOWER * nearest
+    slower = (path.last.srtt_us or 0) > _SLOWER * fastest and carries_all_it_can
     return path.busy >= _IDLE and (slower or path.loses or path.worst_timeouts > 0)
 
 

@@ -16,6 +16,7 @@ from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse
 from mptcpd_ebpf.lab.traffic.sockets import token_of
 from tests.netns.probed import Ends, allow_joins, connection
 from tests.netns.tracing import MAIN, Line, tracing
+from tests.waiting import SLOWNESS
 
 HEALTHY = [Path(delay_ms=5, rate_mbit=20), Path(delay_ms=10, rate_mbit=20)]
 
@@ -41,7 +42,7 @@ def of_bulk(
 ) -> Line:
     bulk = lab.start(Bulk(drain_s=1, send_buffer=buffer, receive_buffer=buffer))
     for path in lab.paths:
-        path.wait_for_subflow()
+        path.wait_for_subflow(10 * SLOWNESS)
     try:
         return examine(lab, bulk.token, meanwhile)
     finally:
@@ -99,7 +100,7 @@ def test_a_healthy_transfer_is_limited_by_its_paths() -> None:
 def test_a_healthy_slow_talker_is_limited_by_its_application() -> None:
     with a_lab(HEALTHY) as lab:
         requests = lab.start(RequestResponse(interval_ms=50))
-        lab.paths[1].wait_for_subflow()
+        lab.paths[1].wait_for_subflow(10 * SLOWNESS)
         found = examine(lab, requests.token)
         requests.stop()
     assert set(found) == {"application"}
@@ -115,7 +116,7 @@ def test_a_host_that_receives_is_told_to_ask_the_sender() -> None:
 
 
 def test_of_three_paths_the_dead_one_is_named() -> None:
-    with a_lab([*HEALTHY, Path(delay_ms=25, rate_mbit=10)]) as lab:
+    with a_lab([Path(delay_ms=delay, rate_mbit=4) for delay in (5, 10, 25)]) as lab:
         found = of_bulk(lab, lab.paths[1].blackhole)
         dead = lab.paths[1].client_ip
     assert next(iter(found)) == "dead-path"
@@ -164,7 +165,7 @@ def test_a_peer_that_does_not_read() -> None:
 
 
 def test_a_peer_that_reads_slowly() -> None:
-    with a_lab([Path(), Path()]) as lab, connection(lab) as ends:
+    with a_lab([Path(delay_ms=5), Path(delay_ms=5)]) as lab, connection(lab) as ends:
         ends.server.setsockopt(SOL_SOCKET, SO_RCVBUF, 65536)
         with sending(ends), reading_slowly(ends):
             found = examine(lab, token_of(ends.client))
@@ -196,7 +197,7 @@ def test_only_backups_are_left() -> None:
             ]
         )
         bulk = lab.start(Bulk(drain_s=1))
-        spare.wait_for_subflow()
+        spare.wait_for_subflow(10 * SLOWNESS)
         lab.client.run(["ip", "mptcp", "endpoint", "delete", "id", "0", lab.paths[0].client_ip])
         found = examine(lab, bulk.token)
         bulk.kill()

@@ -50,7 +50,7 @@ def test_what_is_healthy_gets_no_fault() -> None:
         ({"stalled_us": 200_000, "srtt_us": 40_000}, "slow-path"),
         ({"stalled_us": 200_000, "worst_timeouts": 1}, "slow-path"),
         ({"worst_timeouts": 2, "worst_silence_us": SECOND}, "dead-path"),
-        ({"stale": True}, "dead-path"),
+        ({"stale": True, "worst_timeouts": 1}, "dead-path"),
         ({"srtt_us": 300_000}, "queue"),
     ],
 )
@@ -61,6 +61,7 @@ def test_each_cause_of_a_path(fields: dict[str, Any], cause: str) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
+        {"stale": True},
         {"retransmits": 4},
         {"retransmits": 19},
         {"stalled_us": 90_000},
@@ -98,6 +99,11 @@ def test_losses_that_no_full_queue_explains(lost: int, srtt_us: int, freely: int
 
 def test_an_equally_fast_path_without_loss_is_not_blamed_for_stalls() -> None:
     assert causes(path(stalled_us=400_000, srtt_us=11_000), path(srtt_us=11_000)) == ["peer"]
+
+
+def test_round_trips_that_last_until_the_peer_reads_make_no_slow_path() -> None:
+    waits = path(srtt_us=50_000, min_rtt_us=10_000, stalled_us=800_000, full=0.0)
+    assert causes(waits, path(busy=0.0, full=0.0), window_us=900_000) == ["peer"]
 
 
 def test_the_peer_is_not_blamed_where_more_would_only_wait_in_a_queue() -> None:
