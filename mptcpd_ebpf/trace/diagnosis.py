@@ -31,6 +31,8 @@ _STALLED = 0.10
 _WINDOW = 0.30
 _QUEUE_FACTOR = 4
 _QUEUE_US = 100_000
+_STANDING = 0.5
+"""Share of the looks at which a queue must have been long: every machine stumbles once."""
 _DEAD_US = 500_000
 _IDLE = 0.5
 
@@ -49,6 +51,8 @@ class Path:
     """Share of the looks at which more was lost than at the one before."""
     lost_freely: int = 0
     """Segments lost a few at a time while no queue stood."""
+    queued: float = 0.0
+    """Share of the looks at which a long queue stood."""
     worst_timeouts: int = 0
     worst_silence_us: int = 0
     """The longest silence seen with data in flight."""
@@ -102,6 +106,12 @@ def lost_freely(before: Measurement, after: Measurement) -> int:
     lost = (after.lost or 0) - (before.lost or 0)
     free = (after.srtt_us or 0) < _FREE * (after.min_rtt_us or 0)
     return lost if free and 0 < lost <= _FEW else 0
+
+
+def has_long_queue(seen: Measurement) -> bool:
+    """Whether round trips take far longer than the path itself does."""
+    srtt, least = seen.srtt_us or 0, seen.min_rtt_us or 0
+    return bool(least) and srtt > max(_QUEUE_FACTOR * least, least + _QUEUE_US)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,21 +212,16 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
                 ],
             )
         )
-    if (
-        last.srtt_us
-        and last.min_rtt_us
-        and last.srtt_us > _QUEUE_FACTOR * last.min_rtt_us
-        and last.srtt_us > last.min_rtt_us + _QUEUE_US
-        and not dead
-    ):
+    if path.queued >= _STANDING and not dead:
         findings.append(
             Finding(
                 "queue",
                 min(0.95, 0.5 + stalled),  # what it holds up is its consequence
                 f"packets wait in a long queue on {path.name} (bufferbloat, or the delay rose)",
                 [
-                    f"srtt {last.srtt_us / 1000:.0f} ms, "
-                    f"the least it ever was {last.min_rtt_us / 1000:.0f} ms"
+                    f"srtt {(last.srtt_us or 0) / 1000:.0f} ms, "
+                    f"the least it ever was {(last.min_rtt_us or 0) / 1000:.0f} ms",
+                    f"so at {100 * path.queued:.0f} % of the looks",
                 ],
             )
         )

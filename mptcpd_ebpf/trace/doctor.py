@@ -13,7 +13,13 @@ from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel import diag
-from mptcpd_ebpf.trace.diagnosis import Observation, Path, diagnose, lost_freely
+from mptcpd_ebpf.trace.diagnosis import (
+    Observation,
+    Path,
+    diagnose,
+    has_long_queue,
+    lost_freely,
+)
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.life import kernel_reasons, reset_here
@@ -37,6 +43,7 @@ class Watched:
     full: int = 0
     losing: int = 0
     lost_freely: int = 0
+    queued: int = 0
     worst_timeouts: int = 0
     worst_silence_us: int = 0
     ended: bool = False
@@ -53,6 +60,7 @@ class Watched:
             self.worst_silence_us = max(self.worst_silence_us, seen.idle_us or 0)
         if in_flight and 5 * in_flight >= 4 * (seen.cwnd or 0):
             self.full += 1
+        self.queued += has_long_queue(seen)
         self.worst_timeouts = max(self.worst_timeouts, seen.timeouts or 0)
 
     def path(self) -> Path:
@@ -64,6 +72,7 @@ class Watched:
             full=self.full / looks,
             losing=self.losing / looks,
             lost_freely=self.lost_freely,
+            queued=self.queued / looks,
             worst_timeouts=self.worst_timeouts,
             worst_silence_us=self.worst_silence_us,
             ended=self.ended,

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.measurement import Measurement
-from mptcpd_ebpf.trace.diagnosis import Observation, Path, diagnose, lost_freely
+from mptcpd_ebpf.trace.diagnosis import (
+    Observation,
+    Path,
+    diagnose,
+    has_long_queue,
+    lost_freely,
+)
 
 SECOND = 1_000_000
 
@@ -25,7 +31,7 @@ def measured(**fields: Any) -> Measurement:
 
 
 def path(*, busy: float = 1.0, full: float = 1.0, **fields: Any) -> Path:
-    names = ("worst_timeouts", "worst_silence_us", "ended", "losing", "lost_freely")
+    names = ("worst_timeouts", "worst_silence_us", "ended", "losing", "lost_freely", "queued")
     own = {name: fields.pop(name) for name in names if name in fields}
     growth = {"bytes_sent": 1_000_000, "segments_out": 1000, **fields}
     return Path(first=measured(), last=measured(**growth), busy=busy, full=full, **own)
@@ -51,7 +57,7 @@ def test_what_is_healthy_gets_no_fault() -> None:
         ({"stalled_us": 200_000, "worst_timeouts": 1}, "slow-path"),
         ({"worst_timeouts": 2, "worst_silence_us": SECOND}, "dead-path"),
         ({"stale": True, "worst_timeouts": 1}, "dead-path"),
-        ({"srtt_us": 300_000}, "queue"),
+        ({"srtt_us": 300_000, "queued": 0.9}, "queue"),
     ],
 )
 def test_each_cause_of_a_path(fields: dict[str, Any], cause: str) -> None:
@@ -67,7 +73,7 @@ def test_each_cause_of_a_path(fields: dict[str, Any], cause: str) -> None:
         {"stalled_us": 90_000},
         {"worst_timeouts": 1, "worst_silence_us": SECOND},
         {"worst_timeouts": 2, "worst_silence_us": 400_000},
-        {"srtt_us": 100_000},
+        {"srtt_us": 300_000, "queued": 0.3},
     ],
 )
 def test_what_is_too_little_for_a_verdict(fields: dict[str, Any]) -> None:
@@ -97,6 +103,12 @@ def test_losses_that_no_full_queue_explains(lost: int, srtt_us: int, freely: int
     assert lost_freely(before, after) == freely
 
 
+def test_a_queue_is_long_beside_the_path_s_own_round_trip() -> None:
+    assert has_long_queue(measured(srtt_us=120_000))
+    assert not has_long_queue(measured(srtt_us=100_000))
+    assert not has_long_queue(measured(srtt_us=150_000, min_rtt_us=50_000))
+
+
 def test_an_equally_fast_path_without_loss_is_not_blamed_for_stalls() -> None:
     assert causes(path(stalled_us=400_000, srtt_us=11_000), path(srtt_us=11_000)) == ["peer"]
 
@@ -115,7 +127,10 @@ def test_the_peer_is_not_blamed_where_more_would_only_wait_in_a_queue() -> None:
 
 
 def test_a_slow_path_comes_after_the_queue_that_makes_it_slow() -> None:
-    assert causes(path(srtt_us=300_000, stalled_us=300_000), path()) == ["queue", "slow-path"]
+    assert causes(path(srtt_us=300_000, stalled_us=300_000, queued=1.0), path()) == [
+        "queue",
+        "slow-path",
+    ]
 
 
 def test_what_the_peer_sends_is_not_judged_here() -> None:
