@@ -18,6 +18,7 @@ DONE: list[Command] = [WakeAt(at=1, reason="done")]
 @pytest.fixture
 def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandlerBudget]:
     monkeypatch.setattr(budget, "SECONDS", 0.02)
+    monkeypatch.setattr(budget, "WAITING_SECONDS", 0.1)
     monkeypatch.setattr(budget, "AGAIN_SECONDS", 0.005)
     before = signal.getsignal(signal.SIGALRM)
     with HandlerBudget() as entered:
@@ -57,12 +58,34 @@ def generating() -> list[Command]:
     return [command for command in endless() if command is None]
 
 
-@pytest.mark.parametrize("handler", [spin, stubborn, caught_three_times, asleep, generating])
+@pytest.mark.parametrize("handler", [spin, stubborn, caught_three_times, generating])
 def test_a_handler_that_does_not_return_is_interrupted(
     limited: HandlerBudget, handler: Callable[[], list[Command]]
 ) -> None:
     with pytest.raises(HandlerTooSlow, match="it ran longer than 20 ms"):
         limited(handler)
+
+
+def test_one_that_only_waits_is_interrupted_later(limited: HandlerBudget) -> None:
+    with pytest.raises(HandlerTooSlow, match="it did not return for 100 ms"):
+        limited(asleep)
+
+
+def test_waiting_for_the_processor_is_not_held_against_it(
+    limited: HandlerBudget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that gives it none: the clock of its own time stands still."""
+    monkeypatch.setattr(budget, "WAITING_SECONDS", 3600)
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
+    alarms = iter(range(10))
+
+    def waits() -> list[Command]:
+        for _ in alarms:
+            signal.sigtimedwait([signal.SIGALRM], 0.001)
+            signal.raise_signal(signal.SIGALRM)
+        return DONE
+
+    assert limited(waits) is DONE
 
 
 def test_a_handler_s_answer_and_its_errors_come_through(limited: HandlerBudget) -> None:

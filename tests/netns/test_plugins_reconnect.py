@@ -37,8 +37,9 @@ def two_subflows(
         until(lambda: len(established(running, traffic)) == 1, "the connection", PATIENCE_S)
         (first,) = subflows(running, traffic.token)
         arguments = [f"{traffic.token:08x}", lab.paths[1].client_ip, first["remote"]]
-        added = running.ask("subflow", "add", *arguments, *(["--backup"] if backup else []))
-        assert added.returncode == 0, added.stderr
+        order = ["subflow", "add", *arguments, *(["--backup"] if backup else [])]
+        # Its first subflow stands before the connection is fully established.
+        until(lambda: running.ask(*order).returncode == 0, "an order to join", PATIENCE_S)
         until(lambda: len(established(running, traffic)) == 2, "a subflow by hand", PATIENCE_S)
         yield running, traffic
         assert "kept out" not in running.log
@@ -56,6 +57,10 @@ def behind(path: LivePath, running: RunningDaemon, traffic: Traffic) -> list[str
     return [each for each in established(running, traffic) if each.startswith(f"{path.client_ip}:")]
 
 
+def until_logged(running: RunningDaemon, words: str) -> None:
+    until(lambda: words in running.log, words, PATIENCE_S)
+
+
 def until_made_anew(
     path: LivePath, old: list[str], running: RunningDaemon, traffic: Traffic
 ) -> None:
@@ -68,7 +73,7 @@ def until_made_anew(
 
 @pytest.fixture
 def nat_lab(make_mptcp_lab: MakeLab) -> Lab:
-    return make_mptcp_lab([LabPath(delay_ms=20), LabPath(delay_ms=1, nat=True)])
+    return make_mptcp_lab([LabPath(delay_ms=50), LabPath(delay_ms=1, nat=True)])
 
 
 def test_a_nat_that_forgot_and_says_nothing(nat_lab: Lab, tmp_path: Path) -> None:
@@ -96,7 +101,7 @@ def test_a_nat_that_forgot_and_makes_a_new_binding(nat_lab: Lab, tmp_path: Path)
 
 
 def test_a_path_that_is_down_is_tried_with_pauses(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
-    lab = make_mptcp_lab([LabPath(delay_ms=20), LabPath(delay_ms=1)])
+    lab = make_mptcp_lab([LabPath(delay_ms=50), LabPath(delay_ms=1)])
     second = lab.paths[1]
     with two_subflows(lab, tmp_path) as (running, traffic):
         second.blackhole()
@@ -111,7 +116,7 @@ def test_a_path_that_is_down_is_tried_with_pauses(make_mptcp_lab: MakeLab, tmp_p
 
 
 def test_the_kernel_gave_up(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
-    lab = make_mptcp_lab([LabPath(delay_ms=20), LabPath(delay_ms=1)])
+    lab = make_mptcp_lab([LabPath(delay_ms=50), LabPath(delay_ms=1)])
     lab.client.sysctl("ipv4.tcp_retries2", 1)
     second = lab.paths[1]
     with two_subflows(lab, tmp_path) as (running, traffic):
@@ -180,4 +185,4 @@ def test_what_the_peer_says_with_a_reset_decides(mptcp_lab: Lab, tmp_path: Path)
             ):
                 subflow.reset(reason, transient=transient)
                 subflow = peer.accept_join()
-                assert f"the peer reset it (reason {reason})" in running.log
+                until_logged(running, f"the peer reset it (reason {reason})")
