@@ -274,13 +274,20 @@ static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
 	return 0;
 }
 
-/* Arms the timer for the earliest moment at which there could be something to tell. */
+/*
+ * Arms the timer for the earliest moment at which there could be something to tell.  Where
+ * the kernel has none to give (since 6.19 on processors without cmpxchg16b, for lack of
+ * kmalloc_nolock), silence is considered at what it brings, the first retransmission.
+ */
 static __always_inline void watch(struct subflow *subflow, struct tcp_sock *tp)
 {
 	if (subflow->armed || !thresholds.no_progress_us)
 		return;
 	subflow->armed = 1;
-	bpf_timer_start(&subflow->timer, patience_us(tp, 2) * NSEC_PER_USEC, 0);
+	if (!bpf_timer_start(&subflow->timer, patience_us(tp, 2) * NSEC_PER_USEC, 0))
+		return;
+	subflow->armed = 0;
+	consider_silence(subflow);
 }
 
 static __always_inline void prepare_timer(struct subflow *subflow)

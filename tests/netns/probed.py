@@ -3,12 +3,15 @@
 
 import ctypes
 import select
+import shlex
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
@@ -17,7 +20,7 @@ from mptcpd_ebpf.core.address import SockAddr, unmapped
 from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
 from mptcpd_ebpf.lab import Host, Lab
-from mptcpd_ebpf.probes import Probes, ProbesUnavailable
+from mptcpd_ebpf.probes import Probes, ProbesUnavailable, core_probes
 from mptcpd_ebpf.probes.interface import AnyProbes
 from tests.waiting import SLOWNESS
 
@@ -29,6 +32,17 @@ QUIET = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress
 """No alarm at all."""
 
 T = TypeVar("T")
+
+
+def compile_probes_with(define: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on `Probes` are ones that are compiled with a macro defined."""
+    recipe = subprocess.run(
+        ["make", "-nB", "build/bpf/subflow.bpf.o"], capture_output=True, text=True, check=True
+    ).stdout
+    compiler = next(shlex.split(line) for line in recipe.splitlines() if "-target bpf" in line)
+    compiler[compiler.index("-o") + 1] = str(folder / "subflow.bpf.o")
+    subprocess.run([*compiler, f"-D{define}"], check=True)
+    monkeypatch.setattr(core_probes, "bpf_object", lambda name: folder / f"{name}.bpf.o")
 
 
 @contextmanager

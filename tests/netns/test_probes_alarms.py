@@ -7,12 +7,21 @@ alarm takes is measured in bench/, not here.
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path as FilePath
 
 import pytest
 
 from mptcpd_ebpf.core.measurement import AlarmKind, Thresholds
 from mptcpd_ebpf.lab import Bulk, Lab, LivePath, Path, RequestResponse, Stream
-from tests.netns.probed import QUIET, Listening, allow_joins, probing, sample, wait_for
+from tests.netns.probed import (
+    QUIET,
+    Listening,
+    allow_joins,
+    compile_probes_with,
+    probing,
+    sample,
+    wait_for,
+)
 
 ONLY_RTT = Thresholds(loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
 ONLY_LOSS = Thresholds(rtt_factor_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
@@ -68,6 +77,19 @@ def test_a_fault_raises_its_alarm(
     assert seen.segments_out
     assert seen.owner is not None
     assert seen.owner.pid == running.pid
+
+
+def test_silence_is_noticed_where_the_kernel_gives_no_timers(
+    lab: Lab, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_probes_with("bpf_timer_start(timer,nsecs,flags)=(-22)", tmp_path, monkeypatch)
+    with probing(lab.client, thresholds=ONLY_PROGRESS) as probes:
+        listening = Listening(probes)
+        running = lab.start(RequestResponse())
+        assert running.token is not None
+        exchanges_before(lab, probes, 10)
+        lab.paths[0].blackhole()
+        assert listening.alarm(running.token).kind is AlarmKind.NO_PROGRESS
 
 
 def exchanges_before(lab: Lab, probes: object, segments: int) -> None:

@@ -3,7 +3,6 @@
 
 import json
 import os
-import shlex
 import socket
 import subprocess
 import sys
@@ -15,11 +14,12 @@ import pytest
 
 from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.lab import Lab, Path, RequestResponse, ShortConnections
-from mptcpd_ebpf.probes import Probes, core_probes
+from mptcpd_ebpf.probes import Probes
 from tests.netns.probed import (
     IPPROTO_MPTCP,
     QUIET,
     Listening,
+    compile_probes_with,
     connection,
     probing,
     sample,
@@ -138,13 +138,7 @@ def test_closing_twice_is_harmless_and_gives_descriptors_back(lab: Lab) -> None:
 @pytest.fixture
 def all_tokens_equal(tmp_path: Path_, monkeypatch: pytest.MonkeyPatch) -> None:
     """The probes, compiled so that every connection's token reads as 1."""
-    recipe = subprocess.run(
-        ["make", "-nB", "build/bpf/subflow.bpf.o"], capture_output=True, text=True, check=True
-    ).stdout
-    compiler = next(shlex.split(line) for line in recipe.splitlines() if "-target bpf" in line)
-    compiler[compiler.index("-o") + 1] = str(tmp_path / "subflow.bpf.o")
-    subprocess.run([*compiler, "-Dtoken_of(ctx)=1"], check=True)
-    monkeypatch.setattr(core_probes, "bpf_object", lambda name: tmp_path / f"{name}.bpf.o")
+    compile_probes_with("token_of(ctx)=1", tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("all_tokens_equal")
