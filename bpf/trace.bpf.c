@@ -318,7 +318,6 @@ int BPF_PROG(mapped, struct mptcp_ext *mapping)
 		return 0;
 	record->data_seq = see(as(mptcp_ext, mapping), data_seq);
 	record->length = see(as(mptcp_ext, mapping), data_len);
-	record->connection_reinjected = see(msk, bytes_retrans);
 	record->blamed = blamed;
 	record->blamed_timeouts = blamed_timeouts;
 	bpf_ringbuf_submit(record, 0);

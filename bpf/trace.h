@@ -35,7 +35,6 @@ struct trace_record {
 	u64 bytes_received;
 	u64 bytes_retrans;
 	u64 data_seq;	      /* REINJECTED */
-	u64 connection_reinjected; /* REINJECTED: bytes so far, this piece not included */
 	u64 blamed;	      /* REINJECTED: cookie of the subflow that holds data back */
 	u32 token;	      /* 0: the kernel has taken the context away already */
 	u32 pid;
