@@ -59,7 +59,7 @@ def run(quick: bool) -> str:
     figures.append(
         Figure(
             "throughput with all tools over without",
-            f"median {middle:.3f} ({low:.3f}…{high:.3f}, n {len(ratios)})",
+            f"median {middle:.3f}, 95 % interval {low:.3f}…{high:.3f}, n {len(ratios)}",
         )
     )
     return table(figures)
