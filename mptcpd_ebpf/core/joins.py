@@ -75,8 +75,6 @@ class Joins:
         self._longest = longest_pause
         self._slots: dict[Name, _Slot] = {}
         self._leaving: dict[tuple[int, SubflowKey], None] = {}
-        self._opened: dict[tuple[int, SubflowKey], None] = {}
-        """Our joins that succeeded; what closes and is not among them may be one that failed."""
 
     def keep(
         self, ctx: Context, connection: Connection, wants: Iterator[Want] | list[Want]
@@ -134,7 +132,6 @@ class Joins:
         slot = self._slots.get(_name(subflow))
         if slot is not None and slot.under_way:
             slot.under_way -= 1
-            self._opened[subflow.token, subflow.key] = None
 
     def closed(
         self, ctx: Context, subflow: Subflow, *, pause: int | None = None
@@ -145,14 +142,12 @@ class Joins:
         holds for a first failure, after which pauses grow as always.
         """
         name = (subflow.token, subflow.key)
-        ours, opened = name in self._leaving, name in self._opened
-        self._leaving.pop(name, None)
-        self._opened.pop(name, None)
-        if ours:
+        if name in self._leaving:
+            del self._leaving[name]
             return
         slot = self._slots.setdefault(_name(subflow), _Slot())
-        if slot.under_way and not opened and not subflow.initial:
-            slot.under_way -= 1
+        if subflow.failed:
+            slot.under_way = max(slot.under_way - 1, 0)
         elif subflow.opened_at is None or ctx.now - subflow.opened_at >= SHORT_LIFE:
             slot.failures = 0
         yield from self._back_off(ctx, slot, pause)
@@ -160,7 +155,6 @@ class Joins:
     def connection_closed(self, token: int) -> None:
         self._slots = {name: slot for name, slot in self._slots.items() if name[0] != token}
         self._leaving = {name: None for name in self._leaving if name[0] != token}
-        self._opened = {name: None for name in self._opened if name[0] != token}
 
     def answered(self, ctx: Context, decision: Decision, errno: int) -> Iterator[Command]:
         """The kernel's answer to one of our commands."""

@@ -52,6 +52,8 @@ class Subflow:
     backup_by_peer: bool = False
     opened_at: int | None = None
     """CLOCK_MONOTONIC nanoseconds, None if it is older than the daemon and nobody knows."""
+    failed: bool = False
+    """It is closed and never stood: a join that came to nothing."""
     measured: Measurement | None = None
     """The newest measurement."""
     error: int = 0

@@ -187,6 +187,7 @@ class Tracker:
         # The kernel reports only what the peer wishes: whether ours is a backup, we know.
         subflow.backup |= connection.joins.pop((event.local.ip, event.remote), False)
         subflow.backup_by_peer, subflow.error = event.backup, event.error
+        subflow.failed = False
         if known is None:
             self._add_subflow(connection, subflow, now)
         else:
@@ -207,8 +208,8 @@ class Tracker:
             if self._unbury(event):
                 return []
             # A join that failed: this is the first that netlink says of it, and the last.
-            connection.joins.pop((event.local.ip, event.remote), None)
             subflow = from_join(event, self.world, now)
+            subflow.state = State.OPENING
             self._add_subflow(connection, subflow, now)
         subflow.error = event.error
         subflow.reset_reason, subflow.reset_flags = event.reset_reason, event.reset_flags
@@ -220,6 +221,7 @@ class Tracker:
         self._pairing.settle(subflow)
         if subflow.state is State.OPENING:
             connection.joins.pop((subflow.local.ip, subflow.remote), None)
+            subflow.failed = True
         subflow.state = State.CLOSED
         notices = [Notice("subflow_closed", (connection, subflow), connection)]
         if subflow.measured is not None and subflow.measured.closed:
@@ -260,6 +262,7 @@ class Tracker:
         if connection is not None:
             add_up(connection, subflow, held, measured)
         if measured.closed and subflow.state is not State.CLOSED:
+            subflow.failed = subflow.state is State.OPENING
             subflow.state = State.CLOSED
             self._pairing.ended(subflow, now)
 
@@ -358,7 +361,6 @@ class Tracker:
             if live.token not in self.world.connections:
                 connection = Connection(live.token, live.local, live.remote)
                 connection.server_side, connection.owner = live.server_side, live.owner
-                connection.owner = live.owner
                 self.world.connections[live.token] = connection
                 fresh[live.token] = None
         for found in event.subflows:

@@ -188,6 +188,17 @@ def test_a_join_from_before_a_reload_that_nobody_answers_is_tried_again() -> Non
     assert scene.joins == 2, "what failed is not under way"
 
 
+def test_the_end_of_another_subflow_is_not_that_of_the_join_beside_it() -> None:
+    scene = Scene()
+    scene.tell(joined())
+    scene.plugin.number = 2
+    scene.reload()
+    assert scene.joins == 2, "one stands, another is under way beside it"
+    scene.tell(left(error=110))
+    scene.wait(SECOND)
+    assert scene.joins == 3, "in the place of the one that ended; the other is awaited still"
+
+
 def test_what_we_destroyed_is_no_failure() -> None:
     scene = Scene()
     scene.tell(joined())
