@@ -33,6 +33,7 @@ from mptcpd_ebpf.core.model import AddressPolicy
 from mptcpd_ebpf.core.serving import Rule
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.logs import LogDestination
+from mptcpd_ebpf.trust import refuse_writable_by_others
 from mptcpd_ebpf.yamldoc import Document, KeyPath, Mistake
 
 DEFAULT_FILE = Path("/etc/mptcpd-ebpf.yaml")
@@ -297,8 +298,8 @@ def _check_plugins(document: Document, data: dict[str, Any], options_of: Options
     """Every plugin that is named must load, and its options must be its own."""
     folder = data.get("plugin_dir")
     folder = Path(folder) if isinstance(folder, str) else None
-    if folder is not None and not folder.is_dir():
-        document.mistake(("plugin_dir",), f"{folder} is no folder")
+    if folder is not None and (reason := _unfit(folder)):
+        document.mistake(("plugin_dir",), reason)
         return
     given = data.get("plugins")
     if not isinstance(given, dict):
@@ -320,6 +321,19 @@ def _check_plugins(document: Document, data: dict[str, Any], options_of: Options
         document.check(given.get(name, {}), options, ("plugins", name))
         if len(document.mistakes) == known:
             _check_whole(document, given.get(name, {}), options, ("plugins", name))
+
+
+def _unfit(plugin_dir: Path) -> str | None:
+    """Why no plugin is to be looked for there, whether or not one would be found."""
+    try:
+        if not plugin_dir.is_dir():
+            return f"{plugin_dir} is no folder"
+        refuse_writable_by_others(plugin_dir)
+    except OSError as error:
+        return f"{plugin_dir} cannot be looked at: {error.strerror}"
+    except Failure as failure:
+        return str(failure)
+    return None
 
 
 def _list(value: Any) -> list[Any]:

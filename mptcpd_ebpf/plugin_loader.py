@@ -6,15 +6,14 @@ plugins, and the entry points of installed packages (group ``mptcpd_ebpf.plugins
 A file is loaded under a private module name, so that no plugin shadows a library, and
 afresh when it has changed: a reload takes it up, and an unchanged one is the same class.
 
-A plugin runs with the daemon's privileges: a file that somebody else could write is
-refused, and so is one that he could replace, because a folder on the way to it is his.  The
-shipped plugins are trusted like the rest of the daemon's code.
+A plugin runs with the daemon's privileges: a `plugin_dir` that somebody else could write is
+refused, whatever is found there, and so is a file that he could replace, because a folder or
+link on the way to it is his.  The shipped plugins are trusted like the rest of the daemon's
+code.
 """
 
 import importlib.util
 import inspect
-import os
-import stat
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,6 +24,7 @@ from msgspec import Struct
 from mptcpd_ebpf.core.plugin import Plugin
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.resources import plugin_folder
+from mptcpd_ebpf.trust import refuse_writable_by_others
 
 ENTRY_POINTS = "mptcpd_ebpf.plugins"
 
@@ -36,13 +36,15 @@ def load(name: str, plugin_dir: Path | None = None) -> type[Plugin]:
             f"plugin {name!r}: a plugin's name is its file's, letters, digits and _",
             ExitCode.CONFIG,
         )
+    if plugin_dir is not None:
+        refuse_writable_by_others(plugin_dir)
     for folder in filter(None, (plugin_dir, plugin_folder())):
         path = folder / f"{name}.py"
         if path.is_file():
             if folder == plugin_dir:
+                refuse_writable_by_others(path)
                 # What is loaded is what was looked at: no link is followed any more after that.
                 path = path.resolve()
-                _refuse_writable_by_others(path)
             return _class_in(_module_from(path, name), name, str(path))
     for entry in entry_points(group=ENTRY_POINTS, name=name):
         try:
@@ -93,12 +95,13 @@ def _module_from(path: Path, name: str) -> ModuleType:
     private = f"_mptcpd_ebpf_plugin_{name}"
     spec = importlib.util.spec_from_file_location(private, path)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up while the file still runs.
     sys.modules[private] = module
     try:
-        spec.loader.exec_module(module)
+        # Not by way of __pycache__: that is a folder of its own, which somebody else may write,
+        # and holds old code when the text changes within a second and keeps its length.
+        exec(compile(text, path, "exec"), vars(module))
     except (Exception, SystemExit) as error:
         raise _broken(name, str(path), error) from error
     _loaded[path] = (text, module)
@@ -128,19 +131,3 @@ def _broken(name: str, where: str, error: BaseException) -> Failure:
         f"plugin {name}: {where}{line} does not load: {type(error).__name__}: {error}",
         ExitCode.CONFIG,
     )
-
-
-def _refuse_writable_by_others(path: Path) -> None:
-    """`path` is absolute and goes through no link."""
-    for place in (path, *path.parents):
-        found = place.stat()
-        foreign = found.st_uid not in (0, os.geteuid())
-        writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        # In a sticky folder, such as /tmp, nobody can replace what is another's.
-        sticky = found.st_mode & stat.S_ISVTX and place not in (path, path.parent)
-        if foreign or (writable and not sticky):
-            raise Failure(
-                f"{place}: somebody else could write it, and a plugin runs with the daemon's "
-                f"privileges; make it root's own (chown root, chmod go-w)",
-                ExitCode.CONFIG,
-            )

@@ -203,6 +203,19 @@ def test_a_mistake_on_the_command_line_says_so() -> None:
         load(None, {"probes.backend": "x"})
 
 
+def test_a_plugin_folder_is_looked_at_even_if_nothing_is_taken_from_it(tmp_path: Path) -> None:
+    folder = tmp_path / "plugins"
+    document = f"path_manager: known\nplugin_dir: {folder}\n"
+    assert mistakes(document) == [f"F:2:1: plugin_dir: {folder} is no folder"]
+    folder.mkdir(mode=0o755)
+    parse(document, "F", options_of=options_of)
+    folder.chmod(0o777)
+    (mistake,) = mistakes(document)
+    assert mistake.startswith(f"F:2:1: plugin_dir: {folder}: somebody else could write it")
+    (mistake,) = mistakes(f"plugin_dir: {folder}\n")
+    assert mistake.startswith(f"F:1:1: plugin_dir: {folder}: somebody else could write it")
+
+
 # --- files
 
 

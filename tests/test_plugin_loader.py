@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Plugins are found by name, loaded afresh, and refused with the cause and the way out."""
 
+import importlib.util
+import os
+import py_compile
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -154,6 +157,64 @@ def test_what_others_can_replace_is_refused(tmp_path: Path, by_link: bool) -> No
     assert refusal("own", folder).startswith(f"{theirs}: somebody else could write it")
     theirs.chmod(0o1777)
     assert plugin_loader.load("own", folder).name == "own", "nobody can replace it there"
+
+
+def test_a_folder_that_others_can_write_is_refused_where_its_plugin_is_a_safe_file_s_link(
+    tmp_path: Path,
+) -> None:
+    """They could point the link at any file of root's."""
+    safe = plugin_folder(tmp_path, own=OWN.format(pace=3))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "own.py").symlink_to(safe / "own.py")
+    assert plugin_loader.load("own", theirs).name == "own"
+    theirs.chmod(0o777)
+    assert refusal("own", theirs).startswith(f"{theirs}: somebody else could write it")
+    theirs.chmod(0o1777)
+    assert refusal("own", theirs).startswith(f"{theirs}: somebody else could write it")
+
+
+def test_a_link_on_the_way_that_others_can_replace_is_refused(tmp_path: Path) -> None:
+    """Both ends are safe, and what stands between is not."""
+    safe = plugin_folder(tmp_path, own=OWN.format(pace=3))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "link").symlink_to(safe)
+    (tmp_path / "first").symlink_to(Path("theirs", "link"))
+    assert plugin_loader.load("own", tmp_path / "first").name == "own"
+    theirs.chmod(0o777)
+    assert refusal("own", tmp_path / "first").startswith(f"{theirs}: somebody else")
+
+
+def test_a_link_that_is_another_s_is_refused(tmp_path: Path) -> None:
+    folder = plugin_folder(tmp_path, own=OWN.format(pace=3))
+    theirs = tmp_path / "theirs"
+    theirs.symlink_to(folder)
+    os.chown(theirs, 1234, -1, follow_symlinks=False)
+    assert refusal("own", theirs).startswith(f"{theirs}: somebody else could write it")
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o777, 0o1777])
+def test_a_folder_that_others_can_write_is_refused_whatever_is_in_it(
+    tmp_path: Path, mode: int
+) -> None:
+    """They can put a plugin of any name there before the next start."""
+    folder = plugin_folder(tmp_path)
+    assert plugin_loader.load("fullmesh", folder).name == "fullmesh"
+    folder.chmod(mode)
+    assert refusal("fullmesh", folder).startswith(f"{folder}: somebody else could write it")
+
+
+def test_no_other_code_than_the_file_s_is_run(tmp_path: Path) -> None:
+    """What Python keeps of it in a folder beside it may be anybody's, or of an older text."""
+    folder = plugin_folder(tmp_path, own=OWN.format(pace=3))
+    other = tmp_path / "other.py"
+    other.write_text(OWN.format(pace=4))
+    times = (folder / "own.py").stat()
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    kept = importlib.util.cache_from_source(str(folder / "own.py"))
+    py_compile.compile(str(other), kept)
+    assert pace(plugin_loader.load("own", folder)) == 3
 
 
 def test_the_shipped_plugins_are_trusted_like_the_daemon(

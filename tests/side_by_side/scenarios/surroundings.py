@@ -71,6 +71,13 @@ SURROUNDINGS = [
         better=AT_FAULT,
     ),
     Scenario(
+        name="an empty plugin folder that everyone can write",
+        before=[folder(0o777, plugin=None), A],
+        exit_code=78,
+        theirs={"exit_code": 1},
+        better=AT_FAULT,
+    ),
+    Scenario(
         name="a plugin that everyone can write",
         faults=(Fault.PLUGINS,),
         before=[folder(0o755, plugin=0o666), A],

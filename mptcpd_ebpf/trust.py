@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Whether a place in the file system is ours alone: the daemon runs what it finds there.
+
+A name is as good as the weakest place on the way to it: whoever can write a folder puts
+something else under the name, and whoever owns a link points it elsewhere.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
+
+
+def refuse_writable_by_others(path: Path) -> None:
+    """Looks at `path` and at all folders and links that lead to it.
+
+    Raises `Failure` (CONFIG) naming the first place that somebody else than root and the
+    daemon's own user can write, or OSError if `path` is not there.
+    """
+    end = path.resolve(strict=True)
+    for place in _way_to(path):
+        found = place.lstat()
+        foreign = found.st_uid not in (0, os.geteuid())
+        link = stat.S_ISLNK(found.st_mode)  # its mode says nothing
+        writable = not link and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        # In a sticky folder, such as /tmp, nobody can replace what is another's; but anybody can
+        # add to it, which matters at the end of the way.
+        sticky = found.st_mode & stat.S_ISVTX and place != end
+        if foreign or (writable and not sticky):
+            raise Failure(
+                f"{place}: somebody else could write it, and a plugin runs with the daemon's "
+                f"privileges; make it root's own (chown root, chmod go-w)",
+                ExitCode.CONFIG,
+            )
+
+
+def _way_to(path: Path) -> Iterator[Path]:
+    """Every folder and link that the kernel passes, and the end; `path` must be there."""
+    here = Path("/")
+    yield here
+    ahead = list(reversed(path.absolute().parts[1:]))
+    while ahead:
+        step = ahead.pop()
+        if step == "..":
+            here = here.parent
+            continue
+        here /= step
+        yield here
+        if here.is_symlink():
+            target = here.readlink()
+            here = Path("/") if target.is_absolute() else here.parent
+            ahead += reversed(target.parts[1:] if target.is_absolute() else target.parts)
