@@ -43,7 +43,7 @@ class Interfaces:
             self._wait_for(end)
         else:
             self._without_carrier.add(end)
-            host.batch("ip", [f"link set {interface} down"])
+            host.batch("ip", [f"link set dev {interface} down"])
 
     def remove_address(self, end: str) -> None:
         if end in self._without_address or (end == "client" and self.removed):
@@ -68,7 +68,7 @@ class Interfaces:
     def remove_interface(self) -> None:
         if not self.removed:
             rules = [] if "client" in self._without_address else self.plan.drop_rules(self.index)
-            lines = [*rules, f"link del {self.path.name}"]
+            lines = [*rules, f"link del dev {self.path.name}"]
             self.hosts[self.path.between[0]].batch("ip", lines)
             self.removed = True
 
@@ -90,7 +90,7 @@ class Interfaces:
     def power_off_router(self) -> None:
         if not self.router_is_off:
             sides = [FAR] if self.removed else [NEAR, FAR]
-            self.router.batch("ip", [f"link set {side} down" for side in sides])
+            self.router.batch("ip", [f"link set dev {side} down" for side in sides])
             self.router_is_off = True
 
     def power_on_router(self) -> None:

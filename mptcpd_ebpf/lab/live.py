@@ -138,7 +138,9 @@ class LivePath(LiveLink):
         argv = ["ss", "-Htn", "state", "established"]
         count = 0
         for ip, _ in near.each():
-            count += self._client.run([*argv, "src", ip]).stdout.count("\n")
+            # ss(8) takes what follows the last colon for a port, unless brackets end the address.
+            source = f"[{ip}]" if ":" in ip else ip
+            count += self._client.run([*argv, "src", source]).stdout.count("\n")
         return count
 
     def wait_for_subflow(self, within_s: float = 10.0) -> None:

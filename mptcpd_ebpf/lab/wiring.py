@@ -9,7 +9,8 @@ initial address, which belongs to path 0.  The second host answers by destinatio
 
 All lines are made as text first and given to ``ip -batch``, one process per
 namespace, with `replace` instead of `add`: the same lines set a router up again
-after a reboot.
+after a reboot.  Interfaces stand behind ``dev``: without it ip(8) takes a name for
+one of its own words, or for the beginning of one.
 """
 
 import hashlib
@@ -100,7 +101,7 @@ class Plan:
     # --- addresses and routes, as ip(8) lines
 
     def host_lines(self, host: str) -> list[str]:
-        lines = ["link set lo up"]
+        lines = ["link set dev lo up"]
         for index in self.paths_of(host):
             lines += self.host_path_lines(host, index)
         return lines
@@ -118,7 +119,7 @@ class Plan:
         if not first and path.nat:
             others.append(self._router_far(index))
         single = " gso_max_segs 1" if self.single_packets else ""
-        lines = [f"link set {interface} up{single}", *_address_lines(interface, mine)]
+        lines = [f"link set dev {interface} up{single}", *_address_lines(interface, mine)]
         lines += _neighbour_lines(interface, router, *self._gateway(index, first))
         for (ip, _), (gateway, _) in zip(mine.each(), router.each(), strict=True):
             via = f"via {gateway} dev {interface}"
@@ -154,7 +155,7 @@ class Plan:
     def router_lines(self, index: int) -> list[str]:
         path = self.topology.paths[index]
         near, far = self.path_nets(index)
-        lines = [f"link set {side} up" for side in ("lo", NEAR, FAR)]
+        lines = [f"link set dev {side} up" for side in ("lo", NEAR, FAR)]
         lines += _address_lines(NEAR, near[0])
         lines += _address_lines(FAR, self._router_far(index))
         if path.bottleneck is None:
@@ -170,8 +171,8 @@ class Plan:
 
     def neck_lines(self, neck: str) -> tuple[list[str], list[str]]:
         """The two routers of a bottleneck."""
-        first, second = (["link set lo up", f"link set {x} up"] for x in (FAR, NEAR))
-        second.append(f"link set {FAR} up")
+        first, second = (["link set dev lo up", f"link set dev {x} up"] for x in (FAR, NEAR))
+        second.append(f"link set dev {FAR} up")
         number = [n.name for n in self.topology.bottlenecks].index(neck)
         left, right = subnet(100 + number, 1, self.ip)
         first += _address_lines(FAR, left)
@@ -183,7 +184,7 @@ class Plan:
             path = self.topology.paths[index]
             (_, near_host), (far_router, far_host) = self.path_nets(index)
             router, here = subnet(index, 3, self.ip)
-            first += [f"link set {path.name} up", *_address_lines(path.name, here)]
+            first += [f"link set dev {path.name} up", *_address_lines(path.name, here)]
             first += _routes([near_host, router], router, path.name)
             first += self._routes_to_all(path.between[1], right, FAR)
             first += _neighbour_lines(path.name, router, router_of(path), FAR)

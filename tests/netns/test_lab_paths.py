@@ -84,6 +84,47 @@ def test_ipv6_works_at_once(make: Make, ip: str) -> None:
     assert (":" in lab.paths[0].client_ip) == (ip == "6")
 
 
+@pytest.mark.parametrize("ip", ["4", "6", "both"])
+def test_subflows_are_counted_by_the_path_whose_address_they_come_from(
+    make_mptcp_lab: Make, ip: str
+) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=1), Path(delay_ms=1)], ip=ip)
+    first, second = lab.paths
+    assert [path.subflows() for path in lab.paths] == [0, 0]
+    running = lab.start(RequestResponse(interval_ms=20))
+    first.wait_for_subflow(10 * SLOWNESS)
+    assert [path.subflows() for path in lab.paths] == [1, 0]
+    lab.client.run(["ip", "mptcp", "endpoint", "add", second.client_ip, "subflow"])
+    second.wait_for_subflow(10 * SLOWNESS)
+    running.stop()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", "ad", "address", "d", "dev", "down", "far", "group"],
+        ["l", "link", "m", "master", "n", "name", "near", "type"],
+        ["up", "via", "table", "any", "none", "peer", "mtu", "netns"],
+    ],
+)
+def test_a_path_may_be_called_as_ip_s_own_words(make_mptcp_lab: Make, names: list[str]) -> None:
+    lab = make_mptcp_lab([Path(name=name) for name in names], ip="both")
+    for path in lab.paths:
+        assert ping(lab.client, path.server_ip, source=path.client_ip, count=1)[0] == 1
+    path = lab.paths[-1]
+    path.remove_interface()
+    path.power_off_router()
+    path.heal()
+    assert ping(lab.client, path.server_ip, source=path.client_ip, count=1)[0] == 1
+
+
+def test_a_bottleneck_may_be_called_as_ip_s_own_words(make_mptcp_lab: Make) -> None:
+    paths = [Path(name=name, bottleneck="up") for name in ("dev", "near")]
+    lab = make_mptcp_lab(paths, bottlenecks=[Bottleneck(name="up")], ip="both")
+    for path in lab.paths:
+        assert ping(lab.client, path.server_ip, source=path.client_ip, count=1)[0] == 1
+
+
 def test_an_ipv4_lab_is_silent_about_ipv6(make: Make) -> None:
     lab = make()
     assert lab.paths[0].client_ip6 is None
