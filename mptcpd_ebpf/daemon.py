@@ -286,8 +286,10 @@ class Daemon:
 
     def _sample(self, *, with_owners: bool) -> None:
         """Without an answer plugins go on waiting; a sample that is empty would be a lie."""
+        connections = self._engine.world.connections
+        unasked = {token: None for token, c in connections.items() if not c.owner_asked}
         try:
-            measured = self._ears.sample(with_owners=with_owners)
+            measured = self._ears.sample(owners_of=unasked if with_owners else None)
         except (OSError, KernelError) as error:
             log.error("the subflows could not be read, nothing is decided from them: %s", error)
             return

@@ -6,7 +6,7 @@ the kernel refuses joins while nobody listens.  Without probes the daemon still 
 netlink; what only probes can measure is then unknown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
@@ -83,20 +83,25 @@ class Ears:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def sample(self, *, with_owners: bool = False) -> list[Measurement]:
+    def sample(self, *, owners_of: Container[int] | None = None) -> list[Measurement]:
         """Every subflow of the namespace, as exactly as can be had now.
 
-        `with_owners`: also whose they are, cgroup included, where that takes looking it up.
+        `owners_of`: also whose the connections of these tokens are, cgroup included, where
+        that takes looking it up.
         """
-        if self._probes is None:
-            measurements = diag.snapshot(with_owners=with_owners).subflows
-        else:
-            measurements = self._probes.sample()
-            if not self._probes.sees_all:
-                measurements = _completed(
-                    measurements, diag.snapshot(with_owners=with_owners).subflows
-                )
-        return [_with_cgroup(m) for m in measurements] if with_owners else measurements
+        measured = self._probes.sample() if self._probes is not None else []
+        sees_all = self._probes is not None and self._probes.sees_all
+        # Probes know who connects and who listens since they came, not who did before.
+        unknown = owners_of is not None and any(
+            each.owner is None and each.token in owners_of for each in measured
+        )
+        if unknown or not sees_all:
+            listed = diag.snapshot(with_owners=owners_of is not None).subflows
+            if unknown:
+                measured = _owned(measured, listed)
+            if not sees_all:
+                measured = _completed(measured, listed)
+        return measured if owners_of is None else [_with_cgroup(each) for each in measured]
 
     def snapshot(self) -> Resynchronised:
         """The whole truth, read anew."""
@@ -140,6 +145,15 @@ def _with_cgroup(measured: Measurement) -> Measurement:
     if owner is None or owner.pid is None:
         return measured
     return replace(measured, owner=replace(owner, cgroup_path=owners.cgroup_path(owner.pid)))
+
+
+def _owned(measured: list[Measurement], listed: list[Measurement]) -> list[Measurement]:
+    """What probes measured, with the owners that they do not know as inet_diag has them."""
+    owner_of = {each.token: each.owner for each in listed}
+    return [
+        each if each.owner is not None else replace(each, owner=owner_of.get(each.token))
+        for each in measured
+    ]
 
 
 def _completed(measured: list[Measurement], listed: list[Measurement]) -> list[Measurement]:

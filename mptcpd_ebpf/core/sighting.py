@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What one event or measurement tells of one subflow: which it is, where it stands, its numbers."""
 
+from msgspec.structs import replace
+
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.core.measurement import Measurement, Owner
 from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey, World
 
 Name = tuple[int, SubflowKey]
@@ -72,8 +74,8 @@ def add_up(
     They are cumulative, so neither the order of arrival nor the end of a subflow
     changes the sum.
     """
-    if measured.owner is not None and (connection.owner is None or subflow.initial):
-        connection.owner = measured.owner
+    if measured.owner is not None:
+        connection.owner = _owner(connection.owner, measured.owner, initial=subflow.initial)
     if measured.stalled_us is not None:
         before = (held.stalled_us or 0) if held is not None else 0
         connection.stalled_us = (connection.stalled_us or 0) + measured.stalled_us - before
@@ -81,6 +83,23 @@ def add_up(
         connection.bytes_acked = max(connection.bytes_acked or 0, measured.connection_bytes_acked)
     if measured.connection_reinjected is not None:
         connection.reinjected = max(connection.reinjected or 0, measured.connection_reinjected)
+
+
+def _owner(known: Owner | None, told: Owner, *, initial: bool) -> Owner:
+    """Whose a connection is: the initial subflow's owner says best, if it says who.
+
+    Most measurements say less than one that the processes were looked up for, and take
+    nothing of it back.
+    """
+    if known is None:
+        return told
+    if known.pid is not None and (told.pid is None or not initial):
+        return known
+    if known.pid is not None and known.pid != told.pid:
+        return told
+    names = Owner.__struct_fields__
+    fields = {name: getattr(told, name) for name in names if getattr(told, name) is not None}
+    return replace(known, **fields)
 
 
 def from_join(event: ev.SubflowEstablished | ev.SubflowClosed, world: World, now: int) -> Subflow:

@@ -19,7 +19,7 @@ import struct
 import time
 from typing import NamedTuple
 
-from mptcpd_ebpf.core.address import SockAddr, unmapped
+from mptcpd_ebpf.core.address import SockAddr, is_ipv6, unmapped
 from mptcpd_ebpf.core.events import LiveConnection
 from mptcpd_ebpf.core.measurement import Measurement, Owner
 from mptcpd_ebpf.kernel import netns
@@ -137,23 +137,21 @@ def subflows() -> list[Measurement]:
 def snapshot(*, with_owners: bool = True) -> Snapshot:
     """Every live connection of the calling thread's namespace with its subflows.
 
-    `with_owners` looks up the processes too (see `owners` for what that costs).
+    `with_owners` looks up the processes too (see `owners` for what that costs): who has the
+    socket open, or on a server who listens where the connection came in.
     Raises NetlinkRefused.
     """
     here = netns.inode()
     with Requester(NETLINK_SOCK_DIAG) as requester:
         sockets = _mptcp_sockets(requester)
+        listening = _listening(requester) if with_owners else {}
         at = time.monotonic_ns()
         rows = [
             row
             for family in (socket.AF_INET, socket.AF_INET6)
             for row in _dump(requester, family, socket.IPPROTO_TCP, _SUBFLOWS)
         ]
-    by_token = {token: _owner(row) for token, row in sockets.items()}
-    if with_owners:
-        found = owners({row.inode for row in sockets.values()})
-        by_token = {token: found.get(row.inode, by_token[token]) for token, row in sockets.items()}
-    measured = []
+    subflows = []
     server_side: dict[int, bool] = {}
     for row in rows:
         details = _ulp(row)
@@ -163,7 +161,25 @@ def snapshot(*, with_owners: bool = True) -> Snapshot:
         flags = number(details.get(_FLAGS, b""))
         if not flags & _JOIN:
             server_side[token] = not flags & _MCAP_LOC
-        measured.append(_measurement(row, details, token, flags, at, here, by_token[token]))
+        subflows.append((row, details, token, flags))
+    by_token = {token: _owner(row) for token, row in sockets.items()}
+    if with_owners:
+        # A connection that nobody has accepted yet is no process's; its listener always is.
+        listeners = {
+            token: _listener(listening, sockets[token].local)
+            for token, is_server in server_side.items()
+            if is_server
+        }
+        holders = {token: listeners.get(token) or row for token, row in sockets.items()}
+        found = owners({row.inode for row in [*sockets.values(), *holders.values()]})
+        by_token = {
+            token: found.get(holder.inode) or found.get(sockets[token].inode) or _owner(holder)
+            for token, holder in holders.items()
+        }
+    measured = [
+        _measurement(row, details, token, flags, at, here, by_token[token])
+        for row, details, token, flags in subflows
+    ]
     connections = [
         LiveConnection(
             token=token,
@@ -180,11 +196,25 @@ def snapshot(*, with_owners: bool = True) -> Snapshot:
 def listeners() -> list[SockAddr]:
     """Where MPTCP sockets listen in the calling thread's namespace.  Raises NetlinkRefused."""
     with Requester(NETLINK_SOCK_DIAG) as requester:
-        return [
-            row.local
-            for family in (socket.AF_INET, socket.AF_INET6)
-            for row in _dump(requester, family, _IPPROTO_MPTCP, 1 << _TCP_LISTEN)
-        ]
+        return list(_listening(requester))
+
+
+def _listening(requester: Requester) -> dict[SockAddr, _Row]:
+    """MPTCP sockets that listen, by where."""
+    found: dict[SockAddr, _Row] = {}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for row in _dump(requester, family, _IPPROTO_MPTCP, 1 << _TCP_LISTEN):
+            found.setdefault(row.local, row)
+    return found
+
+
+def _listener(listening: dict[SockAddr, _Row], local: SockAddr) -> _Row | None:
+    """Who listens where a connection came in: the kernel prefers who names the address."""
+    anywhere = ("::",) if is_ipv6(local.ip) else ("0.0.0.0", "::")
+    for ip in (local.ip, *anywhere):
+        if (ip, local.port) in listening:
+            return listening[SockAddr(ip, local.port)]
+    return None
 
 
 def _mptcp_sockets(requester: Requester) -> dict[int, _Row]:

@@ -2,6 +2,7 @@
 """Events → model, one at a time: what each changes, and what it tells."""
 
 import pytest
+from msgspec.structs import replace
 
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
@@ -234,6 +235,18 @@ def test_the_initial_subflow_names_the_owner() -> None:
     net.tell(alarm(measured(FIBRE, owner=Owner(pid=2, comm="curl"))))
     net.tell(alarm(measured(RADIO, at=START + 1, owner=Owner(pid=1, comm="listener"))))
     assert net.connection.owner == Owner(pid=2, comm="curl")
+
+
+def test_a_measurement_that_knows_less_of_the_owner_takes_nothing_back() -> None:
+    """inet_diag's say only the user unless the processes are looked up, the probes' no path."""
+    whole = Owner(pid=2, comm="curl", cgroup=7, cgroup_path="/user.slice", uid=1000)
+    net = Listener(created())
+    net.tell(alarm(measured(owner=Owner(cgroup=7, uid=1000))))
+    net.tell(alarm(measured(at=START + 1, owner=whole)))
+    net.tell(alarm(measured(at=START + 2, owner=Owner(cgroup=7, uid=1000))))
+    assert net.connection.owner == whole
+    net.tell(alarm(measured(at=START + 3, owner=Owner(pid=2, comm="wget", cgroup=7, uid=1000))))
+    assert net.connection.owner == replace(whole, comm="wget")
 
 
 def test_a_measurement_older_than_our_mark_does_not_undo_it() -> None:

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from mptcpd_ebpf.lab import Host, Lab, LivePath
-from tests.netns.daemon_host import daemon_in
-from tests.netns.mptcp_peers import DEADLINE_S, listen
+from tests.netns.daemon_host import connections, daemon_in
+from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP, listen
 from tests.netns.witness import Testimony
 
 PYTHON = "/usr/bin/python3"
@@ -217,3 +217,70 @@ def test_all_that_a_rule_names_must_hold_and_the_first_wins(mptcp_lab: Lab, tmp_
         told = [r for r in testimony.rows if r["handler"] == "connection_established"]
         assert [row["plugin"] for row in told] == ["two", "three", "one"]
         assert far in [int(row["args"][0]["remote"].rpartition(":")[2]) for row in told]
+
+
+LISTENS = """
+import socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as sock:
+    sock.bind((sys.argv[1], 0))
+    sock.listen()
+    print(sock.getsockname()[1], flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def listener_of(host: Host, ip: str, uid: int) -> Iterator[int]:
+    """The port where a process of that user listens, and accepts nobody."""
+    argv = ["setpriv", f"--reuid={uid}", "--clear-groups", "--", PYTHON, "-c", LISTENS, ip]
+    with host.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("probes", ["core", "netlink"])
+def test_on_a_server_a_rule_looks_at_the_listener_also_if_it_is_older_than_the_daemon(
+    mptcp_lab: Lab, tmp_path: Path, probes: str
+) -> None:
+    path = mptcp_lab.paths[0]
+    testimony = Testimony(tmp_path)
+    folder = testimony.plugins(other=0, chosen=0)
+    rule = {"server_side": True, "uid": NOBODY, "command": "python3*", "plugin": "chosen"}
+    file = tmp_path / "c.yaml"
+    whole = {"plugin_dir": str(folder), "path_manager": "other", "rules": [rule]}
+    file.write_text(yaml.safe_dump(whole | {"probes": {"backend": probes}}))
+    with ExitStack() as stack:
+        ports = {
+            plugin: stack.enter_context(listener_of(mptcp_lab.server, path.server_ip, uid))
+            for plugin, uid in (("other", 0), ("chosen", NOBODY))
+        }
+        running = stack.enter_context(daemon_in(mptcp_lab.server, tmp_path, "--config", str(file)))
+
+        def served() -> dict[str, str]:
+            return {
+                row["args"][0]["local"].rpartition(":")[2]: row["plugin"]
+                for row in testimony.rows
+                if row["handler"] == "connection_established"
+            }
+
+        with mptcp_lab.client.entered():
+            for port in ports.values():
+                calls = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+                stack.enter_context(calls).connect((path.server_ip, port))
+                calls.sendall(b"x")
+        for port in ports.values():
+            testimony.until(
+                "connection_established", lambda c, p=port: c["local"].endswith(f":{p}")
+            )
+        wanted = {str(port): plugin for plugin, port in ports.items()}
+        assert served() == wanted
+        # To look at the connections, or to start again from them, changes nothing in that.
+        for row in connections(running):
+            assert row["comm"].startswith("python3")
+        assert running.ask("reload").returncode == 0
+        inits = [row for row in testimony.rows if row["handler"] in ("init", "reloaded")]
+        tokens = {row["plugin"]: row["served"] for row in inits[-2:]}
+        assert {plugin: len(each) for plugin, each in tokens.items()} == {"other": 1, "chosen": 1}
