@@ -109,7 +109,10 @@ class Lab:
     @overload
     def start(self, workload: ShortConnections) -> Running[ShortConnectionsResult]: ...
     def start(self, workload: AnyWorkload) -> Running[Any]:
-        """Starts traffic between the hosts of the workload's path; returns when connected."""
+        """Starts traffic between the hosts of the workload's path; returns when connected.
+
+        Raises LabError for a workload that cannot be, or cannot connect.
+        """
         path = self.path(workload.path)
         client, server = (self.hosts[label] for label in path.path.between)
         running: Running[Any] = Running(workload, client, server, path)

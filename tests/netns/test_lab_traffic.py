@@ -18,11 +18,23 @@ from mptcpd_ebpf.lab import (
     ShortConnections,
     Stream,
 )
-from tests.waiting import until
+from mptcpd_ebpf.lab.traffic.workloads import AnyWorkload
+from tests.waiting import SLOWNESS, until
 
 Make = Callable[..., Lab]
 Transport = Literal["mptcp", "tcp"]
 TRANSPORTS: list[Transport] = ["mptcp", "tcp"]
+
+
+def counter(host: Host, group: str, name: str) -> int:
+    """One of a host's counters in /proc/net/snmp."""
+
+    def read() -> int:
+        with open("/proc/net/snmp") as file:
+            names, values = (line.split() for line in file if line.startswith(f"{group}:"))
+        return int(values[names.index(name)])
+
+    return host.call(read)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -119,6 +131,75 @@ def test_short_connections_are_each_timed(make_mptcp_lab: Make) -> None:
     # A handshake and a request: two round trips.
     assert result.latency.min_ms is not None
     assert result.latency.min_ms >= 20
+
+
+def connecting(host: Host) -> int:
+    """How many TCP connections (of MPTCP: subflows) of a host wait for their SYN's answer."""
+    return host.run(["ss", "-Htn", "state", "syn-sent"]).stdout.count("\n")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_short_connections_overlap_while_they_connect(
+    make_mptcp_lab: Make, transport: Transport
+) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=1)])
+    lab.paths[0].blackhole()
+    running = lab.start(ShortConnections(count=20, parallel=8, transport=transport))
+    until(lambda: connecting(lab.client) == 8, "eight connect at a time")
+    lab.paths[0].heal()
+    result = running.result()
+    assert len(result.messages) == 20
+    assert result.unanswered == 0
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_short_connections_in_a_blackhole_are_counted_and_more_follow(
+    make_mptcp_lab: Make, transport: Transport
+) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=1)])
+    lab.paths[0].blackhole()
+    workload = ShortConnections(
+        count=100_000, parallel=4, drain_s=0.5 * SLOWNESS, transport=transport
+    )
+    running = lab.start(workload)
+    until(lambda: counter(lab.client, "Tcp", "ActiveOpens") >= 8, "the next four begin")
+    lab.paths[0].heal()
+    until(lambda: counter(lab.server, "Tcp", "PassiveOpens") >= 20, "connections stand")
+    result = running.stop()
+    assert result.error is None
+    assert result.unanswered >= 4
+    assert result.latency.n >= 10
+
+
+def test_short_connections_that_are_refused_are_unanswered(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab([Path(delay_ms=1)])
+    reject = ["INPUT", "-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"]
+    lab.server.run(["iptables", "-A", *reject])
+    result = lab.start(ShortConnections(count=7, parallel=2)).result()
+    assert (len(result.messages), result.unanswered, result.error) == (7, 7, None)
+
+
+@pytest.mark.parametrize(
+    ("workload", "words"),
+    [
+        (Stream(rate_mbit=0), r"Stream: rate_mbit is 0: expected `float` >= 0\.001"),
+        (Stream(rate_mbit=float("nan")), "rate_mbit is nan"),
+        (Bulk(chunk=0), "Bulk: chunk is 0: expected `int` >= 1"),
+        (Bulk(direction="both"), "Bulk: direction is 'both'"),  # type: ignore[arg-type]
+        (RequestResponse(size=0), "RequestResponse: size is 0"),
+        (RequestResponse(count=-1), "RequestResponse: count is -1"),
+        (RequestResponse(interval_ms=0), "RequestResponse: interval_ms is 0"),
+        (RequestResponse(transport="sctp"), "transport is 'sctp'"),  # type: ignore[arg-type]
+        (RequestResponse(drain_s="1"), "drain_s is '1'"),  # type: ignore[arg-type]
+        (ShortConnections(parallel=0), "ShortConnections: parallel is 0"),
+    ],
+)
+def test_a_workload_that_cannot_be_is_refused(
+    make_mptcp_lab: Make, workload: AnyWorkload, words: str
+) -> None:
+    lab = make_mptcp_lab([Path()])
+    with pytest.raises(LabError, match=f"^traffic: .*{words}"):
+        lab.start(workload)
 
 
 def test_what_goes_wrong_is_said(make_mptcp_lab: Make) -> None:

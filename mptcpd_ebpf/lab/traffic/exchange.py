@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Requests and responses: on one connection by the clock, or on many short ones."""
 
-import select
 import socket
 from typing import Any
 
@@ -15,8 +14,6 @@ from mptcpd_ebpf.lab.traffic.sockets import (
     wait,
 )
 from mptcpd_ebpf.lab.traffic.workloads import Address, RequestResponse, ShortConnections
-
-_LAST_LOOK_S = 0.01
 
 
 class _Asking:
@@ -59,12 +56,12 @@ class _Asking:
 
     def _wait(self, due: int) -> bool:
         writes = [self.connection] if self.pending else []
+        stoppable = self.give_up_at is None
         try:
-            return bool(wait([self.connection], writes, due)[0])
+            return bool(wait([self.connection], writes, due, stoppable=stoppable)[0])
         except Stopped:
-            # Standard input stays at its end, so from now on it is not asked again.
             self._stop_sending()
-            return bool(select.select([self.connection], (), (), _LAST_LOOK_S)[0])
+            return False
 
     def _receive(self) -> None:
         data = self.connection.recv(READ)
@@ -126,39 +123,93 @@ def answer_all(listener: socket.socket, workload: RequestResponse | ShortConnect
                 connection.close()
 
 
+class _Short:
+    """One short connection, from its begin to the whole response."""
+
+    def __init__(self, workload: ShortConnections, local: Address, remote: Address) -> None:
+        """Raises OSError if it cannot even begin."""
+        self.give_up_at = now() + round(workload.drain_s * 1e9)
+        self.pending = bytearray(workload.size)
+        self.missing = workload.response_size
+        self.connection = open_socket(workload, local)
+        try:
+            self.connection.setblocking(False)
+            self.connection.connect(remote)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.connection.close()
+            raise
+
+    def go_on(self, *, readable: bool, writable: bool) -> bool:
+        """Does what can be done; returns whether the response is whole.  Raises OSError."""
+        if writable and self.pending:
+            send_some(self.connection, self.pending)
+        if readable:
+            data = self.connection.recv(READ)
+            if not data:
+                raise ConnectionResetError("the server closed the connection")
+            self.missing -= len(data)
+        return self.missing <= 0
+
+
+class _Often:
+    """Many short connections, `parallel` at a time; what fails is a message without an answer."""
+
+    def __init__(self, workload: ShortConnections, local: Address, remote: Address) -> None:
+        self.workload = workload
+        self.ends = (local, remote)
+        self.messages: list[tuple[int, int | None]] = []
+        self.live: dict[socket.socket, tuple[int, _Short]] = {}  # begun at
+        self.left = workload.count
+
+    def run(self) -> None:
+        stopped = False
+        while self.left or self.live:
+            while self.left and len(self.live) < self.workload.parallel:
+                self._begin()
+            until = min((short.give_up_at for _, short in self.live.values()), default=now())
+            sending = [one for one, (_, short) in self.live.items() if short.pending]
+            try:
+                readable, writable = wait(self.live, sending, until, stoppable=not stopped)
+            except Stopped:
+                stopped, self.left = True, 0
+                continue
+            for connection in dict.fromkeys([*readable, *writable]):
+                self._go_on(connection, connection in readable, connection in writable)
+            late = [one for one, (_, short) in self.live.items() if short.give_up_at <= now()]
+            for connection in late:
+                self._end(connection, answered=False)
+
+    def _begin(self) -> None:
+        self.left -= 1
+        started = now()
+        try:
+            short = _Short(self.workload, *self.ends)
+        except OSError:
+            self.messages.append((started, None))
+        else:
+            self.live[short.connection] = (started, short)
+
+    def _go_on(self, connection: socket.socket, readable: bool, writable: bool) -> None:
+        try:
+            whole = self.live[connection][1].go_on(readable=readable, writable=writable)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end(connection, answered=False)
+        else:
+            if whole:
+                self._end(connection, answered=True)
+
+    def _end(self, connection: socket.socket, *, answered: bool) -> None:
+        started, _ = self.live.pop(connection)
+        self.messages.append((started, now() - started if answered else None))
+        connection.close()
+
+
 def connect_often(workload: ShortConnections, local: Address, remote: Address) -> dict[str, Any]:
-    """Opens, asks, reads and closes; `parallel` connections at a time."""
-    messages: list[tuple[int, int | None]] = []
-    live: dict[socket.socket, tuple[int, int]] = {}  # begun at, bytes received
-    error = None
-    begun = 0
-    try:
-        while begun < workload.count or live:
-            while begun < workload.count and len(live) < workload.parallel:
-                started = now()
-                connection = open_socket(workload, local)
-                connection.settimeout(workload.drain_s)
-                connection.connect(remote)
-                connection.sendall(bytes(workload.size))
-                live[connection] = (started, 0)
-                begun += 1
-            deadline = now() + round(workload.drain_s * 1e9)
-            readable, _ = wait(list(live), [], deadline)
-            if not readable:
-                error = f"no response in {workload.drain_s:g} s"
-                break
-            for connection in readable:
-                started, got = live[connection]
-                data = connection.recv(READ)
-                got += len(data)
-                live[connection] = (started, got)
-                if got >= workload.response_size or not data:
-                    messages.append((started, now() - started if data else None))
-                    connection.close()
-                    del live[connection]
-    except Stopped:
-        pass
-    except OSError as failure:
-        error = str(failure)
-    messages += [(started, None) for started, _ in live.values()]
-    return {"messages": sorted(messages, key=lambda row: row[0]), "error": error}
+    """Opens, asks, reads and closes; no connection waits for another."""
+    often = _Often(workload, local, remote)
+    often.run()
+    return {"messages": sorted(often.messages, key=lambda row: row[0]), "error": None}

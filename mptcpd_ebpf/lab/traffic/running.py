@@ -29,6 +29,7 @@ from mptcpd_ebpf.lab.traffic.workloads import (
     RequestResponse,
     ShortConnections,
     Stream,
+    check,
 )
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Running(Generic[R]):
     """A workload under way."""
 
     def __init__(self, workload: AnyWorkload, client: Host, server: Host, path: LivePath) -> None:
+        check(workload)
         self.workload = workload
         local, remote = _addresses(workload, path)
         # A join may aim at any address of the server, so it listens on all.

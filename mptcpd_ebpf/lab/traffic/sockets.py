@@ -5,6 +5,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Iterable
 
 from mptcpd_ebpf.lab.traffic.workloads import Address, Bulk, Workload
 
@@ -60,12 +61,20 @@ def token_of(connection: socket.socket) -> int | None:
 
 
 def wait(
-    reads: list[socket.socket], writes: list[socket.socket], until: int | None
+    reads: Iterable[socket.socket],
+    writes: Iterable[socket.socket],
+    until: int | None,
+    *,
+    stoppable: bool = True,
 ) -> tuple[list[socket.socket], list[socket.socket]]:
-    """select(2) until a time (None: for ever); raises Stopped when standard input ends."""
+    """select(2) until a time (None: for ever).
+
+    Raises Stopped when standard input ends.  There it stays, so whoever goes on after that
+    is not `stoppable` any more.
+    """
     timeout = None if until is None else max(0.0, (until - now()) / 1e9)
-    watched: list[int | socket.socket] = [_STDIN, *reads]
-    readable, writable, _ = select.select(watched, writes, (), timeout)
+    watched: list[int | socket.socket] = [*([_STDIN] if stoppable else []), *reads]
+    readable, writable, _ = select.select(watched, list(writes), (), timeout)
     if _STDIN in readable:
         raise Stopped
     return [ready for ready in readable if isinstance(ready, socket.socket)], writable

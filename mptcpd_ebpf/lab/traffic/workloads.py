@@ -1,74 +1,104 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What traffic to make, as plain data."""
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
+
+from mptcpd_ebpf.lab.errors import LabError
+
+_Bytes = Annotated[int, Meta(ge=1, le=1 << 40)]
+_Count = Annotated[int, Meta(ge=1, le=10_000_000)]
+_Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+_Buffer = Annotated[int, Meta(ge=1, le=1 << 30)]
+_Transport = Literal["mptcp", "tcp"]
+_Family = Literal["4", "6"]
+_OneWay = Literal["up", "down"]
 
 
 class Workload(Struct, frozen=True, kw_only=True, tag=True, tag_field="workload"):
     """What all workloads share."""
 
-    transport: Literal["mptcp", "tcp"] = "mptcp"
+    transport: _Transport = "mptcp"
     congestion: str | None = "cubic"
     """TCP_CONGESTION of both ends; None leaves the system's."""
     path: int | str = 0
     """The path, by number or name, whose addresses the first subflow uses."""
-    family: Literal["4", "6"] | None = None
+    family: _Family | None = None
     """None: IPv4 if the lab has it."""
-    send_buffer: int | None = None
+    send_buffer: _Buffer | None = None
     """SO_SNDBUF, bytes; the kernel doubles it."""
-    receive_buffer: int | None = None
+    receive_buffer: _Buffer | None = None
     """SO_RCVBUF, bytes; the kernel doubles it."""
-    drain_s: float = 10.0
+    drain_s: _Seconds = 10.0
     """How long to wait for what was sent and has not arrived when all is sent."""
 
 
 class RequestResponse(Workload, frozen=True, kw_only=True, tag=True):
     """The client sends a request every interval, answered or not; the server answers each."""
 
-    size: int = 2000
+    size: _Bytes = 2000
     """Bytes of a request."""
-    response_size: int = 2000
-    interval_ms: float = 50.0
-    count: int | None = None
+    response_size: _Bytes = 2000
+    interval_ms: Annotated[float, Meta(gt=0, le=86_400_000)] = 50.0
+    count: _Count | None = None
     """Requests; None goes on until `Running.stop`."""
 
 
 class Bulk(Workload, frozen=True, kw_only=True, tag=True):
     """As much as goes, in one direction, until `bytes`, `seconds` or `Running.stop`."""
 
-    bytes: int | None = None
-    seconds: float | None = None
-    direction: Literal["up", "down"] = "up"
+    bytes: _Bytes | None = None
+    seconds: _Seconds | None = None
+    direction: _OneWay = "up"
     """up: the client sends."""
-    chunk: int = 65_536
+    chunk: _Bytes = 65_536
     """Bytes after whose arrival the time is noted."""
 
 
 class Stream(Workload, frozen=True, kw_only=True, tag=True):
     """Messages at a fixed rate in one direction, until `seconds` or `Running.stop`."""
 
-    rate_mbit: float = 2.0
-    size: int = 1200
+    rate_mbit: Annotated[float, Meta(ge=0.001, le=100_000)] = 2.0
+    size: _Bytes = 1200
     """Bytes of a message."""
-    seconds: float | None = None
-    direction: Literal["up", "down"] = "up"
+    seconds: _Seconds | None = None
+    direction: _OneWay = "up"
 
 
 class ShortConnections(Workload, frozen=True, kw_only=True, tag=True):
-    """Connections one after the other, each with one request and its response."""
+    """Connections one after the other, each with one request and its response.
 
-    count: int = 100
-    size: int = 100
-    response_size: int = 1000
-    parallel: int = 1
-    """How many are open at a time."""
+    Each has `drain_s` from its begin to its whole response; one that fails or takes longer
+    is a message without an answer, and the next begins.
+    """
+
+    count: _Count = 100
+    size: _Bytes = 100
+    response_size: _Bytes = 1000
+    parallel: Annotated[int, Meta(ge=1, le=500)] = 1
+    """How many are open at a time, at most 500: select(2) knows 1024 descriptors."""
 
 
 AnyWorkload = RequestResponse | Bulk | Stream | ShortConnections
 
 Address = tuple[str, int]
+
+
+def check(workload: AnyWorkload) -> None:
+    """Raises LabError, naming the field, for a workload that cannot be."""
+    for field in msgspec.structs.fields(workload):
+        value = getattr(workload, field.name)
+        where = f"traffic: {type(workload).__name__}: {field.name} is {value!r}"
+        try:
+            msgspec.convert(value, field.type)
+        except msgspec.ValidationError as error:
+            reason = str(error)
+            raise LabError(f"{where}: {reason[:1].lower()}{reason[1:]}") from None
+        if isinstance(value, float) and math.isnan(value):
+            raise LabError(f"{where}: not a number")
 
 
 class Order(Struct, kw_only=True):
