@@ -196,6 +196,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Where the daemon's configuration comes from; read at start and at every reload."""
 
     file: Path | None = None
+    """None: `DEFAULT_FILE`, as long as there is one."""
     mptcpd_conf: Path | None = None
     """mptcpd's own file, instead of `file`."""
     overrides: dict[str, Any] = {}
@@ -204,7 +205,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     def load(self, options_of: OptionsOf | None = None) -> Config:
         """Reads the file and the overrides anew.  Raises `ConfigError` with every mistake."""
         if self.mptcpd_conf is None:
-            return load(self.file, self.overrides, options_of)
+            # Looked for each time: a reload reads what a restart would.
+            default = DEFAULT_FILE if DEFAULT_FILE.exists() else None
+            return load(self.file or default, self.overrides, options_of)
         imported = mptcpd_conf.read(self.mptcpd_conf)
         if imported.mistakes:
             raise ConfigError(imported.mistakes)

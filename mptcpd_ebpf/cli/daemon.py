@@ -176,8 +176,6 @@ def command(file: Path | None, mptcpd_conf: Path | None, debug: bool, **options:
         raise click.UsageError("--config and --mptcpd-conf exclude each other")
     if debug:
         options["log_level"] = LogLevel.DEBUG.value
-    if file is None and mptcpd_conf is None and DEFAULT_FILE.exists():
-        file = DEFAULT_FILE
     # Writing to a connection that is gone is an error to handle, not a reason to die.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     settings = Settings(file=file, mptcpd_conf=mptcpd_conf, overrides=_overrides(options))

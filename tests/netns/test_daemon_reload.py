@@ -22,7 +22,7 @@ from tests.netns.daemon_host import (
     until_carried_by,
     until_decided,
 )
-from tests.netns.daemon_process import RunningDaemon, daemon
+from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon
 from tests.waiting import until
 
 MakeLab = Callable[..., Lab]
@@ -52,6 +52,22 @@ def test_what_only_a_restart_changes_is_named(tmp_path: Path) -> None:
         told = running.ask("reload")
         assert (told.returncode, told.stderr) == (0, "")
         assert status(running)["waits_for_restart"] == []
+
+
+def test_a_reload_reads_the_file_that_a_restart_would(tmp_path: Path) -> None:
+    """One that comes to the default place after the start counts, and one that goes does not."""
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    staged = (*NEW_NAMESPACE, "unshare", "--mount", "--", "sh", "-ec")
+    prefix = (*staged, f'mount --bind {etc} /etc; exec "$@"', "sh")
+    with daemon(tmp_path, prefix=prefix) as running:
+        assert status(running)["plugins"] == []
+        (etc / "mptcpd-ebpf.yaml").write_text("path_manager: fullmesh\n")
+        assert running.ask("reload").returncode == 0
+        assert [plugin["name"] for plugin in status(running)["plugins"]] == ["fullmesh"]
+        (etc / "mptcpd-ebpf.yaml").unlink()
+        assert running.ask("reload").returncode == 0
+        assert status(running)["plugins"] == []
 
 
 @pytest.mark.parametrize("plugin", ["fullmesh", "adaptive", "sspi", "backup"])
