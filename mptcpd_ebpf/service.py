@@ -9,7 +9,7 @@ import asyncio
 import logging
 import signal
 
-from mptcpd_ebpf import logs, plugin_loader, plugin_set, run_folder
+from mptcpd_ebpf import early_signals, logs, plugin_loader, plugin_set, run_folder
 from mptcpd_ebpf.budget import HandlerBudget
 from mptcpd_ebpf.config import Config, Settings
 from mptcpd_ebpf.control import ControlServer
@@ -53,12 +53,15 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
         daemon = Daemon(settings, config, ears, hands, budget)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, daemon.reload_or_complain)
         control = ControlServer(daemon, config.metrics)
         await control.start(config.control or str(run_folder.here(SOCKET)))
         try:
             daemon.start(control, plugins)
             try:
+                # Only now is there something to reload.
+                loop.add_signal_handler(signal.SIGHUP, daemon.reload_or_complain)
+                if early_signals.hangup_came():
+                    daemon.reload_or_complain()
                 notify("READY=1")
                 feed_watchdog()
                 await stopping.wait()

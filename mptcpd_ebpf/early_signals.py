@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""SIGTERM, SIGINT and SIGHUP for a daemon that starts, until its loop takes them.
+
+Handlers, and not a mask: children, such as bcc's compiler, would start with the mask.  And none
+of them raises anything: Python drops what is raised inside a callback from C or an import.
+"""
+
+import os
+import signal
+from types import FrameType
+
+_hangup_came = False
+
+
+def take() -> None:
+    """From now on SIGTERM and SIGINT end the process with exit code 0, SIGHUP is remembered.
+
+    Call it before anything has to be put back at the end.
+    """
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGHUP, _remember)
+
+
+def hangup_came() -> bool:
+    """Whether a SIGHUP came meanwhile."""
+    return _hangup_came
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    os._exit(0)
+
+
+def _remember(_number: int, _frame: FrameType | None) -> None:
+    global _hangup_came
+    _hangup_came = True
