@@ -4,8 +4,10 @@
 The kernel's table does not say who made an entry.  So what this daemon adds is noted
 (`namespace_note`) until it is removed: a daemon that was killed, or told to keep what it
 made, leaves endpoints that the next one knows for its own.  An entry counts as ours while
-the kernel shows it with the id it got; the same address under another id was made by
-somebody else.
+the kernel shows all of it as we left it: address, port, id, interface and flags.  Whoever
+changes any of these past us has made it his; ids alone tell nothing, for in an emptied table
+the kernel starts again at 1.  Only an entry that somebody makes anew in every point like
+ours cannot be told from it.
 """
 
 from msgspec import Struct, field
@@ -13,24 +15,36 @@ from msgspec.structs import replace
 
 from mptcpd_ebpf.core.commands import (
     AddEndpoint,
+    ChangeEndpoint,
     FlushEndpoints,
     KernelCommand,
     RemoveEndpoint,
     SetLimits,
 )
-from mptcpd_ebpf.core.endpoints import Endpoint, Limits
+from mptcpd_ebpf.core.endpoints import CHANGEABLE, Endpoint, EndpointFlag, Limits
 from mptcpd_ebpf.core.events import EndpointsRead
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 from mptcpd_ebpf.namespace_note import NamespaceNote
 
 
 class _Made(Struct, frozen=True):
-    """An endpoint we added."""
+    """An endpoint we added, as we last left it."""
 
     ip: str
     port: int
     address_id: int
     """0 until it was read what the kernel chose."""
+    if_index: int
+    flags: EndpointFlag
+
+    def is_it(self, endpoint: Endpoint) -> bool:
+        """Whether the kernel's table shows this one."""
+        seen = replace(_made(endpoint), address_id=self.address_id)
+        return self == seen and self.address_id in (0, endpoint.address_id)
+
+
+def _made(endpoint: Endpoint | AddEndpoint) -> _Made:
+    return _Made(endpoint.ip, endpoint.port, endpoint.address_id, endpoint.if_index, endpoint.flags)
 
 
 class _Ledger(Struct):
@@ -59,7 +73,9 @@ class EndpointLedger:
         ledger = self._ledger
         match command:
             case AddEndpoint():
-                ledger.endpoints.append(_Made(command.ip, command.port, command.address_id))
+                ledger.endpoints.append(_made(command))
+            case ChangeEndpoint():
+                self._changed(command)
             case RemoveEndpoint():
                 ledger.endpoints = [
                     made for made in ledger.endpoints if made.address_id != command.address_id
@@ -81,16 +97,30 @@ class EndpointLedger:
     def execute_by_hand(self, command: KernelCommand) -> CommandAnswer:
         """Carries out a person's command: what it makes or sets is not ours."""
         answer = self._hands.execute_now(command)
-        if isinstance(command, SetLimits) and not answer.errno:
+        if answer.errno:
+            return answer
+        if isinstance(command, SetLimits):
             self._ledger.limits_before = self._ledger.limits_ours = None
             self._unsaved = True
+        elif isinstance(command, ChangeEndpoint):
+            # What he changes in ours, where we see it, stays ours to remove.
+            self._changed(command)
+            self._unsaved = True
         return answer
+
+    def _changed(self, command: ChangeEndpoint) -> None:
+        self._ledger.endpoints = [
+            replace(made, flags=made.flags & ~CHANGEABLE | command.flags & CHANGEABLE)
+            if made.address_id == command.address_id
+            else made
+            for made in self._ledger.endpoints
+        ]
 
     def read(self) -> EndpointsRead:
         """The table as it is now.  Raises NetlinkRefused."""
         limits = self._hands.limits()
         endpoints = [self._marked(endpoint) for endpoint in self._hands.endpoints()]
-        ours = [_Made(e.ip, e.port, e.address_id) for e in endpoints if e.ours]
+        ours = [_made(endpoint) for endpoint in endpoints if endpoint.ours]
         stale = self._ledger.limits_ours != limits
         if ours != self._ledger.endpoints or (stale and self._ledger.limits_ours is not None):
             self._ledger.endpoints = ours
@@ -102,10 +132,7 @@ class EndpointLedger:
         )
 
     def _marked(self, endpoint: Endpoint) -> Endpoint:
-        for made in self._ledger.endpoints:
-            if (made.ip, made.port) == (endpoint.ip, endpoint.port):
-                return replace(endpoint, ours=made.address_id in (0, endpoint.address_id))
-        return endpoint
+        return replace(endpoint, ours=any(m.is_it(endpoint) for m in self._ledger.endpoints))
 
     def save(self) -> None:
         """Writes down what has changed: after the commands, for they are in a hurry."""

@@ -21,6 +21,7 @@ from mptcpd_ebpf.core.commands import (
     WithdrawAddress,
 )
 from mptcpd_ebpf.core.endpoints import (
+    CHANGEABLE,
     HIGHEST_LIMIT,
     Endpoint,
     EndpointFlag,
@@ -47,6 +48,7 @@ from mptcpd_ebpf.core.trials import PathName, Trials, join_target, path_name, us
 from mptcpd_ebpf.core.units import MS, SECOND
 
 __all__ = [
+    "CHANGEABLE",
     "HIGHEST_LIMIT",
     "MS",
     "SECOND",

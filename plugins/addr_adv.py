@@ -20,6 +20,7 @@ from typing import ClassVar
 from msgspec import Struct, field
 
 from mptcpd_ebpf.plugin import (
+    CHANGEABLE,
     HIGHEST_LIMIT,
     SECOND,
     AddEndpoint,
@@ -46,9 +47,6 @@ FEWEST_SUBFLOWS = 2
 
 LONGEST_PAUSE = 8 * SECOND
 """Before something is tried again that a connection's last subflow stood against."""
-
-CHANGEABLE = EndpointFlag.BACKUP | EndpointFlag.FULLMESH
-"""What the kernel can change in an endpoint that is there."""
 
 
 class FlagRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

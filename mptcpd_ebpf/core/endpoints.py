@@ -26,6 +26,10 @@ class EndpointFlag(IntFlag):
     LAMINAR = 32
 
 
+CHANGEABLE = EndpointFlag.BACKUP | EndpointFlag.FULLMESH
+"""What the kernel can change in an endpoint that is there."""
+
+
 class Endpoint(Struct, frozen=True, kw_only=True):
     """An address the kernel's path manager may use: of the namespace, or of one connection."""
 

@@ -3,6 +3,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -222,14 +223,47 @@ def test_nothing_set_by_hand_is_touched(host: PluginHost, tmp_path: Path) -> Non
     assert host.table == {"10.0.1.1", "10.0.7.7", "10.0.8.8", "10.0.2.1"}
 
 
-def test_flags_changed_by_hand_stay(host: PluginHost, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alive", [True, False], ids=["beside the daemon", "before its restart"])
+@pytest.mark.parametrize("flags", ["backup", "subflow backup", "subflow dev b"])
+def test_an_endpoint_made_by_hand_under_the_id_of_ours_is_not_ours(
+    host: PluginHost, tmp_path: Path, flags: str, alive: bool
+) -> None:
+    """In an emptied table the kernel's ids start again at 1."""
     host.veth("a", "10.0.1.1/24")
-    with host.daemon(tmp_path, ADDR_ADV):
+    host.veth("b")
+
+    with ExitStack() as daemons:
+        running = daemons.enter_context(host.daemon(tmp_path, ADDR_ADV))
         host.expect("10.0.1.1")
-        host.ip(f"mptcp endpoint change id {host.endpoints['10.0.1.1']['id']} backup")
-        host.veth("b", "10.0.2.1/24")
+        assert host.endpoints["10.0.1.1"]["id"] == 1
+        if not alive:
+            running.process.kill()
+            running.process.wait()
+        host.ip("mptcp endpoint flush", f"mptcp endpoint add 10.0.1.1 {flags} id 1")
+        theirs = host.endpoints
+        if not alive:
+            daemons.enter_context(host.daemon(tmp_path, ADDR_ADV))
+        host.ip("addr add 10.0.2.1/24 dev b")
         host.expect("10.0.1.1", "10.0.2.1")
+        assert theirs.items() <= host.endpoints.items()
+        host.ip("addr del 10.0.1.1/24 dev a", "addr add 10.0.3.1/24 dev b")
+        host.expect("10.0.1.1", "10.0.2.1", "10.0.3.1")
+    assert host.endpoints == theirs
+
+
+def test_flags_changed_by_hand_stay(host: PluginHost, tmp_path: Path) -> None:
+    """And the endpoint stays ours, if the daemon was told."""
+    host.veth("a", "10.0.1.1/24", "10.0.4.1/24")
+    with host.daemon(tmp_path, ADDR_ADV) as running:
+        host.expect("10.0.1.1", "10.0.4.1")
+        host.ip(f"mptcp endpoint change id {host.endpoints['10.0.1.1']['id']} backup")
+        assert running.ask("endpoint", "change", "10.0.4.1", "backup").returncode == 0
+        host.veth("b", "10.0.2.1/24")
+        host.expect("10.0.1.1", "10.0.2.1", "10.0.4.1")
         assert host.endpoints["10.0.1.1"]["backup"]
+        assert host.endpoints["10.0.4.1"]["backup"]
+        assert running.stop() == 0
+    assert host.table == {"10.0.1.1"}
 
 
 def test_more_addresses_than_the_table_holds(host: PluginHost, tmp_path: Path) -> None:
