@@ -219,10 +219,14 @@ class Settings(Struct, frozen=True, kw_only=True):
         return _checked(document, self.overrides, options_of)
 
     def warnings(self) -> list[str]:
-        """What the file says and does not apply here."""
-        if self.mptcpd_conf is None:
-            return []
-        return mptcpd_conf.read(self.mptcpd_conf, self.overrides).warnings
+        """What mptcpd's file or command line says and does not apply here."""
+        found = []
+        if self.mptcpd_conf is not None:
+            found += mptcpd_conf.read(self.mptcpd_conf, self.overrides).warnings
+        folder = self.overrides.get("plugin_dir")
+        if folder is not None and not mptcpd_conf.has_plugins(folder):
+            found.append(f"{COMMAND_LINE}: {mptcpd_conf.no_plugins(folder)}")
+        return found
 
 
 def load(

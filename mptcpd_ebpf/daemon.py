@@ -374,6 +374,8 @@ class Daemon:
         self._ears.set_thresholds(config.probes.thresholds)
         self._install(plugins)
         logs.set_up(config.log, config.log_level)
+        for warning in self._settings.warnings():
+            log.warning("%s", warning)
         log.info("configuration reloaded")
         if fixed := fixed_at_start(self._started_with, config):
             log.warning(

@@ -125,7 +125,7 @@ def parse(text: str, file: str, beaten: Mapping[str, Any] = MappingProxyType({})
         if not equals:
             found.mistakes.append(Mistake(file, number, 1, "", "expected key=value"))
         elif group == "core":
-            _take(found, key, value, file, number)
+            _take(found, key, value, file, number, beaten)
     # load-plugins alone lets the highest priority among them serve, whatever mptcpd's default.
     if "load_plugins" in found.lines and "path_manager" not in found.lines:
         found.values["path_manager"] = None
@@ -139,7 +139,9 @@ def parse(text: str, file: str, beaten: Mapping[str, Any] = MappingProxyType({})
     return found
 
 
-def _take(found: Imported, key: str, value: str, file: str, line: int) -> None:
+def _take(
+    found: Imported, key: str, value: str, file: str, line: int, beaten: Mapping[str, Any]
+) -> None:
     reader = _READERS.get(key)
     if reader is None:
         known = ", ".join(_READERS)
@@ -156,17 +158,27 @@ def _take(found: Imported, key: str, value: str, file: str, line: int) -> None:
     except ValueError as error:
         found.mistakes.append(Mistake(file, line, 1, key, str(error)))
         return
-    if not values:
-        found.warnings.append(
-            f"{file}:{line}: plugin-dir={value} holds no Python plugin, and mptcpd's .so plugins "
-            f"cannot be loaded: names are looked up among the shipped and installed ones"
-        )
+    if not values and "plugin_dir" not in beaten:
+        found.warnings.append(f"{file}:{line}: {no_plugins(value)}")
     found.values |= values
     found.lines |= dict.fromkeys(values, line)
 
 
+def has_plugins(folder: str) -> bool:
+    """Whether a folder holds anything that could be one of our plugins."""
+    return any(Path(folder).glob("*.py"))
+
+
+def no_plugins(folder: str) -> str:
+    """What a folder is that mptcpd takes plugins from, and we cannot."""
+    return (
+        f"plugin-dir={folder} holds no Python plugin, and mptcpd's .so plugins cannot be loaded: "
+        f"names are looked up among the shipped and installed ones"
+    )
+
+
 def _plugin_dir(value: str) -> dict[str, Any]:
-    return {"plugin_dir": value} if any(Path(value).glob("*.py")) else {}
+    return {"plugin_dir": value} if has_plugins(value) else {}
 
 
 _READERS: dict[str, Callable[[str], dict[str, Any]]] = {

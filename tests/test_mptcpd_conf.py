@@ -13,6 +13,7 @@ from mptcpd_ebpf import config, mptcpd_conf, plugin_loader
 from mptcpd_ebpf.cli.config import command
 from mptcpd_ebpf.config import Config, ConfigError, Settings
 from mptcpd_ebpf.core.model import AddressPolicy
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.logs import LogDestination
 
 WHOLE = """\
@@ -153,9 +154,30 @@ def test_flags_that_the_command_line_gives_are_not_missed_in_the_file(tmp_path: 
     assert Settings(mptcpd_conf=file, overrides={"path_manager": "sspi"}).warnings() == []
 
 
-def test_config_import_refuses_what_the_daemon_would(tmp_path: Path) -> None:
-    settings(tmp_path, "[core]\nlog=nowhere\n")
+def test_a_plugin_folder_of_the_command_line_is_warned_of_as_the_file_s(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "addr_adv.so").touch()
+    found = settings(tmp_path, WHOLE, plugin_dir=str(theirs))
+    (warning,) = found.warnings()
+    assert warning.startswith(f"command line: plugin-dir={theirs} holds no Python plugin")
+    assert Settings(overrides={"plugin_dir": str(theirs)}).warnings() == [warning]
+    (theirs / "own.py").touch()
+    assert found.warnings() == [], "the folder that the file names is not used"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("log=nowhere", "mptcpd.conf:2: log: 'nowhere' is none of"),
+        ("path-manager=nonsense", "mptcpd.conf:2: path_manager: plugin nonsense: there is none"),
+        ("load-plugins=addr_adv,sspi", "addr_adv needs the in-kernel path manager and sspi the"),
+    ],
+)
+def test_config_import_refuses_what_the_daemon_would(tmp_path: Path, line: str, words: str) -> None:
+    settings(tmp_path, f"[core]\n{line}\n")
     printed = CliRunner().invoke(command, ["import", str(tmp_path / "mptcpd.conf")])
-    assert isinstance(printed.exception, ConfigError)
-    assert "mptcpd.conf:2" in str(printed.exception)
+    assert isinstance(printed.exception, Failure)
+    assert printed.exception.exit_code is ExitCode.CONFIG
+    assert words in str(printed.exception)
     assert printed.output == ""

@@ -22,14 +22,17 @@ def import_(file: Path) -> None:
     """Print the YAML that does the same as an mptcpd.conf.
 
     What mptcpd does where FILE says nothing is written out.  What does not apply here is
-    told in comments.
+    told in comments; what the daemon would refuse to start with is refused here too.
 
     \b
     mptcpd-ebpf config import /etc/mptcpd/mptcpd.conf > /etc/mptcpd-ebpf.yaml
     """
     import yaml
 
-    Settings(mptcpd_conf=file).load()  # or raise what the daemon would
+    from mptcpd_ebpf import plugin_loader, plugin_set
+
+    # Raises what the daemon would.
+    plugin_set.build(Settings(mptcpd_conf=file).load(plugin_loader.options_of))
     imported = mptcpd_conf.read(file)
     click.echo(f"# From {os.path.abspath(file)}.")
     for warning in imported.warnings:

@@ -16,21 +16,23 @@ from mptcpd_ebpf.logs import LogDestination
 Reader = Callable[[str], dict[str, Any]]
 
 
-def _keys(reader: Reader) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """A callback that turns an option's text into keys of the configuration.
+def _option(
+    *names: str, reader: Reader | None = None, **settings: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option with a value: each that is given is checked, and the last one counts, as mptcpd
+    has it.
 
-    A ValueError of `reader` is a usage error.
+    `reader` turns the text into keys of the configuration; a ValueError of it is a usage error.
     """
 
-    def callback(
-        _context: click.Context, _parameter: click.Parameter, value: str | None
-    ) -> dict[str, Any] | None:
+    def last(_context: click.Context, _parameter: click.Parameter, values: tuple[Any, ...]) -> Any:
         try:
-            return None if value is None else reader(value)
+            read = [reader(value) for value in values] if reader else values
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
+        return read[-1] if read else None
 
-    return callback
+    return click.option(*names, multiple=True, callback=last, **settings)
 
 
 def _folder(value: str) -> dict[str, Any]:
@@ -55,19 +57,27 @@ def _usage(context: click.Context, _parameter: click.Parameter, wanted: bool) ->
         context.exit()
 
 
-def _completed(name: str) -> str:
-    """A long option's name cut short, in full if only one begins so (getopt_long(3), as mptcpd)."""
-    names = {option[2:] for given in command.params for option in given.opts if option[:2] == "--"}
-    fits = [] if name in names or len(name) == 1 else [n for n in names if n.startswith(name)]
-    return fits[0] if len(fits) == 1 else name
+class _AsGetopt(click.Command):
+    """Takes long options cut short, where only one begins so: getopt_long(3), as mptcpd has it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        names = [
+            name for given in self.get_params(ctx) for name in given.opts if name.startswith("--")
+        ]
+        return super().parse_args(ctx, [_in_full(each, names, ctx) for each in args])
 
 
-@click.command(
-    context_settings={
-        "help_option_names": ["-?", "-h", "--help"],
-        "token_normalize_func": _completed,
-    }
-)
+def _in_full(argument: str, names: list[str], context: click.Context) -> str:
+    short, equals, value = argument.partition("=")
+    if len(short) < len("--x") or not short.startswith("--") or short in names:
+        return argument
+    fits = [name for name in names if name.startswith(short)]
+    if len(fits) > 1:
+        raise click.UsageError(f"Option {short!r} could be {', '.join(fits)}.", context)
+    return f"{fits[0]}{equals}{value}" if fits else argument
+
+
+@click.command(cls=_AsGetopt, context_settings={"help_option_names": ["-?", "-h", "--help"]})
 @click.version_option(
     __version__, "-V", "--version", prog_name="mptcpd-ebpf", message="%(prog)s %(version)s"
 )
@@ -79,76 +89,76 @@ def _completed(name: str) -> str:
     callback=_usage,
     help="List the options in short and exit.",
 )
-@click.option(
+@_option(
     "--path-manager",
-    callback=_keys(mptcpd_conf.path_manager),
+    reader=mptcpd_conf.path_manager,
     metavar="PLUGIN[,PLUGIN…]",
     help="The plugins that decide; what no rule gives away goes to the first.  Without any, "
     "the daemon observes and manages nothing.",
 )
-@click.option(
+@_option(
     "--load-plugins",
-    callback=_keys(mptcpd_conf.load_plugins),
+    reader=mptcpd_conf.load_plugins,
     metavar="PLUGIN[,PLUGIN…]",
     help="More plugins to load.  Without --path-manager, the one with the highest priority "
     "serves all connections.",
 )
-@click.option(
+@_option(
     "--plugin-dir",
-    callback=_keys(_folder),
+    reader=_folder,
     metavar="FOLDER",
     help="A folder searched for plugins before the shipped ones.",
 )
-@click.option(
+@_option(
     "--addr-flags",
-    callback=_keys(mptcpd_conf.addr_flags),
+    reader=mptcpd_conf.addr_flags,
     metavar="FLAG[,FLAG…]",
     help="Flags of the endpoints that addr_adv makes: subflow, signal, backup, fullmesh, laminar.",
 )
-@click.option(
+@_option(
     "--notify-flags",
-    callback=_keys(mptcpd_conf.notify_flags),
+    reader=mptcpd_conf.notify_flags,
     metavar="FLAG[,FLAG…]",
     help="Which addresses are used: existing, skip_link_local, skip_loopback, check_route; "
     "what is not named is off.",
 )
-@click.option(
+@_option(
     "--mptcpd-conf",
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="mptcpd's own configuration file, instead of ours; with mptcpd's defaults.",
 )
-@click.option(
+@_option(
     "--config",
     "file",
     metavar="FILE",
     type=click.Path(path_type=Path),
     help=f"The configuration.  [default: {DEFAULT_FILE}, if it exists]",
 )
-@click.option(
+@_option(
     "--control",
     metavar="PATH",
     help="Where to put the control socket.  [default: one per network namespace in "
     "/run/mptcpd-ebpf]",
 )
-@click.option(
+@_option(
     "--probes",
     type=click.Choice([backend.value for backend in ProbeBackend]),
     help="Where measurements come from: CO-RE eBPF probes, the same compiled by bcc at "
     "start, netlink alone, or the first of them that this kernel allows.",
 )
-@click.option(
+@_option(
     "--on-exit",
     type=click.Choice([choice.value for choice in OnExit]),
     help="What becomes of the endpoints that the daemon made.",
 )
-@click.option(
+@_option(
     "-l",
     "--log",
     type=click.Choice([destination.value for destination in LogDestination]),
     help="Where the log goes.",
 )
-@click.option(
+@_option(
     "--log-level",
     type=click.Choice([level.value for level in LogLevel]),
     help="How much to tell there.",

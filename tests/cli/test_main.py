@@ -35,7 +35,9 @@ def test_the_version() -> None:
         (("ls", "--control"), "Option '--control' requires an argument. (see 'mptcpd-ebpf ls "),
         (("daemon", "--probes=magic"), "Invalid value for '--probes': 'magic' is not one of"),
         (("daemon", "--prob=magic"), "Invalid value for '--probes': 'magic' is not one of"),
-        (("daemon", "--lo=null"), "No such option '--lo'"),
+        (("daemon", "--prob=magic", "--probes=auto"), "Invalid value for '--probes': 'magic'"),
+        (("daemon", "--l=null"), "Option '--l' could be --load-plugins, --log, --log-level. (see"),
+        (("daemon", "--de=1"), "Option '--debug' does not take a value."),
     ],
 )
 def test_a_usage_error_is_one_line_and_exits_64(arguments: tuple[str, ...], message: str) -> None:

@@ -26,6 +26,9 @@ def host() -> Iterator[PluginHost]:
         ["-l"],
         ["-l", "printer"],
         ["--log=printer"],
+        ["--log=printer", "--log=null"],
+        ["--path-manager=", "--path-manager=sspi"],
+        ["--p=sspi"],
         ["--path-manager"],
         ["--path-manager="],
         ["--load-plugins="],
@@ -87,20 +90,23 @@ def test_a_file_of_mptcpds(host: PluginHost, tmp_path: Path) -> None:
     file.write_text(
         "[core]\nlog=stderr\nplugin-dir=/usr/lib/mptcpd\npath-manager=addr_adv\naddr-flags=signal\n"
     )
+    warning = "mptcpd.conf:3: plugin-dir=/usr/lib/mptcpd holds no Python plugin"
     host.veth("a", "10.0.1.1/24")
     with host.daemon(tmp_path, "--mptcpd-conf", str(file)) as running:
-        assert "plugin-dir=/usr/lib/mptcpd holds no Python plugin" in running.log
+        assert running.log.count(warning) == 1
         host.ip("addr add 10.0.1.2/24 dev a")  # notify-flags does not have "existing"
         host.expect("10.0.1.2")
         assert host.endpoints["10.0.1.2"]["signal"]
         file.write_text(
-            "[core]\npath-manager=addr_adv\naddr-flags=subflow\nnotify-flags=existing\n"
+            "[core]\npath-manager=addr_adv\nplugin-dir=/usr/lib/mptcpd\n"
+            "addr-flags=subflow\nnotify-flags=existing\n"
         )
         running.process.send_signal(signal.SIGHUP)
         until(
             lambda: [row.get("subflow") for row in host.endpoints.values()] == [True, True],
             "both addresses, with the flag that the file has now",
         )
+        until(lambda: running.log.count(warning) == 2, "what does not apply is told again")
 
 
 @pytest.mark.parametrize("destination", ["journal", "syslog"])
