@@ -137,6 +137,38 @@ int BPF_PROG(state_changed, struct sock *sk, int old, int new)
 	return 0;
 }
 
+/*
+ * The MPTCP socket's own state: it leaves ESTABLISHED when either end closes the connection,
+ * and from then on joins are refused (mptcp_can_accept_new_subflow, mptcp_finish_join).
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(connection_changed, struct sock *sk, int old, int new)
+{
+	struct trace_record *record;
+	u32 token;
+
+	if (sk->sk_protocol != IPPROTO_MPTCP || new == TCP_LISTEN || old == TCP_LISTEN ||
+	    (own_netns && netns_of(sk) != own_netns))
+		return 0;
+	token = see(as(mptcp_sock___trace, sk), token);
+	if (!token || (only_token && token != only_token))
+		return 0;
+	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	if (!record) {
+		__sync_fetch_and_add(&lost.records, 1);
+		return 0;
+	}
+	__builtin_memset(record, 0, sizeof(*record));
+	record->kind = TRACE_CONNECTION;
+	record->at = bpf_ktime_get_ns();
+	record->netns = netns_of(sk);
+	record->token = token;
+	record->old_state = old;
+	record->state = new;
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(destroyed, struct sock *sk)
 {

@@ -13,6 +13,7 @@
 #define COMM_SIZE 16
 #define MAX_SUBFLOWS 8
 #define UNSEEN (-1) /* all ones in a field of any width */
+#define IPPROTO_MPTCP 262
 
 enum trace_kind {
 	TRACE_STATE,	      /* inet_sock_set_state */
@@ -21,6 +22,7 @@ enum trace_kind {
 	TRACE_RESET_RECEIVED, /* tcp_receive_reset */
 	TRACE_RETRANSMITTED,  /* tcp_retransmit_skb */
 	TRACE_REINJECTED,     /* mptcp_sendmsg_frag, of data that was sent before */
+	TRACE_CONNECTION,     /* inet_sock_set_state of an MPTCP socket: token and states only */
 };
 
 /* One subflow at one event.  What a kind does not fill is 0, or all ones for "not known". */
@@ -74,6 +76,11 @@ struct trace_share {
 	u64 not_ready;	      /* not established, or the join not confirmed */
 	u32 netns;
 	u32 token;
+	u8 local_ip[16];
+	u8 remote_ip[16];
+	u16 local_port;
+	u16 remote_port;
+	u16 joined;	      /* opened by MP_JOIN */
 };
 
 struct trace_rounds {
@@ -121,6 +128,7 @@ struct sock___trace {
 	int sk_wmem_queued;
 	int sk_sndbuf;
 	int sk_err;
+	unsigned long sk_pacing_rate;
 	struct sk_buff_head___trace sk_write_queue;
 };
 
@@ -141,6 +149,7 @@ struct work_struct {
 };
 
 struct mptcp_sock___trace {
+	u32 token;
 	bool recovery;
 	struct work_struct work;
 };

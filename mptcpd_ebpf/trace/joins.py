@@ -4,69 +4,41 @@
 The handshake (RFC 8684, 3.2: SYN, SYN/ACK, ACK, each with MP_JOIN) is read off the wire; the
 kernel's own state says when a subflow stands and with which error it was given up.  Why
 this host refused is in no packet, but the kernel counts it (net/mptcp/mib.h): a counter
-that moved, and that no other refusal explains, is the reason.  Where none moved, or the peer
-refused, what remains possible is listed with the evidence.
+that moved, and that no other refusal explains, is the reason.  MPJoinRejected has several:
+which it was say the connection's state and subflows at that moment (`standing`).  Where no
+counter moved, or the peer refused, what remains possible is listed with the evidence.  A
+join that its own initiator ends is abandoned, not refused.
 
 Nothing here subscribes to path-manager events: under the userspace path manager a
 subscriber changes which joins are accepted.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
 
 from mptcpd_ebpf.kernel import counters, sysctl
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.join_attempt import (
+    COUNTED,
+    NEVER_LEFT,
+    Attempt,
+    error_reason,
+    fits,
+    peers_reason,
+    silent,
+)
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Flag, Signal, Subtype
+from mptcpd_ebpf.trace.standing import Standing
 from mptcpd_ebpf.trace.tap import Tap
 
-_ESTABLISHED, _SYN_SENT, _CLOSE = 1, 2, 7
+_SYN_SENT, _CLOSE = 2, 7  # include/net/tcp_states.h
 _GIVEN_UP_NS = 180_000_000_000
 """No SYN is repeated for so long (tcp_syn_retries 6: 127 s)."""
-_PROHIBITED = 3
-"""The reason of an MP_TCPRST (RFC 8684, 3.6): administratively prohibited."""
 _QUIET_NS = 200_000_000
 """A handshake that has not been refused so long after its third packet stands."""
-
-COUNTED = {
-    "MPJoinNoTokenFound": "unknown token: this host has no connection with it (any more)",
-    "MPJoinAckHMacFailure": "wrong HMAC in the third packet: not the peer of this connection",
-    "MPJoinSynAckHMacFailure": "wrong HMAC in the SYN/ACK: not the peer of this connection",
-    "MismatchPortSynRx": "the SYN came to a port that was never announced",
-    "MismatchPortAckRx": "the third packet came to a port that was never announced",
-    "MPJoinRejected": "the path manager did not want it",
-}
-"""Counters of refusals by this host, and what each means."""
-_NEVER_LEFT = {
-    "MPJoinSynTxCreatSkErr": "no socket could be made",
-    "MPJoinSynTxBindErr": "the local address could not be bound: it is gone, or the port is taken",
-    "MPJoinSynTxConnectErr": "there is no route from the local address to the peer",
-}
-
-
-@dataclass
-class Attempt:
-    """One MP_JOIN handshake under way."""
-
-    syn: Signal
-    token: int | None
-    """The local token."""
-    syns: int = 1
-    syn_ack: Signal | None = None
-    third: Signal | None = None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def incoming(self) -> bool:
-        return not self.syn.outgoing
-
-    @property
-    def backup(self) -> bool:
-        option = self.syn.option(Subtype.MP_JOIN)
-        return option is not None and option.backup
 
 
 class Joins:
@@ -78,6 +50,7 @@ class Joins:
         self._explained = counters.read()
         """The counters, less what no outcome has been explained by yet."""
         self.outcomes: Counter[str] = Counter()
+        self.standing = Standing()
 
     # --- the wire
 
@@ -117,67 +90,126 @@ class Joins:
         said = "a plain RST"
         if told is not None and code is not None:
             said = f"RST with MP_TCPRST ({words.reset(code, told.reset_transient)})"
-        if reset.outgoing:
-            why, evidence = self._own_reason(attempt, said, code)
+        evidence = [f"{'this host' if reset.outgoing else 'the peer'} sent {said}", *attempt.notes]
+        known = self._trace.directory.of_flow(*flow)
+        token = attempt.token or known.token
+        evidence += self._closing(token, reset.at)
+        up = self.standing.up_for(token, known.cookie, reset.at)
+        if attempt.incoming and up is not None:
+            outcome, why = "established", f"established, and reset after {words.duration(up)}"
+        elif reset.outgoing:
+            outcome, why = self._own_reason(attempt, token, reset.at, code, evidence)
+        elif attempt.incoming:
+            outcome = "abandoned"
+            why = "the peer gave its own join up: its connection has probably ended there"
         else:
-            why, evidence = _peers_reason(attempt, code, said)
-        self._end(flow, attempt, "refused", why, reset.at, evidence)
+            outcome, why = "refused", peers_reason(attempt, code)
+        self._end(flow, attempt, outcome, why, reset.at, evidence)
 
-    def _own_reason(self, attempt: Attempt, said: str, code: int | None) -> tuple[str, list[str]]:
-        """Why this host sent the reset: a counter knows, or candidates are listed."""
-        evidence = [f"this host sent {said}", *attempt.notes]
+    def _closing(self, token: int | None, at: int) -> list[str]:
+        closing = self.standing.closing_for(token, at)
+        if closing is None:
+            return []
+        return [f"the connection was closing here for {words.duration(closing)}"]
+
+    def _own_reason(
+        self, attempt: Attempt, token: int | None, at: int, code: int | None, evidence: list[str]
+    ) -> tuple[str, str]:
+        """The outcome where this host sent the reset, and why; adds to the evidence."""
         now = counters.read()
-        moved = [name for name in COUNTED if now.get(name, 0) > self._explained.get(name, 0)]
+        moved = [
+            name
+            for name in COUNTED
+            if now.get(name, 0) > self._explained.get(name, 0) and fits(name, attempt)
+        ]
         evidence += [f"counter {name} moved" for name in moved]
         if len(moved) > 1:
             candidates = ", or ".join(COUNTED[name] for name in moved)
-            return f"several joins were refused at once; this one: {candidates}", evidence
+            return "refused", f"several joins were refused at once; this one: {candidates}"
         for name in moved:
             self._explained[name] += 1
             if name == "MPJoinRejected":
-                return self._rejected(evidence)
-            return COUNTED[name], evidence
-        if code == _PROHIBITED and attempt.incoming:  # a kernel that does not count it
-            return self._rejected(evidence)
-        if attempt.notes:
-            return attempt.notes[0], evidence
+                return "refused", self._rejected(token, at, evidence)
+            if name == "MPJoinAckHMacFailure" and "MPJoinRejected" not in now:
+                # Such a kernel (before 6.15) counts all refusals of the third packet here.
+                why = self._known_rejection(token, at, evidence)
+                return "refused", why or COUNTED[name]
+            return "refused", COUNTED[name]
         if not attempt.incoming:
-            return "this host gave the handshake up", evidence
-        return "nobody listens at that address and port", evidence
+            if attempt.notes:
+                return "refused", attempt.notes[0]
+            return "abandoned", self._given_up(token, at)
+        if code is not None:  # a kernel that does not count it
+            return "refused", self._rejected(token, at, evidence)
+        if attempt.third:
+            return "refused", "the connection was ending here"
+        return "refused", "nobody listens at that address and port"
 
-    @staticmethod
-    def _rejected(evidence: list[str]) -> tuple[str, list[str]]:
-        """MPJoinRejected: the path manager did not want it."""
-        mode = sysctl.PathManagerSetting().current()
-        if mode == "userspace":
-            return "refused by policy: path manager userspace, and nobody listens to it", evidence
-        with PmClient() as client:
-            limits = client.limits()
+    def _given_up(self, token: int | None, at: int) -> str:
+        """Why this host did not go on with a join of its own."""
+        if self.standing.closing_for(token, at) is not None:
+            return "the connection was closed here before the join stood"
         return (
-            f"the limit of {limits.subflows} additional subflows "
-            "(mptcpd-ebpf or 'ip mptcp limits' sets it)",
-            evidence,
+            "this host gave its own join up: the connection was closed before the answer, "
+            "or its path manager took the subflow back"
         )
+
+    def _rejected(self, token: int | None, at: int, evidence: list[str]) -> str:
+        """Why this host did not accept a join whose token and HMAC were right."""
+        return self._known_rejection(token, at, evidence) or (
+            "not the limit of subflows; it may be: the connection was not fully established yet, "
+            "it was ending, or the limit was changed since"
+        )
+
+    def _known_rejection(self, token: int | None, at: int, evidence: list[str]) -> str | None:
+        additional = self.standing.additional(token, at)
+        closing = self.standing.closing_for(token, at) is not None
+        if sysctl.PathManagerSetting().current() == "userspace":
+            return (
+                "the connection was closing already"
+                if closing
+                else "refused by policy: path manager userspace, and nobody listens to it"
+            )
+        with PmClient() as client:
+            limit = client.limits().subflows
+        evidence.append(
+            f"the connection had {additional} additional subflows, the limit is {limit}"
+        )
+        if additional >= limit:
+            return (
+                f"the limit of {limit} additional subflows "
+                "(mptcpd-ebpf or 'ip mptcp limits' sets it)"
+            )
+        return "the connection was closing already" if closing else None
 
     # --- the kernel's state
 
+    def learn(self, record: Record, kind: str) -> None:
+        """What happened to connections and subflows; before the packets are heard."""
+        if kind == "TRACE_CONNECTION":
+            self.standing.connection(record)
+        elif kind == "TRACE_STATE":
+            self._trace.directory.of_record(record)
+            self.standing.subflow(record)
+
     def take(self, record: Record, kind: str) -> None:
+        """Ends the joins that the kernel gave up; after the packets were heard."""
+        if kind != "TRACE_STATE" or not record["joined"]:
+            return
         who = self._trace.directory.of_record(record)
         flow = who.local, who.remote
         attempt = self._attempts.get(flow)
-        if kind != "TRACE_STATE" or not who.joined:
+        if attempt is None:
             return
-        if record["state"] == _ESTABLISHED:
-            if attempt is None:
-                return
-            attempt.token = who.token or attempt.token
-        elif record["old_state"] == _SYN_SENT and record["state"] == _CLOSE:
-            error = record["error"]
-            if attempt is None:
-                return
-            attempt.token = who.token or attempt.token
-            if error:
-                self._end(flow, attempt, "failed", _error_reason(error, attempt), record["at"], [])
+        attempt.token = who.token or attempt.token
+        if record["old_state"] != _SYN_SENT or record["state"] != _CLOSE:
+            return
+        if record["error"]:
+            outcome, why = "failed", error_reason(record["error"], attempt)
+        else:
+            outcome, why = "abandoned", self._given_up(attempt.token, record["at"])
+        evidence = [*attempt.notes, *self._closing(attempt.token, record["at"])]
+        self._end(flow, attempt, outcome, why, record["at"], evidence)
 
     def look(self, now: int, *, last: bool = False) -> None:
         """Ends what stands since a while, and tells of joins that never left this host."""
@@ -195,9 +227,9 @@ class Joins:
                     why = f"no answer from {by} so far ({sent})"
                 else:
                     why = f"the SYN/ACK was never confirmed ({sent})"
-                self._end(flow, attempt, "unanswered", why, now, _silent(attempt))
+                self._end(flow, attempt, "unanswered", why, now, silent(attempt))
         present = counters.read()
-        for name, why in _NEVER_LEFT.items():
+        for name, why in NEVER_LEFT.items():
             for _ in range(present.get(name, 0) - self._explained.get(name, 0)):
                 self._explained[name] += 1
                 if self._trace.scope.asks_for_one:
@@ -256,54 +288,23 @@ class Joins:
         )
 
 
-def _peers_reason(attempt: Attempt, code: int | None, said: str) -> tuple[str, list[str]]:
-    """Why the peer sent the reset: it need not say."""
-    evidence = [f"the peer sent {said}", *attempt.notes]
-    where = "the third packet" if attempt.third else "the SYN"
-    if code is not None and code != 0:
-        words_of = {
-            1: "it knows no such token, or the HMAC was wrong",
-            2: "it lacks resources",
-            3: "its policy or its limit of subflows forbids it",
-            5: "it holds the path for unacceptable",
-            6: "it suspects a middlebox",
-        }
-        return f"the peer refused {where}: {words_of.get(code, 'no reason known')}", evidence
-    if attempt.third:
-        candidates = ["a wrong HMAC", "the connection has ended there", "a middlebox"]
-    else:
-        candidates = ["nobody listens at that address", "a firewall", "its limit of subflows"]
-    return f"the peer refused {where}; it may be: {', '.join(candidates)}", evidence
-
-
-def _error_reason(error: int, attempt: Attempt) -> str:
-    tries = f"{attempt.syns} SYN"
-    return f"given up after {tries}: {words.error(error)}"
-
-
-def _silent(attempt: Attempt) -> list[str]:
-    if attempt.incoming:
-        return ["this host did not answer the SYN" if attempt.syn_ack is None else "ACK missing"]
-    return [
-        "it may be: the path loses everything, a firewall drops the SYN, "
-        "or the peer has no way back to this address"
-    ]
-
-
 def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
-    kernel = trace.open(KernelSide("trace", ("state_changed",), constants))
+    programs = ("state_changed", "connection_changed")
+    kernel = trace.open(KernelSide("trace", programs, constants))
     tap = trace.open(Tap(constants["own_netns"]))
     trace.means += [*kernel.hooks(), *tap.hooks(), "MPTcpExt counters"]
-    trace.directory.look()
     kinds = kernel.enumeration("trace_kind")
     joins = Joins(trace)
+    joins.standing.begin(trace.directory.look().subflows)
 
     def read_both() -> None:
-        # The kernel's state first: it knows the token of a SYN that has just left.
+        # The packets are fetched first and told of last: the kernel's state knows the token of
+        # a SYN that has just left, and what was so when a packet passed is then known.
+        signals = tap.signals()
         records = kernel.read("trace_record")
         for record in records:
-            trace.directory.of_record(record)
-        for signal in tap.signals():
+            joins.learn(record, kinds[record["kind"]])
+        for signal in signals:
             joins.hear(signal)
         for record in records:
             joins.take(record, kinds[record["kind"]])

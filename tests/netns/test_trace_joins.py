@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from mptcpd_ebpf.kernel import counters
-from mptcpd_ebpf.lab import Lab, Path
+from mptcpd_ebpf.lab import Lab, Path, ShortConnections
 from mptcpd_ebpf.lab.wire import Peer
-from mptcpd_ebpf.trace.joins import COUNTED
+from mptcpd_ebpf.trace.join_attempt import COUNTED
 from tests.netns.probed import allow_joins, connection
 from tests.netns.tracing import tracing
 from tests.netns.wire_kernel import kernel_connects, open_lab, talk
@@ -98,6 +98,39 @@ def test_the_limit_of_subflows(lab: Lab) -> None:
     with lab.server.entered():
         counted = "MPJoinRejected" in counters.read()  # some kernels do not
     assert summary["counters"].get("MPJoinRejected") == (1 if counted else None)
+
+
+def test_a_connection_that_is_closing_takes_no_join(peer_lab: Lab) -> None:
+    """The kernel counts that as it counts a limit that is reached."""
+    with tracing(peer_lab.server, "joins") as told, talk(peer_lab) as peers:
+        peers.connection.close()
+        assert peers.accepted.recv(100) == b""
+        subflow = peers.connection.join(peer_lab.paths[1].client_ip, address_id=3)
+        assert subflow.reset_by
+        join = told.event("join")
+        told.end()
+    assert (join["outcome"], join["why"]) == ("refused", "the connection was closing already")
+    assert "the connection had 0 additional subflows, the limit is 8" in join["evidence"]
+
+
+def test_joins_of_connections_that_are_over_are_abandoned() -> None:
+    with Lab(paths=[Path(delay_ms=5), Path(delay_ms=20)]) as lab:
+        allow_joins(lab)
+        with tracing(lab.client, "joins") as told, tracing(lab.server, "joins") as server_told:
+            lab.start(ShortConnections(count=60, parallel=4)).result()
+            told.event("join", outcome="abandoned")
+            server_told.event("join", outcome="abandoned")
+            told.end()
+            server_told.end()
+    out, into = told.all("join"), server_told.all("join")
+    assert not [line for line in out + into if "the limit of 8" in line["why"]]
+    given_up = {line["why"] for line in out if line["outcome"] == "abandoned"}
+    assert given_up == {"the connection was closed here before the join stood"}
+    for line in into:
+        if "the peer sent a plain RST" in line["evidence"]:
+            assert line["outcome"] in ("abandoned", "established"), line
+        if "counter MPJoinRejected moved" in line["evidence"]:
+            assert "clos" in line["why"], line
 
 
 def test_a_userspace_path_manager_refuses_while_nobody_listens(lab: Lab) -> None:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which connections stand, and with how many additional subflows, at a moment that is past.
+
+The kernel refuses a join when its connection is closing, and when the subflows reach the
+limit, and counts both the same (MPJoinRejected; mptcp_can_accept_new_subflow in
+net/mptcp/subflow.c).  The states that MPTCP and TCP sockets went through, with their times
+(inet_sock_set_state), tell them apart.
+"""
+
+from dataclasses import dataclass, field
+
+from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.trace.kernel_side import Record
+from mptcpd_ebpf.trace.scope import MOST_KNOWN, bound
+
+_ESTABLISHED, _SYN_SENT, _SYN_RECV, _CLOSE = 1, 2, 3, 7  # include/net/tcp_states.h
+
+
+@dataclass
+class _Span:
+    began: int | None = None
+    """ns; None: not established yet."""
+    ended: int | None = None
+
+
+@dataclass
+class Standing:
+    """The states of connections and of their joined subflows; of the newest, bounded."""
+
+    _closing: dict[int, int] = field(default_factory=dict)
+    """By token: when the connection left ESTABLISHED, ns."""
+    _joined: dict[int, dict[int, _Span]] = field(default_factory=dict)
+    """By token and cookie."""
+
+    def begin(self, alive: list[Measurement]) -> None:
+        """Learns the subflows that are older than the trace."""
+        for each in alive:
+            if each.cookie and not each.initial:
+                self._span(each.token, each.cookie).began = 0
+
+    def connection(self, record: Record) -> None:
+        """An MPTCP socket's state changed (TRACE_CONNECTION)."""
+        token = record["token"]
+        if record["state"] == _ESTABLISHED:
+            self._closing.pop(token, None)  # of an earlier connection
+        elif record["state"] not in (_SYN_SENT, _SYN_RECV):
+            self._closing.setdefault(token, record["at"])
+            bound(self._closing)
+
+    def subflow(self, record: Record) -> None:
+        """A subflow's state changed (TRACE_STATE)."""
+        token, cookie = record["token"], record["cookie"]
+        if not token or not record["joined"]:
+            return
+        span = self._span(token, cookie)
+        if record["state"] == _ESTABLISHED:
+            span.began = record["at"]
+        elif record["state"] == _CLOSE:
+            span.ended = record["at"]
+
+    def _span(self, token: int, cookie: int) -> _Span:
+        spans = self._joined.setdefault(token, {})
+        bound(self._joined)
+        if len(spans) > MOST_KNOWN:
+            del spans[next(iter(spans))]
+        return spans.setdefault(cookie, _Span())
+
+    def closing_for(self, token: int | None, at: int) -> int | None:
+        """For how long a connection had been closing then, ns; None: not known to be."""
+        since = self._closing.get(token or 0)
+        return None if since is None or since > at else at - since
+
+    def up_for(self, token: int | None, cookie: int | None, at: int) -> int | None:
+        """For how long a joined subflow had been established then, ns."""
+        span = self._joined.get(token or 0, {}).get(cookie or 0)
+        if span is None or span.began is None or span.began > at:
+            return None
+        return at - span.began
+
+    def additional(self, token: int | None, at: int) -> int:
+        """The joined subflows of a connection then, those under way too."""
+        spans = self._joined.get(token or 0, {}).values()
+        return sum(
+            (span.began is None or span.began <= at) and (span.ended is None or span.ended > at)
+            for span in spans
+        )
