@@ -24,6 +24,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 struct trace_packet {
 	u64 at;	     /* CLOCK_MONOTONIC, ns */
+	u64 cookie;  /* of the socket that sends it; 0: none is known, or it has none */
 	u32 length;  /* of headers[]; what is behind the packet's end is no part of it */
 	u8 outgoing;
 	u8 headers[HEADERS_MOST] __attribute__((aligned(4))); /* from the IP header on */
@@ -41,6 +42,7 @@ struct net_device___trace {
 
 struct sk_buff___trace {
 	struct net_device___trace *dev;
+	struct sock *sk;
 	unsigned int len, data_len;
 	__be16 protocol;
 	u16 network_header;
@@ -119,7 +121,7 @@ static __always_inline bool signals(u64 tcp)
 	return walk.signals;
 }
 
-static __noinline int tell(u64 ip, u32 length, bool outgoing)
+static __noinline int tell(u64 ip, u32 length, u64 sender, bool outgoing)
 {
 	struct trace_packet *packet = bpf_ringbuf_reserve(&records, sizeof(*packet), 0);
 
@@ -130,6 +132,7 @@ static __noinline int tell(u64 ip, u32 length, bool outgoing)
 	packet->at = bpf_ktime_get_ns();
 	packet->length = length < HEADERS_MOST ? length : HEADERS_MOST;
 	packet->outgoing = outgoing;
+	packet->cookie = sender ? see(as(sock, sender), __sk_common.skc_cookie.counter) : 0;
 	copy_from(packet->headers, ip, HEADERS_MOST);
 	bpf_ringbuf_submit(packet, 0);
 	return 0;
@@ -143,7 +146,8 @@ static __always_inline bool is_ours(struct sk_buff___trace *skb)
 	return !own_netns || see(net, ns.inum) == own_netns;
 }
 
-static __always_inline int look_at(struct sk_buff___trace *skb, u64 ip, u32 length, bool outgoing)
+static __always_inline int look_at(struct sk_buff___trace *skb, u64 ip, u32 length, u64 sender,
+				   bool outgoing)
 {
 	u32 start;
 	u8 next;
@@ -161,7 +165,7 @@ static __always_inline int look_at(struct sk_buff___trace *skb, u64 ip, u32 leng
 	}
 	if (next != IPPROTO_TCP || length < start + 20)
 		return 0;
-	return signals(ip + start) ? tell(ip, length, outgoing) : 0;
+	return signals(ip + start) ? tell(ip, length, sender, outgoing) : 0;
 }
 
 SEC("tp_btf/net_dev_queue")
@@ -169,12 +173,12 @@ int BPF_PROG(packet_leaves, struct sk_buff___trace *skb)
 {
 	u32 start = skb->network_header; /* from the head on, as the tail is */
 
-	return look_at(skb, (u64)skb->head + start, skb->tail - start, true);
+	return look_at(skb, (u64)skb->head + start, skb->tail - start, (u64)skb->sk, true);
 }
 
 /* Here the network header's place is not noted yet; it is where the data begins. */
 SEC("tp_btf/netif_receive_skb")
 int BPF_PROG(packet_arrives, struct sk_buff___trace *skb)
 {
-	return look_at(skb, (u64)skb->data, skb->len - skb->data_len, false);
+	return look_at(skb, (u64)skb->data, skb->len - skb->data_len, 0, false);
 }

@@ -5,9 +5,10 @@ The kernel counts each fallback under its reason (net/mptcp/mib.h); the wire sho
 was: a handshake whose answer lacks MP_CAPABLE, an MP_FAIL, an infinite mapping (RFC 8684,
 3.7).  A counter is told with the flow that showed such a sign within the second before;
 where none did, it is the one connection that was MPTCP and is no longer; where there are
-several such, or none, they, or the connections that are alive, are the candidates.  Process
-and token come from inet_sock_set_state, at connect and before the answer is judged.  That
-this host did not take a peer's offer is counted nowhere, and told from the wire alone.
+several such, or none, they, or the connections that are alive, are the candidates.  With a
+filter it is told if one of them fits.  Process and token come from inet_sock_set_state, at
+connect and before the answer is judged; the SYN's socket tells which flow they belong to.
+That this host did not take a peer's offer is counted nowhere, and told from the wire alone.
 """
 
 from collections import Counter
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from mptcpd_ebpf.kernel import counters, diag, sysctl
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide
-from mptcpd_ebpf.trace.scope import Flow, token_words
+from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Signal, Subtype
 from mptcpd_ebpf.trace.tap import Tap
 
@@ -92,7 +93,8 @@ class Sign:
     """Something on the wire that goes with a fallback."""
 
     at: int
-    flow: Flow
+    who: Subject
+    """As known then: it may be forgotten before the counter is told."""
     what: str
 
 
@@ -110,6 +112,8 @@ class Fallbacks:
 
     def hear(self, signal: Signal) -> None:
         flow = signal.local, signal.remote
+        if signal.is_syn and signal.outgoing:
+            self._trace.directory.sent_by(signal.cookie, *flow)
         capable = signal.option(Subtype.MP_CAPABLE)
         asked = self._asked.get(flow)
         if signal.is_syn:
@@ -174,7 +178,8 @@ class Fallbacks:
         )
 
     def _sign(self, signal: Signal, what: str) -> None:
-        self._signs.append(Sign(signal.at, (signal.local, signal.remote), what))
+        who = self._trace.directory.of_flow(signal.local, signal.remote)
+        self._signs.append(Sign(signal.at, who, what))
 
     def look(self, now: int, *, last: bool = False) -> None:
         """Tells of counters that moved; a moment later, so that the signs have been read."""
@@ -184,50 +189,33 @@ class Fallbacks:
                 since = self._moved_at.setdefault(name, now)
                 if last or now - since > _SETTLED_NS:
                     del self._moved_at[name]
-                    for _ in range(present[name] - self._counted[name]):
-                        self._tell(name, now)
+                    for left in range(present[name] - self._counted[name], 0, -1):
+                        self._tell(name, now, left)
                     self._counted[name] = present[name]
         self._signs = [sign for sign in self._signs if now - sign.at < _NEAR_NS]
         for flow, signal in list(self._asked.items()):
             if now - signal.at > 60 * _NEAR_NS:
                 del self._asked[flow]
 
-    def _tell(self, name: str, now: int) -> None:
+    def _tell(self, name: str, now: int, left: int) -> None:
+        """One fallback; `left` of this counter, with it, are still to be told."""
         short, why = REASONS[name]
-        sign = self._take(name)
-        candidates: list[str] = []
-        if sign is not None:
-            flows = [sign.flow]
-            evidence = [f"counter {name} moved", sign.what]
-        elif name == "MPCapableFallbackACK" and self._asked:
-            flow = next(flow for flow in reversed(self._asked))
-            flows = [flow]
-            evidence = [f"counter {name} moved", "no third packet with MP_CAPABLE was seen"]
-        else:
-            alive = diag.subflows()
-            fallen = self._fallen({(each.local, each.remote) for each in alive})
-            evidence = [f"counter {name} moved"]
-            flows = fallen if len(fallen) == 1 else []
-            if flows:
-                evidence.append("it is the only one that is no longer MPTCP")
-            elif fallen:
-                candidates = [f"{local} → {remote}" for local, remote in fallen][:_CANDIDATES]
-                evidence.append("these are no longer MPTCP")
-            else:
-                candidates = [f"{each.local} → {each.remote}" for each in alive][:_CANDIDATES]
-        who = None
-        if flows:
-            who = self._trace.directory.of_flow(*flows[0])
+        who, candidates, clues = self._whose(name, left)
+        evidence = [f"counter {name} moved", *clues]
+        if who is not None:
             self._trace.directory.forget(who)
             if not self._trace.admits(who):
                 return
         elif self._trace.scope.asks_for_one:
-            return
+            candidates = [each for each in candidates if self._trace.admits(each)]
+            if not candidates:
+                return
         self.reasons[name] += 1
+        names = [each.name for each in candidates[:_CANDIDATES]]
         if who:
             place = f"{token_words(who.token)}  {who.name}"
         else:
-            place = "one of: " + (", ".join(candidates) or "connections that are gone")
+            place = "one of: " + (", ".join(names) or "connections that are gone")
         self._trace.say(
             "fallback",
             "\n".join([f"{place}  {why}", *(f"    {each}" for each in evidence)]),
@@ -237,13 +225,34 @@ class Fallbacks:
             why=why,
             counter=name,
             evidence=evidence,
-            candidates=candidates,
+            candidates=names,
         )
 
-    def _fallen(self, alive: set[Flow]) -> list[Flow]:
+    def _whose(self, name: str, left: int) -> tuple[Subject | None, list[Subject], list[str]]:
+        """The subflow that fell back, or those that may have, and what speaks for it."""
+        directory = self._trace.directory
+        sign = self._take(name)
+        if sign is not None:
+            return sign.who, [], [sign.what]
+        waiting = [flow for flow, syn in self._asked.items() if not syn.outgoing]
+        if name == "MPCapableFallbackACK" and waiting:
+            clue = ["no third packet with MP_CAPABLE was seen"]
+            if len(waiting) > left:
+                return None, [directory.of_flow(*flow) for flow in waiting], clue
+            del self._asked[waiting[0]]
+            return directory.of_flow(*waiting[0]), [], clue
+        alive = [directory.of_measurement(each) for each in diag.subflows()]
+        fallen = self._fallen({(each.local, each.remote) for each in alive})
+        if len(fallen) == 1:
+            return fallen[0], [], ["it is the only one that is no longer MPTCP"]
+        if fallen:
+            return None, fallen, ["these are no longer MPTCP"]
+        return None, alive, []
+
+    def _fallen(self, alive: set[Flow]) -> list[Subject]:
         """Subflows that were MPTCP, did not end, and are none now."""
         known = self._trace.directory.by_flow
-        return [flow for flow, who in known.items() if who.token and flow not in alive]
+        return [who for flow, who in known.items() if who.token and flow not in alive]
 
     def _take(self, name: str) -> Sign | None:
         """The oldest sign that goes with a counter."""
@@ -264,13 +273,19 @@ def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
     fallbacks = Fallbacks(trace)
 
     def read() -> None:
-        # Whose a connection is, and its token, cannot be asked any more once it fell back.
+        # The packets first, the records told of first: what a record says of a packet's
+        # subflow came before it.  Whose a connection is, and its token, cannot be asked any
+        # more once it fell back.
+        signals = tap.signals()
+        ended = []
         for record in kernel.read("trace_record"):
             who = trace.directory.of_record(record)
             if kinds[record["kind"]] == "TRACE_ENDED" or record["state"] == _CLOSE:
-                trace.directory.forget(who)
-        for signal in tap.signals():
+                ended.append(who)
+        for signal in signals:
             fallbacks.hear(signal)
+        for who in ended:
+            trace.directory.forget(who)
 
     trace.watch(kernel, read)
     trace.watch(tap, read)
@@ -278,11 +293,12 @@ def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
 
     def summary() -> None:
         fallbacks.look(trace.now(), last=True)
-        trace.note(
-            "fallbacks: "
-            + ("" if fallbacks.reasons else "none")
-            + "".join(f"\n  {n:5}  {name}" for name, n in fallbacks.reasons.most_common()),
-            counters=dict(fallbacks.reasons),
-        )
+        moved = {name: value for name, value in trace.counted().items() if name in REASONS}
+        lines = ["fallbacks: " + ("" if fallbacks.reasons else "none")]
+        lines += [f"  {n:5}  {name}" for name, n in fallbacks.reasons.most_common()]
+        if trace.scope.asks_for_one and moved:
+            lines.append("counters, of all connections:")
+            lines += [f"  {n:5}  {name}" for name, n in moved.items()]
+        trace.note("\n".join(lines), counters=dict(fallbacks.reasons), moved=moved)
 
     return summary

@@ -249,12 +249,13 @@ class KernelSide:
         return lost
 
     def hooks(self) -> list[str]:
-        """Where the loaded programs are attached: ``tp_btf/tcp_probe`` …"""
-        return [
+        """Where the loaded programs are attached, each place once: ``tp_btf/tcp_probe`` …"""
+        places = (
             self._bpf.bpf_program__section_name(handle).decode()
             for handle, _ in self._programs()
             if self._bpf.bpf_program__fd(handle) >= 0
-        ]
+        )
+        return list(dict.fromkeys(places))
 
     def programs(self) -> dict[str, int]:
         """The loaded programs' descriptors, by name."""

@@ -154,8 +154,8 @@ class Directory:
     """By token."""
     _looked_at: int = 0
 
-    def look(self) -> None:
-        """Learns all live connections and who has them open."""
+    def look(self) -> diag.Snapshot:
+        """Learns all live connections and who has them open; returns them."""
         self._looked_at = time.monotonic_ns()
         snapshot = diag.snapshot()
         for connection in snapshot.connections:
@@ -163,6 +163,7 @@ class Directory:
                 self._owned(connection.token, connection.owner)
         for measured in snapshot.subflows:
             self.of_measurement(measured)
+        return snapshot
 
     def of_measurement(self, measured: Measurement) -> Subject:
         if measured.owner and measured.owner.pid is not None:
@@ -202,6 +203,18 @@ class Directory:
             )
         )
 
+    def of_share(self, cookie: int, share: Record) -> Subject:
+        """The subflow that a trace_share counts, with what else is known of it."""
+        return self._learn(
+            Subject(
+                token=share["token"],
+                local=address(share["local_ip"], share["local_port"]),
+                remote=address(share["remote_ip"], share["remote_port"]),
+                joined=bool(share["joined"]),
+                cookie=cookie,
+            )
+        )
+
     def of_flow(self, local: SockAddr, remote: SockAddr) -> Subject:
         """The subflow between two addresses, token None if nothing is known of it."""
         known = self.by_flow.get((local, remote))
@@ -213,17 +226,31 @@ class Directory:
             known = new
         else:
             known.token = known.token or new.token
-            if new.local.port and new.remote.port:
-                known.local, known.remote = new.local, new.remote
+            self._move(known, new.local, new.remote)
             for name in ("local_id", "remote_id", "joined"):
                 if getattr(new, name) is not None:
                     setattr(known, name, getattr(new, name))
         if known.cookie:
             _put_last(self.by_cookie, known.cookie, known)
-        _put_last(self.by_flow, (known.local, known.remote), known)
+        if known.local.port:
+            _put_last(self.by_flow, (known.local, known.remote), known)
         if known.owner is None and known.token:
             known.owner = self.owners.get(known.token)
         return known
+
+    def sent_by(self, cookie: int, local: SockAddr, remote: SockAddr) -> None:
+        """A segment of a socket's shows its port: connect(2) is told before there is one."""
+        known = self.by_cookie.get(cookie)
+        if known is not None and not known.local.port:
+            self._move(known, local, remote)
+            _put_last(self.by_flow, (local, remote), known)
+
+    def _move(self, known: Subject, local: SockAddr, remote: SockAddr) -> None:
+        if not local.port or not remote.port or (known.local, known.remote) == (local, remote):
+            return
+        if self.by_flow.get((known.local, known.remote)) is known:
+            del self.by_flow[known.local, known.remote]
+        known.local, known.remote = local, remote
 
     def _owned(self, token: int, owner: Owner) -> None:
         """What /proc says; who opened the connection is the better word."""

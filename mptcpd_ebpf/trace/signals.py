@@ -111,6 +111,8 @@ class Signal(NamedTuple):
     flags: Flag
     seq: int
     options: list[Option]
+    cookie: int = 0
+    """Of the socket that sends it, if it is known."""
 
     def option(self, subtype: Subtype) -> Option | None:
         return next((option for option in self.options if option.subtype == subtype), None)
@@ -128,7 +130,7 @@ class Signal(NamedTuple):
         return bool(self.flags & Flag.RST)
 
 
-def read(packet: bytes, *, at: int, outgoing: bool) -> Signal | None:
+def read(packet: bytes, *, at: int, outgoing: bool, cookie: int = 0) -> Signal | None:
     """The signal in an IP packet; None if it is no whole TCP header."""
     if len(packet) < 40:
         return None
@@ -153,6 +155,7 @@ def read(packet: bytes, *, at: int, outgoing: bool) -> Signal | None:
         flags=Flag(flags & 31),
         seq=seq,
         options=mptcp_options(packet[start + 20 : start + (offset >> 4) * 4]),
+        cookie=cookie,
     )
 
 

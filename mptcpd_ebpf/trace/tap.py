@@ -26,6 +26,7 @@ class Tap(KernelSide):
                 packet["headers"][: packet["length"]],
                 at=packet["at"],
                 outgoing=bool(packet["outgoing"]),
+                cookie=packet["cookie"],
             )
             for packet in self.read("trace_packet")
         )

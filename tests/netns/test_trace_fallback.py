@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Staged fallbacks are told once each, with flow, reason, and the counter that moved."""
 
+import os
 import socket
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
+from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.kernel.counters import read
 from mptcpd_ebpf.lab import Lab, Path
-from mptcpd_ebpf.lab.wire import DSS
+from mptcpd_ebpf.lab.wire import DSS, MPCapableSyn, MPCapableSynAck, Peer
 from mptcpd_ebpf.trace.fallback import REASONS
-from tests.netns.probed import IPPROTO_MPTCP, connection
+from tests.netns.mptcp_peers import listen
+from tests.netns.probed import IPPROTO_MPTCP, connection, exchange
 from tests.netns.tracing import tracing
 from tests.netns.wire_kernel import Counters, Talk, open_lab, talk
 
@@ -32,7 +35,61 @@ def test_options_stripped_both_ways(lab: Lab) -> None:
     assert line["reason"] == "syn-ack"
     assert line["local"] == f"{lab.paths[0].client_ip}:{port}"
     assert "middlebox" in line["why"]
-    assert summary["counters"] == {"MPCapableFallbackSYNACK": 1}
+    assert line["token"] is not None
+    assert line["pid"] == os.getpid()
+    assert summary["counters"] == summary["moved"] == {"MPCapableFallbackSYNACK": 1}
+
+
+@pytest.mark.parametrize(("address", "fits"), [("10.1.1.2", True), ("192.0.2.1", False)])
+def test_options_that_vanish_from_a_connection(lab: Lab, address: str, fits: bool) -> None:
+    with (
+        tracing(lab.client, "fallback") as told,
+        tracing(lab.client, "fallback", "--addr", address) as filtered,
+        connection(lab) as ends,
+    ):
+        port = ends.client.getsockname()[1]
+        lab.paths[0].strip_mptcp()
+        exchange(ends, b"naked")
+        line = told.event("fallback")
+        if fits:
+            filtered.event("fallback")
+        summary = filtered.end()
+        told.end()
+    assert line["local"] == f"{lab.paths[0].client_ip}:{port}"
+    assert line["pid"] == os.getpid()
+    assert line["candidates"] == []
+    assert [each["local"] for each in filtered.all("fallback")] == [line["local"]] * fits
+    assert summary["moved"] == {line["counter"]: 1}
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_one_of_several_that_may_have_fallen_back(fits: bool) -> None:
+    """Two handshakes have no third packet; the counter of one of them moves."""
+    with open_lab() as lab:
+        path = lab.paths[0]
+        wanted = path.client_ip if fits else "192.0.2.1"
+        with (
+            listen(lab.server, "0.0.0.0") as listener,
+            Peer(lab.client.name) as peer,
+            tracing(lab.server, "fallback", "--addr", wanted) as told,
+        ):
+            remote = SockAddr(path.server_ip, listener.getsockname()[1])
+            waiting, falling = (
+                peer.subflow(SockAddr(path.client_ip, port), remote) for port in (40001, 40002)
+            )
+            for subflow in (waiting, falling):
+                subflow.syn(MPCapableSyn())
+                subflow.expect(MPCapableSynAck)
+            falling.ack()
+            told.counted(lab.server, "MPCapableFallbackACK", 1)
+            if fits:
+                line = told.event("fallback", counter="MPCapableFallbackACK")
+                assert line["candidates"] == [
+                    f"{remote} → {each.flow.source}" for each in (waiting, falling)
+                ]
+            summary = told.end()
+    assert len(told.all("fallback")) == fits
+    assert summary["moved"] == {"MPCapableFallbackACK": 1}
 
 
 def test_options_stripped_on_the_way_back_only(lab: Lab) -> None:

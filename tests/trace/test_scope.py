@@ -19,10 +19,10 @@ from mptcpd_ebpf.trace.scope import (
 SERVER = SockAddr("10.1.2.2", 80)
 
 
-def measured(number: int) -> Measurement:
+def measured(number: int, port: int | None = None) -> Measurement:
     return Measurement(
         token=number,
-        local=SockAddr("10.1.1.2", number % 65536),
+        local=SockAddr("10.1.1.2", number % 65536 if port is None else port),
         remote=SERVER,
         netns=1,
         cookie=number,
@@ -51,6 +51,23 @@ def test_an_owner_is_of_all_subflows_of_the_connection() -> None:
     assert directory.of_flow(first.local, first.remote) is first
     directory.forget(first)
     assert directory.of_flow(first.local, first.remote).token is None
+
+
+def test_a_flow_is_known_by_its_present_addresses_only() -> None:
+    """connect(2) is told before the kernel has chosen a port."""
+    directory = Directory()
+    who = directory.of_measurement(measured(1, port=0))
+    assert not directory.by_flow
+    local = SockAddr("10.1.1.2", 4001)
+    directory.sent_by(1, local, SERVER)
+    assert directory.of_flow(local, SERVER) is who
+    moved = SockAddr("10.1.1.2", 4002)
+    directory.sent_by(1, moved, SERVER)
+    assert directory.of_flow(local, SERVER) is who
+    directory.of_measurement(measured(1, port=4002))
+    assert list(directory.by_flow) == [(moved, SERVER)]
+    directory.forget(who)
+    assert not directory.by_flow
 
 
 WHO = Subject(
