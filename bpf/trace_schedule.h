@@ -27,15 +27,31 @@ struct {
 	__type(value, struct trace_rounds);
 } rounds SEC(".maps");
 
+static __noinline void begin_share(u64 cookie, u64 address, u32 netns, u32 token)
+{
+	struct mptcp_subflow_context *ctx = subflow_context(as(tcp_sock, address));
+	struct sock *sk = as(sock, address);
+	struct trace_share fresh = {
+		.netns = netns,
+		.token = token,
+		.local_port = bpf_ntohs(see(as(inet_sock, address), inet_sport)),
+		.remote_port = bpf_ntohs(see(sk, __sk_common.skc_dport)),
+		.joined = see_bit(ctx, request_join) || see_bit(ctx, mp_join),
+	};
+
+	put_address(fresh.local_ip, sk, skc_rcv_saddr, skc_v6_rcv_saddr);
+	put_address(fresh.remote_ip, sk, skc_daddr, skc_v6_daddr);
+	bpf_map_update_elem(&shares, &cookie, &fresh, BPF_NOEXIST);
+}
+
 static __always_inline struct trace_share *share_of(u64 address, u32 netns, u32 token)
 {
 	u64 cookie = see(as(sock, address), __sk_common.skc_cookie.counter);
-	struct trace_share fresh = { .netns = netns, .token = token };
 	struct trace_share *share = bpf_map_lookup_elem(&shares, &cookie);
 
 	if (share || !cookie)
 		return share;
-	bpf_map_update_elem(&shares, &cookie, &fresh, BPF_NOEXIST);
+	begin_share(cookie, address, netns, token);
 	share = bpf_map_lookup_elem(&shares, &cookie);
 	if (!share)
 		__sync_fetch_and_add(&lost.shares, 1);
@@ -137,7 +153,11 @@ int BPF_PROG(round_ends, struct mptcp_subflow_context *subflow)
 		u64 linger;
 
 		node = (u64)see(ctx, node.next);
-		if (!pace || see_bit(ctx, stale) || !is_ready(ctx, as(sock, address)))
+		if (see_bit(ctx, stale) || !is_ready(ctx, as(sock, address)))
+			continue;
+		if (!pace) /* its first decision: the kernel sets it just after we looked */
+			pace = see(as(sock___trace, address), sk_pacing_rate);
+		if (!pace)
 			continue;
 		linger = ((u64)see(as(sock___trace, address), sk_wmem_queued) << 32) / pace;
 		if (is_backup(ctx)) {
@@ -180,7 +200,7 @@ int BPF_PROG(round_ends, struct mptcp_subflow_context *subflow)
 			share->chosen += !full;
 		else if (is_backup(ctx) && !best_backup)
 			share->backup++;
-		else
+		else if (best)
 			share->slower++;
 	}
 	return 0;

@@ -3,9 +3,10 @@
 
 bpf/trace.bpf.c makes the default scheduler's decision again from what it compares
 (mptcp_subflow_get_send in net/mptcp/protocol.c) and counts, by subflow, how it came out.
-How many bytes then went where is TCP's own count (inet_diag).  What the counts say of subflows
-that ended is taken over from the kernel within a second or two, and kept of the last ones
-only, so that any number of connections may come and go.  Another scheduler
+How many bytes then went where is TCP's own count (inet_diag, and whenever its state changes).
+Addresses stand beside the counts, for many a connection ends between two looks.  What the
+counts say of subflows that ended is taken over from the kernel within a second or two, and
+kept of the last ones only, so that any number of connections may come and go.  Another scheduler
 (net.mptcp.scheduler) passes the same tracepoint only if it calls the same function.
 """
 
@@ -38,18 +39,15 @@ class Row(NamedTuple):
     who: Subject
     share: Record
     """How often chosen, and how often not, by reason."""
-    sent: int
-    """Bytes, retransmissions left out."""
+    sent: int | None
+    """Bytes, retransmissions left out; None: not known yet."""
 
 
 def minus(now: Record, before: Record | None) -> Record:
     """What was counted since."""
     if before is None:
         return now
-    return {
-        name: value - before[name] if name not in ("netns", "token") else value
-        for name, value in now.items()
-    }
+    return {**now, **{name: now[name] - before[name] for name in ("chosen", *_AGAINST)}}
 
 
 def first_sent(measured: Iterable[Measurement]) -> dict[int, int]:
@@ -76,6 +74,11 @@ class Scheduling:
         self._last_sent = dict(self._start)
         self.further = 0
         """Ended subflows that are not told any more."""
+
+    def take(self, record: Record) -> None:
+        """A subflow's state changed."""
+        if record["cookie"]:
+            self._last_sent[record["cookie"]] = record["bytes_sent"] - record["bytes_retrans"]
 
     def _read(self) -> tuple[dict[int, Record], dict[int, int]]:
         measured = diag.subflows()
@@ -121,12 +124,13 @@ class Scheduling:
         shares, sent = self._read()
         found: dict[int, list[Row]] = {}
         for cookie, share in shares.items():
-            who = self._trace.directory.by_cookie.get(cookie)
-            if who is None or not self._trace.admits(who):
+            who = self._trace.directory.of_share(cookie, share)
+            if not self._trace.admits(who):
                 continue
             before = None if whole else self._shares.get(cookie)
-            base = self._start if whole else self._sent
-            row = Row(who, minus(share, before), sent.get(cookie, 0) - base.get(cookie, 0))
+            base = (self._start if whole else self._sent).get(cookie, 0)
+            total = sent.get(cookie)
+            row = Row(who, minus(share, before), None if total is None else total - base)
             if any(row.share[name] for name in ("chosen", *_AGAINST)):
                 found.setdefault(share["token"], []).append(row)
         if not whole:
@@ -139,7 +143,7 @@ class Scheduling:
             total = sum(row.share["chosen"] for row in rows)
             told = ", ".join(
                 f"{row.who.local.ip} {words.percent(row.share['chosen'], total)}"
-                f" ({words.size(row.sent)})" + _reason(row.share)
+                f" ({_bytes(row)})" + _reason(row.share)
                 for row in rows
             )
             self._trace.say(
@@ -168,7 +172,7 @@ class Scheduling:
             for row in rows:
                 lines.append(
                     f"    {row.who.name}  chosen {words.percent(row.share['chosen'], total)}, "
-                    f"sent {words.size(row.sent)}"
+                    f"sent {_bytes(row)}"
                 )
                 lines += [
                     f"        not {row.share[name]} times: {why}"
@@ -190,6 +194,10 @@ class Scheduling:
             self._trace.note(f"further subflows that ended: {self.further}", further=self.further)
 
 
+def _bytes(row: Row) -> str:
+    return "? B" if row.sent is None else words.size(row.sent)
+
+
 def _reason(share: Record) -> str:
     """What spoke most against a subflow that was not chosen at all."""
     most = max(_AGAINST, key=lambda name: share[name])
@@ -202,9 +210,15 @@ def _fields(row: Row) -> dict[str, object]:
 
 
 def trace_sched(trace: Trace, constants: dict[str, int]) -> Summary:
-    kernel = trace.open(KernelSide("trace", ("round_ends",), constants))
+    kernel = trace.open(KernelSide("trace", ("round_ends", "state_changed"), constants))
     trace.means += [*kernel.hooks(), "inet_diag"]
     trace.directory.look()
     scheduling = Scheduling(trace, kernel)
+
+    def read() -> None:
+        for record in kernel.read("trace_record"):
+            scheduling.take(record)
+
+    trace.watch(kernel, read)
     trace.every(1.0, scheduling.look)
     return scheduling.summary

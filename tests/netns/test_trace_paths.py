@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse, ShortConnections
-from tests.netns.probed import allow_joins
+from tests.netns.probed import allow_joins, connection
 from tests.netns.tracing import Line, Tracing, tracing
 from tests.waiting import SLOWNESS
 
@@ -41,6 +41,29 @@ def test_the_bytes_of_each_subflow_are_tcps_own(lab: Lab) -> None:
     assert sum(row["chosen"] for row in summary["subflows"]) + summary["full"] + summary[
         "unusable"
     ] == pytest.approx(summary["rounds"], abs=len(summary["subflows"]))
+
+
+def test_the_only_subflow_is_chosen_from_its_first_message_on() -> None:
+    alone = Lab(paths=[Path(delay_ms=1)])
+    with alone as lab, tracing(lab.client, "sched") as told, connection(lab):
+        summary = told.end()
+    [row] = summary["subflows"]
+    assert row["chosen"] == summary["rounds"] > 0
+    assert (row["slower"], row["not_ready"], summary["unusable"]) == (0, 0, 0)
+    assert row["bytes_sent"] == 5
+
+
+def test_connections_that_end_between_two_looks_are_told() -> None:
+    with Lab(paths=[Path(delay_ms=1)]) as lab, tracing(lab.client, "sched") as told:
+        lab.start(ShortConnections(count=20, parallel=4)).result()
+        told.end()
+    lines = [line for line in told.all("summary") if "rounds" in line]
+    assert len({line["token"] for line in lines}) == 20
+    assert {row["bytes_sent"] for line in lines for row in line["subflows"]} == {100}
+    for line in lines:
+        [row] = line["subflows"]
+        assert row["local"].startswith(f"{lab.paths[0].client_ip}:")
+        assert row["initial"]
 
 
 def test_a_backup_is_not_chosen_and_the_reason_is_told(lab: Lab) -> None:
