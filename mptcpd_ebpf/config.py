@@ -265,28 +265,11 @@ def _checked(
         _check_plugins(document, data, options_of)
     if document.mistakes:
         raise ConfigError(document.mistakes)
-    _check_rules(document, data)
-    if document.mistakes:
-        raise ConfigError(document.mistakes)
     config = msgspec.convert(data, Config)
     _check_listen(document, config.metrics)
     if document.mistakes:
         raise ConfigError(document.mistakes)
     return config
-
-
-def _check_rules(document: Document, data: dict[str, Any]) -> None:
-    """What a rule checks itself once its keys are right: its addresses."""
-    for number, rule in enumerate(data.get("rules") or []):
-        _check_whole(document, rule, Rule, ("rules", number))
-
-
-def _check_whole(document: Document, data: Any, wanted: type[Struct], path: KeyPath) -> None:
-    """Adds a mistake for what the struct refuses although each key fits its type."""
-    try:
-        msgspec.convert(data, wanted)
-    except msgspec.ValidationError as error:
-        document.mistake(path, str(error))
 
 
 def _check_listen(document: Document, metrics: Metrics) -> None:
@@ -328,6 +311,14 @@ def _check_plugins(document: Document, data: dict[str, Any], options_of: Options
         document.check(given.get(name, {}), options, ("plugins", name))
         if len(document.mistakes) == known:
             _check_whole(document, given.get(name, {}), options, ("plugins", name))
+
+
+def _check_whole(document: Document, data: Any, wanted: type[Struct], path: KeyPath) -> None:
+    """Adds a mistake for what the struct refuses although each key fits its type."""
+    try:
+        msgspec.convert(data, wanted)
+    except msgspec.ValidationError as error:
+        document.mistake(path, str(error))
 
 
 def _unfit(plugin_dir: Path) -> str | None:

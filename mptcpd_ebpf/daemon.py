@@ -89,6 +89,7 @@ class Daemon:
             joins_marked=joins_marked,
         )
         self._setting = BorrowedSetting()
+        self._mode: str | None = None
         self._queue: deque[ev.Event] = deque()
         self._decisions: deque[Decision] = deque(maxlen=REMEMBERED_DECISIONS)
         self._decided = self._refused = 0
@@ -122,12 +123,9 @@ class Daemon:
         for source in self._ears.sources:
             loop.add_reader(source.fileno(), self._read, source)
         self._doubts.start()
-        names = ", ".join(plugin.name for plugin in plugins)
         log.info(
             "ready: %s; %d connections live already",
-            f"plugins {names}"
-            if names
-            else "observing only, nothing is managed (choose a plugin with --path-manager)",
+            self._who_is_at_work(),
             len(self._engine.world.connections),
         )
         # What was made up to here stays: the collector need not look at it ever again.
@@ -149,6 +147,13 @@ class Daemon:
         self._setting.give_back()
         log.info("stopped")
 
+    def _who_is_at_work(self) -> str:
+        installed = self._engine.installed
+        if not installed:
+            return "observing only, nothing is managed (choose a plugin with --path-manager)"
+        names = [each.name for each in installed if each.name not in self._engine.excluded]
+        return f"plugins {', '.join(names)}" if names else "no plugin is left, nothing is managed"
+
     def _install(self, plugins: Sequence[Plugin]) -> None:
         """Gives the engine the configuration and its plugins, which start from the model."""
         self._dispatch([ev.ConfigChanged(config=msgspec.to_builtins(self._config))])
@@ -166,10 +171,12 @@ class Daemon:
         modes = {plugin.mode for plugin in plugins} - {"any"}
         if not modes:
             self._setting.give_back()
+            self._mode = None
             return
         (mode,) = modes
         before = self._setting.borrow(mode)
-        if before != mode:
+        is_news, self._mode = mode != self._mode, mode
+        if before != mode and is_news:
             log.info(
                 "new connections get the %s path manager (was: %s) until this daemon ends",
                 mode,

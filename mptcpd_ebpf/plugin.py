@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a plugin author imports, and nothing else is needed."""
 
-from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.address import Network, SockAddr
 from mptcpd_ebpf.core.address_ids import AddressIds
 from mptcpd_ebpf.core.commands import (
     AddEndpoint,
@@ -25,6 +25,7 @@ from mptcpd_ebpf.core.endpoints import (
     HIGHEST_LIMIT,
     Endpoint,
     EndpointFlag,
+    FlagNames,
     Limits,
     endpoint_flags,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "DestroySubflow",
     "Endpoint",
     "EndpointFlag",
+    "FlagNames",
     "FlushEndpoints",
     "JoiningPlugin",
     "Joins",
@@ -76,6 +78,7 @@ __all__ = [
     "Link",
     "LocalAddress",
     "Measurement",
+    "Network",
     "Options",
     "PathName",
     "Plugin",

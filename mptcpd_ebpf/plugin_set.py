@@ -3,13 +3,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
 from mptcpd_ebpf import plugin_loader
 from mptcpd_ebpf.config import Config
 from mptcpd_ebpf.core.model import World
-from mptcpd_ebpf.core.plugin import Plugin
+from mptcpd_ebpf.core.plugin import Mode, Plugin
 from mptcpd_ebpf.core.serving import Serving
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 
@@ -20,6 +21,12 @@ def build(config: Config) -> list[Plugin]:
     plugins = []
     for name in config.plugin_names:
         found = plugin_loader.load(name, folder)
+        modes = get_args(Mode)
+        if found.mode not in modes:
+            raise Failure(
+                f"plugin {name}: its mode is {found.mode!r}; there are {', '.join(modes)}",
+                ExitCode.CONFIG,
+            )
         options = msgspec.convert(config.plugins.get(name, {}), found.Options)
         try:
             plugins.append(found(options))

@@ -3,7 +3,9 @@
 
 `Document` composes the text with pyyaml and turns it into plain data, remembering
 where each key stands; `Document.check` then walks the data beside a msgspec struct.
-Both only collect `Mistake`s, so that a person sees all of them at once.
+Both only collect `Mistake`s, so that a person sees all of them at once.  What a type
+cannot say, a field's own check does: ``Annotated[str, Meta(extra={"check": function})]``
+with a function that raises ValueError.
 
 The language is YAML 1.1 without what a configuration has no use for and an attacker
 has: aliases (a few lines can expand to gigabytes), tags, merge keys, endless nesting.
@@ -197,6 +199,7 @@ class Document:
             for key, value in pairs:
                 self.check(key, key_type, (*path, key))
                 self.check(value, value_type, (*path, key))
+            self._check_itself(data, wanted, path)
             return
         try:
             msgspec.convert(data, wanted)
@@ -206,6 +209,19 @@ class Document:
                 allowed = ", ".join(str(member.value) for member in wanted)
                 reason = f"{_shown(data)} is none of {allowed}"
             self.mistake((*path, *below), reason)
+        else:
+            self._check_itself(data, wanted, path)
+
+    def _check_itself(self, data: Any, wanted: Any, path: KeyPath) -> None:
+        for candidate in (wanted, *get_args(wanted)):
+            for meta in getattr(candidate, "__metadata__", ()):
+                check = meta.extra and meta.extra.get("check")
+                if check is None or not _fits(data, candidate):
+                    continue
+                try:
+                    check(data)
+                except ValueError as error:
+                    self.mistake(path, str(error))
 
     def _check_struct(self, data: Any, wanted: type[Struct], path: KeyPath) -> None:
         if not isinstance(data, dict):
@@ -219,9 +235,18 @@ class Document:
             close = difflib.get_close_matches(key, fields, n=1)
             known = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}"
             self.mistake((*path, key), f"unknown key; {known}")
-        for key, field in fields.items():
-            if field.required and key not in data:
-                self.mistake(path, f"the key {key!r} is missing")
+        missing = [key for key, field in fields.items() if field.required and key not in data]
+        if missing:
+            # One mistake for all: it stands at the struct, which has no place for a second.
+            self.mistake(path, f"missing: {', '.join(missing)}")
+
+
+def _fits(data: Any, wanted: Any) -> bool:
+    try:
+        msgspec.convert(data, wanted)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _inner_types(data: Any, wanted: Any) -> tuple[Any, Any] | None:

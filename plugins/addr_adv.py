@@ -31,8 +31,10 @@ from mptcpd_ebpf.plugin import (
     DefaultRoute,
     Endpoint,
     EndpointFlag,
+    FlagNames,
     Link,
     LocalAddress,
+    Network,
     Options,
     Plugin,
     ReadEndpoints,
@@ -52,16 +54,11 @@ LONGEST_PAUSE = 8 * SECOND
 class FlagRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Flags for some addresses; all that is given must fit."""
 
-    flags: list[str]
+    flags: FlagNames
     interface: str = "*"
     """Name of the interface; ``*`` and ``?`` as in a shell."""
-    address: str | None = None
+    address: Network | None = None
     """An address or a network, ``fd00::/8``."""
-
-    def __post_init__(self) -> None:
-        endpoint_flags(self.flags)
-        if self.address is not None:
-            ip_network(self.address)
 
     def fits(self, interface: str, ip: str) -> bool:
         if not fnmatchcase(interface, self.interface):
@@ -72,13 +69,10 @@ class FlagRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class AddrAdvOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What can be set under `plugins: addr_adv:`."""
 
-    flags: list[str] = field(default_factory=lambda: ["subflow"])
+    flags: FlagNames = field(default_factory=lambda: ["subflow"])
     """Of the endpoints: subflow, signal, backup, fullmesh (not with signal), laminar."""
     rules: list[FlagRule] = field(default_factory=list)
     """Flags by interface and address; the first that fits beats `flags`."""
-
-    def __post_init__(self) -> None:
-        endpoint_flags(self.flags)
 
 
 class Wanted(Struct, frozen=True):

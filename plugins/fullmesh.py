@@ -7,7 +7,9 @@ the server cannot.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
 
 from mptcpd_ebpf.plugin import Connection, Context, JoiningPlugin, Options, SockAddr, Want
 
@@ -15,7 +17,7 @@ from mptcpd_ebpf.plugin import Connection, Context, JoiningPlugin, Options, Sock
 class FullmeshOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What can be set under `plugins: fullmesh:`."""
 
-    most: int = 8
+    most: Annotated[int, Meta(ge=1)] = 8
     """Subflows of one connection at most, the initial one included."""
 
 

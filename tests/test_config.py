@@ -171,6 +171,11 @@ def test_the_shipped_file_shows_every_key() -> None:
             "F:3:5: plugins.known.seconds: expected a whole number, got text",
         ),
         (
+            "rules: [{plugin: known, local: foo}]",
+            "F:1:25: rules[0].local: 'foo' does not appear to be an IPv4 or IPv6 network",
+        ),
+        ("rules: [{}]", "F:1:9: rules[0]: missing: plugin"),
+        (
             "plugins: {known: {second: 1}}",
             "F:1:19: plugins.known.second: unknown key; did you mean 'seconds'?",
         ),
@@ -195,6 +200,41 @@ def test_all_mistakes_come_at_once_in_the_order_of_lines() -> None:
     assert found == [
         "F:1:11: plugins.: expected text of length >= 1",
         "F:1:19: plugins.known: expected keys and values, got a whole number",
+    ]
+
+
+def test_addresses_and_flags_are_looked_at_together_with_all_else() -> None:
+    """Each has its key, and none hides another."""
+    text = """\
+rules:
+  - {local: 10.0.0.1/8, remote: nowhere}
+  - {remote: "1.2.3.4.5", plugin: sspi, color: red}
+plugins:
+  addr_adv:
+    flags: [signal, fullmesh]
+    rules:
+      - {address: fe80, flags: [fast], interfaces: b}
+      - {interface: a}
+  fullmesh: {most: -1}
+"""
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "F", options_of=plugin_loader.options_of)
+    assert [str(mistake) for mistake in caught.value.mistakes] == [
+        "F:2:5: rules[0]: missing: plugin",
+        "F:2:6: rules[0].local: 10.0.0.1/8 has host bits set",
+        "F:2:25: rules[0].remote: 'nowhere' does not appear to be an IPv4 or IPv6 network",
+        "F:3:6: rules[1].remote: '1.2.3.4.5' does not appear to be an IPv4 or IPv6 network",
+        "F:3:41: rules[1].color: unknown key; known: plugin, local, local_port, remote, "
+        "remote_port, interface, server_side, uid, cgroup, command",
+        "F:6:5: plugins.addr_adv.flags: signal and fullmesh exclude each other: fullmesh is for "
+        "subflows",
+        "F:8:10: plugins.addr_adv.rules[0].address: 'fe80' does not appear to be an IPv4 or IPv6 "
+        "network",
+        "F:8:25: plugins.addr_adv.rules[0].flags: 'fast' is no endpoint flag; there are signal, "
+        "subflow, backup, fullmesh, laminar",
+        "F:8:40: plugins.addr_adv.rules[0].interfaces: unknown key; did you mean 'interface'?",
+        "F:9:9: plugins.addr_adv.rules[1]: missing: flags",
+        "F:10:14: plugins.fullmesh.most: expected a whole number >= 1",
     ]
 
 

@@ -7,7 +7,12 @@ same name whichever source spoke of it.
 """
 
 import ipaddress
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from msgspec import Meta
+
+Network = Annotated[str, Meta(extra={"check": ipaddress.ip_network})]
+"""In a configuration: an address, or a network such as ``10.0.0.0/8``."""
 
 
 class SockAddr(NamedTuple):

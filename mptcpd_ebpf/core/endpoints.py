@@ -8,8 +8,9 @@ what it says: only those that are `ours` may be changed or removed.
 
 from collections.abc import Iterable
 from enum import IntFlag
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 HIGHEST_LIMIT = 8
 """MPTCP_PM_ADDR_MAX of net/mptcp/protocol.h: endpoints in the table, and most a limit can be."""
@@ -67,3 +68,7 @@ def endpoint_flags(names: Iterable[str]) -> EndpointFlag:
     if EndpointFlag.SIGNAL in flags and EndpointFlag.FULLMESH in flags:
         raise ValueError("signal and fullmesh exclude each other: fullmesh is for subflows")
     return flags
+
+
+FlagNames = Annotated[list[str], Meta(extra={"check": endpoint_flags})]
+"""In a configuration: flags by their names."""

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.address import Network, SockAddr
 from mptcpd_ebpf.core.measurement import Owner
 from mptcpd_ebpf.core.model import Connection, World
 
@@ -32,10 +32,10 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     plugin: str | None
     """None leaves the connection to the kernel."""
-    local: str | None = None
+    local: Network | None = None
     """Our address at the start of the connection: one, or a network."""
     local_port: Port | list[Port] | None = None
-    remote: str | None = None
+    remote: Network | None = None
     """The peer's address: one, or a network."""
     remote_port: Port | list[Port] | None = None
     interface: str | None = None
@@ -48,11 +48,6 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Its cgroup's path below the cgroup v2 root, ``/user.slice/*``."""
     command: str | None = None
     """Its command name (at most 15 letters, as the kernel keeps it), ``firefox*``."""
-
-    def __post_init__(self) -> None:
-        for network in (self.local, self.remote):
-            if network is not None:
-                ip_network(network)
 
     def fits(self, connection: Connection, world: World) -> bool | Undecided:
         if not (

@@ -16,7 +16,7 @@ from tests.netns.daemon_host import (
     status,
     until_carried_by,
 )
-from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, refusal
+from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon, refusal
 from tests.netns.mptcp_peers import listen, need_listener_events
 from tests.netns.own_plugins import plugin_folder
 from tests.waiting import until
@@ -143,6 +143,29 @@ def test_a_plugin_that_cannot_be_made(tmp_path: Path) -> None:
     )
     assert code == 78
     assert message == "plugin bad: making it raised ZeroDivisionError: division by zero"
+
+
+def test_a_mode_that_there_is_not(tmp_path: Path) -> None:
+    source = BAD.format(body="return []").replace('"bad"', '"bad"\n    mode = "weird"')
+    folder = plugin_folder(tmp_path, bad=source)
+    options = ("--control", str(tmp_path / "c.sock"), "--plugin-dir", str(folder))
+    code, message = refusal("daemon", *options, "--path-manager=bad", prefix=NEW_NAMESPACE)
+    assert code == 78
+    assert message == "plugin bad: its mode is 'weird'; there are kernel, userspace, any"
+
+
+@pytest.mark.parametrize(
+    ("plugins", "ready"),
+    [("bad", "no plugin is left, nothing is managed"), ("bad,fullmesh", "plugins fullmesh")],
+)
+def test_a_plugin_that_fails_at_its_start_is_not_said_to_be_at_work(
+    tmp_path: Path, plugins: str, ready: str
+) -> None:
+    source = BAD.format(body="return []") + "\n    def init(self, ctx):\n        1 / 0\n"
+    folder = plugin_folder(tmp_path, bad=source)
+    with daemon(tmp_path, "--plugin-dir", str(folder), f"--path-manager={plugins}") as running:
+        assert "plugin bad is kept out from now on: its init raised Zero" in running.log
+        assert f"INFO ready: {ready}; 0 connections" in running.log
 
 
 def test_plugins_whose_modes_clash_are_refused_and_the_old_ones_stay(

@@ -70,6 +70,21 @@ def test_a_reload_reads_the_file_that_a_restart_would(tmp_path: Path) -> None:
         assert status(running)["plugins"] == []
 
 
+def test_the_path_manager_is_told_when_it_changes(tmp_path: Path) -> None:
+    """And not again at each reload."""
+    file = tmp_path / "c.yaml"
+    words = "new connections get the userspace path manager (was: kernel)"
+    file.write_text("path_manager: fullmesh\n")
+    with daemon(tmp_path, "--config", str(file)) as running:
+        assert running.ask("reload").returncode == 0
+        assert running.log.count(words) == 1
+        file.write_text("path_manager: addr_adv\n")
+        assert running.ask("reload").returncode == 0
+        file.write_text("path_manager: fullmesh\n")
+        assert running.ask("reload").returncode == 0
+        assert running.log.count(words) == 2
+
+
 @pytest.mark.parametrize("plugin", ["fullmesh", "adaptive", "sspi", "backup"])
 def test_a_join_under_way_is_neither_lost_nor_made_twice(
     make_mptcp_lab: MakeLab, tmp_path: Path, plugin: str
