@@ -119,16 +119,25 @@ def _change(text: str) -> tuple[str, Any]:
 @click.argument("path")
 @click.argument("kind", metavar="FAULT")
 @_direction
+@click.option(
+    "--end",
+    type=click.Choice(["client", "server"]),
+    default="client",
+    show_default=True,
+    help="Whose carrier or address.",
+)
 @click.option("--option", "options", multiple=True, help="For drop-mptcp: add-addr, mp-join, …")
 @_name
-def fault(path: str, kind: str, direction: str, options: tuple[str, ...], name: str) -> None:
+def fault(
+    path: str, kind: str, direction: str, end: str, options: tuple[str, ...], name: str
+) -> None:
     """Do something worse to a PATH, or heal it.
 
     \b
     FAULT is one of
       blackhole                             swallows every packet
-      carrier-off, carrier-on               the client's interface loses its carrier
-      remove-address, restore-address       the client's address
+      carrier-off, carrier-on               the interface at --end loses its carrier
+      remove-address, restore-address       the addresses at --end
       remove-interface, restore-interface   the client's interface
       router-off, router-on                 the path's router
       expire-nat                            the NAT forgets its bindings
@@ -137,7 +146,7 @@ def fault(path: str, kind: str, direction: str, options: tuple[str, ...], name: 
       inject-resets                         what talks on the path gets a RST
       heal                                  everything back to what was declared
     """
-    step = {"at": 0, "path": path, "fault": kind, "direction": direction}
+    step = {"at": 0, "path": path, "fault": kind, "direction": direction, "end": end}
     _step(name, step | {"options": list(options)})
 
 

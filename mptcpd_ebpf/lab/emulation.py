@@ -103,12 +103,7 @@ class Emulation:
         """Drops the packets of a link that are on their way."""
         self._ask({"flush": [link * 2 + direction for direction in (UP, DOWN)]})
 
-    def counters(self) -> list[dict[str, int]]:
-        """Per queue (up and down of each link): packets `seen` and `dropped`."""
-        answer: list[dict[str, int]] = self._ask({"counters": True})["counters"]
-        return answer
-
-    def _ask(self, request: Any) -> dict[str, Any]:
+    def _ask(self, request: Any) -> None:
         answer = b""
         with suppress(BrokenPipeError, ConnectionResetError):
             self.control.send(json.dumps(request).encode())
@@ -118,7 +113,6 @@ class Emulation:
         result: dict[str, Any] = json.loads(answer)
         if not result["ok"]:
             raise UnavailableError(f"the path emulator: {result['error']}")
-        return result
 
     def close(self) -> None:
         """Ends the process.  Raises LabError if it had ended by itself."""

@@ -79,7 +79,6 @@ class Queue:
         """(due, last id, verdict): a run of packets with one fate; who is first goes first."""
         self.loose: list[tuple[int, int, int]] = []
         """(due, id, verdict) as a heap: packets that may overtake each other."""
-        self.seen = self.dropped = 0
         self.set({})
 
     def set(self, spec: dict[str, Any]) -> None:
@@ -147,7 +146,6 @@ class Queue:
             pass
         if not ids:
             return False
-        self.seen += len(ids)
         if self.plain and not self.loose:
             self.held.append((now + self.delay, ids[-1], ACCEPT))
         else:
@@ -192,12 +190,10 @@ class Queue:
                     packet = held.popleft()[1]
                 self._answer(_MSG_VERDICT_BATCH, packet, ACCEPT)
             else:
-                self.dropped += 1
                 self._answer(_MSG_VERDICT, packet, DROP)
         loose = self.loose
         while loose and loose[0][0] <= now and not held:
             _, packet, verdict = heappop(loose)
-            self.dropped += verdict == DROP
             self._answer(_MSG_VERDICT, packet, verdict)
 
     def _answer(self, kind: int, packet: int, verdict: int) -> None:
@@ -219,9 +215,6 @@ class Queue:
             self._answer(_MSG_VERDICT_BATCH, packet, DROP)
         while self.loose:
             self._answer(_MSG_VERDICT, heappop(self.loose)[1], DROP)
-
-    def counters(self) -> dict[str, int]:
-        return {"seen": self.seen, "dropped": self.dropped}
 
 
 def _payload(message: bytes) -> bytes:
@@ -291,16 +284,13 @@ def _setns(fd: int) -> None:
 
 def _obey(queues: list[Queue], request: dict[str, Any]) -> dict[str, Any]:
     try:
-        answer: dict[str, Any] = {"ok": True}
         for change in request.get("set", []):
             queues[change["queue"]].set(change)
         for index in request.get("flush", []):
             queues[index].flush()
-        if "counters" in request:
-            answer["counters"] = [queue.counters() for queue in queues]
     except OSError as error:
         return {"ok": False, "error": str(error)}
-    return answer
+    return {"ok": True}
 
 
 def serve(control: socket.socket, queues: list[Queue]) -> None:

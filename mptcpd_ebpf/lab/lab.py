@@ -3,6 +3,7 @@
 
 import itertools
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -13,6 +14,7 @@ from mptcpd_ebpf.lab.backends import Backend, choose
 from mptcpd_ebpf.lab.emulation import Link
 from mptcpd_ebpf.lab.errors import LabError, UnavailableError
 from mptcpd_ebpf.lab.host import Host
+from mptcpd_ebpf.lab.interfaces import Outlet
 from mptcpd_ebpf.lab.live import LiveLink, LivePath
 from mptcpd_ebpf.lab.middlebox import set_up_nat
 from mptcpd_ebpf.lab.running_schedule import RunningSchedule, action
@@ -70,6 +72,7 @@ class Lab:
         self.bottlenecks: dict[str, LiveLink] = {}
         self.backend: Backend
         self._stack = ExitStack()
+        self._lock = threading.RLock()
 
     @classmethod
     def of(cls, topology: Topology) -> Self:
@@ -182,12 +185,16 @@ class Lab:
         self._wire(plan, everyone)
         self._stack.callback(self.backend.close)
         self.backend.prepare()
-        for index in range(len(self.topology.paths)):
-            router = self.routers[router_of(self.topology.paths[index])]
-            self.paths.append(LivePath(index, plan, everyone, router, self.backend))
+        outlets = {neck.name: Outlet() for neck in self.topology.bottlenecks}
+        for index, path in enumerate(self.topology.paths):
+            router = self.routers[router_of(path)]
+            outlet = outlets[path.bottleneck] if path.bottleneck else Outlet()
+            self.paths.append(
+                LivePath(index, plan, everyone, router, self.backend, outlet, self._lock)
+            )
         for number, neck in enumerate(self.topology.bottlenecks, len(self.paths)):
             self.bottlenecks[neck.name] = LiveLink(
-                neck.name, number, self.backend, neck.directions()
+                neck.name, number, self.backend, neck.directions(), self._lock
             )
         for live in [*self.paths, *self.bottlenecks.values()]:
             live.apply_declared()

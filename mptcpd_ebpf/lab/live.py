@@ -4,26 +4,46 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from mptcpd_ebpf.lab.backends import Backend
 from mptcpd_ebpf.lab.emulation import DOWN, UP
 from mptcpd_ebpf.lab.errors import LabError
 from mptcpd_ebpf.lab.impairment import Direction, Impairment, changed
-from mptcpd_ebpf.lab.interfaces import Interfaces
+from mptcpd_ebpf.lab.interfaces import Faults, Interfaces, Outlet
 from mptcpd_ebpf.lab.middlebox import (
     OPTION_SUBTYPES,
     OptionStripper,
     expire_nat,
     inject_resets,
 )
+from mptcpd_ebpf.lab.schedule import End
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from threading import RLock
+
     from mptcpd_ebpf.lab.host import Host
     from mptcpd_ebpf.lab.wiring import Plan
 
-End = Literal["client", "server"]
-"""The first or the second host of a path."""
+P = ParamSpec("P")
+T = TypeVar("T")
+L = TypeVar("L", bound="LiveLink")
+
+
+def _alone(method: Callable[Concatenate[L, P], T]) -> Callable[Concatenate[L, P], T]:
+    """A method that no other thread's change of the same lab comes between.
+
+    Schedules run in threads of their own beside the test.
+    """
+
+    @wraps(method)
+    def locked(self: L, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return locked
 
 
 def directions(direction: Direction) -> list[int]:
@@ -38,9 +58,16 @@ class LiveLink:
     """What can be impaired: a path's own link, or a bottleneck."""
 
     def __init__(
-        self, name: str, number: int, backend: Backend, declared: tuple[Impairment, Impairment]
+        self,
+        name: str,
+        number: int,
+        backend: Backend,
+        declared: tuple[Impairment, Impairment],
+        lock: RLock,
     ) -> None:
         self.name = name
+        self.lock = lock
+        """Held by whoever changes the lab; one for all its links."""
         self._number = number
         self._backend = backend
         self._declared = declared
@@ -64,7 +91,8 @@ class LiveLink:
         """Whether everything is swallowed: up, down."""
         return self._swallows[UP], self._swallows[DOWN]
 
-    def set(self, *, direction: Direction = "both", **changes: Any) -> None:
+    @_alone
+    def set(self, /, *, direction: Direction = "both", **changes: Any) -> None:
         """Changes fields of the impairment at once; the others stay.
 
         `changes` are fields of `Impairment`.  Packets on the way keep their delay and
@@ -77,6 +105,7 @@ class LiveLink:
             self._now[index] = value
         self._apply(which)
 
+    @_alone
     def blackhole(self, direction: Direction = "both") -> None:
         """Swallows every packet, while links and routes look healthy."""
         which = directions(direction)
@@ -84,12 +113,14 @@ class LiveLink:
             self._swallows[index] = True
         self._apply(which)
 
+    @_alone
     def heal(self) -> None:
         """Back to what was declared."""
         self._now = list(self._declared)
         self._swallows = [False, False]
         self._apply([UP, DOWN])
 
+    @_alone
     def apply_declared(self) -> None:
         """Makes a new link as declared; what is unimpaired needs nothing."""
         if any(value != Impairment() for value in self._declared):
@@ -111,9 +142,11 @@ class LivePath(LiveLink):
         hosts: dict[str, Host],
         router: Host,
         backend: Backend,
+        outlet: Outlet,
+        lock: RLock,
     ) -> None:
         path = plan.topology.paths[index]
-        super().__init__(path.name, index, backend, path.directions())
+        super().__init__(path.name, index, backend, path.directions(), lock)
         self.path = path
         """As declared."""
         self.index = index
@@ -128,9 +161,9 @@ class LivePath(LiveLink):
         self.client_ip = near[1].v4 or near[1].v6 or ""
         """The first host's address: IPv4, or IPv6 in a lab without IPv4."""
         self.server_ip = far[1].v4 or far[1].v6 or ""
-        self._interfaces = Interfaces(index, plan, hosts, router)
+        self._interfaces = Interfaces(index, plan, hosts, router, outlet)
         self._stripper = OptionStripper(router)
-        self._dropping = False
+        self._dropped: list[tuple[str, ...]] = [(), ()]
 
     def subflows(self) -> int:
         """How many TCP connections or subflows the first host has from this path's addresses."""
@@ -151,40 +184,76 @@ class LivePath(LiveLink):
                 raise LabError(f"path {self.name}: no subflow after {within_s:g} s")
             time.sleep(0.01)
 
-    # --- what the hosts notice: links, addresses, routers
+    @property
+    def faults(self) -> Faults:
+        """What has befallen the path's interfaces, addresses and router."""
+        return self._interfaces.faults
 
+    @property
+    def stripped(self) -> tuple[bool, bool]:
+        """Whether MPTCP options are removed: up, down."""
+        return UP in self._stripper.active, DOWN in self._stripper.active
+
+    @property
+    def dropped(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The MPTCP options whose packets are dropped: up, down."""
+        return self._dropped[UP], self._dropped[DOWN]
+
+    # --- what the hosts notice: links, addresses, routers.  Each fault lasts until its own
+    #     opposite or `heal`, whatever else happens meanwhile
+
+    @_alone
     def carrier(self, on: bool, *, end: End = "client") -> None:
-        """Takes the carrier from the interface at `end`, or gives it back."""
-        self._interfaces.carrier(on, end)
+        """Takes the carrier from the interface at `end`, or gives it back.
 
+        The second host's interface behind a bottleneck is one for all paths of that.
+        """
+        self._bring(self.faults.carrier(end, on=on))
+
+    @_alone
     def remove_address(self, *, end: End = "client") -> None:
         """Takes the path's addresses from its interface at `end`, with rules and routes."""
-        self._interfaces.remove_address(end)
+        self._bring(self.faults.address(end, there=False))
 
+    @_alone
     def restore_address(self, *, end: End = "client") -> None:
-        self._interfaces.restore_address(end)
+        self._bring(self.faults.address(end, there=True))
 
+    @_alone
     def remove_interface(self) -> None:
         """Deletes the first host's interface, as when a USB modem is pulled."""
-        self._interfaces.remove_interface()
-        self._backend.interface(self._number, DOWN, there=False)
+        self._bring(self.faults.interface(there=False))
 
+    @_alone
     def restore_interface(self) -> None:
         """Makes the interface, with its addresses and routes, again."""
-        if self._interfaces.restore_interface():
-            self._backend.interface(self._number, DOWN, there=True)
-            self._apply([UP, DOWN])
+        self._bring(self.faults.interface(there=True))
 
+    @_alone
     def power_off_router(self) -> None:
-        """The router stops: both hosts lose carrier, what was on the way is lost."""
-        self._interfaces.power_off_router()
-        self._backend.flush(self._number)
+        """The router stops: its neighbours lose carrier, what was on the way is lost.
 
+        Behind a bottleneck the second host is no neighbour and keeps its carrier.
+        """
+        self._bring(self.faults.router(on=False))
+
+    @_alone
     def power_on_router(self) -> None:
         """The router is back, with its configuration and none of its NAT bindings."""
-        if self.path.nat:
+        self._bring(self.faults.router(on=True))
+
+    def _bring(self, new: Faults) -> None:
+        old = self.faults
+        if old.router_off and not new.router_off and self.path.nat:
             expire_nat(self.router)
-        self._interfaces.power_on_router()
+        self._interfaces.bring(new)
+        if new.interface_removed != old.interface_removed:
+            there = not new.interface_removed
+            self._backend.interface(self._number, DOWN, there=there)
+            if there:
+                self._apply([UP, DOWN])
+        if new.router_off and not old.router_off:
+            self._backend.flush(self._number)
 
     # --- what middleboxes do
 
@@ -197,25 +266,30 @@ class LivePath(LiveLink):
             raise LabError(f"path {self.name} has no NAT: declare Path(nat=True)")
         return expire_nat(self.router)
 
+    @_alone
     def strip_mptcp(self, direction: Direction = "both") -> None:
         """Removes MPTCP options from every packet (they become NOPs)."""
         self._stripper.strip(directions(direction))
 
+    @_alone
     def drop_mptcp(self, *options: str, direction: Direction = "both") -> None:
         """Drops packets that carry one of these MPTCP options, and lets all others pass.
 
-        `options` are names of `OPTION_SUBTYPES`: "add-addr", "mp-join", …; none lets
-        everything pass again.
+        `options` are names of `OPTION_SUBTYPES`: "add-addr", "mp-join", …  They take the
+        place of those given before in the same direction; none lets everything pass again.
         """
         for option in options:
             if option not in OPTION_SUBTYPES:
                 raise LabError(
                     f"no MPTCP option {option!r}; there are {', '.join(OPTION_SUBTYPES)}"
                 )
+        wanted = dict.fromkeys(directions(direction), options)
+        if all(self._dropped[index] == options for index in wanted):
+            return
         subtypes = sorted(OPTION_SUBTYPES[option] for option in options)
-        wanted = dict.fromkeys(directions(direction), subtypes)
-        self._dropping = bool(subtypes)
-        self._backend.drop_options(self._number, wanted)
+        self._backend.drop_options(self._number, dict.fromkeys(wanted, subtypes))
+        for index in wanted:
+            self._dropped[index] = options
 
     def inject_resets(self, *, within_s: float = 1.0) -> int:
         """Resets the TCP connections now talking on this path, towards both ends.
@@ -227,16 +301,10 @@ class LivePath(LiveLink):
         """
         return self.router.call(inject_resets, within_s)
 
+    @_alone
     def heal(self) -> None:
         """Everything back to what was declared: impairment, interfaces, addresses, options."""
         self._stripper.clear()
-        if self._dropping:
-            self.drop_mptcp()
-        self.restore_interface()
-        if self._interfaces.router_is_off:
-            self.power_on_router()
-        ends: tuple[End, End] = ("client", "server")
-        for end in ends:
-            self.carrier(True, end=end)
-            self.restore_address(end=end)
+        self.drop_mptcp()
+        self._bring(Faults())
         super().heal()

@@ -50,17 +50,18 @@ class OptionStripper:
 
     def __init__(self, router: Host) -> None:
         self.router = router
-        self._active: set[int] = set()
+        self.active: set[int] = set()
+        """The directions whose packets are stripped."""
 
     def strip(self, directions: list[int]) -> None:
-        for direction in sorted(set(directions) - self._active):
+        for direction in sorted(set(directions) - self.active):
             self._rule("-I", direction)
-            self._active.add(direction)
+            self.active.add(direction)
 
     def clear(self) -> None:
-        for direction in sorted(self._active):
+        for direction in sorted(self.active):
             self._rule("-D", direction)
-        self._active.clear()
+        self.active.clear()
 
     def _rule(self, verb: str, direction: int) -> None:
         for tool in families(self.router):

@@ -24,13 +24,13 @@ def action(link: LiveLink, step: Step) -> Callable[[], object]:
         raise LabError(f"a bottleneck has no fault {fault!r}; it has blackhole, heal")
     match fault:
         case "carrier-off":
-            return lambda: link.carrier(False)
+            return lambda: link.carrier(False, end=step.end)
         case "carrier-on":
-            return lambda: link.carrier(True)
+            return lambda: link.carrier(True, end=step.end)
         case "remove-address":
-            return link.remove_address
+            return lambda: link.remove_address(end=step.end)
         case "restore-address":
-            return link.restore_address
+            return lambda: link.restore_address(end=step.end)
         case "remove-interface":
             return link.remove_interface
         case "restore-interface":

@@ -33,9 +33,14 @@ Fault = Literal[
     "drop-mptcp",
     "inject-resets",
 ]
-"""What can befall a path; interfaces and addresses are the first host's."""
+"""What can befall a path."""
 
 FAULTS: tuple[Fault, ...] = get_args(Fault)
+
+End = Literal["client", "server"]
+"""The first or the second host of a path."""
+
+ENDS: tuple[End, ...] = get_args(End)
 
 
 class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +55,8 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fault: str | None = None
     """One of `FAULTS`."""
     direction: Direction = "both"
+    end: End = "client"
+    """For carrier-off, carrier-on, remove-address and restore-address: whose."""
     options: list[str] = field(default_factory=list)
     """For drop-mptcp: which options."""
 

@@ -118,8 +118,7 @@ class Plan:
         others = [other]
         if not first and path.nat:
             others.append(self._router_far(index))
-        single = " gso_max_segs 1" if self.single_packets else ""
-        lines = [f"link set dev {interface} up{single}", *_address_lines(interface, mine)]
+        lines = [self.host_link_line(host, index), *_address_lines(interface, mine)]
         lines += _neighbour_lines(interface, router, *self._gateway(index, first))
         for (ip, _), (gateway, _) in zip(mine.each(), router.each(), strict=True):
             via = f"via {gateway} dev {interface}"
@@ -135,6 +134,13 @@ class Plan:
                     if (":" in there) == (":" in ip) and network_of(there) != network_of(ip):
                         lines.append(f"route replace {network_of(there)} {via}")
         return lines
+
+    def host_link_line(self, host: str, index: int) -> str:
+        """Puts up the interface of one of a path's hosts."""
+        path = self.topology.paths[index]
+        interface = path.name if path.between[0] == host else self.far_interface(index)
+        single = " gso_max_segs 1" if self.single_packets else ""
+        return f"link set dev {interface} up{single}"
 
     def _gateway(self, index: int, first: bool) -> tuple[str, str]:
         """The router's end of a path's cable to one of its hosts: label, interface."""
@@ -153,19 +159,32 @@ class Plan:
         ]
 
     def router_lines(self, index: int) -> list[str]:
+        """A path's router."""
+        return [
+            "link set dev lo up",
+            *self.router_near_lines(index),
+            *self.router_far_lines(index),
+        ]
+
+    def router_near_lines(self, index: int) -> list[str]:
+        """Its side towards the first host."""
         path = self.topology.paths[index]
-        near, far = self.path_nets(index)
-        lines = [f"link set dev {side} up" for side in ("lo", NEAR, FAR)]
-        lines += _address_lines(NEAR, near[0])
-        lines += _address_lines(FAR, self._router_far(index))
+        router, host = self.path_nets(index)[0]
+        lines = [f"link set dev {NEAR} up", *_address_lines(NEAR, router)]
+        lines += _neighbour_lines(NEAR, host, path.between[0], path.name)
+        lines += self._routes_to_all(path.between[0], host, NEAR)
+        return lines
+
+    def router_far_lines(self, index: int) -> list[str]:
+        """Its side towards the second host, or towards the bottleneck."""
+        path = self.topology.paths[index]
         if path.bottleneck is None:
-            beyond, cable = far[1], (path.between[1], path.name)
+            beyond, cable = self.path_nets(index)[1][1], (path.between[1], path.name)
         else:
             beyond = subnet(index, 3, self.ip)[1]
             cable = (neck_routers(path.bottleneck)[0], path.name)
-        lines += _neighbour_lines(NEAR, near[1], path.between[0], path.name)
+        lines = [f"link set dev {FAR} up", *_address_lines(FAR, self._router_far(index))]
         lines += _neighbour_lines(FAR, beyond, *cable)
-        lines += self._routes_to_all(path.between[0], near[1], NEAR)
         lines += self._routes_to_all(path.between[1], beyond, FAR)
         return lines
 

@@ -1,16 +1,32 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Each fault does to real MPTCP connections what it says, and healing undoes it."""
 
+import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import pytest
 
-from mptcpd_ebpf.lab import Host, Lab, LabError, Path, RequestResponse, Running, Step
+from mptcpd_ebpf.lab import (
+    Bottleneck,
+    Host,
+    Lab,
+    LabError,
+    LivePath,
+    Path,
+    RequestResponse,
+    Running,
+    Step,
+)
+from mptcpd_ebpf.lab.schedule import End
 from mptcpd_ebpf.lab.traffic import RequestResponseResult
 from tests.waiting import SLOWNESS, until
 
 Make = Callable[..., Lab]
+IPS = ["4", "6", "both"]
 TWO = [Path(delay_ms=2), Path(delay_ms=4)]
 SECOND_FASTER = [Path(delay_ms=20), Path(delay_ms=1, nat=True)]
 """The scheduler sends most on the second path."""
@@ -50,11 +66,14 @@ def reachable(lab: Lab, path: int) -> bool:
 
 
 def flags_of(host: Host, interface: str) -> str:
-    return host.run(["ip", "-br", "link", "show", interface]).stdout
+    return host.run(["ip", "-br", "link", "show", "dev", interface], check=False).stdout
 
 
-def test_lost_carrier_is_seen_by_the_host_whose_carrier_it_is(make_mptcp_lab: Make) -> None:
-    lab = make_mptcp_lab(TWO)
+@pytest.mark.parametrize("ip", IPS)
+def test_lost_carrier_is_seen_by_the_host_whose_carrier_it_is(
+    make_mptcp_lab: Make, ip: str
+) -> None:
+    lab = make_mptcp_lab(TWO, ip=ip)
     path = lab.paths[0]
     path.carrier(False)
     assert "NO-CARRIER" in flags_of(lab.client, path.client_if)
@@ -70,7 +89,7 @@ def test_lost_carrier_is_seen_by_the_host_whose_carrier_it_is(make_mptcp_lab: Ma
     until(lambda: reachable(lab, 0), "the path is back")
 
 
-@pytest.mark.parametrize("ip", ["4", "both"])
+@pytest.mark.parametrize("ip", IPS)
 def test_a_removed_address_is_gone_and_comes_back_with_its_routes(
     make_mptcp_lab: Make, ip: str
 ) -> None:
@@ -111,7 +130,7 @@ def test_a_removed_interface_is_gone_and_comes_back_impaired_as_before(
     assert [line.replace("30Mbit", "20Mbit") for line in qdiscs()] == before
 
 
-@pytest.mark.parametrize("ip", ["4", "both"])
+@pytest.mark.parametrize("ip", IPS)
 def test_a_rebooted_router_takes_both_carriers_and_works_afterwards(
     make_mptcp_lab: Make, ip: str
 ) -> None:
@@ -123,6 +142,121 @@ def test_a_rebooted_router_takes_both_carriers_and_works_afterwards(
     assert not reachable(lab, 1)
     path.power_on_router()
     until(lambda: reachable(lab, 1), "the path is back")
+
+
+def check_links(lab: Lab, path: LivePath) -> None:
+    """The kernel has the path's links and addresses as all its faults together leave them."""
+    faults, shared = path.faults, path.path.bottleneck is not None
+    carriers = {
+        "client": not (faults.router_off or "client" in faults.carrier_off),
+        "server": not ((faults.router_off and not shared) or "server" in faults.carrier_off),
+    }
+    for end, host, interface, ip in (
+        ("client", lab.client, path.client_if, path.client_ip),
+        ("server", lab.server, path.server_if, path.server_ip),
+    ):
+        removed = end == "client" and faults.interface_removed
+        flags = flags_of(host, interface)
+        assert bool(flags) is not removed
+        if not removed:
+            assert ("NO-CARRIER" in flags) is not carriers[end], (end, faults)
+        there = f" {ip}/" in host.run(["ip", "address"]).stdout
+        assert there is not (removed or end in faults.address_removed), (end, faults)
+
+
+@pytest.mark.parametrize(
+    ("fields", "bottleneck"), [({"nat": True}, False), ({"bottleneck": "isp"}, True)]
+)
+@pytest.mark.parametrize("ip", ["4", "both"])
+def test_faults_come_and_go_in_any_order(
+    make_mptcp_lab: Make, fields: dict[str, Any], bottleneck: bool, ip: str
+) -> None:
+    necks = [Bottleneck(name="isp", delay_ms=1)] if bottleneck else []
+    paths = [Path(delay_ms=1, rate_mbit=50, **fields), Path()]
+    lab = make_mptcp_lab(paths, bottlenecks=necks, ip=ip)
+    path = lab.paths[0]
+    kinds: list[Callable[[], object]] = [
+        path.remove_interface,
+        path.restore_interface,
+        path.power_off_router,
+        path.power_on_router,
+    ]
+    ends: list[End] = ["client", "server"]
+    for end in ends:
+        kinds += [
+            partial(path.carrier, False, end=end),
+            partial(path.carrier, True, end=end),
+            partial(path.remove_address, end=end),
+            partial(path.restore_address, end=end),
+        ]
+    # A seed, so that what fails once fails again.
+    for kind in random.Random(f"{fields} {ip}").choices(kinds, k=30):
+        kind()
+        check_links(lab, path)
+    path.heal()
+    check_links(lab, path)
+    until(lambda: reachable(lab, 0), "the path is back")
+
+
+def test_the_paths_of_a_bottleneck_share_the_server_s_interface_alone(
+    make_mptcp_lab: Make,
+) -> None:
+    one, other = (Path(name=name, delay_ms=1, bottleneck="isp") for name in ("one", "other"))
+    lab = make_mptcp_lab([one, other], bottlenecks=[Bottleneck(name="isp")])
+    lab.paths[0].power_off_router()
+    assert "LOWER_UP" in flags_of(lab.server, "isp")
+    assert not reachable(lab, 0)
+    assert reachable(lab, 1)
+    lab.paths[0].power_on_router()
+    until(lambda: reachable(lab, 0), "the path is back")
+    lab.paths[0].carrier(False, end="server")
+    assert "NO-CARRIER" in flags_of(lab.server, "isp")
+    assert lab.paths[1].faults.carrier_off == {"server"}
+    lab.paths[1].carrier(True, end="server")
+    assert lab.paths[0].faults.carrier_off == frozenset()
+    for number in (0, 1):
+        until(lambda number=number: reachable(lab, number), "the path is back")  # type: ignore[misc]
+
+
+def test_options_are_dropped_and_stripped_on_a_path_through_a_bottleneck(
+    make_mptcp_lab: Make,
+) -> None:
+    paths = [Path(delay_ms=1), Path(delay_ms=1, bottleneck="isp")]
+    lab = make_mptcp_lab(paths, bottlenecks=[Bottleneck(name="isp", delay_ms=1)], ip="both")
+    join_over_second_path(lab)
+    lab.paths[1].drop_mptcp("mp-join")
+    running = lab.start(RequestResponse(interval_ms=10))
+    until(lambda: mib(lab.client)["MPJoinSynTx"] >= 1, "the client tries to join")
+    assert mib(lab.server)["MPJoinSynRx"] == 0
+    lab.paths[1].heal()
+    until(lambda: mib(lab.server)["MPJoinAckRx"] == 1, "the join is tried again and succeeds")
+    assert running.stop().unanswered == 0
+    lab.paths[1].strip_mptcp()
+    assert lab.start(RequestResponse(count=2, path=1, interval_ms=5)).token is None
+    lab.bottlenecks["isp"].blackhole()
+    assert not reachable(lab, 1)
+
+
+def test_two_threads_may_change_a_lab_at_a_time(make_mptcp_lab: Make) -> None:
+    lab = make_mptcp_lab(TWO)
+    rounds = 60
+    path = lab.paths[0]
+
+    def rates() -> None:
+        for number in range(rounds):
+            path.set(rate_mbit=None if number % 2 else 10)
+
+    def delays() -> None:
+        for number in range(rounds):
+            path.set(delay_ms=number % 9)
+            lab.paths[1].set(delay_ms=number % 9)
+
+    with ThreadPoolExecutor() as threads:
+        for running in [threads.submit(kind) for kind in (rates, rates, delays, delays)]:
+            running.result()
+    assert path.up.rate_mbit is None
+    assert path.up.delay_ms == (rounds - 1) % 9
+    assert reachable(lab, 0)
 
 
 def test_heal_undoes_all_at_once(make_mptcp_lab: Make) -> None:
@@ -143,9 +277,11 @@ def test_heal_undoes_all_at_once(make_mptcp_lab: Make) -> None:
     assert path.blackholed == (False, False)
 
 
-@pytest.mark.parametrize("direction", ["up", "down"])
-def test_stripped_options_make_a_connection_fall_back(make_mptcp_lab: Make, direction: str) -> None:
-    lab = make_mptcp_lab(TWO)
+@pytest.mark.parametrize(("direction", "ip"), [("up", "4"), ("down", "4"), ("up", "6")])
+def test_stripped_options_make_a_connection_fall_back(
+    make_mptcp_lab: Make, direction: str, ip: str
+) -> None:
+    lab = make_mptcp_lab(TWO, ip=ip)
     lab.paths[0].strip_mptcp(direction)  # type: ignore[arg-type]
     running = lab.start(RequestResponse(count=5, interval_ms=5))
     assert running.token is None
@@ -156,8 +292,9 @@ def test_stripped_options_make_a_connection_fall_back(make_mptcp_lab: Make, dire
     running.result()
 
 
-def test_only_joins_are_dropped(make_mptcp_lab: Make) -> None:
-    lab = make_mptcp_lab(TWO)
+@pytest.mark.parametrize("ip", ["4", "6"])
+def test_only_joins_are_dropped(make_mptcp_lab: Make, ip: str) -> None:
+    lab = make_mptcp_lab(TWO, ip=ip)
     join_over_second_path(lab)
     lab.paths[1].drop_mptcp("mp-join")
     running = lab.start(RequestResponse(interval_ms=10))
@@ -187,8 +324,11 @@ def test_unknown_options_are_refused(make_mptcp_lab: Make) -> None:
         lab.paths[0].drop_mptcp("mp-jion")
 
 
-def test_a_forged_reset_ends_one_subflow_and_the_connection_lives(make_mptcp_lab: Make) -> None:
-    lab = make_mptcp_lab(SECOND_FASTER)
+@pytest.mark.parametrize("ip", ["4", "6"])
+def test_a_forged_reset_ends_one_subflow_and_the_connection_lives(
+    make_mptcp_lab: Make, ip: str
+) -> None:
+    lab = make_mptcp_lab(SECOND_FASTER, ip=ip)
     running = start_joined(lab)
     hit = 0
     while lab.paths[1].subflows():
@@ -198,8 +338,11 @@ def test_a_forged_reset_ends_one_subflow_and_the_connection_lives(make_mptcp_lab
     assert running.stop().unanswered == 0
 
 
-def test_an_expired_binding_silences_the_subflow_behind_it(make_mptcp_lab: Make) -> None:
-    lab = make_mptcp_lab(SECOND_FASTER)
+@pytest.mark.parametrize(("ip", "tool"), [("4", "iptables"), ("6", "ip6tables")])
+def test_an_expired_binding_silences_the_subflow_behind_it(
+    make_mptcp_lab: Make, ip: str, tool: str
+) -> None:
+    lab = make_mptcp_lab(SECOND_FASTER, ip=ip)
     running = start_joined(lab)
     router = lab.paths[1].router
     peers = lab.server.run(["ss", "-Htn", "state", "established"]).stdout
@@ -207,7 +350,7 @@ def test_an_expired_binding_silences_the_subflow_behind_it(make_mptcp_lab: Make)
     assert lab.paths[1].expire_nat() >= 1
 
     def dropped() -> bool:
-        rule = router.run(["iptables", "-nvxL", "FORWARD"]).stdout.splitlines()[2]
+        rule = router.run([tool, "-nvxL", "FORWARD"]).stdout.splitlines()[2]
         return int(rule.split()[0]) > 0
 
     until(dropped, "a packet without a binding is dropped")
@@ -221,14 +364,16 @@ def test_a_schedule_runs_by_the_clock(make_mptcp_lab: Make) -> None:
     running = lab.schedule(
         [
             Step(at=0.2, fault="heal"),
+            Step(at=0.1, path="path1", fault="carrier-off", end="server"),
             Step(at=0.1, path="path1", set={"delay_ms": 9}, direction="up"),
             Step(at=0.0, fault="blackhole"),
         ]
     )
     began = time.monotonic_ns()
     done = running.wait(10 * SLOWNESS)
-    assert [step.at for _, step in done] == [0.0, 0.1, 0.2]
+    assert [step.at for _, step in done] == [0.0, 0.1, 0.1, 0.2]
     assert all(when >= began + (step.at - 0.1) * 1e9 for when, step in done)
+    assert lab.paths[1].faults.carrier_off == {"server"}
     assert (lab.paths[1].up.delay_ms, lab.paths[1].down.delay_ms) == (9, 4)
     assert lab.paths[0].blackholed == (False, False)
 
