@@ -39,6 +39,7 @@ from mptcpd_ebpf.control import ControlServer, epoch_ns
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     BY_HAND,
+    ConnectionCommand,
     Decision,
     KernelCommand,
     ReadEndpoints,
@@ -136,12 +137,15 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for source in self._ears.sources:
             loop.remove_reader(source.fileno())
-        if self._timer is not None:
-            self._timer.cancel()
-        self._doubts.stop()
+        with self._engine.unasked():
+            self._dispatch(self._ears.waiting())
         self._refresh_endpoints()
         keep = self._engine.plugins if self._config.on_exit is OnExit.KEEP else ()
         self._carry_out(self._engine.stop(time.monotonic_ns(), keep))
+        # The loop may turn once more, and nobody may be woken then.
+        self._doubts.stop()
+        if self._timer is not None:
+            self._timer.cancel()
         self._hands.save()
         self._hands.close()
         self._setting.give_back()
@@ -156,16 +160,40 @@ class Daemon:
 
     def _install(self, plugins: Sequence[Plugin]) -> None:
         """Gives the engine the configuration and its plugins, which start from the model."""
+        self._dispatch(self._ears.waiting())
         self._dispatch([ev.ConfigChanged(config=msgspec.to_builtins(self._config))])
         serve = plugin_set.serving(self._config, plugins, self._engine.world)
         self._refresh_endpoints()
+        if any(plugin.mode == "userspace" for plugin in plugins):
+            self._dispatch(self._read_modes())
+            self._say_what_stays_with_the_kernel()
         self._carry_out(self._engine.reconfigure(plugins, serve, time.monotonic_ns()))
         self._drain()
 
     def _refresh_endpoints(self) -> None:
         """Before plugins say their last word: what they remove must still be what they made."""
         if any(plugin.mode == "kernel" for plugin in self._engine.installed):
-            self._dispatch([self._hands.read_endpoints()])
+            with self._engine.unasked():
+                self._dispatch(self._read_table())
+
+    def _read_table(self) -> list[ev.Event]:
+        """The endpoint table, and who is concerned by what happens to it."""
+        return [*self._read_modes(), self._hands.read_endpoints()]
+
+    def _read_modes(self) -> list[ev.Event]:
+        """Which path manager has the connections that nobody asked about yet."""
+        found = self._engine.world.connections.items()
+        tokens = [token for token, connection in found if connection.in_kernel is None]
+        return [self._hands.read_modes(tokens)] if tokens else []
+
+    def _say_what_stays_with_the_kernel(self) -> None:
+        count = sum(bool(c.in_kernel) for c in self._engine.world.connections.values())
+        if count:
+            log.info(
+                "%d of the connections were made under the in-kernel path manager and stay with "
+                "it: no plugin manages them",
+                count,
+            )
 
     def _set_path_manager(self, plugins: Sequence[Plugin]) -> None:
         modes = {plugin.mode for plugin in plugins} - {"any"}
@@ -276,7 +304,7 @@ class Daemon:
             self._sample(with_owners=command.with_owners)
             return
         if isinstance(command, ReadEndpoints):
-            self._queue.append(self._hands.read_endpoints())
+            self._queue.extend(self._read_table())
             return
         assert not isinstance(command, WakeAt)
         by_person = decision.plugin == BY_HAND
@@ -285,6 +313,9 @@ class Daemon:
             self._done_by_hand = (command, answer)
         if answer.errno:
             log.warning("%s: %s", words.action(command), answer.explanation)
+            if isinstance(command, ConnectionCommand):
+                # Before the answer: whose connection it is not, learns that first.
+                self._queue.append(self._hands.read_modes([command.token]))
         self._queue.append(
             ev.CommandAnswered(
                 decision_id=decision.id, errno=answer.errno, explanation=answer.explanation
@@ -345,7 +376,7 @@ class Daemon:
         command = by_hand.parse(fields, self._pm)
         if isinstance(command, TableCommand):
             # The guard must know the table; nobody may have read it yet.
-            self._dispatch([self._hands.read_endpoints()])
+            self._dispatch(self._read_table())
         self._done_by_hand = None
         self._dispatch([ev.CommandAsked(command=command)])
         done = self._done_by_hand

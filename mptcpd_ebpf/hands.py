@@ -7,10 +7,10 @@ written down after the commands of a turn, for these are in a hurry.
 """
 
 import logging
-from collections.abc import Container
+from collections.abc import Container, Iterable
 
 from mptcpd_ebpf.core.commands import KernelCommand
-from mptcpd_ebpf.core.events import EndpointsRead
+from mptcpd_ebpf.core.events import EndpointsRead, ModesRead
 from mptcpd_ebpf.doors import Doors
 from mptcpd_ebpf.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.kernel.errors import KernelError
@@ -23,6 +23,7 @@ class Hands:
     """Carries out commands in the daemon's network namespace."""
 
     def __init__(self, pm: PmClient) -> None:
+        self._pm = pm
         self._ledger = EndpointLedger(pm)
         self._doors = Doors()
 
@@ -44,6 +45,14 @@ class Hands:
     def read_endpoints(self) -> EndpointsRead:
         """The endpoint table as it is now.  Raises NetlinkRefused."""
         return self._ledger.read()
+
+    def read_modes(self, tokens: Iterable[int]) -> ModesRead:
+        """Which path manager has these connections; those that are gone are left out."""
+        modes = {token: self._pm.in_kernel(token) for token in tokens}
+        return ModesRead(
+            kernel=[token for token, mode in modes.items() if mode is True],
+            userspace=[token for token, mode in modes.items() if mode is False],
+        )
 
     def reopen_doors(self, tokens: Container[int]) -> None:
         """Listens again where an earlier daemon did, for the connections that still live."""

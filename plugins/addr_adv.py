@@ -7,6 +7,7 @@ difference in method: nothing is done *because* of an event.  Every event about 
 addresses and routes is an occasion to compare what the table should hold with what it
 holds, so an address that comes early, late or twice ends in the same table.
 
+An endpoint that a person had the daemon remove is not made again while its address stays.
 An endpoint that somebody else made is left alone: its address needs none of ours, its id
 is never taken (the kernel chooses ids for us), and it is not removed with its address.
 The table is read anew before anything is removed from it.
@@ -32,6 +33,8 @@ from mptcpd_ebpf.plugin import (
     Endpoint,
     EndpointFlag,
     FlagNames,
+    FlushEndpoints,
+    KernelCommand,
     Link,
     LocalAddress,
     Network,
@@ -106,11 +109,14 @@ class AddrAdv(Plugin):
         """Addresses whose endpoint the kernel was asked for and has not answered."""
         self.rejected: dict[str, int | None] = {}
         """Addresses whose endpoint it refused, and how full the table was (None: not read yet)."""
+        self.declined: dict[str, None] = {}
+        """Addresses whose endpoint a person had us remove: they get none as long as they stay."""
         self.tries = 0
         """How often in a row something was to be removed or changed, and was not."""
         yield ReadEndpoints(reason="what does the table hold already?")
 
     def reloaded(self, ctx: Context) -> Iterator[Command]:
+        self.declined.clear()
         yield ReadEndpoints(reason="what does the table hold now?")
 
     # --- occasions to compare
@@ -128,6 +134,7 @@ class AddrAdv(Plugin):
         yield from self._compare(ctx)
 
     def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
+        self.declined.pop(address.ip, None)
         yield from self._compare(ctx)
 
     def new_default_route(self, ctx: Context, route: DefaultRoute) -> Iterator[Command]:
@@ -156,6 +163,18 @@ class AddrAdv(Plugin):
         removed = isinstance(command, RemoveEndpoint) and not errno
         if not self.under_way and (removed or isinstance(command, AddEndpoint)):
             yield ReadEndpoints(reason="which ids did the kernel choose?")
+
+    def by_hand(self, ctx: Context, command: KernelCommand) -> tuple[()]:
+        match command:
+            case RemoveEndpoint():
+                table = ctx.world.endpoints
+                gone = [each.ip for each in table if each.address_id == command.address_id]
+                self.declined |= dict.fromkeys(gone)
+            case FlushEndpoints():
+                self.declined |= dict.fromkeys(each.ip for each in ctx.world.endpoints)
+            case AddEndpoint():
+                self.declined.pop(command.ip, None)
+        return ()
 
     def exit(self, ctx: Context) -> Iterator[Command]:
         if ctx.keep:
@@ -233,9 +252,10 @@ class AddrAdv(Plugin):
         held = {endpoint.ip for endpoint in ctx.world.endpoints if endpoint.ours}
         wanted: dict[str, Wanted] = {}
         for address in ctx.world.usable_addresses(deprecated=True):
-            if address.ip in wanted or (address.deprecated and address.ip not in held):
-                # A deprecated address is good for what uses it, not for anything new.
+            if address.ip in wanted or address.ip in self.declined:
                 continue
+            if address.deprecated and address.ip not in held:
+                continue  # it is good for what uses it, not for anything new
             interface = ctx.world.interface_name(address.if_index) or ""
             flags = self._flags(interface, address.ip)
             wanted[address.ip] = Wanted(address.ip, address.if_index, flags, interface)

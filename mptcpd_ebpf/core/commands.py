@@ -140,9 +140,9 @@ class WakeAt(Command, frozen=True):
 
 TableCommand = AddEndpoint | RemoveEndpoint | ChangeEndpoint | FlushEndpoints | SetLimits
 
-KernelCommand = (
-    CreateSubflow | DestroySubflow | SetBackup | AnnounceAddress | WithdrawAddress | TableCommand
-)
+ConnectionCommand = CreateSubflow | DestroySubflow | SetBackup | AnnounceAddress | WithdrawAddress
+
+KernelCommand = ConnectionCommand | TableCommand
 
 AnyCommand = KernelCommand | RequestSample | ReadEndpoints | WakeAt
 

@@ -8,7 +8,8 @@ decisions, which is what unit tests and `replay` live on.  A plugin that raises 
 excluded, with the reason kept; the others and the model go on.
 """
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
@@ -19,6 +20,7 @@ from mptcpd_ebpf.core.commands import (
     BY_HAND,
     AnyCommand,
     Command,
+    ConnectionCommand,
     CreateSubflow,
     Decision,
     DestroySubflow,
@@ -121,6 +123,7 @@ class Engine:
         """Connections whose servant hangs on their owner, which was asked for."""
         self.excluded: dict[str, Fault] = {}
         self.paused = False
+        self._asking = True
         self._install(plugins)
 
     @property
@@ -159,6 +162,15 @@ class Engine:
         for plugin in self._plugins.values():
             self._call(outcome, plugin, "exit", (), now, keep=plugin.name in keep)
         return outcome
+
+    @contextmanager
+    def unasked(self) -> Iterator[None]:
+        """Meanwhile events change the model alone: before a last word, nothing new is begun."""
+        self._asking = False
+        try:
+            yield
+        finally:
+            self._asking = True
 
     def reconfigure(self, plugins: Sequence[Plugin], serve: Serve, now: int) -> Outcome:
         """Replaces the plugins; the new ones start from the live connections.
@@ -218,10 +230,11 @@ class Engine:
                 self._mark(outcome, event, now)
             for notice in notices:
                 self._tell(outcome, notice, now)
-        for notice in self._tracker.expire(now):
-            self._tell(outcome, notice, now)
-        self._wake(outcome, now)
-        self._tell_refusals(outcome, now)
+        if self._asking:
+            for notice in self._tracker.expire(now):
+                self._tell(outcome, notice, now)
+            self._wake(outcome, now)
+            self._tell_refusals(outcome, now)
         return outcome
 
     def _mark(self, outcome: Outcome, event: ev.SubflowEstablished, now: int) -> None:
@@ -260,6 +273,9 @@ class Engine:
         if notice.handler == "subflow_final":
             outcome.finals.append(notice.args[0])
             return
+        if notice.handler == "mode_read":
+            self._leave_to_kernel(outcome, notice.args[0], now)
+            return
         if notice.handler == "subflow_closed":
             subflow = notice.args[1]
             self._guard.settled(subflow.token, subflow.key)
@@ -288,7 +304,21 @@ class Engine:
         if isinstance(servant, Undecided):
             self._undecided[connection.token] = None
             servant = None
+        if servant is not None and self._is_beyond(servant, connection):
+            servant = None
         self._servants[connection.token] = servant
+
+    def _is_beyond(self, servant: str, connection: Connection) -> bool:
+        """Whether a plugin commands single connections, and the kernel keeps this one to itself."""
+        plugin = self._plugins.get(servant)
+        return bool(connection.in_kernel and plugin is not None and plugin.mode == "userspace")
+
+    def _leave_to_kernel(self, outcome: Outcome, connection: Connection, now: int) -> None:
+        """Takes a connection from a plugin that cannot manage it, as it has turned out."""
+        servant = self._servants.get(connection.token)
+        if servant is not None and self._is_beyond(servant, connection):
+            self._servants[connection.token] = None
+            self._call(outcome, self._plugins[servant], "connection_closed", (connection,), now)
 
     def _ask_for_owners(self, outcome: Outcome, now: int) -> None:
         reason = "who serves the connection hangs on who owns it"
@@ -324,6 +354,10 @@ class Engine:
         if decision is None:
             return
         command = decision.command
+        if isinstance(command, ConnectionCommand) and not event.errno:
+            managed = self.world.connections.get(command.token)
+            if managed is not None:
+                managed.in_kernel = False
         if isinstance(command, SetBackup | DestroySubflow):
             key = (command.local, command.remote)
             if event.errno or isinstance(command, SetBackup):
@@ -338,6 +372,9 @@ class Engine:
             connection = self.world.connections.get(command.token)
             if connection is not None:
                 connection.joins[command.local_ip, command.remote] = command.backup
+        if decision.plugin == BY_HAND and not event.errno:
+            for each in self._plugins.values():
+                self._call(outcome, each, "by_hand", (command,), now)
         plugin = self._plugins.get(decision.plugin)
         if plugin is not None:
             args = (decision, event.errno, event.explanation)
@@ -353,7 +390,7 @@ class Engine:
         *,
         keep: bool = False,
     ) -> None:
-        if self.paused or plugin.name in self.excluded:
+        if self.paused or not self._asking or plugin.name in self.excluded:
             return
         method: Callable[..., Iterable[Command]] = getattr(plugin, handler)
         if getattr(type(plugin), handler) is getattr(Plugin, handler):

@@ -216,6 +216,13 @@ class EndpointsRead(Event, frozen=True):
     """What stood there before we set them; None if they are not ours."""
 
 
+class ModesRead(Event, frozen=True):
+    """Which path manager has connections that nobody had asked about, by token."""
+
+    kernel: list[int]
+    userspace: list[int]
+
+
 # --- the daemon's own life
 
 
@@ -300,6 +307,7 @@ AnyEvent = (
     | SubflowEnded
     | Sampled
     | EndpointsRead
+    | ModesRead
     | Tick
     | CommandAsked
     | CommandAnswered

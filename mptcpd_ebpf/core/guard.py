@@ -7,7 +7,8 @@ together do what neither may alone.
 
 Commands on endpoints touch every connection of the namespace: the kernel closes or demotes
 all subflows of an endpoint's address, the initial one too (net/mptcp/pm_kernel.c).  Only
-an address that is no longer on this host carries nothing that could be lost.
+an address that is no longer on this host carries nothing that could be lost, and a
+connection that the userspace path manager has is passed over.
 """
 
 from collections.abc import Callable
@@ -49,10 +50,9 @@ class Guard:
             case SetBackup(backup=True) | DestroySubflow() | WithdrawAddress():
                 return self._refusal_for_one(command, world, now)
             case RemoveEndpoint() | FlushEndpoints():
-                return self._refusal_for_all(_of_endpoints(command, world), world, now)
+                return self._refusal_for_all(command, world, now)
             case ChangeEndpoint() if EndpointFlag.BACKUP in command.flags:
-                affects = _of_endpoints(command, world)
-                return self._refusal_for_all(affects, world, now, demoting=True)
+                return self._refusal_for_all(command, world, now)
             case _:
                 return None
 
@@ -75,16 +75,18 @@ class Guard:
 
     def _refusal_for_all(
         self,
-        affects: Callable[[Subflow], bool],
+        command: RemoveEndpoint | FlushEndpoints | ChangeEndpoint,
         world: World,
         now: int,
-        *,
-        demoting: bool = False,
     ) -> str | None:
         self._settle_due(now)
+        demoting = isinstance(command, ChangeEndpoint)
+        affects = _of_endpoints(command, world)
         here = {address.ip for address in world.addresses.values()}
         leaving = {}
         for connection in world.connections.values():
+            if connection.in_kernel is False and not _of_all_modes(command):
+                continue
             affected = {
                 subflow.key: subflow
                 for subflow in connection.subflows.values()
@@ -144,10 +146,18 @@ def _of_endpoints(
     command: RemoveEndpoint | ChangeEndpoint | FlushEndpoints, world: World
 ) -> Callable[[Subflow], bool]:
     """Which subflows a command on endpoints touches, as far as the table was read."""
+    table = world.endpoints
     if isinstance(command, FlushEndpoints):
-        return lambda _subflow: True
-    ips = {e.ip for e in world.endpoints if e.address_id == command.address_id} | {command.ip}
-    return lambda subflow: subflow.local.ip in ips or subflow.local_id == command.address_id
+        ids, ips = {e.address_id for e in table}, {e.ip for e in table}
+    else:
+        ids = {command.address_id}
+        ips = {e.ip for e in table if e.address_id in ids} | {command.ip}
+    return lambda subflow: subflow.local.ip in ips or subflow.local_id in ids
+
+
+def _of_all_modes(command: RemoveEndpoint | FlushEndpoints | ChangeEndpoint) -> bool:
+    """The removal of address id 0 is no endpoint's, and older kernels pass over nobody then."""
+    return isinstance(command, RemoveEndpoint) and command.address_id == 0
 
 
 def _affected(

@@ -86,6 +86,9 @@ class Connection:
     server_side: bool | None = None
     """None if it is older than the daemon and the kernel does not tell."""
     deny_join_id0: bool = False
+    in_kernel: bool | None = None
+    """The in-kernel path manager has it, and commands for one connection are refused; for its
+    whole life, as it was made.  None if nobody has asked the kernel."""
     opened_at: int | None = None
     local_ids: dict[str, int] = field(default_factory=dict)
     """The address ids (never 0) that the kernel uses for our addresses in this connection."""

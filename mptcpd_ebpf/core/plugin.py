@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from msgspec import Struct
 
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.commands import Command, Decision
+from mptcpd_ebpf.core.commands import Command, Decision, KernelCommand
 from mptcpd_ebpf.core.events import AlarmRaised
 from mptcpd_ebpf.core.model import Connection, DefaultRoute, Link, LocalAddress, Subflow, World
 
@@ -95,6 +95,8 @@ class Plugin:
         return ()
 
     def connection_closed(self, ctx: Context, connection: Connection) -> Commands:
+        """It ended; or, if its state is another, it turned out that the in-kernel path manager
+        has it, so that a plugin of mode userspace cannot serve it (`connection.in_kernel`)."""
         return ()
 
     def new_address(
@@ -185,4 +187,13 @@ class Plugin:
 
     def refused(self, ctx: Context, decision: Decision) -> Commands:
         """The engine kept one of its commands from the kernel; `decision.refused` says why."""
+        return ()
+
+    # --- a person's doing
+
+    def by_hand(self, ctx: Context, command: KernelCommand) -> Commands:
+        """A person had the daemon carry out a command: every plugin is told, once it is done.
+
+        What it changes in connections and endpoints comes as events of its own.
+        """
         return ()

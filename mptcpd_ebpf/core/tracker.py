@@ -149,6 +149,16 @@ class Tracker:
         address = connection.announced.pop(event.address_id, None)
         return [Notice("address_removed", (connection, event.address_id, address), connection)]
 
+    def _modes_read(self, event: ev.ModesRead, now: int) -> list[Notice]:
+        notices = []
+        for tokens, in_kernel in ((event.userspace, False), (event.kernel, True)):
+            for token in tokens:
+                connection = self.world.connections.get(token)
+                if connection is not None and connection.in_kernel is not in_kernel:
+                    connection.in_kernel = in_kernel
+                    notices.append(Notice("mode_read", (connection,), connection))
+        return notices
+
     # --- subflows
 
     def _add_subflow(
@@ -415,6 +425,7 @@ _APPLY: dict[type[ev.Event], Callable[[Tracker, Any, int], list[Notice]]] = {
     ev.ConnectionClosed: Tracker._connection_closed,
     ev.AddressAnnounced: Tracker._announced,
     ev.AddressWithdrawn: Tracker._withdrawn,
+    ev.ModesRead: Tracker._modes_read,
     ev.SubflowEstablished: Tracker._subflow_established,
     ev.SubflowClosed: Tracker._subflow_closed,
     ev.SubflowPriority: Tracker._subflow_priority,

@@ -54,6 +54,8 @@ FAMILY = "mptcp_pm"
 VERSION = 1
 COMMAND_GROUP = "mptcp_pm_cmds"
 EVENT_GROUP = "mptcp_pm_events"
+USERSPACE_NOT_SELECTED = "userspace PM not selected"
+"""In the kernel's message when it keeps a connection to itself."""
 BTF = Path("/sys/kernel/btf/vmlinux")
 """The kernel's own types."""
 
@@ -164,6 +166,20 @@ def connection_addresses(family_id: int, token: int) -> Operation[tuple[Answer, 
         return Answer(Cmd.GET_ADDR, Reply(errno.EOPNOTSUPP, "", [])), []
     reply = yield _request(family_id, Cmd.GET_ADDR, u32(Attr.TOKEN, token), dump=True)
     return Answer(Cmd.GET_ADDR, reply), _endpoints(reply)
+
+
+def in_kernel(family_id: int, token: int) -> Operation[bool | None]:
+    """Whether the in-kernel path manager has a connection; None if there is none of that token.
+
+    The kernel looks at the mode before it looks for the subflow to be destroyed; this one
+    cannot exist.
+    """
+    nobody = SockAddr("0.0.0.0", 1)
+    command = DestroySubflow(token=token, local=nobody, remote=nobody, reason="")
+    reply = yield _request(family_id, Cmd.SUBFLOW_DESTROY, _destroy(command))
+    if reply.errno == errno.ESRCH:
+        return False
+    return True if USERSPACE_NOT_SELECTED in reply.message else None
 
 
 def limits(family_id: int) -> Operation[tuple[Answer, Limits | None]]:

@@ -86,6 +86,11 @@ class PmClient:
         """
         return self._read(pm.connection_addresses(self._family, token))
 
+    def in_kernel(self, token: int) -> bool | None:
+        """Whether the in-kernel path manager has a connection, so that commands for it alone are
+        refused; None if the kernel knows of no such connection, or does not tell."""
+        return self._requester.run(pm.in_kernel(self._family, token))
+
     def limits(self) -> Limits:
         """Limits of the in-kernel path manager.  Raises NetlinkRefused."""
         found = self._read(pm.limits(self._family))

@@ -10,7 +10,7 @@ where it comes without one.
 import errno
 
 from mptcpd_ebpf.kernel.errors import errno_words
-from mptcpd_ebpf.kernel.pm import Answer, Cmd
+from mptcpd_ebpf.kernel.pm import USERSPACE_NOT_SELECTED, Answer, Cmd
 
 _WHAT = {
     Cmd.ADD_ADDR: "adding the endpoint",
@@ -39,8 +39,8 @@ _ID = (
 _BY_MESSAGE = (
     # (what the kernel's message begins with, what it means)
     ("invalid token", _TOKEN),
-    ("invalid request; userspace PM not selected", _MODE),
-    ("userspace PM not selected", _MODE),
+    (f"invalid request; {USERSPACE_NOT_SELECTED}", _MODE),
+    (USERSPACE_NOT_SELECTED, _MODE),
     ("did not match address and id", _ID),
     ("invalid addr id", "an announced address needs an id from 1 to 255"),
     (

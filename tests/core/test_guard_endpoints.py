@@ -87,6 +87,30 @@ def test_flushing_takes_all(scene: Listener) -> None:
     assert refusal(Guard(100), flush, scene.tracker.world) is None
 
 
+def test_flushing_takes_only_what_is_in_the_table(scene: Listener) -> None:
+    limits = Limits(subflows=2, add_addr_accepted=0)
+    elsewhere = [Endpoint(ip="10.0.8.8", address_id=3)]
+    flush = FlushEndpoints(reason="test")
+    scene.tell(left(), ev.EndpointsRead(endpoints=elsewhere, limits=limits))
+    assert refusal(Guard(100), flush, scene.tracker.world) is None
+    there = [Endpoint(ip=FIBRE[0].ip, address_id=1)]
+    scene.tell(ev.EndpointsRead(endpoints=there, limits=limits))
+    assert refusal(Guard(100), flush, scene.tracker.world) is not None
+
+
+def test_connections_of_the_userspace_path_manager_are_not_concerned(scene: Listener) -> None:
+    world = scene.tracker.world
+    demote = ChangeEndpoint(address_id=1, ip=FIBRE[0].ip, flags=BACKUP, reason="test")
+    touching: list[Command] = [FlushEndpoints(reason="test"), remove(1), demote]
+    scene.tell(left(), ev.ModesRead(kernel=[TOKEN], userspace=[]))
+    assert None not in [refusal(Guard(100), each, world) for each in touching]
+    scene.tell(ev.ModesRead(kernel=[], userspace=[TOKEN, 99]))
+    assert [refusal(Guard(100), each, world) for each in touching] == [None] * 3
+    # Of the removal of address id 0 not every kernel spares them.
+    zero = RemoveEndpoint(address_id=0, ip=FIBRE[0].ip, reason="test")
+    assert refusal(Guard(100), zero, world) is not None
+
+
 def test_not_all_may_become_backups(scene: Listener) -> None:
     guard, world = Guard(100), scene.tracker.world
     first = ChangeEndpoint(address_id=1, ip=FIBRE[0].ip, flags=BACKUP, reason="test")

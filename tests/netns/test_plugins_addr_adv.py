@@ -266,6 +266,30 @@ def test_flags_changed_by_hand_stay(host: PluginHost, tmp_path: Path) -> None:
     assert host.table == {"10.0.1.1"}
 
 
+def test_what_a_person_has_the_daemon_remove_stays_out(host: PluginHost, tmp_path: Path) -> None:
+    host.veth("a", "10.0.1.1/24", "10.0.2.1/24")
+    with host.daemon(tmp_path, ADDR_ADV) as running:
+        host.expect("10.0.1.1", "10.0.2.1")
+        assert running.ask("endpoint", "del", "10.0.1.1").returncode == 0
+        assert host.table == {"10.0.2.1"}
+        host.ip("addr add 10.0.3.1/24 dev a")
+        host.expect("10.0.2.1", "10.0.3.1")
+        # The address goes and comes back.
+        host.ip("addr del 10.0.1.1/24 dev a")
+        host.expect("10.0.2.1", "10.0.3.1")
+        host.ip("addr add 10.0.1.1/24 dev a")
+        host.expect("10.0.1.1", "10.0.2.1", "10.0.3.1")
+        assert running.ask("endpoint", "flush").returncode == 0
+        assert host.table == set()
+        host.ip("addr add 10.0.4.1/24 dev a")
+        host.expect("10.0.4.1")
+        # A reload starts afresh; and past the daemon nobody declines anything.
+        assert running.ask("reload").returncode == 0
+        host.expect("10.0.1.1", "10.0.2.1", "10.0.3.1", "10.0.4.1")
+        host.ip("mptcp endpoint flush", "addr add 10.0.5.1/24 dev a")
+        host.expect(*[f"10.0.{n}.1" for n in range(1, 6)])
+
+
 def test_more_addresses_than_the_table_holds(host: PluginHost, tmp_path: Path) -> None:
     host.veth("a", *[f"10.0.{n}.1/24" for n in range(1, 11)])
     with host.daemon(tmp_path, ADDR_ADV) as running:

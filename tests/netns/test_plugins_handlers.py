@@ -75,6 +75,8 @@ def test_what_happens_to_a_clients_connection(
 
         add = ("subflow", "add", token, second.client_ip, new["remote"])
         assert running.ask(*add).returncode == 0
+        (order,) = testimony.until("by_hand")
+        assert order.startswith("CreateSubflow(")
         subflow = peer.accept_join()
         _, told = testimony.until("new_subflow")
         assert told["local"].startswith(f"{second.client_ip}:")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from mptcpd_ebpf.core.commands import AnnounceAddress
@@ -211,3 +212,26 @@ def test_refresh_replaces_the_slowest(make_mptcp_lab: Made, tmp_path: Path) -> N
         until(lambda: "it is the slowest" in running.log, "one was replaced", 20)
         until(lambda: len(subflows(running)) == 3, "there are as many as wanted")
         traffic.stop()
+
+
+@pytest.mark.parametrize("plugin", ["adaptive", "backup", "fullmesh", "ndiffports", "sspi"])
+def test_what_the_in_kernel_path_manager_has_is_left_to_it(
+    make_mptcp_lab: Made, tmp_path: Path, plugin: str
+) -> None:
+    """A connection older than the daemon, and one made under another setting behind its back."""
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    lab.client.sysctl("mptcp.pm_type", 0)
+    older = lab.start(RequestResponse(interval_ms=10))
+    lab.paths[0].wait_for_subflow()
+    with managed(lab, tmp_path, plugin) as running:
+        assert "1 of the connections were made under the in-kernel path manager" in running.log
+        lab.client.sysctl("mptcp.pm_type", 0)
+        behind = lab.start(RequestResponse(interval_ms=10))
+        refusal = "creating the subflow: EINVAL"
+        until(lambda: refusal in running.log, "what it is, the first answer tells")
+        lab.client.sysctl("mptcp.pm_type", 1)
+        newer = lab.start(RequestResponse(interval_ms=10))
+        until(lambda: len(subflows(running)) == 4, "the third one gets its two subflows")
+        assert running.log.count(refusal) == 1
+        for traffic in (newer, behind, older):
+            traffic.stop()
