@@ -3,7 +3,8 @@
 
 A second subflow on an interface is closed, the newer one.  On the interfaces that have
 none, a client creates one; a server, which may not reach through the client's NAT,
-announces an address of each, and withdraws it when it goes.
+announces an address of each, and withdraws it when it goes or its interface cannot be used,
+so that the peer lets go of its subflow there and joins again when it is announced again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,9 @@ from mptcpd_ebpf.plugin import (
     Command,
     Connection,
     Context,
+    Decision,
     JoiningPlugin,
+    Link,
     LocalAddress,
     State,
     Subflow,
@@ -46,6 +49,7 @@ class Sspi(JoiningPlugin):
             yield Want(address.ip, remote, f"{name} has no subflow")
 
     def keep(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        yield from self._withdraw(ctx, connection)
         yield from super().keep(ctx, connection)
         if connection.server_side and connection.state is State.ESTABLISHED:
             yield from self._announce(ctx, connection)
@@ -64,6 +68,21 @@ class Sspi(JoiningPlugin):
                 if_index=address.if_index,
                 reason=f"{ctx.world.interface_name(address.if_index)} has no subflow",
             )
+
+    def _withdraw(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        """Takes back what cannot be joined any more, announced by us or by one before us."""
+        announced = self.announced.setdefault(connection.token, {})
+        joined = {
+            subflow.local.ip: subflow.local_id
+            for subflow in connection.usable_subflows()
+            if connection.server_side and subflow.local_id and not self.joins.is_leaving(subflow)
+        }
+        usable = [address.ip for address in ctx.world.usable_addresses(deprecated=True)]
+        for ip, address_id in (joined | announced).items():
+            if ip not in usable:
+                announced.pop(ip, None)
+                reason = f"{ip} is not usable any more"
+                yield WithdrawAddress(token=connection.token, address_id=address_id, reason=reason)
 
     def new_subflow(
         self, ctx: Context, connection: Connection, subflow: Subflow
@@ -84,14 +103,27 @@ class Sspi(JoiningPlugin):
                 yield self.joins.destroy(subflow, f"{name} has a subflow already: {other}")
                 return
 
+    def update_interface(self, ctx: Context, link: Link) -> Iterable[Command]:
+        # Once a subflow is destroyed, the kernel does not know its address id any more.
+        yield from self._withdraw_all(ctx)
+        yield from super().update_interface(ctx, link)
+
     def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterable[Command]:
+        yield from self._withdraw_all(ctx)
         yield from super().delete_local_address(ctx, address)
-        for token, announced in self.announced.items():
-            address_id = announced.pop(address.ip, None)
-            if address_id is not None:
-                reason = f"address {address.ip} was removed"
-                yield WithdrawAddress(token=token, address_id=address_id, reason=reason)
         yield from self.keep_all(ctx)
+
+    def _withdraw_all(self, ctx: Context) -> Iterator[Command]:
+        for connection in ctx.served():
+            yield from self._withdraw(ctx, connection)
+
+    def answered(
+        self, ctx: Context, decision: Decision, errno: int, explanation: str
+    ) -> Iterable[Command]:
+        command = decision.command
+        if errno and isinstance(command, AnnounceAddress):
+            self.announced.get(command.token, {}).pop(command.ip, None)
+        yield from super().answered(ctx, decision, errno, explanation)
 
     def connection_closed(self, ctx: Context, connection: Connection) -> Iterable[Command]:
         self.announced.pop(connection.token, None)

@@ -2,6 +2,7 @@
 """The plugins that decide per connection, on real connections of the real kernel."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from mptcpd_ebpf.core.commands import AnnounceAddress
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Bulk, Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.wire import AddAddr, RemoveAddr, Wire
 from tests.netns.daemon_process import RunningDaemon, daemon
 from tests.waiting import SLOWNESS, until
 
@@ -130,19 +132,54 @@ def test_sspi_keeps_one_subflow_per_interface(make_mptcp_lab: Made, tmp_path: Pa
         traffic.stop()
 
 
-def test_sspi_on_the_server_announces(make_mptcp_lab: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["the address", "the carrier", "the configuration"])
+def test_sspi_on_the_server_announces_withdraws_and_announces_again(
+    make_mptcp_lab: Made, tmp_path: Path, loss: str
+) -> None:
+    """The peer, a kernel by itself, follows each time, as the wire shows."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     one, two = lab.paths
+    lab.client.sysctl("mptcp.pm_type", 0)
     lab.client.run(["ip", "mptcp", "limits", "set", "subflows", "4", "add_addr_accepted", "4"])
-    with managed(lab, tmp_path, "sspi", on="server") as running:
+    both = {one.server_ip, two.server_ip}
+
+    def carried_by() -> set[str]:
+        return {local for local, _, _ in subflows(running)}
+
+    with managed(lab, tmp_path, "sspi", on="server") as running, Wire(lab.server.name) as wire:
+
+        def lose(lost: bool) -> None:
+            if loss == "the address":
+                (two.remove_address if lost else two.restore_address)(end="server")
+            elif loss == "the carrier":
+                two.carrier(not lost, end="server")
+            else:
+                file = tmp_path / "c.yaml"
+                kept = file.read_text().partition("interfaces")[0]
+                file.write_text(kept + f"interfaces: {{deny: [{two.server_if}]}}\n" * lost)
+                assert running.ask("reload").returncode == 0
+
         traffic = lab.start(RequestResponse(interval_ms=10))
-        until(
-            lambda: {local for local, _, _ in subflows(running)} == {one.server_ip, two.server_ip},
-            "the client joins what was announced",
-        )
-        assert f"announce {two.server_ip}" in running.log
-        two.remove_address(end="server")
-        until(lambda: "withdraw address id" in running.log, "it is withdrawn")
+        since = 0
+        for _ in range(2):
+            until(
+                lambda: carried_by() == both, f"the client joins what was announced {running.log}"
+            )
+            said = wire.expect(AddAddr(echo=0, address=two.server_ip), direction="out", since=since)
+            since = time.monotonic_ns()
+            lose(True)
+            withdrawn = wire.expect(
+                RemoveAddr(address_ids=[said.mptcp[0].address_id]),
+                direction="out",
+                interface=one.server_if,
+                since=since,
+            )
+            assert withdrawn
+            until(lambda: carried_by() == {one.server_ip}, f"it is left {running.log}")
+            since = time.monotonic_ns()
+            lose(False)
+        until(lambda: carried_by() == both, f"and joined again {running.log}")
+        assert "EINVAL" not in running.log
         traffic.stop()
 
 
