@@ -139,11 +139,9 @@ def _interface_name(if_index: int) -> str | None:
 
 def _token(value: Any) -> int:
     try:
-        return int(value, 16)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"token: {value!r} is no token: write its hexadecimal digits, as 'ls' does"
-        ) from None
+        return view.token_of(value)
+    except ValueError as error:
+        raise ValueError(f"token: {error}") from None
 
 
 def _ip(value: Any) -> str:

@@ -39,6 +39,7 @@ from mptcpd_ebpf.control import ControlServer, epoch_ns
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     BY_HAND,
+    Command,
     ConnectionCommand,
     Decision,
     KernelCommand,
@@ -279,12 +280,17 @@ class Daemon:
 
     def _carry_out(self, outcome: Outcome, event: ev.Event | None = None) -> None:
         """Commands first; then whoever watches hears of the event and what it led to."""
+        carried_out = []
         for decision in outcome.decisions:
             self._decided += 1
             if decision.refused is None:
-                self._execute(decision)
+                command = self._execute(decision)
+                if command is not decision.command:
+                    # It was completed on the way: with the port of an announcement.
+                    decision = replace(decision, command=command)
             else:
                 self._refused += 1
+            carried_out.append(decision)
         if event is not None and self._control is not None:
             self._control.publish(event)
         for fault in outcome.faults:
@@ -294,18 +300,19 @@ class Daemon:
                 fault.handler,
                 fault.error,
             )
-        for decision in outcome.decisions:
+        for decision in carried_out:
             if not isinstance(decision.command, RequestSample | ReadEndpoints):
                 self._remember(decision)
 
-    def _execute(self, decision: Decision) -> None:
+    def _execute(self, decision: Decision) -> Command:
+        """Returns the command as it was carried out."""
         command = decision.command
         if isinstance(command, RequestSample):
             self._sample(with_owners=command.with_owners)
-            return
+            return command
         if isinstance(command, ReadEndpoints):
             self._queue.extend(self._read_table())
-            return
+            return command
         assert not isinstance(command, WakeAt)
         by_person = decision.plugin == BY_HAND
         command, answer = self._hands.execute(command, by_person=by_person)
@@ -321,6 +328,7 @@ class Daemon:
                 decision_id=decision.id, errno=answer.errno, explanation=answer.explanation
             )
         )
+        return command
 
     def _sample(self, *, with_owners: bool) -> None:
         """Without an answer plugins go on waiting; a sample that is empty would be a lie."""

@@ -8,15 +8,18 @@ its lock, which is the namespace's, not by a file that may be somewhere else.
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from mptcpd_ebpf import by_hand, control_client
+from mptcpd_ebpf import by_hand, control_client, view
+from mptcpd_ebpf.core.tracker import Tracker
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.kernel import resync
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NetlinkRefused, NotPermitted
 from mptcpd_ebpf.kernel.lock import holder
 from mptcpd_ebpf.kernel.pm_client import PmClient
-from mptcpd_ebpf.schema import CarriedOut, Endpoints, LimitsView
+from mptcpd_ebpf.schema import CarriedOut, Connections, Endpoints, LimitsView
 
 T = TypeVar("T")
 
@@ -71,6 +74,39 @@ def endpoints(path: str | None) -> Endpoints:
         return _kernel(lambda pm: by_hand.endpoints(pm.endpoints()))
     found: Endpoints = control_client.get(path, "/v1/endpoints")
     return found
+
+
+def connections_of_kernel() -> Connections:
+    """Connections and subflows as the kernel's socket diagnosis knows them.
+
+    What only probes see, or events tell, is unknown.  Raises `Failure`, also where there may be
+    some that the kernel (newer ones) shows only to who has CAP_NET_ADMIN.
+    """
+    try:
+        found = resync.snapshot()
+    except KernelError as error:
+        raise Failure(str(error), exit_code(error)) from None
+    if not found.subflows and not _may_see_all():
+        raise Failure(
+            "no subflow is seen, but the kernel may show them only to who has CAP_NET_ADMIN: run "
+            "this as root",
+            ExitCode.PRIVILEGE,
+        )
+    # The kernel's list has no order; people look for the initial one first.
+    found.subflows.sort(key=lambda each: (not each.initial, each.local_id or 0))
+    tracker = Tracker()
+    tracker.apply(found, time.monotonic_ns())
+    return view.connections(tracker.world, time.time_ns() - time.monotonic_ns())
+
+
+_CAP_NET_ADMIN = 12
+"""Bit number of include/uapi/linux/capability.h."""
+
+
+def _may_see_all() -> bool:
+    with open("/proc/self/status", encoding="ascii") as file:
+        effective = file.read().split("CapEff:")[1].split()[0]
+    return bool(int(effective, 16) >> _CAP_NET_ADMIN & 1)
 
 
 def limits(path: str | None) -> LimitsView:

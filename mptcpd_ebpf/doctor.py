@@ -218,6 +218,9 @@ def _others() -> Iterator[Finding]:
     holder = lock.holder()
     ours = {os.getpid(), holder[0] if holder else None}
     found = [manager for manager in others.others() if manager.pid not in ours]
+    unseen = next((manager for manager in found if manager.pid is None), None)
+    if holder and unseen and not os.access(f"/proc/{holder[0]}/fd", os.R_OK):
+        found.remove(unseen)  # whose sockets our daemon's are is as hidden as all others'
     for manager in found:
         who = f"{manager.comm or 'a process'} (pid {manager.pid or 'unknown'})"
         what = "hears" if manager.subscribed else "may set endpoints for"

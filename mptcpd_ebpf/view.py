@@ -5,6 +5,7 @@ Pure functions.  The core counts CLOCK_MONOTONIC nanoseconds; people want the ti
 day, so callers pass `epoch_ns`: what to add to get nanoseconds since 1970.
 """
 
+import re
 from typing import Any
 
 from msgspec import Struct
@@ -72,6 +73,17 @@ def event(happened: Event) -> dict[str, Any]:
 def token_text(token: int) -> str:
     """A token as it is shown everywhere: eight hexadecimal digits."""
     return f"{token:08x}"
+
+
+_TOKEN = re.compile(r"(?:0x)?([0-9a-fA-F]{1,8})")
+
+
+def token_of(text: Any) -> int:
+    """The token that people write: up to eight hexadecimal digits.  Raises ValueError."""
+    found = _TOKEN.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError(f"{text!r} is no token: give the eight hexadecimal digits that 'ls' shows")
+    return int(found[1], 16)
 
 
 _UNSEEN = Measurement(at=0, token=0, local=SockAddr("", 0), remote=SockAddr("", 0))

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The model as people see it: exact names and units, and what is not known is null or a dash."""
 
+import pytest
 from msgspec import structs
 
 from mptcpd_ebpf import view
-from mptcpd_ebpf.cli import _text, ls
+from mptcpd_ebpf.cli import _text, ls, monitor
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import AddEndpoint, CreateSubflow, Decision
 from mptcpd_ebpf.core.events import AlarmRaised
@@ -116,3 +117,19 @@ def test_numbers_as_text() -> None:
     assert [_text.milliseconds(us) for us in (None, 0, 9_994, 20_000, 1_500_000)] == [
         "–", "0.00", "9.99", "20.0", "1500",
     ]  # fmt: skip
+
+
+def test_a_token_is_hexadecimal_digits_and_nothing_else() -> None:
+    for text in ("1a2b3c4d", "1A2B3C4D", "0x1a2b3c4d"):
+        assert view.token_of(text) == 0x1A2B3C4D
+    assert view.token_text(view.token_of("b")) == "0000000b"
+    for wrong in ("", "0x", "0x1_0", "+1", "-1", " 1", "1\n", "123456789", "xyz", 7, None):
+        with pytest.raises(ValueError, match="is no token: give the eight hexadecimal digits"):
+            view.token_of(wrong)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"), [(0.9997, ".999"), (0.0004, ".000"), (0.25, ".250")]
+)
+def test_a_second_has_a_thousand_milliseconds(fraction: float, shown: str) -> None:
+    assert monitor._clock(1_000_000 + fraction).endswith(shown)

@@ -18,8 +18,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _NOT_ALLOWED = (errno.EPERM, errno.EACCES)
 
-address_ids = click.IntRange(0, 255)
-ports = click.IntRange(1, 65535)
+
+class WholeNumber(click.IntRange):
+    """click's own, with words for people: they name it when the value is none."""
+
+    name = "whole number"
+
+
+address_ids = WholeNumber(0, 255)
+ports = WholeNumber(1, 65535)
 
 
 # --- how arguments are read
@@ -44,12 +51,9 @@ def address_and_port(value: str) -> str:
 def token_text(value: str) -> str:
     """A connection's token, in the hexadecimal digits that ``ls`` shows."""
     try:
-        number = int(value, 16)
-    except ValueError:
-        number = -1
-    if not 0 <= number < 2**32:
-        raise click.BadParameter(f"{value!r} is no token: give the eight digits that 'ls' shows")
-    return view.token_text(number)
+        return view.token_text(view.token_of(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 token = click.argument("token", type=token_text, metavar="TOKEN")
@@ -64,14 +68,10 @@ interface = click.option(
 
 reason = click.option("--reason", metavar="TEXT", help="Why, for whoever reads the log later.")
 
-direct = click.option(
-    "--direct", is_flag=True, help="Ask the kernel itself, also while a daemon runs."
-)
-
 
 def reaching(function: F) -> F:
     """The options that choose whom to ask."""
-    return _options.control(direct(function))
+    return _options.control(_options.direct(function))
 
 
 def ordering(function: F) -> F:

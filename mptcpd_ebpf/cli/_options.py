@@ -15,3 +15,7 @@ control = click.option(
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object with a schema number."
 )
+
+direct = click.option(
+    "--direct", is_flag=True, help="Ask the kernel itself, also while a daemon runs."
+)

@@ -7,6 +7,7 @@ import click
 
 from mptcpd_ebpf import control_client
 from mptcpd_ebpf.cli import _options, _text
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.schema import Connections, ConnectionView, SubflowView
 
 _HEADINGS = ("", "SUBFLOW", "IF", "STATE", "RTT ms", "MIN", "VAR", "SENT", "ACKED",
@@ -17,8 +18,9 @@ _LEFT = 4
 
 @click.command()
 @_options.control
+@_options.direct
 @_options.as_json
-def command(control: str | None, as_json: bool) -> None:
+def command(control: str | None, direct: bool, as_json: bool) -> None:
     """Show the MPTCP connections and what their subflows measure.
 
     \b
@@ -30,17 +32,39 @@ def command(control: str | None, as_json: bool) -> None:
     stalled        time the sender stood still because of a slow path
 
     What is not known is shown as –, and as null in --json.  Times are exact at the
-    moment of asking.
+    moment of asking.  Where no daemon runs, the kernel's list of sockets answers: it knows
+    neither what only probes see (LOST, stalled) nor since when a subflow is there.
     """
-    answer: Connections = control_client.get(
-        control or control_client.default_path(), "/v1/connections"
-    )
+    answer = _asked(control, direct)
     if as_json:
         click.echo(json.dumps(answer))
     elif not answer["connections"]:
         click.echo("no MPTCP connections")
     else:
         click.echo(table(answer))
+
+
+def _asked(control: str | None, direct: bool) -> Connections:
+    """The answer of the daemon; without one, or past it, the kernel's."""
+    silence = None
+    if not direct:
+        try:
+            answer: Connections = control_client.get(
+                control or control_client.default_path(), "/v1/connections"
+            )
+        except Failure as failure:
+            if control is not None or failure.exit_code != ExitCode.NO_DAEMON:
+                raise
+            silence = failure
+        else:
+            return answer
+    from mptcpd_ebpf import daemon_or_kernel  # msgspec and more: only where no daemon answers
+
+    if silence is not None:
+        if daemon_or_kernel.control_path(control, direct) is not None:
+            raise silence
+        click.echo("mptcpd-ebpf: no daemon runs here; this is what the kernel tells", err=True)
+    return daemon_or_kernel.connections_of_kernel()
 
 
 def table(answer: Connections) -> str:

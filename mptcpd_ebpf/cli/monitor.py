@@ -74,7 +74,8 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _clock(at: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(at)) + f".{at % 1 * 1000:03.0f}"
+    # Cut off, not rounded: what is to come has its own second.
+    return time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
 
 
 _NAMED = ("event", "token", "local", "remote")

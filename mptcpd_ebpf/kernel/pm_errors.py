@@ -80,12 +80,12 @@ _BY_ERRNO = {
     (Cmd.ADD_ADDR, errno.EEXIST): "this address has an endpoint already",
     (Cmd.ADD_ADDR, errno.EBUSY): "this address id is another endpoint's",
     (Cmd.ADD_ADDR, errno.ERANGE): (
-        "the kernel's endpoint table is full: remove an endpoint first (`ip mptcp endpoint`)"
+        "the kernel's endpoint table is full: remove an endpoint first (`mptcpd-ebpf endpoint del`)"
     ),
     # Linux 6.1 does not tell the next three apart.
     (Cmd.ADD_ADDR, errno.EINVAL): (
         "the address or the address id is an endpoint's already, or the kernel's endpoint table "
-        "is full (`ip mptcp endpoint`)"
+        "is full (`mptcpd-ebpf endpoint show`)"
     ),
     (Cmd.ADD_ADDR, errno.EADDRINUSE): "something listens on that address and port already",
     (Cmd.ADD_ADDR, errno.EADDRNOTAVAIL): "the address is not on this host",

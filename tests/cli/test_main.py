@@ -37,6 +37,9 @@ def test_the_version() -> None:
         (("daemon", "--prob=magic"), "Invalid value for '--probes': 'magic' is not one of"),
         (("daemon", "--prob=magic", "--probes=auto"), "Invalid value for '--probes': 'magic'"),
         (("daemon", "--l=null"), "Option '--l' could be --load-plugins, --log, --log-level. (see"),
+        (("limits", "--subflows", "x"), "Invalid value for '--subflows': 'x' is not a valid whole"),
+        (("announce", "0x1_0", "10.0.0.1"), "Invalid value for 'TOKEN': '0x1_0' is no token: give"),
+        (("withdraw", "123456789", "1"), "Invalid value for 'TOKEN': '123456789' is no token"),
         (("daemon", "--de=1"), "Option '--debug' does not take a value."),
     ],
 )

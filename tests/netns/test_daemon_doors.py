@@ -5,6 +5,7 @@ The peer is a kernel that is told to join the announced address and port.
 """
 
 import json
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -29,13 +30,16 @@ def inside(host: Host) -> tuple[str, ...]:
 
 
 @contextmanager
-def served(lab: Lab, folder: Path) -> Iterator[tuple[RunningDaemon, Peer, Pair]]:
-    """A daemon on the server, a kernel as the client, and a connection between them."""
+def served(lab: Lab, folder: Path, *through: str) -> Iterator[tuple[RunningDaemon, Peer, Pair]]:
+    """A daemon on the server, a kernel as the client, and a connection between them.
+
+    `through` is a command that starts the daemon.
+    """
     with (
         peer(lab.client) as client,
         peer(lab.server) as server,
         connected(client, server, lab.paths[0].server_ip) as pair,
-        daemon(folder, "--probes=netlink", prefix=inside(lab.server)) as running,
+        daemon(folder, "--probes=netlink", prefix=(*inside(lab.server), *through)) as running,
     ):
         yield running, client, pair
 
@@ -69,6 +73,7 @@ def test_an_announced_port_is_listened_at_until_the_address_is_withdrawn(
     with served(mptcp_lab, tmp_path) as (running, client, pair):
         told = announce(running, pair, ip, "--port", "any")
         assert doors(mptcp_lab, ip) == {told["port"]}
+        assert f"by hand: announce {ip} port {told['port']} as id" in running.log
         assert (told["listen"], told["port"] > 1023) == (True, True)
         heard = client.heard.wait(AddressAnnounced)
         assert (heard.ip, heard.port) == (ip, told["port"])
@@ -168,3 +173,14 @@ def test_without_a_daemon_nobody_could_go_on_listening(mptcp_lab: Lab) -> None:
         ended = command("announce", "12345678", ip, *arguments, prefix=prefix)
         assert ended.returncode == code, ended
         assert words in ended.stderr
+
+
+def test_the_unit_s_capabilities_are_enough_for_every_port(mptcp_lab: Lab, tmp_path: Path) -> None:
+    unit = Path(__file__).parents[2] / "systemd" / "mptcpd-ebpf.service"
+    (names,) = re.findall("^CapabilityBoundingSet=(.*)", unit.read_text(), re.MULTILINE)
+    kept = "".join(f",+{name.removeprefix('CAP_').lower()}" for name in names.split())
+    ip = mptcp_lab.paths[1].server_ip
+    bounded = ("setpriv", f"--bounding-set=-all{kept}", "--")
+    with served(mptcp_lab, tmp_path, *bounded) as (running, _client, pair):
+        assert announce(running, pair, ip, "--port", "80")["port"] == 80
+        assert doors(mptcp_lab, ip) == {80}

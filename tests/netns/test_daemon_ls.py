@@ -13,11 +13,13 @@ from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.lab import Path as LabPath
 from mptcpd_ebpf.schema import Announced, ConnectionView, SubflowView
 from tests.netns.daemon_host import PATIENCE_S, adaptive_in, connections
-from tests.netns.daemon_process import RunningDaemon
+from tests.netns.daemon_process import RunningDaemon, command
 from tests.netns.probed import connection, exchange
 from tests.waiting import until
 
 MakeLab = Callable[..., Lab]
+
+UNPRIVILEGED = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
 
 COUNTERS = {
     "segments_out": "data_segs_out",
@@ -125,3 +127,47 @@ def test_an_address_that_the_peer_announced_is_told(
         # The kernel fills in the connection's port where the peer named none.
         port = ends.client.getpeername()[1]
         assert announced == {"id": 5, "ip": address, "port": port}
+
+
+@pytest.mark.parametrize("daemon", [False, True], ids=["no daemon", "past a daemon"])
+def test_without_a_daemon_the_kernel_is_asked(
+    make_mptcp_lab: MakeLab, tmp_path: Path, daemon: bool
+) -> None:
+    """What only probes and events tell is null; all else is as a daemon has it."""
+    lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=20)])
+    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+    inside = ("nsenter", f"--net=/run/netns/{lab.client.name}", "--")
+    with adaptive_in(lab.client, tmp_path) as running, connection(lab) as ends:
+        until(lambda: len(connections(running)[0]["subflows"]) == 2, "both are there", PATIENCE_S)
+        exchange(ends, b"x" * 1000)
+        known = listed(running)
+        arguments = ["ls", "--json"]
+        if daemon:
+            arguments.append("--direct")
+        else:
+            # Its subflows stay, as the last one may not go and the other has no plugin any more.
+            running.process.kill()
+            running.process.wait()
+        ended = command(*arguments, prefix=inside)
+        assert ended.returncode == 0
+        told = "" if daemon else "mptcpd-ebpf: no daemon runs here; this is what the kernel"
+        assert ended.stderr.startswith(told)
+        (found,) = json.loads(ended.stdout)["connections"]
+        typed(found, ConnectionView)
+        names = ("token", "server_side", "local", "remote", "pid", "comm")
+        assert {name: found[name] for name in names} == {name: known[name] for name in names}
+        assert found["stalled_ms"] is None
+        facts = ("local", "remote", "local_id", "remote_id", "interface", "state", "backup")
+        assert [{name: s[name] for name in facts} for s in found["subflows"]] == [
+            {name: s[name] for name in facts} for s in known["subflows"]
+        ]
+        for subflow in found["subflows"]:
+            typed(subflow, SubflowView)
+            assert (subflow["lost"], subflow["opened_at"]) == (None, None)
+            assert subflow["srtt_us"] > 5000
+        # Newer kernels show them to who has CAP_NET_ADMIN alone: then that is said, not "none".
+        seen = command("ls", "--direct", prefix=(*inside, *UNPRIVILEGED))
+        if seen.returncode == 77:
+            assert "CAP_NET_ADMIN" in seen.stderr
+        else:
+            assert found["token"] in seen.stdout

@@ -230,6 +230,9 @@ def test_doctor_names_a_daemon_and_a_stranger_at_work(tmp_path: Path) -> None:
         ended = command("doctor", prefix=running.inside)
         assert f"process {running.process.pid} serves this network namespace" in ended.stdout
         assert "other managers  none" in ended.stdout
+        unseen = command("doctor", prefix=(*running.inside, *UNPRIVILEGED)).stdout
+        assert f"process {running.process.pid} serves this network namespace" in unseen
+        assert "a process (pid unknown)" not in unseen, "it is that daemon"
         stranger = subprocess.Popen(
             [*running.inside, "ip", "mptcp", "monitor"], stdout=subprocess.DEVNULL
         )
