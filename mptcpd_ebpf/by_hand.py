@@ -61,18 +61,20 @@ def parse(fields: Mapping[str, Any], pm: PmClient) -> KernelCommand:
 def address_id(pm: PmClient, token: int, ip: str) -> int:
     """The id by which a connection knows an address of ours, or the lowest one it has free.
 
-    Where the kernel (before 6.10) does not list them, those of the live subflows must do.
+    The kernel's list drops an address when one of its subflows is destroyed, so the live
+    subflows' count too; before Linux 6.10, which has no such list, they must do.
     Raises NetlinkRefused if the kernel knows of no such connection, or ValueError if all
     255 are taken.
     """
+    live = [each for each in diag.subflows() if each.token == token]
+    # 0 is the address of the start, which has an id of its own once it is joined from.
+    known = {each.local.ip: each.local_id for each in live if each.local_id}
     try:
-        known = {each.ip: each.address_id for each in pm.connection_addresses(token)}
+        known |= {each.ip: each.address_id for each in pm.connection_addresses(token)}
     except NetlinkRefused as refused:
         if refused.errno != errno.EOPNOTSUPP:
             where = f"the address ids of connection {token:08x}"
             raise NetlinkRefused(f"{where}: {refused}", refused.errno) from None
-        live = [each for each in diag.snapshot().subflows if each.token == token]
-        known = {each.local.ip: each.local_id or 0 for each in live}
     if ip in known:
         return known[ip]
     taken = set(known.values())

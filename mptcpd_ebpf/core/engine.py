@@ -18,6 +18,7 @@ from msgspec import Struct, ValidationError, convert, to_builtins
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     BY_HAND,
+    AnnounceAddress,
     AnyCommand,
     Command,
     ConnectionCommand,
@@ -358,6 +359,7 @@ class Engine:
             managed = self.world.connections.get(command.token)
             if managed is not None:
                 managed.in_kernel = False
+                _learn_id(managed, command)
         if isinstance(command, SetBackup | DestroySubflow):
             key = (command.local, command.remote)
             if event.errno or isinstance(command, SetBackup):
@@ -431,3 +433,11 @@ class Engine:
         if decision.refused is None and not isinstance(command, RequestSample | ReadEndpoints):
             self._unanswered[decision.id] = decision
         outcome.decisions.append(decision)
+
+
+def _learn_id(connection: Connection, command: ConnectionCommand) -> None:
+    """The kernel took up an address with its id: no other may be proposed for it, nor that id."""
+    if isinstance(command, CreateSubflow) and command.local_id:
+        connection.local_ids[command.local_ip] = command.local_id
+    elif isinstance(command, AnnounceAddress):
+        connection.local_ids[command.ip] = command.address_id

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A connection stays with the path manager it was made under: who can serve it, and who cannot."""
+"""A connection stays with the path manager it was made under; what the answers tell of it."""
 
 import errno
 from typing import Any, ClassVar
 
 import pytest
+from msgspec.structs import replace
 
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.commands import Command, CreateSubflow
+from mptcpd_ebpf.core.commands import AnnounceAddress, Command, CreateSubflow, KernelCommand
 from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.model import Connection
 from mptcpd_ebpf.core.plugin import Commands, Context, Plugin
@@ -104,6 +105,19 @@ def test_a_command_that_succeeds_tells_the_mode() -> None:
     assert engine.world.connections[TOKEN].in_kernel is None
     engine.handle(ev.CommandAnswered(decision_id=decision.id, errno=0), START)
     assert engine.world.connections[TOKEN].in_kernel is False
+
+
+def test_an_id_that_the_kernel_took_up_is_known_before_its_subflow_stands() -> None:
+    engine = Engine()
+    connection = connect(engine)
+    commands: list[KernelCommand] = [
+        AnnounceAddress(token=TOKEN, ip="10.0.3.2", address_id=1, reason="test"),
+        replace(JOIN, local_id=2),
+    ]
+    for number, command in enumerate(commands, start=1):
+        engine.handle(ev.CommandAsked(command=command), START)
+        engine.handle(ev.CommandAnswered(decision_id=number), START)
+    assert connection.local_ids == {"10.0.3.2": 1, RADIO[0].ip: 2}
 
 
 @pytest.mark.parametrize("name", ["adaptive", "backup", "fullmesh", "ndiffports", "sspi"])

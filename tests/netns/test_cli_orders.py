@@ -18,6 +18,7 @@ from mptcpd_ebpf.core.events import (
     SubflowEstablished,
     SubflowPriority,
 )
+from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.lab import Host, Lab
 from tests.netns.daemon_process import PROGRAM, RunningDaemon, command, daemon, refusal
@@ -169,6 +170,38 @@ def test_subflows_and_announcements_reach_the_peer(
             assert again.backup is joins_marked()
         done(ask("subflow", "del", token, str(again.remote), remote, "--json"), way)
         server.wait(SubflowClosed, lambda e: e.remote == again.remote)
+
+
+def test_an_id_of_a_live_subflow_is_no_other_addresss(
+    mptcp_lab: Lab, through: tuple[str, Ask]
+) -> None:
+    """Of two subflows from one address one is destroyed, and the kernel's list forgets it."""
+    way, ask = through
+    first, second = (path.client_ip for path in mptcp_lab.paths)
+    with connection(mptcp_lab) as (pair, server):
+        token, remote = f"{pair.at_client.token:08x}", str(pair.at_client.remote)
+        made = []
+        for _ in range(2):
+            done(ask("subflow", "add", token, second, remote, "--json"), way)
+            made.append(server.wait(SubflowEstablished))
+            server.events.remove(made[-1])
+        assert [each.remote_id for each in made] == [1, 1]
+        done(ask("subflow", "del", token, str(made[0].remote), remote, "--json"), way)
+        server.wait(SubflowClosed, lambda e: e.remote == made[0].remote)
+
+        def announced(ip: str) -> int:
+            order = ("announce", token, ip, "--port", "7", "--no-listener", "--json")
+            address_id: int = done(ask(*order), way)["command"]["address_id"]
+            return address_id
+
+        other = announced(first)
+        assert other != 1
+        done(ask("withdraw", token, str(other), "--json"), way)
+        server.wait(AddressWithdrawn, lambda e: e.address_id == other)
+        assert announced(second) == 1
+        with mptcp_lab.client.entered():
+            assert len(diag.subflows()) == 2
+        pair.exchange()
 
 
 def test_a_daemon_keeps_the_last_subflow_and_remembers_who_asked(
