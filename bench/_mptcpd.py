@@ -106,10 +106,9 @@ def _idle(pid: int) -> bool:
 def on_own_processor() -> Iterator[None]:
     """The calling process leaves the daemons' processor to them, and keeps it awake."""
     before = os.sched_getaffinity(0)
-    awake = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "chrt", "--idle", "0", "taskset", "-c"]
-        + [str(max(before)), sys.executable, "-c", "while True: pass"]
-    )
+    at_rest = ["setpriv", "--pdeathsig", "KILL", "chrt", "--idle", "0"]
+    pinned = ["taskset", "--cpu-list", str(max(before))]
+    awake = subprocess.Popen([*at_rest, *pinned, sys.executable, "-c", "while True: pass"])
     os.sched_setaffinity(0, {min(before)})
     try:
         yield

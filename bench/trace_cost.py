@@ -4,8 +4,9 @@
 Each tool states its own overhead (calls and time of its programs, counted by the kernel);
 that is scaled to 10 Gbit/s by the bytes that went meanwhile.  What counting itself and the
 tools' processes cost is not in it, but in the throughput, which is compared within one
-transfer: a span with all tools between two spans without.  Hosts and routers share one
-machine here, so hooks that look at every packet are passed several times by each.
+transfer: a span with tools between two spans without.  Hosts and routers share one machine
+here, so hooks that look at every packet are passed several times by each, and the transfer
+takes all that the processors have: whatever a tool takes is missing from it.
 """
 
 import json
@@ -14,17 +15,35 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 from bench._figures import Figure, median_interval, table
 from mptcpd_ebpf.lab import Bulk, Lab, Path
 
 NAME = "trace tools"
 TOOLS = ("life", "joins", "resets", "retrans", "rtt", "stalls", "sched", "fallback", "pm")
+"""Those that watch a whole host, and so may well run together."""
+SINGLE = (("doctor", "{token}"), ("func", "mptcp_subflow_get_send"))
+"""Those that look at one connection, or one function."""
 _MAIN = "import sys; from mptcpd_ebpf.cli import main; main(sys.argv[1:])"
 _TARGET_PERCENT = 5.0
 _GBIT = 10.0
+
+Call = Sequence[str]
+"""A tool and its arguments."""
+
+
+class Span(NamedTuple):
+    """A part of a transfer with tools, between two without."""
+
+    mbit: float
+    ratio: float
+    """Of the throughput to that before and after."""
+    core_percent: list[float]
+    """Of a core at 10 Gbit/s, a tool each, by its own account."""
+    accounts: list[str]
 
 
 def run(quick: bool) -> str:
@@ -37,77 +56,80 @@ def run(quick: bool) -> str:
         far = lab.paths[1]
         lab.client.run(["ip", "mptcp", "endpoint", "add", far.client_ip, "subflow"])
         total = 0.0
-        for tool in TOOLS:
-            mbit, [overhead] = _traced(lab, [tool], seconds)
-            share = _scaled(overhead, mbit, seconds)
-            total += share
-            each = f"{overhead['ns_per_event']} ns, {overhead['events']} events"
+        for call in (*((tool,) for tool in TOOLS), *SINGLE):
+            span = _span(lab, [call], seconds)
+            what = f"{call[0]} at {_GBIT:g} Gbit/s"
             figures.append(
-                Figure(f"{tool} at {_GBIT:g} Gbit/s", f"{share:.2f} % of a core ({each})")
+                Figure(what, f"{span.core_percent[0]:.2f} % of a core ({span.accounts[0]})")
             )
+            if call[0] in TOOLS:
+                total += span.core_percent[0]
         figures.append(
             Figure(
-                "all tools together, added up",
+                f"the {len(TOOLS)} that watch a host together, added up",
                 f"{total:.2f} % of a core",
                 f"≤ {_TARGET_PERCENT:g} %",
                 total <= _TARGET_PERCENT,
             )
         )
-        ratios = [_ratio(lab, list(TOOLS), seconds) for _ in range(pairs)]
-    low, high = median_interval(ratios)
-    middle = statistics.median(ratios)
-    figures.append(
-        Figure(
-            "throughput with all tools over without",
-            f"median {middle:.3f}, 95 % interval {low:.3f}…{high:.3f}, n {len(ratios)}",
-        )
-    )
+        figures.append(_throughput(lab, "rtt alone", [("rtt",)], seconds, pairs))
+        every = [(tool,) for tool in TOOLS]
+        figures.append(_throughput(lab, f"these {len(TOOLS)}", every, seconds, pairs))
     return table(figures)
 
 
-def _scaled(overhead: dict[str, float], mbit: float, seconds: float) -> float:
-    """Per cent of a core at 10 Gbit/s: what a bit cost, times bits."""
-    percent = 100 * overhead["events"] * overhead["ns_per_event"] / (seconds * 1e9)
-    return percent * _GBIT * 1000 / mbit
+def _throughput(lab: Lab, what: str, calls: Sequence[Call], seconds: float, pairs: int) -> Figure:
+    spans = [_span(lab, calls, seconds) for _ in range(pairs)]
+    ratios = [span.ratio for span in spans]
+    low, high = median_interval(ratios)
+    gbit = statistics.median(span.mbit / span.ratio for span in spans) / 1000
+    share = statistics.median(sum(span.core_percent) for span in spans) * gbit / _GBIT
+    return Figure(
+        f"throughput with {what} over without",
+        f"median {statistics.median(ratios):.3f}, 95 % interval {low:.3f}…{high:.3f}, n {pairs}; "
+        f"{gbit:.0f} Gbit/s without, at which the account says {share:.0f} % of a core",
+    )
 
 
-def _traced(lab: Lab, tools: list[str], seconds: float) -> tuple[float, list[dict[str, float]]]:
-    """Mbit/s of a transfer and each tool's own account of what it cost meanwhile."""
-    with _running(lab, tools) as processes:
-        mbit = lab.start(Bulk(seconds=seconds)).result().mbit
-        return mbit, [_overhead(process) for process in processes]
-
-
-def _ratio(lab: Lab, tools: list[str], seconds: float) -> float:
-    """Throughput while the tools run over that before and after."""
+def _span(lab: Lab, calls: Sequence[Call], seconds: float) -> Span:
     transfer = lab.start(Bulk())
     try:
-        before = _span(seconds)
-        with _running(lab, tools) as processes:
-            during = _span(seconds)
-            for process in processes:
-                _overhead(process)
-        after = _span(seconds)
+        before = _wait(seconds)
+        with _running(lab, calls, f"{transfer.token or 0:08x}") as processes:
+            during = _wait(seconds)
+            overheads = [_overhead(process) for process in processes]
+        after = _wait(seconds)
     finally:
         result = transfer.stop()
     rates = [result.mbit_between(*span) for span in (before, during, after)]
-    return 2 * rates[1] / (rates[0] + rates[2])
+    # A tool counts from its first line to its end, which is a little longer than the span.
+    to_target = _GBIT * 1000 / rates[1] / seconds
+    return Span(
+        rates[1],
+        2 * rates[1] / (rates[0] + rates[2]),
+        [100e-9 * each["events"] * each["ns_per_event"] * to_target for each in overheads],
+        [f"{each['ns_per_event']} ns, {each['events']} events" for each in overheads],
+    )
 
 
-def _span(seconds: float) -> tuple[int, int]:
+def _wait(seconds: float) -> tuple[int, int]:
     began = time.monotonic_ns()
     time.sleep(seconds)
     return began, time.monotonic_ns()
 
 
 @contextmanager
-def _running(lab: Lab, tools: list[str]) -> Iterator[list["subprocess.Popen[bytes]"]]:
+def _running(
+    lab: Lab, calls: Sequence[Call], token: str
+) -> Iterator[list["subprocess.Popen[bytes]"]]:
     """The tools, all attached."""
     with ExitStack() as stack:
         processes = []
-        for tool in tools:
+        for call in calls:
+            arguments = [argument.format(token=token) for argument in call]
             process = lab.client.popen(
-                [sys.executable, "-c", _MAIN, "trace", tool, "--json"], stdout=subprocess.PIPE
+                [sys.executable, "-c", _MAIN, "trace", *arguments, "--json"],
+                stdout=subprocess.PIPE,
             )
             stack.callback(process.kill)
             assert process.stdout is not None
