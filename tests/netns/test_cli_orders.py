@@ -21,6 +21,7 @@ from mptcpd_ebpf.core.events import (
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.lab import Host, Lab
+from mptcpd_ebpf.lab.wire import FIN, RST, AddAddr, MPJoinSyn, MPPrio, RemoveAddr, Wire
 from tests.netns.daemon_process import PROGRAM, RunningDaemon, command, daemon, refusal
 from tests.netns.mptcp_peers import Heard, Pair, connected, peer
 from tests.waiting import SLOWNESS, until
@@ -170,6 +171,46 @@ def test_subflows_and_announcements_reach_the_peer(
             assert again.backup is joins_marked()
         done(ask("subflow", "del", token, str(again.remote), remote, "--json"), way)
         server.wait(SubflowClosed, lambda e: e.remote == again.remote)
+
+
+def test_every_order_for_a_connection_is_on_the_wire(
+    mptcp_lab: Lab, through: tuple[str, Ask]
+) -> None:
+    """What leaves the client's interfaces, whatever the daemon or the kernel says of it."""
+    way, ask = through
+    first, second = mptcp_lab.paths
+    with connection(mptcp_lab) as (pair, server), Wire(mptcp_lab.client.name) as wire:
+        token, remote = f"{pair.at_client.token:08x}", str(pair.at_client.remote)
+
+        def carry_out(*words: str) -> dict[str, Any]:
+            fields: dict[str, Any] = done(ask(*words, "--json"), way)["command"]
+            return fields
+
+        made = carry_out("subflow", "add", token, second.client_ip, remote)
+        join = wire.expect(
+            MPJoinSyn(address_id=made["local_id"], backup=0),
+            direction="out",
+            interface=second.client_if,
+            source=second.client_ip,
+        )
+        local = str(join.flow.source)
+        server.wait(SubflowEstablished)
+        for flag, backup in (([], 1), (["--clear"], 0)):
+            carry_out("subflow", "backup", token, local, remote, *flag)
+            wire.expect(MPPrio(backup=backup), direction="out", flow=join.flow)
+        said = carry_out("announce", token, first.client_ip, "--port", "7", "--no-listener")
+        address_id = said["address_id"]
+        announced = AddAddr(echo=0, address_id=address_id, address=first.client_ip, port=7)
+        wire.expect(announced, direction="out")
+        carry_out("withdraw", token, str(address_id))
+        wire.expect(RemoveAddr(address_ids=[address_id]), direction="out")
+        carry_out("subflow", "del", token, local, remote)
+        until(
+            lambda: any(
+                wire.matching(direction="out", flow=join.flow, flags=flags) for flags in (FIN, RST)
+            ),
+            "the subflow's end",
+        )
 
 
 def test_an_id_of_a_live_subflow_is_no_other_addresss(
