@@ -102,12 +102,11 @@ def _span(lab: Lab, calls: Sequence[Call], seconds: float) -> Span:
     finally:
         result = transfer.stop()
     rates = [result.mbit_between(*span) for span in (before, during, after)]
-    # A tool counts from its first line to its end, which is a little longer than the span.
-    to_target = _GBIT * 1000 / rates[1] / seconds
+    to_target = _GBIT * 1000 / rates[1]
     return Span(
         rates[1],
         2 * rates[1] / (rates[0] + rates[2]),
-        [100e-9 * each["events"] * each["ns_per_event"] * to_target for each in overheads],
+        [each["cpu_percent"] * to_target for each in overheads],
         [f"{each['ns_per_event']} ns, {each['events']} events" for each in overheads],
     )
 
