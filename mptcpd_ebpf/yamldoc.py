@@ -14,7 +14,7 @@ has: aliases (a few lines can expand to gigabytes), tags, merge keys, endless ne
 import difflib
 import re
 from enum import Enum
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import yaml
@@ -189,8 +189,9 @@ class Document:
 
     def check(self, data: Any, wanted: Any, path: KeyPath = ()) -> None:
         """Adds a mistake for everything in `data`, at `path`, that does not fit the type."""
-        if isinstance(wanted, type) and issubclass(wanted, Struct):
-            self._check_struct(data, wanted, path)
+        struct = _struct_for(data, wanted)
+        if struct is not None:
+            self._check_struct(data, struct, path)
             return
         inner = _inner_types(data, wanted)
         if inner is not None:
@@ -208,6 +209,8 @@ class Document:
             if isinstance(wanted, type) and issubclass(wanted, Enum):
                 allowed = ", ".join(str(member.value) for member in wanted)
                 reason = f"{_shown(data)} is none of {allowed}"
+            elif get_origin(wanted) is Literal and isinstance(data, str):
+                reason = f"{_shown(data)} is none of {', '.join(map(str, get_args(wanted)))}"
             self.mistake((*path, *below), reason)
         else:
             self._check_itself(data, wanted, path)
@@ -247,6 +250,14 @@ def _fits(data: Any, wanted: Any) -> bool:
     except msgspec.ValidationError:
         return False
     return True
+
+
+def _struct_for(data: Any, wanted: Any) -> type[Struct] | None:
+    """The struct that data is checked against key by key; one that may be absent too."""
+    for candidate in (wanted, *(get_args(wanted) if isinstance(data, dict) else ())):
+        if isinstance(candidate, type) and issubclass(candidate, Struct):
+            return candidate
+    return None
 
 
 def _inner_types(data: Any, wanted: Any) -> tuple[Any, Any] | None:

@@ -17,8 +17,24 @@ paths:
   - {name: lte, delay_ms: 40, rate_mbit: 20}
 """
 
+
+def _lab_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    from mptcpd_ebpf.lab.keeper import RequestError, check_name
+
+    try:
+        check_name(value)
+    except RequestError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
 _name = click.option(
-    "-n", "--name", default="lab", show_default=True, help="Which lab, where several are up."
+    "-n",
+    "--name",
+    default="lab",
+    show_default=True,
+    callback=_lab_name,
+    help="Which lab, where several are up.",
 )
 _direction = click.option(
     "--direction",
@@ -30,10 +46,10 @@ _direction = click.option(
 
 
 @contextmanager
-def _failures(refused: ExitCode = ExitCode.USAGE) -> Iterator[None]:
+def _failures(failed: ExitCode = ExitCode.CHECK_FAILED) -> Iterator[None]:
     """The lab's errors as a person sees them, with their exit codes."""
     from mptcpd_ebpf.lab.errors import LabError, UnavailableError
-    from mptcpd_ebpf.lab.keeper import NotUpError, TakenError
+    from mptcpd_ebpf.lab.keeper import NotUpError, RequestError, TakenError
 
     if os.geteuid() != 0:
         raise Failure("a lab is root's: it makes network namespaces", ExitCode.PRIVILEGE)
@@ -47,8 +63,10 @@ def _failures(refused: ExitCode = ExitCode.USAGE) -> Iterator[None]:
         raise Failure(str(error), code) from None
     except TakenError as error:
         raise Failure(f"{error}: name another with --name", ExitCode.HELD) from None
+    except RequestError as error:
+        raise Failure(str(error), ExitCode.USAGE) from None
     except LabError as error:
-        raise Failure(str(error), refused) from None
+        raise Failure(str(error), failed) from None
 
 
 @click.group()
@@ -78,14 +96,16 @@ def up(file: str | None, name: str) -> None:
     Without FILE it has two paths, fibre (10 ms each way) and lte (40 ms), 20 Mbit/s
     each.  docs/lab.md explains the keys.
     """
-    with _failures(refused=ExitCode.CONFIG):
-        from mptcpd_ebpf.lab import keeper
+    with _failures(failed=ExitCode.CONFIG):
         from mptcpd_ebpf.lab.file import loads, read
 
         try:
             topology = loads(_SAMPLE, "the default lab") if file is None else read(file)
         except OSError as error:
             raise Failure(f"{file}: {error.strerror}", ExitCode.CONFIG) from None
+    with _failures():
+        from mptcpd_ebpf.lab import keeper
+
         keeper.up(name, topology)
         _print(keeper.ask(name, {"show": True}))
 
@@ -163,7 +183,10 @@ def _step(name: str, step: dict[str, Any]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON, with a schema number.")
 @_name
 def show(as_json: bool, name: str) -> None:
-    """Show a lab: its hosts' namespaces, its paths, and what they do to packets."""
+    """Show a lab: its hosts' namespaces, its paths, and what they do to packets.
+
+    The exit code is 1 if paths are not impaired as shown, because their emulator died.
+    """
     with _failures():
         from mptcpd_ebpf.lab import keeper
 
@@ -172,6 +195,12 @@ def show(as_json: bool, name: str) -> None:
         click.echo(json.dumps(record))
     else:
         _print(record)
+    _must_work(record)
+
+
+def _must_work(record: dict[str, Any]) -> None:
+    if record["trouble"]:
+        raise Failure(record["trouble"], ExitCode.CHECK_FAILED)
 
 
 @command.command("exec", context_settings={"ignore_unknown_options": True})
@@ -182,12 +211,12 @@ def exec_(host: str, argv: tuple[str, ...], name: str) -> NoReturn:
     """Run a COMMAND on a HOST of the lab."""
     with _failures():
         from mptcpd_ebpf.lab import keeper, namespaces
-        from mptcpd_ebpf.lab.errors import LabError
 
         record = keeper.ask(name, {"show": True})
         hosts = {h["name"]: h["namespace"] for h in record["hosts"] + record["routers"]}
         if host not in hosts:
-            raise LabError(f"there is no host {host!r}; there are {', '.join(hosts)}")
+            raise keeper.RequestError(f"there is no host {host!r}; there are {', '.join(hosts)}")
+        _must_work(record)
         with namespaces.entered(hosts[host]):
             try:
                 os.execvp(argv[0], argv)
@@ -235,6 +264,8 @@ def _print(record: dict[str, Any]) -> None:
         nat = ", NAT" if path["nat"] else ""
         ends = f"{path['between'][0]} {near} to {path['between'][1]} {far}"
         click.echo(f"path     {path['name']:<15} {ends}{through}{nat}")
+        for words in _fault_words(path["faults"]):
+            click.echo(f"           {words}")
         _print_link(path)
     for neck in record["bottlenecks"]:
         click.echo(f"shared   {neck['name']}")
@@ -245,6 +276,17 @@ def _print(record: dict[str, Any]) -> None:
         click.echo(f"schedule {schedule['done']} of {schedule['steps']} steps done{error}")
 
 
+def _fault_words(faults: dict[str, Any]) -> Iterator[str]:
+    if faults["router_off"]:
+        yield "ROUTER OFF"
+    if faults["interface_removed"]:
+        yield "INTERFACE REMOVED at the client"
+    for end in faults["carrier_off"]:
+        yield f"CARRIER OFF at the {end}"
+    for end in faults["address_removed"]:
+        yield f"ADDRESS REMOVED at the {end}"
+
+
 def _print_link(link: dict[str, Any]) -> None:
     if link["up"] == link["down"]:
         click.echo(f"           both   {_words(link['up'])}")
@@ -253,17 +295,30 @@ def _print_link(link: dict[str, Any]) -> None:
             click.echo(f"           {direction:<6} {_words(link[direction])}")
 
 
+def _burst(burst: dict[str, float]) -> str:
+    lost, otherwise = burst["loss_percent"], burst["good_loss_percent"]
+    words = f"bursts (enter {burst['enter_percent']:g} %, leave {burst['leave_percent']:g} %"
+    words += f", loss {lost:g} %" if lost != 100 else ""
+    return words + (f", otherwise {otherwise:g} %)" if otherwise else ")")
+
+
 _WORDS: list[tuple[str, Callable[[Any], str]]] = [
     ("delay_ms", lambda value: f"delay {value:g} ms"),
     ("jitter_ms", lambda value: f"± {value:g} ms"),
     ("reorder", lambda _: "reordering"),
     ("loss_percent", lambda value: f"loss {value:g} %"),
-    ("burst", lambda value: f"bursts {value}"),
+    ("burst", _burst),
     ("rate_mbit", lambda value: f"rate {value:g} Mbit/s"),
+    ("queue_ms", lambda value: f"queue {value:g} ms"),
     ("blackhole", lambda _: "BLACKHOLE"),
+    ("strip_mptcp", lambda _: "MPTCP STRIPPED"),
+    ("drop_mptcp", lambda value: f"DROPPED: {', '.join(value)}"),
 ]
 
 
 def _words(impairment: dict[str, Any]) -> str:
-    words = [say(impairment[field]) for field, say in _WORDS if impairment[field]]
+    shown = dict(impairment)
+    if shown["rate_mbit"] is None:
+        shown["queue_ms"] = None  # the queue is the rate limit's
+    words = [say(shown[field]) for field, say in _WORDS if shown.get(field)]
     return ", ".join(words) or "unimpaired"

@@ -22,7 +22,7 @@ class Backend(Protocol):
     name: str
 
     def prepare(self) -> None:
-        """Sets everything up, before the first `apply`."""
+        """Sets everything up, before the first `apply`; UnavailableError if it cannot work here."""
 
     def apply(self, link: int, states: dict[int, State]) -> None:
         """Makes the given directions (UP, DOWN) of link number `link` so."""
@@ -35,6 +35,9 @@ class Backend(Protocol):
 
     def flush(self, link: int) -> None:
         """Drops what is on its way."""
+
+    def error(self) -> str | None:
+        """Why links are not impaired as they should be, None if they are."""
 
     def close(self) -> None:
         """Ends it; raises LabError if it had not worked to the end."""
@@ -149,6 +152,9 @@ class Netem:
                 host.batch("tc", [f"qdisc del dev {device} root"])
                 self.shaper.change(link, {direction: lines})
 
+    def error(self) -> str | None:
+        return self.emulation.error()
+
     def close(self) -> None:
         self.emulation.close()
 
@@ -158,14 +164,21 @@ class Nfqueue:
 
     name = "nfqueue"
 
-    def __init__(self, links: list[Link], seed: int | None) -> None:
+    def __init__(self, links: list[Link], seed: int | None, instead_of: str = "") -> None:
+        self.instead_of = instead_of
+        """What had been better and why it does not work, for the error if this does not either."""
         self.shaper = _Shaper(links)
         self.emulation = Emulation(links, seed)
 
     def prepare(self) -> None:
-        self.emulation.start()
-        for number in range(len(self.shaper.links)):
-            self.emulation.divert(number)
+        try:
+            self.emulation.start()
+            for number in range(len(self.shaper.links)):
+                self.emulation.divert(number)
+        except UnavailableError as error:
+            if not self.instead_of:
+                raise
+            raise UnavailableError(f"{error}; {self.instead_of}") from None
 
     def apply(self, link: int, states: dict[int, State]) -> None:
         self.emulation.impair(link, states)
@@ -179,6 +192,9 @@ class Nfqueue:
 
     def flush(self, link: int) -> None:
         self.emulation.flush(link)
+
+    def error(self) -> str | None:
+        return self.emulation.error()
 
     def close(self) -> None:
         self.emulation.close()
@@ -195,10 +211,10 @@ def choose(name: BackendName, scratch: Host, links: list[Link], seed: int | None
     missing = _try_netem(scratch, options)
     if missing is None:
         return Netem(links, seed)
+    reason = f"{f'netem {options}'.strip()} does not work here: {missing}"
     if name == "netem":
-        wanted = f"netem {options}".strip()
-        raise UnavailableError(f"{wanted} does not work here: {missing}")
-    return Nfqueue(links, seed)
+        raise UnavailableError(reason)
+    return Nfqueue(links, seed, reason)
 
 
 def _try_netem(scratch: Host, options: str) -> str | None:

@@ -15,9 +15,11 @@ from mptcpd_ebpf.lab.errors import LabError, UnavailableError
 from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.impairment import Impairment
 from mptcpd_ebpf.lab.middlebox import families
-from mptcpd_ebpf.lab.wiring import FAR
+from mptcpd_ebpf.lab.topology import FAR
 
 UP, DOWN = 0, 1
+
+_ENDED = "the path emulator has ended: packets have passed unimpaired since"
 
 State = tuple[Impairment, bool]
 """An impairment, and whether everything is swallowed (blackhole)."""
@@ -74,7 +76,9 @@ class Emulation:
             ]
         )
         for tool in families(host):
-            host.run([f"{tool}-restore", "--noflush"], input=rules)
+            done = host.run([f"{tool}-restore", "--noflush"], input=rules, check=False)
+            if done.returncode:
+                raise UnavailableError(f"NFQUEUE does not work here: {done.stderr.strip()}")
         self._diverted.add(link)
 
     def impair(self, link: int, states: dict[int, State]) -> None:
@@ -109,10 +113,14 @@ class Emulation:
             self.control.send(json.dumps(request).encode())
             answer = self.control.recv(65536)
         if not answer:
-            raise LabError("the path emulator has ended: packets have passed unimpaired since")
+            raise LabError(_ENDED)
         result: dict[str, Any] = json.loads(answer)
         if not result["ok"]:
-            raise UnavailableError(f"the path emulator: {result['error']}")
+            raise UnavailableError(f"NFQUEUE does not work here: {result['error']}")
+
+    def error(self) -> str | None:
+        """That the process has ended by itself, if it has."""
+        return _ENDED if self.process is not None and self.process.poll() is not None else None
 
     def close(self) -> None:
         """Ends the process.  Raises LabError if it had ended by itself."""

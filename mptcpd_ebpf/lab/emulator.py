@@ -39,7 +39,7 @@ _SUBSYS_QUEUE = 3 << 8
 _MSG_VERDICT, _MSG_CONFIG, _MSG_VERDICT_BATCH = (_SUBSYS_QUEUE | n for n in (1, 2, 3))
 _VERDICT_HDR = 2
 _CFG_CMD, _CFG_PARAMS, _CFG_MAXLEN = 1, 2, 3
-_CMD_BIND = 1
+_CMD_BIND, _CMD_PF_BIND = 1, 3
 _COPY_META, _COPY_PACKET = 1, 2
 _PAYLOAD = 10
 _HEADERS = 120  # bytes: IPv4 with options, or IPv6, and a TCP header of 60
@@ -108,6 +108,16 @@ class Queue:
             self.wanted = 512 if self.drop_options else _ID_AT.stop
             mode = (_HEADERS, _COPY_PACKET) if self.drop_options else (0, _COPY_META)
             self._configure(_CFG_PARAMS, struct.pack(">IB", *mode))
+
+    def probe(self) -> None:
+        """Raises OSError if this kernel has no NFQUEUE.  Of a queue that is not bound yet."""
+        # PF_BIND has done nothing since Linux 3.8, but only nfnetlink_queue takes it.
+        command = struct.pack(">BxH", _CMD_PF_BIND, socket.AF_INET)
+        flags = _NLM_F_REQUEST | _NLM_F_ACK
+        self.socket.send(_message(_MSG_CONFIG, self.number, _CFG_CMD, command, flags))
+        error = -int.from_bytes(self.socket.recv(64)[16:20], sys.byteorder, signed=True)
+        if error:
+            raise OSError(error, f"no nfnetlink_queue ({os.strerror(error)})")
 
     def bind(self) -> None:
         """From here on the kernel asks us; before, the rule lets packets pass."""
@@ -334,6 +344,7 @@ def main() -> None:
             Queue(spec["netns"], spec["number"], spec["seed"])
             for spec in json.loads(control.recv(65536))
         ]
+        queues[0].probe()
     except OSError as error:
         control.send(json.dumps({"ok": False, "error": str(error)}).encode())
         return

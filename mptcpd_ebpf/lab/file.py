@@ -1,9 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A topology from a YAML file: `Topology`'s fields, every mistake with its line."""
+"""A topology from plain data or a YAML file: `Topology`'s fields, every mistake with its place.
+
+Two looks find all mistakes at once.  `yamldoc.Document` walks the data beside the
+structs, key by key.  Then what fits is looked at as a whole (`topology.problems`), in
+which parts with a mistake are left out rather than judged by their remains.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
 
 from mptcpd_ebpf.lab.errors import LabError
-from mptcpd_ebpf.lab.topology import Topology, parse
-from mptcpd_ebpf.yamldoc import Document
+from mptcpd_ebpf.lab.impairment import Impairment
+from mptcpd_ebpf.lab.schedule import Step
+from mptcpd_ebpf.lab.topology import Bottleneck, Path, Topology, named, problems
+from mptcpd_ebpf.yamldoc import Document, KeyPath, dotted
+
+_STAND_INS: dict[str, tuple[type[Struct], dict[str, Any]]] = {
+    "paths": (Path, {}),
+    "bottlenecks": (Bottleneck, {}),
+    "schedule": (Step, {"at": 0, "fault": "heal"}),
+}
+"""The lists of a topology: what is in them, and what stands for an item that is no such thing."""
 
 
 def read(path: str) -> Topology:
@@ -15,11 +34,113 @@ def read(path: str) -> Topology:
 def loads(text: str, name: str) -> Topology:
     """A topology from YAML text; `name` is what mistakes call the file."""
     document = Document(text, name)
-    if not document.mistakes:
-        document.check(document.data or {}, Topology)
     if document.mistakes:
-        raise LabError("\n".join(str(mistake) for mistake in document.mistakes))
+        raise _error(document)
+    return _topology(document)
+
+
+def parse(data: Any) -> Topology:
+    """A topology from plain data, or from its fields.
+
+    Raises LabError with the key path of everything that is wrong.
+    """
+    document = Document("", "topology")
     try:
-        return parse(document.data or {})
-    except LabError as error:
-        raise LabError(f"{name}: {error}") from None
+        data = msgspec.to_builtins(data)
+    except TypeError as error:
+        raise LabError(f"topology: {error}") from None
+    if not isinstance(data, dict):
+        raise LabError("topology: expected keys and values")
+    for key, value in data.items():
+        document.lay_over((key,), value, document.file)
+    return _topology(document)
+
+
+def _topology(document: Document) -> Topology:
+    data = {} if document.data is None else document.data
+    document.check(data, Topology)
+    for path, changes in _changes(data):
+        document.check(changes, Impairment, path)
+    broken = [mistake.key for mistake in document.mistakes]
+    mended = _mended(data, broken)
+    if mended is not None:
+        topology = named(msgspec.convert(mended, Topology))
+        for path, reason in problems(topology):
+            if not _judged_by_remains(path, broken):
+                document.mistake(path, reason)
+        if not document.mistakes:
+            return topology
+    raise _error(document)
+
+
+def _changes(data: Any) -> list[tuple[KeyPath, dict[str, Any]]]:
+    """Where fields of an impairment stand in a dict of their own."""
+    found: list[tuple[KeyPath, dict[str, Any]]] = []
+    for key, names in (
+        ("paths", ("up", "down")),
+        ("bottlenecks", ("up", "down")),
+        ("schedule", ("set",)),
+    ):
+        items = data.get(key) if isinstance(data, dict) else None
+        for number, item in enumerate(items if isinstance(items, list) else []):
+            for name in names:
+                changes = item.get(name) if isinstance(item, dict) else None
+                if isinstance(changes, dict):
+                    found.append(((key, number, name), changes))
+    return found
+
+
+def _mended(data: Any, broken: list[str]) -> dict[str, Any] | None:
+    """The data without what has a mistake; None if there is too little left to look at."""
+    if not isinstance(data, dict):
+        return None
+    mended = {}
+    for key, value in data.items():
+        if key in _STAND_INS and isinstance(value, list):
+            mended[key] = [_item(key, number, item, broken) for number, item in enumerate(value)]
+        elif not _hit((key,), broken):
+            mended[key] = value
+        elif key in _STAND_INS or key == "hosts":
+            return None
+    return mended
+
+
+def _item(key: str, number: int, item: Any, broken: list[str]) -> Any:
+    if not _hit((key, number), broken):
+        return item
+    kind, stand_in = _STAND_INS[key]
+    if isinstance(item, dict):
+        kept = {name: v for name, v in item.items() if not _hit((key, number, name), broken)}
+        try:
+            msgspec.convert(kept, kind)
+        except msgspec.ValidationError:
+            return stand_in
+        return kept
+    return stand_in
+
+
+def _hit(path: KeyPath, broken: list[str]) -> bool:
+    """Whether there is a mistake at a key or below it."""
+    at = dotted(path)
+    return any(key == at or key.startswith((f"{at}.", f"{at}[")) for key in broken)
+
+
+def _judged_by_remains(path: KeyPath, broken: list[str]) -> bool:
+    """Whether a problem may only be there because something with a mistake was left out."""
+    # A bottleneck itself is judged by all paths, a step's path by all names.
+    by_paths = path[0] == "bottlenecks" and len(path) == 2
+    by_names = path[0] == "schedule" and path[2:] == ("path",)
+    if (by_paths or by_names) and _hit(("paths",), broken):
+        return True
+    # Whether a path has a NAT is the one thing of it that a fault's name depends on.
+    if path[0] == "schedule" and path[2:] == ("fault",):
+        return any(key.endswith("].nat") for key in broken)
+    return len(path) > 1 and _hit(path[:2], broken)
+
+
+def _error(document: Document) -> LabError:
+    mistakes = sorted(document.mistakes, key=lambda found: (found.line or 0, found.column or 0))
+    if len(mistakes) == 1:
+        return LabError(str(mistakes[0]))
+    lines = "".join(f"\n  {mistake}" for mistake in mistakes)
+    return LabError(f"{len(mistakes)} mistakes in {document.file}:{lines}")

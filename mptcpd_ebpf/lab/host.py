@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
 
 from mptcpd_ebpf.lab import namespaces
-from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.errors import LabError, no_such_command
 
 _SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
 _IFF_RUNNING = 0x40
@@ -62,7 +62,8 @@ class Host:
         """Runs a command here to its end and returns it with its output as text.
 
         Raises LabError with the command's words if it fails (unless `check` is False)
-        or takes longer than `timeout_s`.
+        or takes longer than `timeout_s`, UnavailableError if it is one of the lab's own
+        tools and missing.
         """
         with self.entered():
             try:
@@ -70,7 +71,7 @@ class Host:
                     argv, input=input, capture_output=True, text=True, timeout=timeout_s
                 )
             except FileNotFoundError:
-                raise LabError(f"{argv[0]}: no such command") from None
+                raise no_such_command(argv[0]) from None
             except subprocess.TimeoutExpired:
                 raise LabError(f"{' '.join(argv)}: no end after {timeout_s:g} s") from None
         if check and done.returncode:

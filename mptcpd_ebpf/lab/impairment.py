@@ -7,12 +7,13 @@ table.  The order of things on the way: loss, delay, then the rate limit with it
 queue (a token bucket, tc-tbf(8)).
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
-from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.errors import KeyPath, LabError, Problem, in_words
 
 Direction = Literal["up", "down", "both"]
 """up: from a path's first host (the client) to its second; down: the way back."""
@@ -49,47 +50,65 @@ class Impairment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 FIELDS = frozenset(Impairment.__struct_fields__)
 
+_RANGES = {
+    "delay_ms": (0, 60_000),
+    "jitter_ms": (0, 60_000),
+    "loss_percent": (0, 100),
+    "rate_mbit": (0.01, 100_000),
+    "queue_ms": (1, 60_000),
+}
+
+
+def problems(value: Impairment) -> Iterator[Problem]:
+    """What no path can have, each with its field."""
+    for name, (low, high) in _RANGES.items():
+        yield from _out_of_range((name,), getattr(value, name), low, high)
+    if value.burst is not None:
+        for name in value.burst.__struct_fields__:
+            yield from _out_of_range(("burst", name), getattr(value.burst, name), 0, 100)
+        if value.loss_percent:
+            yield ("burst",), "give loss_percent or burst, not both"
+    if value.jitter_ms > value.delay_ms:
+        reason = f"{value.jitter_ms:g} is above delay_ms, {value.delay_ms:g}"
+        yield ("jitter_ms",), f"{reason}: a packet cannot arrive before it was sent"
+
+
+def _out_of_range(path: KeyPath, value: float | None, low: float, high: float) -> Iterator[Problem]:
+    if value is not None and not low <= value <= high:
+        yield path, f"{value:g} is not in {low:g}…{high:.0f}"
+
+
+def judged(base: Impairment, changes: dict[str, Any]) -> tuple[Impairment, list[Problem]]:
+    """`base` with `changes`, and what is wrong with it.
+
+    With an unknown field or a wrong type it is `base`, and nothing further is looked at.
+    """
+    wrong: list[Problem] = []
+    for name, value in changes.items():
+        if name not in FIELDS:
+            wrong.append(((name,), f"a path has no such field; it has {', '.join(sorted(FIELDS))}"))
+            continue
+        try:
+            msgspec.convert({name: value}, Impairment)
+        except msgspec.ValidationError as error:
+            reason = str(error).partition(" - at ")[0]
+            wrong.append(((name,), f"{reason[:1].lower()}{reason[1:]}"))
+    if wrong:
+        return base, wrong
+    value = msgspec.convert({**_fields(base), **changes}, Impairment)
+    return value, list(problems(value))
+
 
 def changed(base: Impairment, changes: dict[str, Any], *, where: str) -> Impairment:
     """`base` with `changes`, checked.
 
-    Raises LabError naming `where` and the field for an unknown field, a wrong type or
-    a value out of range.
+    Raises LabError naming `where` and each field that is unknown, of a wrong type or out
+    of range.
     """
-    unknown = sorted(set(changes) - FIELDS)
-    if unknown:
-        raise LabError(f"{where}: a path has no {unknown[0]!r}; it has {', '.join(sorted(FIELDS))}")
-    try:
-        value = msgspec.convert({**_fields(base), **changes}, Impairment)
-    except msgspec.ValidationError as error:
-        raise LabError(f"{where}: {error}") from None
-    check(value, where=where)
+    value, wrong = judged(base, changes)
+    if wrong:
+        raise LabError(f"{where}: {in_words(wrong)}")
     return value
-
-
-def check(value: Impairment, *, where: str) -> None:
-    """Raises LabError for values that no path can have."""
-    burst = value.burst
-    percents = {"loss_percent": value.loss_percent}
-    if burst is not None:
-        percents |= {f"burst.{name}": getattr(burst, name) for name in burst.__struct_fields__}
-        if value.loss_percent:
-            raise LabError(f"{where}: give loss_percent or burst, not both")
-    for name, percent in percents.items():
-        if not 0 <= percent <= 100:
-            raise LabError(f"{where}: {name} is {percent:g}, not in 0…100")
-    for name in ("delay_ms", "jitter_ms"):
-        if not 0 <= getattr(value, name) <= 60_000:
-            raise LabError(f"{where}: {name} is {getattr(value, name):g}, not in 0…60000")
-    if value.jitter_ms > value.delay_ms:
-        raise LabError(
-            f"{where}: jitter_ms {value.jitter_ms:g} is above delay_ms {value.delay_ms:g}: "
-            "a packet cannot arrive before it was sent"
-        )
-    if value.rate_mbit is not None and not 0.01 <= value.rate_mbit <= 100_000:
-        raise LabError(f"{where}: rate_mbit is {value.rate_mbit:g}, not in 0.01…100000")
-    if not 1 <= value.queue_ms <= 60_000:
-        raise LabError(f"{where}: queue_ms is {value.queue_ms:g}, not in 1…60000")
 
 
 def _fields(value: Impairment) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from msgspec import Struct
 
 from mptcpd_ebpf.lab.errors import LabError
 from mptcpd_ebpf.lab.schedule import ENDS, End
-from mptcpd_ebpf.lab.wiring import FAR, NEAR, WORKSHOP, connect, neck_routers
+from mptcpd_ebpf.lab.topology import FAR, NEAR
+from mptcpd_ebpf.lab.wiring import WORKSHOP, connect, neck_routers
 
 if TYPE_CHECKING:
     from mptcpd_ebpf.lab.host import Host

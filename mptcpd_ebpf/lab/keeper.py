@@ -7,12 +7,16 @@ in its network namespace: a name in use is a lab that is up, and nothing is left
 it dies.  One SEQPACKET message is one request or answer, in JSON, from root alone.
 """
 
+import errno
 import json
 import os
+import re
 import signal
 import socket
 import struct
 import sys
+import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -30,6 +34,8 @@ SCHEMA = 1
 _PREFIX = "\0mptcpd-ebpf-lab/"
 _MESSAGE = 1 << 18
 _TIMEOUT_S = 30.0
+_LONGEST_NAME = 64  # an abstract name has room for 107 bytes, unix(7)
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST_NAME - 1}}}")
 _UCRED = struct.Struct("3i")  # pid, uid, gid
 
 
@@ -41,11 +47,25 @@ class TakenError(LabError):
     """Somebody keeps a lab of that name already."""
 
 
+class RequestError(LabError):
+    """What was asked for cannot be; nothing has happened."""
+
+
+def check_name(name: str) -> None:
+    """Raises RequestError for what cannot be a lab's name."""
+    if not _NAME.fullmatch(name):
+        raise RequestError(
+            f"{name!r} cannot be a lab's name: a letter or digit, then up to "
+            f"{_LONGEST_NAME - 1} letters, digits, '.', '-' and '_'"
+        )
+
+
 # --- the commands' side
 
 
 def up(name: str, topology: Topology) -> None:
     """Starts a keeper; returns when its lab can be used.  Raises LabError if it cannot be."""
+    check_name(name)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         pid = os.fork()
@@ -60,7 +80,11 @@ def up(name: str, topology: Topology) -> None:
 
 
 def ask(name: str, request: dict[str, Any]) -> dict[str, Any]:
-    """A keeper's answer; raises NotUpError if there is none, LabError if it refuses."""
+    """A keeper's answer.
+
+    Raises NotUpError if there is none, RequestError if it refuses, LabError if it fails.
+    """
+    check_name(name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(_TIMEOUT_S)
         try:
@@ -95,7 +119,22 @@ def _checked(answer: bytes) -> dict[str, Any]:
     return record
 
 
-_REFUSALS = {"unavailable": UnavailableError, "taken": TakenError, "error": LabError}
+_REFUSALS = {
+    "unavailable": UnavailableError,
+    "taken": TakenError,
+    "refused": RequestError,
+    "error": LabError,
+}
+
+
+def _refusal(error: Exception) -> dict[str, str]:
+    """How a keeper says what `_checked` raises again."""
+    if isinstance(error, LabError):
+        kind = next((key for key, kind in _REFUSALS.items() if type(error) is kind), "error")
+        return {kind: str(error)}
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    words = f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
+    return {"error": f"unexpectedly: {words}"}
 
 
 # --- the keeper's side
@@ -141,26 +180,34 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         listener.bind(_PREFIX + name)
-    except OSError:
-        report.send(json.dumps({"taken": f"a lab {name!r} is up already"}).encode())
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        words = f"a lab {name!r} is up already" if taken else f"{name!r}: {error.strerror}"
+        _send(report, {"taken" if taken else "error": words})
         return
     listener.listen(8)
     last: socket.socket | None = None
     try:
         with Lab.of(topology) as lab:
             schedule = lab.schedule() if topology.schedule else None
-            report.send(b"{}")
+            _send(report, {})
             report.close()
             last = _serve(listener, lab, schedule)
     except _Ended:
         return
-    except UnavailableError as error:
-        report.send(json.dumps({"unavailable": str(error)}).encode())
-    except LabError as error:
-        words = json.dumps({"error": str(error)}).encode()
-        (last or report).send(words)
+    except Exception as error:
+        if last is None:
+            _send(report, _refusal(error))
+        else:
+            _send(last, {"error": f"the lab is down, but {error}"})
     else:
-        last.send(b"{}")
+        _send(last, {})
+
+
+def _send(connection: socket.socket, answer: dict[str, Any]) -> None:
+    """Whoever does not wait for the answer any more goes without."""
+    with suppress(OSError):
+        connection.send(json.dumps(answer).encode())
 
 
 def _serve(listener: socket.socket, lab: Lab, schedule: RunningSchedule | None) -> socket.socket:
@@ -172,30 +219,27 @@ def _serve(listener: socket.socket, lab: Lab, schedule: RunningSchedule | None) 
         if _UCRED.unpack(credentials)[1] != os.geteuid():
             connection.close()
             continue
-        try:
-            request = json.loads(connection.recv(_MESSAGE))
+        with connection:
+            try:
+                request = json.loads(connection.recv(_MESSAGE))
+            except (OSError, ValueError):
+                continue
             if request == {"down": True}:
-                return connection
-            answer = _obey(lab, schedule, request)
-        except LabError as error:
-            answer = {"error": str(error)}
-        except (OSError, ValueError):
-            connection.close()
-            continue
-        try:
-            connection.send(json.dumps(answer).encode())
-        except OSError:
-            continue
-        finally:
-            connection.close()
+                return connection.dup()
+            try:
+                answer = _obey(lab, schedule, request)
+            except Exception as error:
+                answer = _refusal(error)
+            _send(connection, answer)
 
 
 def _obey(lab: Lab, schedule: RunningSchedule | None, request: dict[str, Any]) -> dict[str, Any]:
     if "step" in request:
         try:
             step = msgspec.convert(request["step"], Step)
-        except msgspec.ValidationError as error:
-            raise LabError(str(error)) from None
+            lab.check(step)
+        except (msgspec.ValidationError, LabError) as error:
+            raise RequestError(str(error)) from None
         lab.do(step)
     return shown(lab, schedule)
 
@@ -205,6 +249,7 @@ def shown(lab: Lab, schedule: RunningSchedule | None) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "backend": lab.backend.name,
+        "trouble": lab.backend.error(),
         "hosts": [_host(host) for host in lab.hosts.values()],
         "routers": [_host(host) for host in lab.routers.values()],
         "paths": [_path(path) for path in lab.paths],
@@ -227,8 +272,11 @@ def _link(link: LiveLink) -> dict[str, Any]:
 
 
 def _path(path: LivePath) -> dict[str, Any]:
+    link = _link(path)
+    for name, stripped, dropped in zip(("up", "down"), path.stripped, path.dropped, strict=True):
+        link[name] |= {"strip_mptcp": stripped, "drop_mptcp": list(dropped)}
     return {
-        **_link(path),
+        **link,
         "between": list(path.path.between),
         "addresses": [
             [ip for ip in dict.fromkeys(ips) if ip]
@@ -236,6 +284,12 @@ def _path(path: LivePath) -> dict[str, Any]:
         ],
         "nat": path.path.nat,
         "bottleneck": path.path.bottleneck,
+        "faults": {
+            "carrier_off": sorted(path.faults.carrier_off),
+            "address_removed": sorted(path.faults.address_removed),
+            "interface_removed": path.faults.interface_removed,
+            "router_off": path.faults.router_off,
+        },
     }
 
 

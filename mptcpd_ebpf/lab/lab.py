@@ -12,14 +12,15 @@ from typing import Any, Self, overload
 from mptcpd_ebpf.lab import namespaces
 from mptcpd_ebpf.lab.backends import Backend, choose
 from mptcpd_ebpf.lab.emulation import Link
-from mptcpd_ebpf.lab.errors import LabError, UnavailableError
+from mptcpd_ebpf.lab.errors import LabError, UnavailableError, in_words
+from mptcpd_ebpf.lab.file import parse
 from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.interfaces import Outlet
 from mptcpd_ebpf.lab.live import LiveLink, LivePath
 from mptcpd_ebpf.lab.middlebox import set_up_nat
 from mptcpd_ebpf.lab.running_schedule import RunningSchedule, action
-from mptcpd_ebpf.lab.schedule import Step, check_step
-from mptcpd_ebpf.lab.topology import Path, Topology, parse
+from mptcpd_ebpf.lab.schedule import Step, Target, problems
+from mptcpd_ebpf.lab.topology import FAR, NEAR, Path, Topology
 from mptcpd_ebpf.lab.traffic.results import (
     BulkResult,
     RequestResponseResult,
@@ -35,8 +36,6 @@ from mptcpd_ebpf.lab.traffic.workloads import (
     Stream,
 )
 from mptcpd_ebpf.lab.wiring import (
-    FAR,
-    NEAR,
     NO_DAD,
     NO_IPV6,
     ROUTER_SYSCTLS,
@@ -48,6 +47,7 @@ from mptcpd_ebpf.lab.wiring import (
     neck_routers,
     router_of,
 )
+from mptcpd_ebpf.yamldoc import dotted
 
 _TERM_GRACE_S = 1.0
 _numbers = itertools.count(1)
@@ -123,15 +123,39 @@ class Lab:
         return running
 
     def do(self, step: Step) -> None:
-        """Takes one step of a schedule at once, whatever its `at`."""
-        check_step(step, f"path {step.path}")
+        """Takes one step of a schedule at once, whatever its `at`.
+
+        Raises LabError for one that cannot be; then nothing has happened.
+        """
+        self.check(step)
         action(self._link(step.path), step)()
 
+    def check(self, step: Step) -> None:
+        """Raises LabError if the step cannot be taken now."""
+        found = [(path[1:], reason) for path, reason in problems([step], self._targets())]
+        if found:
+            raise LabError(f"{step.path}: {in_words(found)}")
+
     def schedule(self, steps: Sequence[Step] | None = None) -> RunningSchedule:
-        """Starts a schedule of faults: the given one, or the topology's."""
-        running = RunningSchedule(self.topology.schedule if steps is None else steps, self._link)
-        self._stack.callback(running.stop)
+        """Starts a schedule of faults: the given one, or the topology's.
+
+        Raises LabError for steps that cannot be; then none is taken.
+        """
+        wanted = self.topology.schedule if steps is None else list(steps)
+        found = list(problems(wanted, self._targets()))
+        if found:
+            lines = (f"schedule{dotted(path)}: {reason}" for path, reason in sorted(found))
+            raise LabError("\n".join(lines))
+        actions = [(step, action(self._link(step.path), step)) for step in wanted]
+        running = RunningSchedule(sorted(actions, key=lambda pair: pair[0].at))
+        self._stack.callback(running.close)
         return running
+
+    def _targets(self) -> dict[str | int, Target]:
+        targets: dict[str | int, Target] = {}
+        for path in self.paths:
+            targets[path.name] = targets[path.index] = path.target()
+        return targets | {name: neck.target() for name, neck in self.bottlenecks.items()}
 
     # --- life
 

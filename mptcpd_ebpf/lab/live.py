@@ -7,18 +7,19 @@ import time
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+import msgspec
+
 from mptcpd_ebpf.lab.backends import Backend
 from mptcpd_ebpf.lab.emulation import DOWN, UP
 from mptcpd_ebpf.lab.errors import LabError
 from mptcpd_ebpf.lab.impairment import Direction, Impairment, changed
 from mptcpd_ebpf.lab.interfaces import Faults, Interfaces, Outlet
 from mptcpd_ebpf.lab.middlebox import (
-    OPTION_SUBTYPES,
     OptionStripper,
     expire_nat,
     inject_resets,
 )
-from mptcpd_ebpf.lab.schedule import End
+from mptcpd_ebpf.lab.schedule import OPTION_SUBTYPES, End, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +77,10 @@ class LiveLink:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+    def target(self) -> Target:
+        """What a schedule's steps meet here."""
+        return Target(declared=self._declared, now=(self.up, self.down), bottleneck=True, nat=False)
 
     @property
     def up(self) -> Impairment:
@@ -164,6 +169,9 @@ class LivePath(LiveLink):
         self._interfaces = Interfaces(index, plan, hosts, router, outlet)
         self._stripper = OptionStripper(router)
         self._dropped: list[tuple[str, ...]] = [(), ()]
+
+    def target(self) -> Target:
+        return msgspec.structs.replace(super().target(), bottleneck=False, nat=self.path.nat)
 
     def subflows(self) -> int:
         """How many TCP connections or subflows the first host has from this path's addresses."""

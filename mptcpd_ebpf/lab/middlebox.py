@@ -17,23 +17,10 @@ import time
 from typing import TYPE_CHECKING
 
 from mptcpd_ebpf.lab.errors import LabError
-from mptcpd_ebpf.lab.wiring import FAR, NEAR
+from mptcpd_ebpf.lab.topology import FAR, NEAR
 
 if TYPE_CHECKING:
     from mptcpd_ebpf.lab.host import Host
-
-OPTION_SUBTYPES = {
-    "mp-capable": 0,
-    "mp-join": 1,
-    "dss": 2,
-    "add-addr": 3,
-    "remove-addr": 4,
-    "mp-prio": 5,
-    "mp-fail": 6,
-    "mp-fastclose": 7,
-    "mp-tcprst": 8,
-}
-"""RFC 8684, 9.3: MPTCP option subtypes."""
 
 _STRIP = "-p tcp -j TCPOPTSTRIP --strip-options 30"
 _SIDES = (f"-o {FAR}", f"-i {FAR}")  # up, down, as seen where packets are forwarded

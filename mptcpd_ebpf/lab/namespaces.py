@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn, ParamSpec, TypeVar
 
-from mptcpd_ebpf.lab.errors import LabError, UnavailableError
+from mptcpd_ebpf.lab.errors import LabError, UnavailableError, no_such_command
 
 RUN_NETNS = "/run/netns"
 PREFIX = "mptcplab"
@@ -59,13 +59,16 @@ def path_of(name: str) -> str:
 
 
 def create(names: list[str]) -> None:
-    """Makes named namespaces, their loopback up.  Raises UnavailableError without the right to."""
-    result = subprocess.run(
-        ["ip", "-batch", "-"],
-        input="".join(f"netns add {name}\n" for name in names),
-        capture_output=True,
-        text=True,
-    )
+    """Makes named namespaces.  Raises UnavailableError without the right to, or without ip(8)."""
+    try:
+        result = subprocess.run(
+            ["ip", "-batch", "-"],
+            input="".join(f"netns add {name}\n" for name in names),
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError:
+        raise no_such_command("ip") from None
     if result.returncode:
         remove(names)
         raise UnavailableError(f"cannot make a network namespace: {result.stderr.strip()}")

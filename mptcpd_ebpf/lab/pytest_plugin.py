@@ -53,8 +53,8 @@ def make_mptcp_lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab
     A path may be a dict of the fields of `Path`.
     """
     from mptcpd_ebpf.lab.errors import UnavailableError
+    from mptcpd_ebpf.lab.file import parse
     from mptcpd_ebpf.lab.lab import Lab
-    from mptcpd_ebpf.lab.topology import parse
 
     with ExitStack() as stack:
 

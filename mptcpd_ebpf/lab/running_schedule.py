@@ -8,20 +8,19 @@ from typing import Any, assert_never, cast
 
 from mptcpd_ebpf.lab.errors import LabError
 from mptcpd_ebpf.lab.live import LiveLink, LivePath
-from mptcpd_ebpf.lab.schedule import Fault, Step, check_steps
+from mptcpd_ebpf.lab.schedule import Fault, Step
 
 
 def action(link: LiveLink, step: Step) -> Callable[[], object]:
-    """What a step does to its path or bottleneck; LabError if that cannot have it done."""
-    fault = cast("Fault | None", step.fault)  # which check_step has seen to
+    """What a step, of which `schedule.problems` knows none, does to its path or bottleneck."""
+    fault = cast("Fault | None", step.fault)
     if fault is None:
         return lambda: link.set(direction=step.direction, **step.set)
     if fault == "heal":
         return link.heal
     if fault == "blackhole":
         return lambda: link.blackhole(step.direction)
-    if not isinstance(link, LivePath):
-        raise LabError(f"a bottleneck has no fault {fault!r}; it has blackhole, heal")
+    assert isinstance(link, LivePath)
     match fault:
         case "carrier-off":
             return lambda: link.carrier(False, end=step.end)
@@ -51,25 +50,30 @@ def action(link: LiveLink, step: Step) -> Callable[[], object]:
 
 
 class RunningSchedule:
-    """A schedule under way, in a thread of its own."""
+    """A schedule under way, in a thread of its own.
 
-    def __init__(self, steps: Sequence[Step], find: Callable[[str | int], LiveLink]) -> None:
-        check_steps(steps)
-        self.steps = sorted(steps, key=lambda step: step.at)
+    `actions` are its steps in their order, each with what it does.  A step that fails ends
+    it, and its error is raised by `wait`, or else when the lab ends.
+    """
+
+    def __init__(self, actions: Sequence[tuple[Step, Callable[[], object]]]) -> None:
+        self.steps = [step for step, _ in actions]
         self.done: list[tuple[int, Step]] = []
         """(CLOCK_MONOTONIC nanoseconds after the change, step)."""
-        self._error: BaseException | None = None
+        self._error: LabError | None = None
+        self._raised = False
         self._stop = threading.Event()
-        self._actions = [action(find(step.path), step) for step in self.steps]
+        self._actions = actions
         self._thread = threading.Thread(target=self._run, name="lab schedule", daemon=True)
         self._thread.start()
 
     def wait(self, timeout_s: float | None = None) -> list[tuple[int, Step]]:
-        """Until the last step is done; raises what a step raised."""
+        """Until the last step is done; raises LabError if one failed."""
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise LabError(f"the schedule has not ended after {timeout_s:g} s")
         if self._error is not None:
+            self._raised = True
             raise self._error
         return self.done
 
@@ -83,13 +87,26 @@ class RunningSchedule:
         self._stop.set()
         self._thread.join()
 
+    def close(self) -> None:
+        """Stops, and raises LabError if a step failed and nobody has heard of it."""
+        self.stop()
+        if self._error is not None and not self._raised:
+            raise self._error
+
     def _run(self) -> None:
         start = time.monotonic()
-        try:
-            for step, act in zip(self.steps, self._actions, strict=True):
-                if self._stop.wait(max(0.0, start + step.at - time.monotonic())):
-                    return
+        for step, act in self._actions:
+            if self._stop.wait(max(0.0, start + step.at - time.monotonic())):
+                return
+            try:
                 act()
-                self.done.append((time.monotonic_ns(), step))
-        except BaseException as error:
-            self._error = error
+            except Exception as error:
+                what = step.fault or "set"
+                left = len(self.steps) - len(self.done) - 1
+                self._error = LabError(
+                    f"the schedule stopped at {step.at:g} s, {left} step(s) before its end: "
+                    f"{step.path}: {what}: {error}"
+                )
+                self._error.__cause__ = error
+                return
+            self.done.append((time.monotonic_ns(), step))

@@ -9,13 +9,27 @@ schedule:
 What a step does to a running lab is in running_schedule.py.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from msgspec import Struct, field
 
-from mptcpd_ebpf.lab.errors import LabError
-from mptcpd_ebpf.lab.impairment import Direction, Impairment, changed
+from mptcpd_ebpf.lab.errors import Problem
+from mptcpd_ebpf.lab.impairment import Direction, Impairment, judged
+
+OPTION_SUBTYPES = {
+    "mp-capable": 0,
+    "mp-join": 1,
+    "dss": 2,
+    "add-addr": 3,
+    "remove-addr": 4,
+    "mp-prio": 5,
+    "mp-fail": 6,
+    "mp-fastclose": 7,
+    "mp-tcprst": 8,
+}
+"""RFC 8684, 9.3: MPTCP option subtypes."""
 
 Fault = Literal[
     "blackhole",
@@ -58,22 +72,86 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     end: End = "client"
     """For carrier-off, carrier-on, remove-address and restore-address: whose."""
     options: list[str] = field(default_factory=list)
-    """For drop-mptcp: which options."""
+    """For drop-mptcp: which; keys of `OPTION_SUBTYPES`."""
 
 
-def check_steps(steps: Sequence[Step]) -> None:
-    """Raises LabError for a step that no path could take."""
+_WITH_DIRECTION = {None, "blackhole", "strip-mptcp", "drop-mptcp"}
+_WITH_END = {"carrier-off", "carrier-on", "remove-address", "restore-address"}
+_OF_BOTTLENECKS = ("blackhole", "heal")
+_LONGEST_S = 86_400
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """What steps can be aimed at, as far as it matters to whether they can be taken."""
+
+    declared: tuple[Impairment, Impairment]
+    """Up, down; what `heal` goes back to."""
+    now: tuple[Impairment, Impairment]
+    bottleneck: bool
+    nat: bool
+
+
+def problems(steps: Sequence[Step], targets: Mapping[str | int, Target]) -> Iterator[Problem]:
+    """What is wrong with each step, at (its number, key, …).
+
+    `targets` are all paths, by name and by number, and all bottlenecks.  The steps are
+    followed in their order: whether a jitter fits depends on the delay that holds by then.
+    """
+    now = {id(target): list(target.now) for target in targets.values()}
+    timed = []
     for number, step in enumerate(steps):
-        check_step(step, f"schedule[{number}]")
+        if 0 <= step.at <= _LONGEST_S:
+            timed.append((number, step))
+        else:
+            yield (number, "at"), f"{step.at:g} is not in 0…{_LONGEST_S} (seconds)"
+    for number, step in sorted(timed, key=lambda pair: pair[1].at):
+        target = targets.get(step.path)
+        if target is None:
+            names = ", ".join(name for name in targets if isinstance(name, str))
+            yield (number, "path"), f"there is no path {step.path!r}; there are {names}"
+        for path, reason in _problems_of(step, target):
+            yield (number, *path), reason
+        if target is None:
+            continue
+        state = now[id(target)]
+        if step.fault == "heal":
+            state[:] = target.declared
+        for side in {"up": (0,), "down": (1,), "both": (0, 1)}[step.direction]:
+            state[side], wrong = judged(state[side], step.set)
+            if wrong:
+                yield from (((number, "set", *path), reason) for path, reason in wrong)
+                break
 
 
-def check_step(step: Step, where: str) -> None:
-    """Raises LabError, naming `where`, if no path could take the step."""
-    if step.at < 0:
-        raise LabError(f"{where}: at is {step.at:g}, before the start")
-    if (step.fault is None) == (not step.set):
-        raise LabError(f"{where}: give either set or fault")
-    if step.fault is not None and step.fault not in FAULTS:
-        raise LabError(f"{where}: no fault {step.fault!r}; there are {', '.join(FAULTS)}")
-    # What a value may be is known without the path, except jitter against delay.
-    changed(Impairment(delay_ms=60_000), step.set, where=where)
+def _problems_of(step: Step, target: Target | None) -> Iterator[Problem]:
+    """What is wrong with the fault of one step, and what goes with it."""
+    fault = step.fault
+    if (fault is None) == (not step.set):
+        yield (), "give either set or fault"
+        return
+    if fault is not None and fault not in FAULTS:
+        close = difflib.get_close_matches(fault, FAULTS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(FAULTS)}"
+        yield ("fault",), f"there is no fault {fault!r}; {hint}"
+        return
+    what = fault or "set"
+    if step.direction != "both" and fault not in _WITH_DIRECTION:
+        yield ("direction",), f"{what} has no direction"
+    if step.end != "client" and fault not in _WITH_END:
+        yield ("end",), f"{what} has no end"
+    if fault != "drop-mptcp":
+        if step.options:
+            yield ("options",), f"{what} has no options"
+    elif not step.options:
+        yield ("options",), f"say which to drop: {', '.join(OPTION_SUBTYPES)}"
+    for number, option in enumerate(step.options):
+        if option not in OPTION_SUBTYPES:
+            reason = f"there is no MPTCP option {option!r}; there are {', '.join(OPTION_SUBTYPES)}"
+            yield ("options", number), reason
+    if target is None or fault is None:
+        return
+    if target.bottleneck and fault not in _OF_BOTTLENECKS:
+        words = ", ".join(_OF_BOTTLENECKS)
+        yield ("fault",), f"a bottleneck has no fault {fault!r}; it has {words}"
+    elif fault == "expire-nat" and not target.nat:
+        yield ("fault",), "the path has no NAT; declare it with nat: true"

@@ -14,21 +14,26 @@ as the bottleneck, with the addresses of all these paths.
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct, field
 
-from mptcpd_ebpf.lab.errors import LabError
-from mptcpd_ebpf.lab.impairment import FIELDS, Impairment, changed, check
-from mptcpd_ebpf.lab.schedule import Step, check_steps
+from mptcpd_ebpf.lab import impairment, schedule
+from mptcpd_ebpf.lab.errors import LabError, Problem
+from mptcpd_ebpf.lab.impairment import FIELDS, Impairment, judged
+from mptcpd_ebpf.lab.schedule import Step, Target
 
 IpVersion = Literal["4", "6", "both"]
 BackendName = Literal["auto", "netem", "nfqueue"]
 
+NEAR, FAR = "near", "far"
+"""A router's interfaces: to the first host, to the second."""
 MAX_PATHS = 8
 BACKEND_VARIABLE = "MPTCP_LAB_BACKEND"
 _IFNAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,14}")  # IFNAMSIZ is 16 with the end
+_NO_INTERFACES = ("lo", "all", "default")  # of every namespace, and of /proc/sys/net/*/conf
 
 
 def default_backend() -> BackendName:
@@ -52,13 +57,19 @@ class _Directed(Impairment, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Impairment fields that differ on the way back."""
 
     def directions(self) -> tuple[Impairment, Impairment]:
-        """The impairments as declared: up, down.  Raises LabError for what cannot be."""
+        """The impairments as declared: up, down."""
         base = Impairment(**{name: getattr(self, name) for name in FIELDS})
-        check(base, where=self.name)
-        return (
-            changed(base, self.up, where=f"{self.name}.up"),
-            changed(base, self.down, where=f"{self.name}.down"),
-        )
+        return judged(base, self.up)[0], judged(base, self.down)[0]
+
+    def problems(self) -> Iterator[Problem]:
+        """What no link can have, each with its key."""
+        base = Impairment(**{name: getattr(self, name) for name in FIELDS})
+        wrong = list(impairment.problems(base))
+        yield from wrong
+        if not wrong:  # else each direction would have it again
+            for side, changes in (("up", self.up), ("down", self.down)):
+                for path, reason in judged(base, changes)[1]:
+                    yield (side, *path), reason
 
 
 class Path(_Directed, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,58 +131,92 @@ def network_of(ip: str) -> str:
     return f"{ip.rpartition('::')[0]}::/64" if ":" in ip else f"{ip.rpartition('.')[0]}.0/24"
 
 
-def parse(document: Any) -> Topology:
-    """A topology from plain data (a YAML document) or its fields.
-
-    Raises LabError with the key path for what is wrong.
-    """
-    try:
-        return checked(msgspec.convert(msgspec.to_builtins(document), Topology))
-    except (TypeError, msgspec.ValidationError) as error:
-        raise LabError(f"topology: {error}") from None
-
-
-def checked(topology: Topology) -> Topology:
-    """The topology with default names filled in.  Raises LabError for what cannot be built."""
-    if not 1 <= len(topology.paths) <= MAX_PATHS:
-        raise LabError(f"a lab has one to {MAX_PATHS} paths, not {len(topology.paths)}")
+def named(topology: Topology) -> Topology:
+    """The topology with default names filled in."""
     paths = [
         path if path.name else msgspec.structs.replace(path, name=f"path{index}")
         for index, path in enumerate(topology.paths)
     ]
-    named = [("path", path.name) for path in paths]
-    named += [("bottleneck", neck.name) for neck in topology.bottlenecks]
-    _unique(named)
-    _unique([("host", host) for host in topology.hosts])
-    for host in topology.hosts:
-        if host.startswith(("router-", "neck-")):
-            raise LabError(f"host {host!r}: names that begin so are the lab's own routers'")
-    necks = {neck.name: neck for neck in topology.bottlenecks}
-    for neck in topology.bottlenecks:
-        neck.directions()
-        ends = {path.between for path in paths if path.bottleneck == neck.name}
-        if len(ends) != 1:
-            raise LabError(f"bottleneck {neck.name}: its paths must join the same two hosts")
-    for path in paths:
-        path.directions()
-        for host in path.between:
-            if host not in topology.hosts:
-                raise LabError(f"path {path.name}: there is no host {host!r}")
-        if path.between[0] == path.between[1]:
-            raise LabError(f"path {path.name}: it joins {path.between[0]} with itself")
-        if path.bottleneck is not None and path.bottleneck not in necks:
-            raise LabError(f"path {path.name}: there is no bottleneck {path.bottleneck!r}")
-    check_steps(topology.schedule)
     return msgspec.structs.replace(topology, paths=paths)
 
 
-def _unique(names: list[tuple[str, str]]) -> None:
-    seen = set()
-    for kind, name in names:
-        if not _IFNAME.fullmatch(name):
-            raise LabError(
-                f"{kind} {name!r}: a name is a letter, then up to 14 letters, digits, - and _"
+def problems(topology: Topology) -> Iterator[Problem]:
+    """Everything that keeps a topology (with its names) from being built, with its key."""
+    paths, hosts, necks = topology.paths, topology.hosts, topology.bottlenecks
+    if not 1 <= len(paths) <= MAX_PATHS:
+        yield ("paths",), f"a lab has one to {MAX_PATHS} paths, not {len(paths)}"
+    interfaces = [("paths", i, path.name) for i, path in enumerate(paths)]
+    interfaces += [("bottlenecks", i, neck.name) for i, neck in enumerate(necks)]
+    for (kind, i, _), reason in _bad_names(interfaces):
+        yield (kind, i, "name"), reason
+    for kind, i, name in interfaces:
+        if name in _NO_INTERFACES:
+            yield (kind, i, "name"), f"{name!r} is the kernel's own name"
+    for (kind, i, _), reason in _bad_names([("hosts", i, name) for i, name in enumerate(hosts)]):
+        yield (kind, i), reason
+    for i, host in enumerate(hosts):
+        if host.startswith(("router-", "neck-")):
+            yield ("hosts", i), f"{host!r}: names that begin so are the lab's own routers'"
+    for i, neck in enumerate(necks):
+        ends = {path.between for path in paths if path.bottleneck == neck.name}
+        if not ends:
+            yield ("bottlenecks", i), "no path goes through it"
+        elif len(ends) > 1:
+            yield ("bottlenecks", i), "its paths must join the same two hosts"
+        yield from ((("bottlenecks", i, *key), reason) for key, reason in neck.problems())
+    for i, path in enumerate(paths):
+        yield from ((("paths", i, *key), reason) for key, reason in _path_problems(path, topology))
+    targets = _targets(topology)
+    for key, reason in schedule.problems(topology.schedule, targets):
+        yield ("schedule", *key), reason
+
+
+def _path_problems(path: Path, topology: Topology) -> Iterator[Problem]:
+    yield from path.problems()
+    known = ", ".join(topology.hosts) or "none"
+    for host in path.between:
+        if host not in topology.hosts:
+            yield (
+                ("between",),
+                f"there is no host {host!r} (there are {known}); "
+                "say which two it joins, as in between: [a, b]",
             )
-        if name in seen:
-            raise LabError(f"{kind} {name!r}: the name is taken")
+    if path.between[0] == path.between[1]:
+        yield ("between",), f"it joins {path.between[0]} with itself"
+    if path.bottleneck is None:
+        return
+    if path.name == FAR:
+        yield ("name",), f"{FAR!r} is taken by the bottleneck's own interface"
+    necks = [neck.name for neck in topology.bottlenecks]
+    if path.bottleneck not in necks:
+        known = ", ".join(necks) or "none"
+        yield ("bottleneck",), f"there is no bottleneck {path.bottleneck!r}; there are {known}"
+
+
+def _targets(topology: Topology) -> dict[str | int, Target]:
+    """What a schedule's steps can be aimed at."""
+    targets: dict[str | int, Target] = {}
+    for i, path in enumerate(topology.paths):
+        now = path.directions()
+        targets[path.name] = targets[i] = Target(
+            declared=now, now=now, bottleneck=False, nat=path.nat
+        )
+    for neck in topology.bottlenecks:
+        now = neck.directions()
+        targets[neck.name] = Target(declared=now, now=now, bottleneck=True, nat=False)
+    return targets
+
+
+_Named = tuple[str, int, str]
+"""A list of the topology, the position in it, and the name there."""
+
+
+def _bad_names(names: list[_Named]) -> Iterator[tuple[_Named, str]]:
+    seen = set()
+    for entry in names:
+        name = entry[2]
+        if not _IFNAME.fullmatch(name):
+            yield entry, f"{name!r}: a name is a letter, then up to 14 letters, digits, - and _"
+        elif name in seen:
+            yield entry, f"the name {name!r} is taken"
         seen.add(name)

@@ -17,9 +17,16 @@ import hashlib
 from collections.abc import Sequence
 
 from mptcpd_ebpf.lab.host import Host
-from mptcpd_ebpf.lab.topology import Addresses, Path, Topology, network_of, subnet
+from mptcpd_ebpf.lab.topology import (
+    FAR,
+    NEAR,
+    Addresses,
+    Path,
+    Topology,
+    network_of,
+    subnet,
+)
 
-NEAR, FAR = "near", "far"  # a router's interfaces: to the first host, to the second
 WORKSHOP = "_workshop"
 """A namespace that stays empty.  Links are made from here: before Linux 6.14 the kernel
 refuses a new link whose name its maker has already, wherever the link is to go."""

@@ -19,17 +19,20 @@ def test_a_change_keeps_the_other_fields() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"delay": 1}, "x: a path has no 'delay'; it has burst, delay_ms"),
-        ({"delay_ms": "1"}, r"x: Expected `float`, got `str` - at `\$.delay_ms`"),
-        ({"delay_ms": -1}, "x: delay_ms is -1, not in 0…60000"),
-        ({"jitter_ms": 2}, "jitter_ms 2 is above delay_ms 1"),
-        ({"loss_percent": 100.5}, "loss_percent is 100.5, not in 0…100"),
-        ({"rate_mbit": 0}, "rate_mbit is 0, not in"),
-        ({"queue_ms": 0}, "queue_ms is 0, not in"),
+        ({"delay": 1}, "x: delay: a path has no such field; it has burst, delay_ms"),
+        ({"delay_ms": "1"}, r"x: delay_ms: expected `float`, got `str`"),
+        ({"delay_ms": -1}, "x: delay_ms: -1 is not in 0…60000"),
+        ({"jitter_ms": 2}, "jitter_ms: 2 is above delay_ms, 1"),
+        (
+            {"loss_percent": 100.5, "jitter_ms": 9},
+            "loss_percent: 100.5 is not in 0…100; jitter_ms: 9 is above",
+        ),
+        ({"rate_mbit": 0}, "rate_mbit: 0 is not in 0.01…100000"),
+        ({"queue_ms": 0}, "queue_ms: 0 is not in"),
         ({"burst": {"enter_percent": 1}}, "missing required field `leave_percent`"),
         (
             {"burst": {"enter_percent": 1, "leave_percent": 101}},
-            "burst.leave_percent is 101, not in",
+            "burst.leave_percent: 101 is not in",
         ),
         (
             {"burst": {"enter_percent": 1, "leave_percent": 9}, "loss_percent": 1},

@@ -19,6 +19,7 @@ from mptcpd_ebpf.lab import (
     Path,
     RequestResponse,
     Running,
+    RunningSchedule,
     Step,
 )
 from mptcpd_ebpf.lab.schedule import End
@@ -383,9 +384,38 @@ def test_a_schedule_that_cannot_be_is_refused_before_it_starts(make_mptcp_lab: M
     for step, words in (
         (Step(at=1), "give either set or fault"),
         (Step(at=1, fault="flood"), "no fault 'flood'"),
-        (Step(at=-1, fault="heal"), "before the start"),
+        (Step(at=-1, fault="heal"), r"schedule\[0\]\.at: -1 is not in 0"),
         (Step(at=1, path="dsl", fault="heal"), "there is no path 'dsl'"),
-        (Step(at=1, set={"loss": 3}), "a path has no 'loss'"),
+        (Step(at=1, set={"loss": 3}), r"set\.loss: a path has no such field"),
     ):
         with pytest.raises(LabError, match=words):
             lab.schedule([step])
+    lab.paths[0].set(delay_ms=50)
+    lab.schedule([Step(at=0, set={"jitter_ms": 40})]).wait()
+
+
+def schedule_that_fails(lab: Lab) -> RunningSchedule:
+    """One whose first step fits when it is looked at, and no more when it is taken."""
+    with lab.paths[0].lock:
+        steps = [Step(at=0, set={"jitter_ms": 15}), Step(at=0.1, fault="heal")]
+        running = lab.schedule(steps)
+        lab.paths[0].set(delay_ms=10)
+    return running
+
+
+def test_a_step_that_fails_is_told_when_the_lab_ends() -> None:
+    def run() -> None:
+        with Lab([Path(delay_ms=20)]) as lab:
+            running = schedule_that_fails(lab)
+            until(lambda: running.state()["error"] is not None, "the step fails")
+
+    words = r"stopped at 0 s, 1 step\(s\) before its end: 0: set: .*jitter_ms: 15 is above"
+    with pytest.raises(LabError, match=words):
+        run()
+
+
+def test_a_step_that_fails_is_told_once() -> None:
+    with Lab([Path(delay_ms=20)]) as lab:
+        running = schedule_that_fails(lab)
+        with pytest.raises(LabError, match="the schedule stopped at 0 s"):
+            running.wait(10 * SLOWNESS)

@@ -2,7 +2,9 @@
 """A lab leaves nothing behind, however it ends, and does not touch another's."""
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -10,7 +12,16 @@ from pathlib import Path as FilePath
 
 import pytest
 
-from mptcpd_ebpf.lab import Lab, LabError, Path, RequestResponse, namespaces
+from mptcpd_ebpf.lab import (
+    Bottleneck,
+    Host,
+    Lab,
+    LabError,
+    Path,
+    RequestResponse,
+    UnavailableError,
+    namespaces,
+)
 from tests.waiting import SLOWNESS, runs, until
 
 HOLD = """
@@ -88,11 +99,24 @@ def test_two_labs_at_a_time_do_not_meet() -> None:
         assert done.returncode == 0
 
 
+def interfaces(host: Host) -> set[str]:
+    return set(host.call(lambda: [name for _, name in socket.if_nameindex()]))
+
+
 def test_nothing_leads_out_of_a_lab() -> None:
-    with Lab() as lab:
-        for host in (lab.client, lab.server, *lab.routers.values()):
-            links = host.run(["ip", "-br", "link"]).stdout.split()
-            assert not {"eth0", "docker0"} & set(links)
+    paths = [Path(name="fibre"), Path(name="lte", bottleneck="isp")]
+    with Lab(paths, bottlenecks=[Bottleneck(name="isp")]) as lab:
+        inside = {label: interfaces(host) for label, host in lab.hosts.items()}
+        inside |= {label: interfaces(host) for label, host in lab.routers.items()}
+        # Each cable has both its ends in the lab, and there is nothing else.
+        assert {label: names - {"lo"} for label, names in inside.items()} == {
+            "client": {"fibre", "lte"},
+            "server": {"fibre", "isp"},
+            "router-fibre": {"near", "far"},
+            "router-lte": {"near", "far"},
+            "neck-isp-near": {"lte", "far"},
+            "neck-isp-far": {"near", "far"},
+        }
         done = lab.client.run(["ping", "-c", "1", "-W", "1", "192.0.2.1"], check=False)
         assert done.returncode != 0
 
@@ -173,6 +197,38 @@ def test_without_root_the_fixture_skips_and_says_why(tmp_path: FilePath) -> None
     done = subprocess.run([*drop, *run], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert "a lab needs root" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("ip", "ip: no such command; Debian's package iproute2 has it"),
+        ("tc", "tc: no such command; Debian's package iproute2 has it"),
+        ("iptables-restore", "iptables-restore: no such command; Debian's package iptables has it"),
+    ],
+)
+def test_a_missing_tool_makes_a_lab_unavailable(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch, missing: str, words: str
+) -> None:
+    for tool in {"ip", "tc", "iptables-restore"} - {missing}:
+        found = shutil.which(tool)
+        assert found is not None
+        (tmp_path / tool).symlink_to(found)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match=words), Lab(backend="nfqueue") as lab:
+        lab.paths[0].set(rate_mbit=10)
+
+
+def test_where_iptables_has_no_nfqueue_a_lab_is_unavailable(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "iptables-restore"
+    tool.write_text("#!/bin/sh\necho 'Extension NFQUEUE revision 0 not supported' >&2\nexit 4\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    words = "NFQUEUE does not work here: Extension NFQUEUE revision 0 not supported$"
+    with pytest.raises(UnavailableError, match=words), Lab(backend="nfqueue"):
+        pass
 
 
 @pytest.mark.mptcp_lab([{"delay_ms": 3, "name": "fibre"}], ip="6")

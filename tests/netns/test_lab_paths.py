@@ -255,9 +255,9 @@ def test_a_bad_change_says_what_is_wrong_and_changes_nothing(make: Make) -> None
     lab = make([Path(delay_ms=5, name="fibre")])
     path = lab.paths[0]
     before = path.up
-    with pytest.raises(LabError, match=r"fibre\.set: a path has no 'los'"):
+    with pytest.raises(LabError, match=r"fibre\.set: los: a path has no such field"):
         path.set(los=3)
-    with pytest.raises(LabError, match="loss_percent is 120, not in 0…100"):
+    with pytest.raises(LabError, match="loss_percent: 120 is not in 0…100"):
         path.set(delay_ms=7, loss_percent=120)
     with pytest.raises(LabError, match="direction 'sideways'"):
         path.set(direction="sideways", delay_ms=7)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from mptcpd_ebpf.lab import namespaces
-from mptcpd_ebpf.lab.errors import LabError, UnavailableError
+from mptcpd_ebpf.lab.errors import LabError, no_such_command
 
 _TABLE = "mptcplab_wire_peer"
 _SCRIPT = f"""
@@ -42,7 +42,7 @@ def deaf(netns: str | None) -> Iterator[None]:
                 text=True,
             )
         except FileNotFoundError:
-            raise UnavailableError("nft: no such command: install nftables") from None
+            raise no_such_command("nft") from None
     with nft:
         assert nft.stdin is not None
         assert nft.stdout is not None
