@@ -12,10 +12,12 @@ import msgspec
 from msgspec import Struct
 
 from mptcpd_ebpf.lab.errors import LabError
-from mptcpd_ebpf.lab.impairment import Impairment
+from mptcpd_ebpf.lab.impairment import FIELDS, Impairment
 from mptcpd_ebpf.lab.schedule import Step
 from mptcpd_ebpf.lab.topology import Bottleneck, Path, Topology, named, problems
 from mptcpd_ebpf.yamldoc import Document, KeyPath, dotted
+
+_IMPAIRMENT = (*sorted(FIELDS), "up", "down")
 
 _STAND_INS: dict[str, tuple[type[Struct], dict[str, Any]]] = {
     "paths": (Path, {}),
@@ -135,7 +137,13 @@ def _judged_by_remains(path: KeyPath, broken: list[str]) -> bool:
     # Whether a path has a NAT is the one thing of it that a fault's name depends on.
     if path[0] == "schedule" and path[2:] == ("fault",):
         return any(key.endswith("].nat") for key in broken)
-    return len(path) > 1 and _hit(path[:2], broken)
+    if len(path) < 2 or not _hit(path[:2], broken):
+        return False
+    # Of a path the fields of its impairment are judged together, the other keys each by itself.
+    together = _IMPAIRMENT if len(path) > 2 and path[2] in _IMPAIRMENT else path[2:3]
+    if path[0] == "schedule" or not together or dotted(path[:2]) in broken:
+        return True
+    return any(_hit((*path[:2], key), broken) for key in together)
 
 
 def _error(document: Document) -> LabError:

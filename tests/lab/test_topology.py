@@ -166,6 +166,7 @@ schedule:
     for line, start in zip(
         lines,
         [
+            "lab.yaml:3:5: paths[0].between: there is no host 'client' (there are a, b); say",
             "lab.yaml:4:5: paths[0].delay_ms: expected a number, got text",
             "lab.yaml:5:10: paths[0].up.lss_percent: unknown key; did you mean",
             "lab.yaml:6:6: paths[1].name: 'lo' is the kernel's own name",
@@ -185,7 +186,10 @@ def test_what_a_mistake_leaves_out_makes_no_second_one() -> None:
     text = """\
 paths:
   - {name: fibre, bottleneck: isp, nat: perhaps}
-  - {name: [lte], delay_ms: 3}
+  - {name: [lte], delay_ms: 3, rate_mbit: 0}
+  - {delay_ms: [3], jitter_ms: 2, between: [client, tv]}
+  - {between: client}
+  - wlan
 bottlenecks:
   - {name: isp, rate_mbit: fast}
 schedule:
@@ -197,6 +201,11 @@ schedule:
     assert [line.split(": ")[1] for line in str(caught.value).splitlines()[1:]] == [
         "paths[0].nat",
         "paths[1].name",
+        "paths[1].rate_mbit",
+        "paths[2].delay_ms",
+        "paths[2].between",
+        "paths[3].between",
+        "paths[4]",
         "bottlenecks[0].rate_mbit",
     ]
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.lab.file import loads
 from mptcpd_ebpf.lab.schedule import FAULTS
 from tests.waiting import SLOWNESS
@@ -51,11 +52,17 @@ def test_the_guide_s_programs_run(listing: str) -> None:
     assert re.search(r"\d+ (Mbit/s|ms)", done.stdout)
 
 
-def test_the_guide_s_file_is_a_topology() -> None:
+def test_the_guide_s_file_becomes_a_lab() -> None:
     (text,) = listings("yaml")
     topology = loads(text, "docs/lab.md")
     assert [path.name for path in topology.paths] == ["fibre", "lte", "cable", "wlan"]
     assert len(topology.schedule) == 3
+    with Lab.of(topology) as lab:
+        for path in lab.paths:
+            host = lab.hosts[path.path.between[0]]
+            argv = ["ping", "-n", "-c", "9", "-i", "0.02", "-W", "1", "-I", path.client_ip]
+            out = host.run([*argv, path.server_ip], check=False).stdout
+            assert re.search(r" [1-9] received", out)  # lte loses some in bursts
 
 
 def test_the_guide_names_every_fault() -> None:

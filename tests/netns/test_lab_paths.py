@@ -208,6 +208,26 @@ def test_the_rate_is_kept_each_way(make: Make) -> None:
     assert 2.5 < down.mbit <= 5
 
 
+def test_a_rate_steps_down_and_up_under_traffic(make: Make) -> None:
+    lab = make([Path(delay_ms=1, rate_mbit=100, queue_ms=1000)])
+    path = lab.paths[0]
+
+    def arrived_at_once() -> int:
+        """How many of 200 packets arrive that are sent together, 290 kB in all."""
+        argv = ["ping", "-n", "-q", "-c", "200", "-l", "200", "-s", "1400", "-W", "1"]
+        out = lab.client.run([*argv, path.server_ip], check=False).stdout
+        return int(re.findall(r"(\d+) received", out)[0])
+
+    running = lab.start(RequestResponse(size=100, response_size=100, interval_ms=20))
+    assert arrived_at_once() == 200
+    path.set(rate_mbit=1, queue_ms=50, direction="up")
+    # The bucket holds 16 kB and the queue 6 kB.
+    assert arrived_at_once() < 100
+    path.set(rate_mbit=100, queue_ms=1000, direction="up")
+    assert arrived_at_once() == 200
+    assert running.stop().unanswered == 0
+
+
 def test_paths_that_share_a_bottleneck_share_its_rate(make: Make) -> None:
     lab = make(
         [Path(delay_ms=1, bottleneck="isp"), Path(delay_ms=1, bottleneck="isp"), Path()],
