@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""SIGTERM, SIGINT and SIGHUP for a daemon that starts, until its loop takes them.
+"""SIGTERM, SIGINT and SIGHUP for a daemon or a trace that starts, until its loop takes them.
 
 Handlers, and not a mask: children, such as bcc's compiler, would start with the mask.  And none
 of them raises anything: Python drops what is raised inside a callback from C or an import.
@@ -12,14 +12,17 @@ from types import FrameType
 _hangup_came = False
 
 
-def take() -> None:
-    """From now on SIGTERM and SIGINT end the process with exit code 0, SIGHUP is remembered.
+def take(*, hangup: bool) -> None:
+    """From now on SIGTERM and SIGINT end the process with exit code 0.
+
+    `hangup`: and SIGHUP is remembered, which would end it otherwise.
 
     Call it before anything has to be put back at the end.
     """
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
-    signal.signal(signal.SIGHUP, _remember)
+    if hangup:
+        signal.signal(signal.SIGHUP, _remember)
 
 
 def hangup_came() -> bool:

@@ -4,7 +4,8 @@
 A tool is a function that opens its sources, hands them to the `Trace` and returns what
 says the summary.  The frame then waits on the sources until the time is over or SIGINT or
 SIGTERM comes, reads once more what is left, lets the summary be said, and states what was
-lost and what the tracing cost.
+lost and what the tracing cost.  A signal that comes while the sources are opened ends the
+run as soon as they are: raised there, in a callback from libbpf, it would be lost.
 
 Every line is said twice at once: as text for people, and as fields for `--json`, which
 prints one object a line with `schema`, `trace` (the tool), `event` and `at`
@@ -49,7 +50,7 @@ S = TypeVar("S", bound=Source)
 
 
 class Trace:
-    """One run of one tool.  A context manager that closes its sources."""
+    """One run of one tool.  A context manager that takes signals and closes its sources."""
 
     def __init__(
         self, tool: str, scope: Scope, *, as_json: bool = False, out: TextIO | None = None
@@ -70,6 +71,7 @@ class Trace:
         self._shift_ns = time.time_ns() - self.began
 
     def __enter__(self) -> Self:
+        self._stopped = self._stack.enter_context(_stopped_by_signals())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -135,19 +137,18 @@ class Trace:
         """Reads until the time is over or a signal comes, and says the end."""
         if self.scope.asks_for_owner:
             self._learn_owners()
-        with _stopped_by_signals() as stopped:
-            self.say(
-                "started",
-                f"tracing {self.tool} in namespace {netns.inode()} by {', '.join(self.means)}; "
-                + ("Ctrl-C ends it" if seconds is None else f"{seconds:g} s"),
-                means=self.means,
-                netns=netns.inode(),
-            )
-            self._loop(stopped, None if seconds is None else time.monotonic() + seconds)
-            for _, read in self._readers:
-                read()
-            summary()
-            self._account()
+        self.say(
+            "started",
+            f"tracing {self.tool} in namespace {netns.inode()} by {', '.join(self.means)}; "
+            + ("Ctrl-C ends it" if seconds is None else f"{seconds:g} s"),
+            means=self.means,
+            netns=netns.inode(),
+        )
+        self._loop(None if seconds is None else time.monotonic() + seconds)
+        for _, read in self._readers:
+            read()
+        summary()
+        self._account()
 
     def _learn_owners(self) -> None:
         """Whose connections there are, and who opens further ones: asked later, a process may
@@ -161,9 +162,9 @@ class Trace:
 
         self.watch(kernel, read)
 
-    def _loop(self, stopped: socket.socket, end: float | None) -> None:
+    def _loop(self, end: float | None) -> None:
         with selectors.DefaultSelector() as selector:
-            selector.register(stopped, selectors.EVENT_READ)
+            selector.register(self._stopped, selectors.EVENT_READ)
             for readable, read in self._readers:
                 selector.register(readable.fileno(), selectors.EVENT_READ, read)
             while end is None or time.monotonic() < end:

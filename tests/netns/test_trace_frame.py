@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What holds for every trace tool: clear refusals, losses counted, nothing left behind."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path as File
 
 import pytest
@@ -12,9 +14,11 @@ import pytest
 from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.lab import Lab, Path, ShortConnections
 from mptcpd_ebpf.trace.kernel_side import RING_BYTES, KernelSide
+from tests.netns.daemon_process import PROGRAM
 from tests.netns.probed import connection
+from tests.netns.test_daemon_early_signals import catches as handles
 from tests.netns.test_probes_lockdown import CAST, translated
-from tests.netns.tracing import MAIN, tracing
+from tests.netns.tracing import DEADLINE_S, MAIN, tracing
 from tests.waiting import until
 
 TOOLS = ("life", "joins", "resets", "retrans", "rtt", "stalls", "sched", "fallback", "pm")
@@ -55,6 +59,42 @@ def test_a_signal_brings_the_summary(tool: str, number: signal.Signals) -> None:
     assert said[-1].startswith("lost: nothing; overhead: ")
     summary = said[:-1]
     assert summary or tool in ("rtt", "sched")  # which have a row a subflow, and saw none
+
+
+def maps(library: str) -> Callable[[int], bool]:
+    return lambda pid: library in File(f"/proc/{pid}/maps").read_text()
+
+
+def has_read_objects(pid: int) -> bool:
+    return any("bpf-map" in os.readlink(each) for each in File(f"/proc/{pid}/fd").iterdir())
+
+
+MOMENTS: dict[str, Callable[[int], bool]] = {
+    "at once": lambda pid: handles(pid, signal.SIGTERM),
+    "while it imports": maps("msgspec"),
+    "while it opens libbpf": maps("libbpf"),
+    "while it loads programs": has_read_objects,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_starts_ends_it_quietly(number: signal.Signals, moment: str) -> None:
+    with (
+        Lab(paths=[Path()]) as lab,
+        lab.client.popen(
+            [PROGRAM, "trace", "joins"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        try:
+            until(lambda: MOMENTS[moment](process.pid), moment)
+            process.send_signal(number)
+            said, complaints = process.communicate(timeout=DEADLINE_S)
+        finally:
+            process.kill()
+    assert (process.returncode, complaints) == (ExitCode.OK, "")
+    # Either nothing was traced yet, or all that was is told.
+    assert not said or said.splitlines()[-1].startswith("lost: nothing; overhead: ")
 
 
 @pytest.mark.parametrize(
