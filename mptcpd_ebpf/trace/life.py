@@ -5,13 +5,17 @@ Seen by inet_sock_set_state, tcp_send_reset, tcp_receive_reset and tcp_destroy_s
 records carry TCP's own numbers.  A subflow has ended when its state is CLOSE: the socket
 of an initial one stays as long as its connection.  Why a subflow ended is told by what came first:
 a reset in either direction, the socket's error, or which side sent FIN first (the state
-left ESTABLISHED for FIN_WAIT1: this host; for CLOSE_WAIT: the peer).
+left ESTABLISHED for FIN_WAIT1: this host; for CLOSE_WAIT: the peer).  One that this host
+closes before its SYN was answered leaves no error.  A connection is closed when none of its
+subflows lives; those that are older than the trace are known from inet_diag.  Of its
+subflows those count that the filters let through.
 """
 
 import errno
 from collections import Counter
 from dataclasses import dataclass, field
 
+from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.probes.kernel_types import KernelTypes
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
@@ -42,9 +46,14 @@ class Life:
 class Connection:
     """What its subflows add up to."""
 
-    opened_at: int
+    opened_at: int | None
+    """None: it is older than the trace."""
     live: set[int] = field(default_factory=set)
+    """Cookies."""
+    meant: set[int] = field(default_factory=set)
+    """Those of them that the filters let through."""
     subflows: int = 0
+    """Those that were, so far."""
     sent: int = 0
     received: int = 0
     retransmitted: int = 0
@@ -61,6 +70,14 @@ class Lives:
         self._connections: dict[int, Connection] = {}
         self.ends: Counter[str] = Counter()
         self.connections = 0
+
+    def begin(self, alive: list[Measurement]) -> None:
+        """Learns what is older than the trace."""
+        for each in alive:
+            if each.cookie and each.state not in (_SYN_SENT, _SYN_RECV):
+                who = self._trace.directory.of_measurement(each)
+                self._lives[each.cookie] = Life(who)
+                self._enter(each.token, each.cookie, who, None)
 
     def take(self, record: Record) -> None:
         who = self._trace.directory.of_record(record)
@@ -103,25 +120,33 @@ class Lives:
         who, token = life.who, life.who.token
         if token is None:
             return
-        connection = self._connections.get(token)
-        if connection is None:
-            connection = Connection(life.opened_at or record["at"])
-            self._connections[token] = connection
-            bound(self._connections)
-        connection.live.add(record["cookie"])
-        connection.subflows += 1
-        if not self._trace.admits(who):
+        opened_at = record["at"] if life.opened_at is None else life.opened_at
+        if not self._enter(token, record["cookie"], who, opened_at):
             return
         kind = "join" if who.joined else "connection"
-        took = "" if life.opened_at is None else record["at"] - life.opened_at
+        took = None if life.opened_at is None else record["at"] - life.opened_at
+        how = "  accepted" if record["old_state"] == _SYN_RECV else ""
         self._trace.say(
             "established",
             f"{token_words(token)}  {kind:<10}  {who.name}  {owner_words(who.owner)}"
-            + (f"  after {words.duration(took)}" if isinstance(took, int) else "  accepted"),
+            + (how if took is None else f"  after {words.duration(took)}"),
             record["at"],
             **who.fields(),
-            handshake_ns=took if isinstance(took, int) else None,
+            handshake_ns=took,
         )
+
+    def _enter(self, token: int, cookie: int, who: Subject, opened_at: int | None) -> bool:
+        """A subflow of the connection lives; returns whether the filters let it through."""
+        connection = self._connections.get(token)
+        if connection is None:
+            connection = self._connections[token] = Connection(opened_at)
+            bound(self._connections)
+        connection.live.add(cookie)
+        meant = self._trace.admits(who)
+        if meant and cookie not in connection.meant:
+            connection.meant.add(cookie)
+            connection.subflows += 1
+        return meant
 
     def settle(self, now: int, *, last: bool = False) -> None:
         """Tells the ends of which no more signs are to come."""
@@ -139,7 +164,7 @@ class Lives:
             told = words.reset(record["reset_reason"], bool(record["reset_transient"]))
             why = f"reset by the peer (MP_TCPRST {told})"
         if why is None:
-            why = _error_words(record, life) if record["error"] else "ended without a sign"
+            why = _error_words(record, life) if record["error"] else _silent_words(record)
         began = life.established_at or life.opened_at
         lasted = None if began is None else record["at"] - began
         self._trace.directory.find_owner(who)
@@ -148,7 +173,7 @@ class Lives:
             self._trace.say(
                 "ended",
                 f"{token_words(who.token)}  {'end':<10}  {who.name}  "
-                f"{'older than the trace' if lasted is None else words.duration(lasted)}  "
+                f"{_age(lasted)}  "
                 f"sent {words.size(record['bytes_sent'])}, "
                 f"received {words.size(record['bytes_received'])}, "
                 f"retransmitted {record['total_retrans']}  {why}",
@@ -168,23 +193,28 @@ class Lives:
         connection = self._connections.get(who.token or 0)
         if connection is None or who.token is None:
             return
-        connection.sent += record["bytes_sent"] - record["bytes_retrans"]
-        connection.received += record["bytes_received"]
-        connection.retransmitted += record["total_retrans"]
         connection.live.discard(record["cookie"])
+        if self._trace.admits(who):
+            if record["cookie"] not in connection.meant:  # its owner was found out at the end
+                connection.subflows += 1
+            connection.sent += record["bytes_sent"] - record["bytes_retrans"]
+            connection.received += record["bytes_received"]
+            connection.retransmitted += record["total_retrans"]
+        connection.meant.discard(record["cookie"])
         if connection.live:
             return
         del self._connections[who.token]
-        if not self._trace.admits(who):
+        if not connection.subflows:
             return
         self.connections += 1
-        lasted = record["at"] - connection.opened_at
+        lasted = None if connection.opened_at is None else record["at"] - connection.opened_at
+        owner = self._trace.directory.owners.get(who.token)
         self._trace.say(
             "closed",
             f"{token_words(who.token)}  closed      {connection.subflows} subflows  "
-            f"{words.duration(lasted)}  sent {words.size(connection.sent)}, "
+            f"{_age(lasted)}  sent {words.size(connection.sent)}, "
             f"received {words.size(connection.received)}, "
-            f"retransmitted {connection.retransmitted}  {owner_words(who.owner)}",
+            f"retransmitted {connection.retransmitted}  {owner_words(owner)}",
             record["at"],
             token=token_words(who.token),
             lasted_ns=lasted,
@@ -196,7 +226,18 @@ class Lives:
 
     @property
     def alive(self) -> int:
-        return sum(len(connection.live) for connection in self._connections.values())
+        """Subflows that live and are let through by the filters."""
+        return sum(len(connection.meant) for connection in self._connections.values())
+
+
+def _age(lasted_ns: int | None) -> str:
+    return "older than the trace" if lasted_ns is None else words.duration(lasted_ns)
+
+
+def _silent_words(record: Record) -> str:
+    if record["old_state"] == _SYN_SENT:
+        return "closed by this host before the SYN was answered"
+    return "ended without a sign"
 
 
 def reset_reason(record: Record, reasons: dict[int, str]) -> str | None:
@@ -231,8 +272,8 @@ def trace_life(trace: Trace, constants: dict[str, int]) -> Summary:
     programs = ("state_changed", "destroyed", "reset_sent", "reset_received")
     kernel = trace.open(KernelSide("trace", programs, constants))
     trace.means += kernel.hooks()
-    trace.directory.look()
     lives = Lives(trace, kernel.enumeration("trace_kind"), kernel_reasons())
+    lives.begin(trace.directory.look().subflows)
 
     def read() -> None:
         for record in kernel.read("trace_record"):

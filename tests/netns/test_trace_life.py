@@ -11,6 +11,7 @@ import pytest
 from mptcpd_ebpf.lab import Lab, Path
 from tests.netns.probed import allow_joins, connection, exchange
 from tests.netns.tracing import tracing
+from tests.waiting import SLOWNESS, until
 
 
 @pytest.fixture
@@ -66,6 +67,54 @@ def test_a_reset_is_told_on_both_sides(lab: Lab) -> None:
         server_ended = server_told.event("ended", initial=True)
     assert ended["why"].startswith("reset by this host")
     assert server_ended["why"].startswith("reset by the peer")
+
+
+def test_a_connection_older_than_the_trace_lives_on_when_a_subflow_goes(lab: Lab) -> None:
+    near, far = lab.paths
+    with connection(lab) as ends:
+        far.wait_for_subflow(10 * SLOWNESS)
+        with (
+            tracing(lab.client, "life") as told,
+            tracing(lab.client, "life", "--addr", far.client_ip) as of_far,
+        ):
+            lab.client.run(["ip", "mptcp", "endpoint", "flush"])
+            ended = told.event("ended")
+            of_far.event("ended")
+            exchange(ends, b"x")
+            assert not told.all("closed")
+            ends.client.close()
+            ends.server.close()
+            closed = told.event("closed")
+            of_far_closed = of_far.event("closed")
+            told.end()
+    assert ended["local"].startswith(far.client_ip + ":")
+    assert told.all("ended")[1]["local"].startswith(near.client_ip + ":")
+    assert (closed["subflows"], closed["lasted_ns"]) == (2, None)
+    assert len(of_far.all("ended")) == of_far_closed["subflows"] == 1
+    assert of_far_closed["bytes_sent"] < closed["bytes_sent"]
+
+
+def test_what_lives_is_counted_through_the_filters(lab: Lab) -> None:
+    with connection(lab):
+        lab.paths[1].wait_for_subflow(10 * SLOWNESS)
+        with (
+            tracing(lab.client, "life") as told,
+            tracing(lab.client, "life", "--addr", lab.paths[1].client_ip) as of_far,
+            tracing(lab.client, "life", "--token", "1") as of_none,
+        ):
+            summaries = [each.end() for each in (told, of_far, of_none)]
+    assert [each["alive"] for each in summaries] == [2, 1, 0]
+
+
+def test_a_join_that_this_host_takes_back(lab: Lab) -> None:
+    lab.paths[1].drop_mptcp("mp-join")
+    waiting = ["ss", "-tnH", "state", "syn-sent"]
+    with tracing(lab.client, "life") as told:
+        with connection(lab):
+            until(lambda: lab.client.run(waiting).stdout != "", "a join on its way")
+        ended = told.event("ended", initial=False)
+    assert ended["why"] == "closed by this host before the SYN was answered"
+    assert not ended["established"]
 
 
 @pytest.mark.parametrize(
