@@ -20,7 +20,23 @@ from mptcpd_ebpf.exitcodes import ExitCode, Failure
 PROGRAM = "mptcpd-ebpf"
 
 
-class _LazyGroup(click.Group):
+class Group(click.Group):
+    """Shows the whole summary of each of its commands."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands, their summaries wrapped where click would cut them short."""
+        found = {name: self.get_command(context, name) for name in self.list_commands(context)}
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, command.get_short_help_str(200))
+                    for name, command in found.items()
+                    if command
+                ]
+            )
+
+
+class _LazyGroup(Group):
     """Finds its commands among the modules beside this one."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
@@ -49,18 +65,6 @@ class _LazyGroup(click.Group):
             if error.ctx is None and command is not None:
                 error.ctx = click.Context(command, context, name)
             raise
-
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands, their summaries wrapped where click would cut them short."""
-        found = {name: self.get_command(context, name) for name in self.list_commands(context)}
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [
-                    (name, command.get_short_help_str(200))
-                    for name, command in found.items()
-                    if command
-                ]
-            )
 
 
 @click.group(

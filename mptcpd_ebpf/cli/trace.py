@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mptcpd_ebpf.cli import Group
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NotPermitted
 from mptcpd_ebpf.probes import ProbesUnavailable
@@ -27,15 +30,17 @@ Tool = Callable[..., "Summary"]
 
 
 @click.group(
+    cls=Group,
     epilog="""
     \b
     Try it:
       mptcpd-ebpf trace life               connections and subflows, first SYN to end
       mptcpd-ebpf trace joins -d 30        why does the second path not come up?
-      mptcpd-ebpf trace doctor 1a2b3c4d    what limits this connection?
+      mptcpd-ebpf trace doctor             which connections are there?
+      mptcpd-ebpf trace doctor 1a2b3c4d    what limits this one?
 
     docs/tracing.md is the guide, by symptom.
-    """
+    """,
 )
 def command() -> None:
     """Show what MPTCP does in the kernel, as it happens.
@@ -45,19 +50,35 @@ def command() -> None:
     """
 
 
+class _Seconds(click.FloatRange):
+    """A time that ends: `nan` is within all bounds, and `inf` none to wait for."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no number of seconds.", param, ctx)
+        return seconds
+
+
 def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options all tools share."""
     for option in reversed(
         (
             click.option("--pid", type=click.IntRange(min=1), help="Only this process."),
-            click.option("--comm", metavar="NAME", help="Only processes of this name."),
+            click.option(
+                "--comm",
+                metavar="NAME",
+                help="Only processes of this name; the kernel keeps 15 bytes of it.",
+            ),
             click.option(
                 "--cgroup",
                 metavar="DIR",
                 type=click.Path(exists=True, file_okay=False, path_type=Path),
                 help="Only this cgroup v2 folder and those below.",
             ),
-            click.option("--token", metavar="TOKEN", help="Only this connection, as ls names it."),
+            click.option(
+                "--token", metavar="TOKEN", help="Only this connection, as doctor lists it."
+            ),
             click.option(
                 "--addr", metavar="ADDR", help="Only with this address, prefix, or address:port."
             ),
@@ -67,7 +88,7 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
                 help="Look into this network namespace: a name of 'ip netns', or a pid.",
             ),
             click.option(
-                "-d", "--duration", type=click.FloatRange(min=0), help="End after so many seconds."
+                "-d", "--duration", type=_Seconds(min=0), help="End after so many seconds."
             ),
             click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
         )
@@ -87,20 +108,19 @@ def _run(
 ) -> None:
     from mptcpd_ebpf.kernel import netns as namespaces
     from mptcpd_ebpf.trace.frame import Trace
+    from mptcpd_ebpf.trace.instead import WITHOUT_PROGRAMS, with_way_out
 
     scope = _scope(**chosen)
     _enter(netns)
-    if not may_load():
-        raise Failure(
-            f"trace {name} needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root",
-            ExitCode.PRIVILEGE,
-        )
+    if name not in WITHOUT_PROGRAMS and not may_load():
+        refusal = f"trace {name} needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root"
+        raise Failure(with_way_out(name, refusal), ExitCode.PRIVILEGE)
     try:
         with Trace(name, scope, as_json=as_json) as trace:
             constants = {"own_netns": namespaces.inode()}
             trace.run(duration, tool(trace, constants))
     except ProbesUnavailable as error:
-        raise Failure(f"trace {name}: {error}", ExitCode.NO_MPTCP) from None
+        raise Failure(with_way_out(name, f"trace {name}: {error}"), ExitCode.NO_MPTCP) from None
     except MptcpMissing as error:
         raise Failure(str(error), ExitCode.NO_MPTCP) from None
     except NotPermitted as error:
@@ -114,6 +134,8 @@ def _scope(
 ) -> Scope:
     from mptcpd_ebpf.trace.scope import Scope, cgroups_below, parse_address, parse_token
 
+    if comm is not None:  # TASK_COMM_LEN: the kernel cuts names, wherever characters end
+        comm = comm.encode()[:15].decode(errors="replace")
     option = ""
     try:
         option = "--token"
@@ -131,18 +153,21 @@ def _enter(netns: str | None) -> None:
     """Moves this thread into a namespace.  Raises Failure."""
     if netns is None:
         return
-    path = f"/proc/{netns}/ns/net" if netns.isdigit() else f"/run/netns/{netns}"
+    way_out = "give a name that 'ip netns' lists, or a pid"
+    if netns in ("", ".", "..") or "/" in netns:
+        raise Failure(f"--netns {netns!r} is no name: {way_out}", ExitCode.USAGE)
+    path = f"/proc/{netns}/ns/net" if netns.isdecimal() else f"/run/netns/{netns}"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise Failure(
-            f"--netns {netns}: {path}: {error.strerror}; "
-            "give a name that 'ip netns' lists, or a pid",
-            ExitCode.USAGE,
+            f"--netns {netns}: {path}: {error.strerror}; {way_out}", ExitCode.USAGE
         ) from None
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.setns(descriptor, _CLONE_NEWNET)
     os.close(descriptor)
+    if result and ctypes.get_errno() == errno.EINVAL:
+        raise Failure(f"--netns {netns}: {path} is no network namespace; {way_out}", ExitCode.USAGE)
     if result:
         cause = os.strerror(ctypes.get_errno())
         raise Failure(f"--netns {netns}: cannot enter it: {cause}", ExitCode.PRIVILEGE)
@@ -205,25 +230,35 @@ _tool(
 
 
 @command.command("doctor")
-@click.argument("token")
+@click.argument("token", required=False)
 @click.option("--netns", metavar="NS", help="Look into this network namespace.")
 @click.option(
     "-d",
     "--duration",
-    type=click.FloatRange(min=0.5),
+    type=_Seconds(min=0.5),
     default=5.0,
     show_default=True,
     help="Watch for so many seconds.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def doctor(token: str, netns: str | None, duration: float, as_json: bool) -> None:
+def doctor(token: str | None, netns: str | None, duration: float, as_json: bool) -> None:
     """Watch the connection TOKEN for some seconds and say what limits it.
 
     TOKEN is the local token as ls and the other tools print it.  Findings are ranked,
-    each with its evidence.
+    each with its evidence.  Without TOKEN the live connections are listed, with theirs.
     """
-    from mptcpd_ebpf.trace.doctor import trace_doctor
+    from mptcpd_ebpf.trace.doctor import list_connections, trace_doctor
 
+    if token is None:
+        from mptcpd_ebpf.trace.frame import Trace
+        from mptcpd_ebpf.trace.scope import Scope
+
+        _enter(netns)
+        try:
+            list_connections(Trace("doctor", Scope(), as_json=as_json))
+        except KernelError as error:
+            raise Failure(f"trace doctor: {error}", ExitCode.CHECK_FAILED) from None
+        return
     _run(
         "doctor",
         trace_doctor,

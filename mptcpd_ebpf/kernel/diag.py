@@ -193,6 +193,19 @@ def snapshot(*, with_owners: bool = True) -> Snapshot:
     return Snapshot(connections, measured)
 
 
+def fallen() -> list[LiveConnection]:
+    """Connected MPTCP sockets of the calling thread's namespace that fell back to TCP.
+
+    Raises NetlinkRefused.
+    """
+    with Requester(NETLINK_SOCK_DIAG) as requester:
+        sockets = _mptcp_sockets(requester, fallen=True)
+    return [
+        LiveConnection(token=token, local=row.local, remote=row.remote, owner=_owner(row))
+        for token, row in sockets.items()
+    ]
+
+
 def listeners() -> list[SockAddr]:
     """Where MPTCP sockets listen in the calling thread's namespace.  Raises NetlinkRefused."""
     with Requester(NETLINK_SOCK_DIAG) as requester:
@@ -217,15 +230,15 @@ def _listener(listening: dict[SockAddr, _Row], local: SockAddr) -> _Row | None:
     return None
 
 
-def _mptcp_sockets(requester: Requester) -> dict[int, _Row]:
-    """MPTCP sockets that are connected and did not fall back to TCP, by token."""
+def _mptcp_sockets(requester: Requester, *, fallen: bool = False) -> dict[int, _Row]:
+    """MPTCP sockets that are connected and did not fall back to TCP, or did, by token."""
     found: dict[int, _Row] = {}
     for family in (socket.AF_INET, socket.AF_INET6):
         for row in _dump(requester, family, _IPPROTO_MPTCP, _LIVE):
             info = row.rest.get(_INET_DIAG_INFO, b"")
             if len(info) >= _MPTCP_FLAGS_AND_TOKEN.size:
                 flags, token = _MPTCP_FLAGS_AND_TOKEN.unpack_from(info)
-                if token and not flags & _FALLBACK:
+                if token and bool(flags & _FALLBACK) == fallen:
                     found[token] = row
     return found
 

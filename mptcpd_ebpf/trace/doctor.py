@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from mptcpd_ebpf.core.events import SubflowEnded
-from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.core.measurement import Measurement, Owner
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.trace.diagnosis import (
@@ -25,7 +25,7 @@ from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.life import kernel_reasons, reset_here
 from mptcpd_ebpf.trace.probing import Probing
 from mptcpd_ebpf.trace.rtt import QUIET
-from mptcpd_ebpf.trace.scope import token_words
+from mptcpd_ebpf.trace.scope import owner_words, token_words
 
 _EVERY_S = 0.25
 _CONNECTION = struct.Struct("=II")
@@ -82,6 +82,48 @@ class Watched:
 def _received(token: int) -> int:
     """Bytes that came on all live subflows so far."""
     return sum(each.bytes_received or 0 for each in diag.subflows() if each.token == token)
+
+
+def list_connections(trace: Trace) -> None:
+    """The live connections with their tokens and subflows.  Raises NetlinkRefused."""
+    found = diag.snapshot()
+    # The kernel lists sockets in the order of its hash tables.
+    found.subflows.sort(key=lambda each: (not each.initial, each.local, each.remote))
+    for connection in sorted(found.connections, key=lambda each: (each.local, each.remote)):
+        subflows = [each for each in found.subflows if each.token == connection.token]
+        owner = connection.owner or Owner()
+        text = [
+            f"{token_words(connection.token)}  {connection.local} → {connection.remote}  "
+            f"{owner_words(owner)}"
+        ]
+        text += [
+            f"    {each.local} → {each.remote}  "
+            + ("initial" if each.initial else "joined")
+            + (", backup" if each.backup or each.backup_by_peer else "")
+            + ("" if each.state == _ESTABLISHED else ", not established")
+            for each in subflows
+        ]
+        trace.list(
+            "connection",
+            "\n".join(text),
+            token=token_words(connection.token),
+            local=str(connection.local),
+            remote=str(connection.remote),
+            pid=owner.pid,
+            comm=owner.comm,
+            subflows=[
+                {
+                    "local": str(each.local),
+                    "remote": str(each.remote),
+                    "initial": each.initial,
+                    "backup": each.backup or each.backup_by_peer,
+                    "established": each.state == _ESTABLISHED,
+                }
+                for each in subflows
+            ],
+        )
+    if not found.connections:
+        trace.note("no connection is alive in this namespace", connections=0)
 
 
 def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:

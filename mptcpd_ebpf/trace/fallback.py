@@ -4,17 +4,28 @@
 The kernel counts each fallback under its reason (net/mptcp/mib.h); the wire shows whose it
 was: a handshake whose answer lacks MP_CAPABLE, an MP_FAIL, an infinite mapping (RFC 8684,
 3.7).  A counter is told with the flow that showed such a sign within the second before;
-where none did, it is the one connection that was MPTCP and is no longer; where there are
-several such, or none, they, or the connections that are alive, are the candidates.  With a
-filter it is told if one of them fits.  Process and token come from inet_sock_set_state, at
-connect and before the answer is judged; the SYN's socket tells which flow they belong to.
+where none did, it is the one connection that was MPTCP and is no longer (inet_diag lists
+those that fell back and live); where there are several such, or none, they, or the
+connections that are alive, are the candidates.  With a filter it is told if one of them
+fits.  Process and token come from inet_sock_set_state, at connect and before the answer is
+judged; the SYN's socket tells which flow they belong to.
 That this host did not take a peer's offer is counted nowhere, and told from the wire alone.
+Where the kernel refuses the programs there are no signs, and the rest goes on by events.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
+from mptcpd_ebpf.core.events import (
+    ConnectionClosed,
+    ConnectionCreated,
+    ConnectionEstablished,
+    SubflowClosed,
+    SubflowEstablished,
+)
 from mptcpd_ebpf.kernel import counters, diag, sysctl
+from mptcpd_ebpf.probes import ProbesUnavailable
+from mptcpd_ebpf.trace.events import Events
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
@@ -107,6 +118,8 @@ class Fallbacks:
         self._asked: dict[Flow, Signal] = {}
         """SYNs with MP_CAPABLE, not yet answered; both directions."""
         self._signs: list[Sign] = []
+        self._told = {(each.local, each.remote) for each in diag.fallen()}
+        """Those that live, fell back, and need no telling any more."""
         self._moved_at: dict[str, int] = {}
         self.reasons: Counter[str] = Counter()
 
@@ -203,6 +216,7 @@ class Fallbacks:
         who, candidates, clues = self._whose(name, left)
         evidence = [f"counter {name} moved", *clues]
         if who is not None:
+            self._told.add((who.local, who.remote))
             self._trace.directory.forget(who)
             if not self._trace.admits(who):
                 return
@@ -242,14 +256,25 @@ class Fallbacks:
             del self._asked[waiting[0]]
             return directory.of_flow(*waiting[0]), [], clue
         alive = [directory.of_measurement(each) for each in diag.subflows()]
-        fallen = self._fallen({(each.local, each.remote) for each in alive})
+        fallen = self._newly_fallen() or self._gone({(each.local, each.remote) for each in alive})
         if len(fallen) == 1:
             return fallen[0], [], ["it is the only one that is no longer MPTCP"]
         if fallen:
             return None, fallen, ["these are no longer MPTCP"]
-        return None, alive, []
+        return None, [] if name in _OF_HANDSHAKE else alive, []
 
-    def _fallen(self, alive: set[Flow]) -> list[Subject]:
+    def _newly_fallen(self) -> list[Subject]:
+        """Connections that live, fell back, and were not told yet."""
+        fallen = {(each.local, each.remote): each for each in diag.fallen()}
+        self._told &= fallen.keys()
+        directory = self._trace.directory
+        return [
+            directory.of_event(each.token, each.local, each.remote)
+            for flow, each in fallen.items()
+            if flow not in self._told
+        ]
+
+    def _gone(self, alive: set[Flow]) -> list[Subject]:
         """Subflows that were MPTCP, did not end, and are none now."""
         known = self._trace.directory.by_flow
         return [who for flow, who in known.items() if who.token and flow not in alive]
@@ -265,16 +290,37 @@ class Fallbacks:
 
 
 def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
-    kernel = trace.open(KernelSide("trace", ("state_changed", "destroyed"), constants))
-    kinds = kernel.enumeration("trace_kind")
-    tap = trace.open(Tap(constants["own_netns"]))
-    trace.means += [*kernel.hooks(), *tap.hooks(), "MPTcpExt counters"]
-    trace.directory.look()
     fallbacks = Fallbacks(trace)
+    try:
+        kernel = trace.open(KernelSide("trace", ("state_changed", "destroyed"), constants))
+        tap = trace.open(Tap(constants["own_netns"]))
+    except ProbesUnavailable as error:
+        _follow_events(trace, str(error))
+    else:
+        _follow(trace, fallbacks, kernel, tap)
+    trace.directory.look()
+    trace.every(0.05, lambda: fallbacks.look(trace.now()))
+
+    def summary() -> None:
+        fallbacks.look(trace.now(), last=True)
+        moved = {name: value for name, value in trace.counted().items() if name in REASONS}
+        lines = ["fallbacks: " + ("" if fallbacks.reasons else "none")]
+        lines += [f"  {n:5}  {name}" for name, n in fallbacks.reasons.most_common()]
+        if trace.scope.asks_for_one and moved:
+            lines.append("counters, of all connections:")
+            lines += [f"  {n:5}  {name}" for name, n in moved.items()]
+        trace.note("\n".join(lines), counters=dict(fallbacks.reasons), moved=moved)
+
+    return summary
+
+
+def _follow(trace: Trace, fallbacks: Fallbacks, kernel: KernelSide, tap: Tap) -> None:
+    kinds = kernel.enumeration("trace_kind")
+    trace.means += [*kernel.hooks(), *tap.hooks(), "MPTcpExt counters"]
 
     def read() -> None:
-        # The packets first, the records told of first: what a record says of a packet's
-        # subflow came before it.  Whose a connection is, and its token, cannot be asked any
+        # The packets are fetched first and told of last: what the records say of their
+        # subflows came before.  Whose a connection is, and its token, cannot be asked any
         # more once it fell back.
         signals = tap.signals()
         ended = []
@@ -289,16 +335,23 @@ def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
 
     trace.watch(kernel, read)
     trace.watch(tap, read)
-    trace.every(0.05, lambda: fallbacks.look(trace.now()))
 
-    def summary() -> None:
-        fallbacks.look(trace.now(), last=True)
-        moved = {name: value for name, value in trace.counted().items() if name in REASONS}
-        lines = ["fallbacks: " + ("" if fallbacks.reasons else "none")]
-        lines += [f"  {n:5}  {name}" for name, n in fallbacks.reasons.most_common()]
-        if trace.scope.asks_for_one and moved:
-            lines.append("counters, of all connections:")
-            lines += [f"  {n:5}  {name}" for name, n in moved.items()]
-        trace.note("\n".join(lines), counters=dict(fallbacks.reasons), moved=moved)
 
-    return summary
+def _follow_events(trace: Trace, refusal: str) -> None:
+    """Without packets: which connections there are is known from the kernel's events."""
+    events = trace.open(Events())
+    trace.means += [*events.means(), "MPTcpExt counters", f"packets are not seen: {refusal}"]
+
+    def read() -> None:
+        directory = trace.directory
+        for event in events.read():
+            if isinstance(event, ConnectionCreated | ConnectionEstablished | SubflowEstablished):
+                directory.of_event(event.token, event.local, event.remote)
+            elif isinstance(event, SubflowClosed):
+                directory.forget(directory.of_flow(event.local, event.remote))
+            elif isinstance(event, ConnectionClosed):
+                gone = [who for who in directory.by_flow.values() if who.token == event.token]
+                for who in gone:
+                    directory.forget(who)
+
+    trace.watch(events, read)

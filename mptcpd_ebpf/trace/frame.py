@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, Self, TextIO, TypeVar
 
 from mptcpd_ebpf.kernel import counters, netns
+from mptcpd_ebpf.probes import ProbesUnavailable
 from mptcpd_ebpf.trace.kernel_side import Cost, KernelSide
 from mptcpd_ebpf.trace.scope import Directory, Scope, Subject
 
@@ -126,8 +127,12 @@ class Trace:
 
     def note(self, text: str, **fields: object) -> None:
         """A line without a time, of a summary."""
+        self.list("summary", text, **fields)
+
+    def list(self, event: str, text: str, **fields: object) -> None:
+        """A line without a time, of something that stands."""
         if self._json:
-            self.say("summary", text, None, **fields)
+            self.say(event, text, None, **fields)
         else:
             print(text, file=self._out, flush=True)
 
@@ -153,7 +158,12 @@ class Trace:
     def _learn_owners(self) -> None:
         """Whose connections there are, and who opens further ones: asked later, a process may
         have ended."""
-        kernel = self.open(KernelSide("trace", ("state_changed",), {"own_netns": netns.inode()}))
+        self.directory.look()
+        try:
+            constants = {"own_netns": netns.inode()}
+            kernel = self.open(KernelSide("trace", ("state_changed",), constants))
+        except ProbesUnavailable:  # the tool does without, too: processes are looked up
+            return
         self.directory.look()
 
         def read() -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.signals import Signal, Subtype
 
+QUIET_NS = 200_000_000
+"""A join that has not been refused so long after its handshake stands."""
 COUNTED = {
     "MPJoinNoTokenFound": "unknown token: this host has no connection with it (any more)",
     "MPJoinAckHMacFailure": "wrong HMAC in the third packet: not the peer of this connection",

@@ -10,24 +10,28 @@ counter moved, or the peer refused, what remains possible is listed with the evi
 join that its own initiator ends is abandoned, not refused.
 
 Nothing here subscribes to path-manager events: under the userspace path manager a
-subscriber changes which joins are accepted.
+subscriber changes which joins are accepted.  Only where the kernel refuses the programs
+they are what is left (`joins_by_events`).
 """
 
 from collections import Counter
 
 from mptcpd_ebpf.kernel import counters, sysctl
 from mptcpd_ebpf.kernel.pm_client import PmClient
+from mptcpd_ebpf.probes import ProbesUnavailable
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.join_attempt import (
     COUNTED,
     NEVER_LEFT,
+    QUIET_NS,
     Attempt,
     error_reason,
     fits,
     peers_reason,
     silent,
 )
+from mptcpd_ebpf.trace.joins_by_events import JoinsByEvents, follow_joins_by_events
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Flag, Signal, Subtype
@@ -37,8 +41,6 @@ from mptcpd_ebpf.trace.tap import Tap
 _SYN_SENT, _CLOSE = 2, 7  # include/net/tcp_states.h
 _GIVEN_UP_NS = 180_000_000_000
 """No SYN is repeated for so long (tcp_syn_retries 6: 127 s)."""
-_QUIET_NS = 200_000_000
-"""A handshake that has not been refused so long after its third packet stands."""
 
 
 class Joins:
@@ -214,7 +216,7 @@ class Joins:
     def look(self, now: int, *, last: bool = False) -> None:
         """Ends what stands since a while, and tells of joins that never left this host."""
         for flow, attempt in list(self._attempts.items()):
-            if attempt.third and (last or now - attempt.third.at > _QUIET_NS):
+            if attempt.third and (last or now - attempt.third.at > QUIET_NS):
                 option = attempt.syn_ack and attempt.syn_ack.option(Subtype.MP_JOIN)
                 backup = attempt.backup or bool(option and option.backup)
                 why = "established as backup" if backup else "established"
@@ -290,9 +292,31 @@ class Joins:
 
 def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
     programs = ("state_changed", "connection_changed")
-    kernel = trace.open(KernelSide("trace", programs, constants))
-    tap = trace.open(Tap(constants["own_netns"]))
-    trace.means += [*kernel.hooks(), *tap.hooks(), "MPTcpExt counters"]
+    joins: Joins | JoinsByEvents
+    try:
+        kernel = trace.open(KernelSide("trace", programs, constants))
+        tap = trace.open(Tap(constants["own_netns"]))
+    except ProbesUnavailable as error:
+        joins = follow_joins_by_events(trace, str(error))
+    else:
+        trace.means += [*kernel.hooks(), *tap.hooks(), "MPTcpExt counters"]
+        joins = _follow(trace, kernel, tap)
+
+    def summary() -> None:
+        joins.look(trace.now(), last=True)
+        moved = {k: v for k, v in trace.counted().items() if k.startswith(("MPJoin", "Mismatch"))}
+        trace.note(
+            "joins: "
+            + (", ".join(f"{n} {what}" for what, n in joins.outcomes.most_common()) or "none")
+            + "".join(f"\n  {value:5}  {name}" for name, value in moved.items()),
+            outcomes=dict(joins.outcomes),
+            counters=moved,
+        )
+
+    return summary
+
+
+def _follow(trace: Trace, kernel: KernelSide, tap: Tap) -> Joins:
     kinds = kernel.enumeration("trace_kind")
     joins = Joins(trace)
     joins.standing.begin(trace.directory.look().subflows)
@@ -312,16 +336,4 @@ def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
     trace.watch(kernel, read_both)
     trace.watch(tap, read_both)
     trace.every(0.1, lambda: joins.look(trace.now()))
-
-    def summary() -> None:
-        joins.look(trace.now(), last=True)
-        moved = {k: v for k, v in trace.counted().items() if k.startswith(("MPJoin", "Mismatch"))}
-        trace.note(
-            "joins: "
-            + (", ".join(f"{n} {what}" for what, n in joins.outcomes.most_common()) or "none")
-            + "".join(f"\n  {value:5}  {name}" for name, value in moved.items()),
-            outcomes=dict(joins.outcomes),
-            counters=moved,
-        )
-
-    return summary
+    return joins

@@ -5,12 +5,13 @@ Commands are seen as the system calls that carry them (bpf/trace_pm.bpf.c), with
 kernel's answer and its words; events come from the kernel's own multicast group.  An event
 is told with the time since the last command for its connection.
 
-Listening has an effect: in userspace mode the kernel refuses joins while nobody listens,
-and now somebody does.  The first line says so where it applies.
+Listening has an effect (`events`); the first line says so where it applies.  Where the
+kernel refuses the programs, events are told without the commands.
 """
 
 import struct
 from collections import Counter
+from dataclasses import dataclass, field
 from socket import AF_INET, AF_INET6, inet_ntop
 
 import msgspec
@@ -19,13 +20,13 @@ from mptcpd_ebpf.core.address import SockAddr, unmapped
 from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.events import Event, EventsLost
 from mptcpd_ebpf.core.measurement import Owner
-from mptcpd_ebpf.kernel import sysctl
 from mptcpd_ebpf.kernel.netlink import GENERIC_HEADER, HEADER, attributes, number
 from mptcpd_ebpf.kernel.pm import AddrAttr, Attr, Cmd
 from mptcpd_ebpf.kernel.pm_client import mptcp_family
-from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, Requester
+from mptcpd_ebpf.probes import ProbesUnavailable
 from mptcpd_ebpf.trace import words
+from mptcpd_ebpf.trace.events import Events
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Subject, bound, owner_words, token_words
@@ -34,15 +35,27 @@ _UNANSWERED = 0x7FFFFFFF
 _RELATED_NS = 2_000_000_000
 
 
-def _address(nest: bytes) -> str:
+@dataclass
+class Command:
+    """What a netlink message asks of the path manager."""
+
+    name: str
+    token: int | None = None
+    """Of the connection that it is for."""
+    asked: str = ""
+    addresses: list[SockAddr] = field(default_factory=list)
+    """Those it names; port 0: any."""
+
+
+def _address(nest: bytes) -> tuple[SockAddr | None, str]:
     found = attributes(nest, 0, len(nest))
-    text = "?"
-    if AddrAttr.ADDR4 in found:
-        text = inet_ntop(AF_INET, found[AddrAttr.ADDR4])
-    elif AddrAttr.ADDR6 in found:
-        text = unmapped(inet_ntop(AF_INET6, found[AddrAttr.ADDR6]))
+    place = None
     port = number(found.get(AddrAttr.PORT, b""))
-    parts = [f"{text}:{port}" if port else text]
+    if AddrAttr.ADDR4 in found:
+        place = SockAddr(inet_ntop(AF_INET, found[AddrAttr.ADDR4]), port)
+    elif AddrAttr.ADDR6 in found:
+        place = SockAddr(unmapped(inet_ntop(AF_INET6, found[AddrAttr.ADDR6])), port)
+    parts = [] if place is None else [str(place) if port else place.ip]
     if AddrAttr.ID in found:
         parts.append(f"id {number(found[AddrAttr.ID])}")
     flags = EndpointFlag(number(found.get(AddrAttr.FLAGS, b"")))
@@ -50,28 +63,33 @@ def _address(nest: bytes) -> str:
         parts.append(flags.name.lower().replace("|", ","))
     if AddrAttr.IF_IDX in found:
         parts.append(f"interface {number(found[AddrAttr.IF_IDX])}")
-    return " ".join(part for part in parts if part != "?")
+    return place, " ".join(parts)
 
 
-def command_words(message: bytes) -> tuple[str, int | None, str]:
-    """The command's name, the token it is for, and what it asks, from its netlink message."""
+def read_command(message: bytes) -> Command:
+    """What a netlink message asks, as far as it can be understood."""
     code = message[HEADER.size]
-    name = Cmd(code).name if code in Cmd.__members__.values() else f"command {code}"
+    command = Command(Cmd(code).name if code in Cmd.__members__.values() else f"command {code}")
     start = HEADER.size + GENERIC_HEADER.size
     try:
         found = attributes(message, start, len(message))
-        token = number(found[Attr.TOKEN]) if Attr.TOKEN in found else None
-        said = [_address(found[Attr.ADDR])] if Attr.ADDR in found else []
-        if Attr.ADDR_REMOTE in found:
-            said.append(f"→ {_address(found[Attr.ADDR_REMOTE])}")
+        said = []
+        for attr, before in ((Attr.ADDR, ""), (Attr.ADDR_REMOTE, "→ ")):
+            if attr in found:
+                place, text = _address(found[attr])
+                said.append(before + text)
+                if place is not None:
+                    command.addresses.append(place)
         if Attr.LOC_ID in found:
             said.append(f"id {number(found[Attr.LOC_ID])}")
         for attr, what in ((Attr.SUBFLOWS, "subflows"), (Attr.RCV_ADD_ADDRS, "accepted")):
             if attr in found:
                 said.append(f"{what} {number(found[attr])}")
+        command.token = number(found[Attr.TOKEN]) if Attr.TOKEN in found else None
+        command.asked = " ".join(said)
     except (ValueError, struct.error, OSError):
-        return name, None, "malformed"
-    return name, token, " ".join(said)
+        return Command(command.name, asked="malformed")
+    return command
 
 
 class Managing:
@@ -90,14 +108,15 @@ class Managing:
 
     def command(self, record: Record) -> None:
         message = record["message"][: record["length"]]
-        name, token, asked = command_words(message)
+        command = read_command(message)
+        name, token = command.name, command.token
         owner = Owner(
             pid=record["pid"],
             uid=record["uid"],
             cgroup=record["cgroup"],
             comm=record["comm"].split(b"\0", 1)[0].decode(errors="replace"),
         )
-        if not self._allowed(owner, token):
+        if not self._allowed(owner, command):
             return
         error = record["error"] - (1 << 32) if record["error"] >> 31 else record["error"]
         said = record["words"].split(b"\0", 1)[0].decode(errors="replace")
@@ -113,11 +132,11 @@ class Managing:
             answer = "done"
         self._trace.say(
             "command",
-            f"{'' if token is None else token_words(token):<8}  command  {name} {asked}  "
+            f"{'' if token is None else token_words(token):<8}  command  {name} {command.asked}  "
             f"by {owner_words(owner)}  {words.duration(record['duration_ns'])}  {answer}",
             record["at"],
             command=name,
-            asked=asked,
+            asked=command.asked,
             token=None if token is None else token_words(token),
             pid=owner.pid,
             comm=owner.comm,
@@ -126,14 +145,15 @@ class Managing:
             said=said or None,
         )
 
-    def _allowed(self, owner: Owner, token: int | None) -> bool:
-        """The process that commands must fit, and the connection if there is one."""
+    def _allowed(self, owner: Owner, command: Command) -> bool:
+        """The process that commands must fit, and what it is about."""
         scope = self._trace.scope
         return (
             (scope.pid is None or owner.pid == scope.pid)
             and (scope.comm is None or owner.comm == scope.comm)
             and (not scope.cgroups or owner.cgroup in scope.cgroups)
-            and (scope.token is None or token == scope.token)
+            and (scope.token is None or command.token == scope.token)
+            and (scope.address is None or any(map(scope.meets, command.addresses)))
         )
 
     def _meant(self, token: int | None, local: SockAddr | None, remote: SockAddr | None) -> bool:
@@ -201,28 +221,30 @@ def _plain(value: object) -> str:
 def trace_pm(trace: Trace, constants: dict[str, int]) -> Summary:
     with Requester(NETLINK_GENERIC) as requester:
         family = mptcp_family(requester).id
-    kernel = trace.open(KernelSide("trace_pm", None, {**constants, "family": family}))
-    events = PmEvents.open()
-    trace.directory.look()
-    trace.means += [*kernel.hooks(), "mptcp_pm events"]
-    if sysctl.PathManagerSetting().current() == "userspace":
-        trace.means.append(
-            "which, the path manager being userspace, makes the kernel accept joins meanwhile"
-        )
     managing = Managing(trace)
+    kernel = None
+    try:
+        kernel = trace.open(KernelSide("trace_pm", None, {**constants, "family": family}))
+        trace.means += kernel.hooks()
+    except ProbesUnavailable as error:
+        trace.means.append(f"events alone, commands are not seen: {error}")
+    events = trace.open(Events())
+    trace.means += events.means()
+    trace.directory.look()
 
     def read() -> None:
-        for record in kernel.read("trace_command"):
-            managing.command(record)
+        if kernel is not None:
+            for record in kernel.read("trace_command"):
+                managing.command(record)
         at = trace.now()
         for event in events.read():
             managing.event(event, at)
 
-    trace.watch(kernel, read)
+    if kernel is not None:
+        trace.watch(kernel, read)
     trace.watch(events, read)
 
     def summary() -> None:
-        events.close()
         total = sum(managing.commands.values())
         lines = [
             f"{total} commands, {managing.refused} refused, the slowest "

@@ -34,7 +34,7 @@ def bars(histogram: list[int]) -> list[str]:
     """The histogram as text, from its first filled slot to its last."""
     filled = [slot for slot, count in enumerate(histogram) if count]
     if not filled:
-        return ["no samples"]
+        return []
     most = max(histogram)
     return [
         f"{_ms(2**slot):>8} … {_ms(2 ** (slot + 1)):<8} ms {histogram[slot]:7}  "
@@ -44,8 +44,10 @@ def bars(histogram: list[int]) -> list[str]:
 
 
 def _spread(histogram: list[int]) -> str:
+    if not any(histogram):
+        return "no samples"
     p50, p90, p99 = (_ms(quantile(histogram, share)) for share in (0.5, 0.9, 0.99))
-    return f"half below {p50}, 90 % below {p90}, 99 % below {p99} ms"
+    return f"{sum(histogram)} samples, half below {p50}, 90 % below {p90}, 99 % below {p99} ms"
 
 
 def _ms(us: int) -> str:
@@ -112,24 +114,20 @@ def trace_rtt(trace: Trace, constants: dict[str, int]) -> Summary:
             number = sum(histogram)
             p50, p90, p99 = (quantile(histogram, share) for share in (0.5, 0.9, 0.99))
             least = measured.min_rtt_us
-            head = (
-                f"{token_words(who.token)}  {who.name}  {number} samples, "
-                f"least {'–' if least is None else _ms(least)} ms; {_spread(histogram)}"
-            )
+            head = f"{token_words(who.token)}  {who.name}  {_spread(histogram)}"
+            if number and least is not None:
+                head += f"; the least ever {_ms(least)} ms"
             trace.note(
                 "\n".join([head, *(f"    {line}" for line in bars(histogram))]),
                 **who.fields(),
                 samples=number,
                 min_rtt_us=least,
                 srtt_us=measured.srtt_us,
-                below_us={"p50": p50, "p90": p90, "p99": p99},
+                below_us={"p50": p50, "p90": p90, "p99": p99} if number else None,
                 histogram=histogram,
             )
         for (local, remote), histogram in histograms.further.items():
-            head = (
-                f"further subflows {local} → {remote}  {sum(histogram)} samples; "
-                f"{_spread(histogram)}"
-            )
+            head = f"further subflows {local} → {remote}  {_spread(histogram)}"
             trace.note(
                 "\n".join([head, *(f"    {line}" for line in bars(histogram))]),
                 local=local,

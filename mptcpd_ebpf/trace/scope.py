@@ -90,21 +90,25 @@ class Scope:
         """Whether anything is filtered at all."""
         return self != Scope()
 
+    def meets(self, place: SockAddr) -> bool:
+        """Whether an address is the one that is asked for, or among them; without a port,
+        whether it could be."""
+        if self.address is None or isinstance(self.address, SockAddr):
+            wanted = self.address
+            if wanted is None or wanted == place:
+                return True
+            return not place.port and wanted.ip == place.ip
+        return ip_address(place.ip) in self.address
+
     def admits(self, who: Subject) -> bool:
         owner = who.owner or Owner()
         return (
             (self.token is None or who.token == self.token)
-            and (self.address is None or _touches(self.address, who))
+            and (self.address is None or self.meets(who.local) or self.meets(who.remote))
             and (self.pid is None or owner.pid == self.pid)
             and (self.comm is None or owner.comm == self.comm)
             and (not self.cgroups or owner.cgroup in self.cgroups)
         )
-
-
-def _touches(wanted: IPv4Network | IPv6Network | SockAddr, who: Subject) -> bool:
-    if isinstance(wanted, SockAddr):
-        return wanted in (who.local, who.remote)
-    return any(ip_address(end.ip) in wanted for end in (who.local, who.remote))
 
 
 def parse_address(text: str) -> IPv4Network | IPv6Network | SockAddr:
@@ -126,7 +130,9 @@ def parse_token(text: str) -> int:
     except ValueError:
         token = -1
     if not 0 < token <= _U32:
-        raise ValueError(f"{text!r} is no token: give the 8 hexadecimal digits that ls prints")
+        raise ValueError(
+            f"{text!r} is no token: give the 8 hexadecimal digits that 'trace doctor' lists"
+        )
     return token
 
 
@@ -214,6 +220,14 @@ class Directory:
                 cookie=cookie,
             )
         )
+
+    def of_event(self, token: int, local: SockAddr, remote: SockAddr) -> Subject:
+        """The subflow of a connection between two addresses."""
+        known = self.by_flow.get((local, remote))
+        if known is not None:
+            known.token = known.token or token
+            return known
+        return self._learn(Subject(token=token, local=local, remote=remote))
 
     def of_flow(self, local: SockAddr, remote: SockAddr) -> Subject:
         """The subflow between two addresses, token None if nothing is known of it."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`trace doctor` finds each staged cause, and nothing on a healthy connection."""
 
+import json
+import os
 import struct
 import subprocess
 import sys
@@ -226,3 +228,23 @@ def test_a_token_that_is_none(token: str, code: ExitCode) -> None:
     assert done.returncode == code
     assert done.stderr.startswith("mptcpd-ebpf: ")
     assert done.stderr.count("\n") == 1
+
+
+def listed(lab: Lab) -> list[Line]:
+    arguments = [sys.executable, "-c", MAIN, "trace", "doctor", "--json"]
+    return [json.loads(line) for line in lab.client.run(arguments).stdout.splitlines()]
+
+
+def test_without_a_token_the_connections_are_listed() -> None:
+    with a_lab(HEALTHY) as lab:
+        [nothing] = listed(lab)
+        with connection(lab) as ends:
+            lab.paths[1].wait_for_subflow(10 * SLOWNESS)
+            [found] = listed(lab)
+            token, port = token_of(ends.client), ends.client.getsockname()[1]
+    assert nothing["connections"] == 0
+    assert found["event"] == "connection"
+    assert found["token"] == f"{token:08x}"
+    assert found["local"] == f"{lab.paths[0].client_ip}:{port}"
+    assert found["pid"] == os.getpid()
+    assert [each["initial"] for each in found["subflows"]] == [True, False]

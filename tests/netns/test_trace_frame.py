@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path as File
 
@@ -13,6 +14,7 @@ import pytest
 
 from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.lab import Lab, Path, ShortConnections
+from mptcpd_ebpf.trace.instead import WITHOUT_PROGRAMS
 from mptcpd_ebpf.trace.kernel_side import RING_BYTES, KernelSide
 from tests.netns.daemon_process import PROGRAM
 from tests.netns.probed import connection
@@ -106,6 +108,11 @@ def test_a_signal_while_it_starts_ends_it_quietly(number: signal.Signals, moment
         ["life", "--addr", "::1:x"],
         ["life", "--cgroup", "/tmp"],
         ["life", "--netns", "no-such-namespace"],
+        ["life", "--netns", ""],
+        ["life", "--netns", ".."],
+        ["life", "--netns", "../../proc/self/ns/net"],
+        ["life", "-d", "nan"],
+        ["doctor", "1a2b3c4d", "-d", "inf"],
         ["nonsense"],
     ],
 )
@@ -119,26 +126,41 @@ def test_a_wrong_argument_is_named(arguments: list[str]) -> None:
     assert arguments[-1] in done.stderr
 
 
-def test_without_privilege_it_says_so() -> None:
+def test_a_file_that_is_no_namespace() -> None:
+    with (
+        tempfile.NamedTemporaryFile(dir="/run/netns", prefix="mptcpd-ebpf-test-") as file,
+        Lab(paths=[Path()]) as lab,
+    ):
+        name = File(file.name).name
+        done = lab.client.run(
+            [sys.executable, "-c", MAIN, "trace", "life", "--netns", name], check=False
+        )
+    assert done.returncode == ExitCode.USAGE
+    assert "is no network namespace" in done.stderr
+
+
+def test_the_help_has_whole_summaries() -> None:
     done = subprocess.run(
-        [
-            "setpriv",
-            "--bounding-set=-all",
-            "--inh-caps=-all",
-            "--",
-            sys.executable,
-            "-c",
-            MAIN,
-            "trace",
-            "life",
-            "-d",
-            "1",
-        ],
+        [sys.executable, "-c", MAIN, "trace", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "..." not in done.stdout.partition("Commands:")[2]
+
+
+WITHOUT_BPF = ["setpriv", "--bounding-set=-sys_admin,-cap_38,-cap_39", "--inh-caps=-all", "--"]
+
+
+@pytest.mark.parametrize("tool", sorted({*TOOLS, "doctor"} - WITHOUT_PROGRAMS))
+def test_without_privilege_it_says_what_would_do_instead(tool: str) -> None:
+    arguments = ["1a2b3c4d"] if tool == "doctor" else ["-d", "1"]
+    done = subprocess.run(
+        [*WITHOUT_BPF, sys.executable, "-c", MAIN, "trace", tool, *arguments],
         capture_output=True,
         text=True,
     )
     assert done.returncode == ExitCode.PRIVILEGE
     assert "CAP_BPF" in done.stderr
+    assert "; instead: " in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["trace", "trace_tap", "trace_pm"])

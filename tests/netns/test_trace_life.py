@@ -4,6 +4,7 @@
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path as FilePath
 from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
@@ -136,6 +137,18 @@ def test_filters_let_through_what_fits(lab: Lab, arguments: tuple[str, ...], see
             told.event("closed")
         summary = told.end()
     assert bool(summary["ends"]) == seen
+
+
+def test_a_name_that_the_kernel_cuts(lab: Lab) -> None:
+    comm = FilePath("/proc/self/comm")
+    before = comm.read_text()
+    name = "a-rather-long-name"
+    comm.write_text(name)
+    try:
+        with tracing(lab.client, "life", "--comm", name) as told, connection(lab):
+            assert told.event("established")["comm"] == name[:15]
+    finally:
+        comm.write_text(before)
 
 
 def test_another_namespace_by_name(lab: Lab) -> None:

@@ -111,6 +111,13 @@ def test_round_trip_times_lie_above_the_delay_of_each_path(lab: Lab) -> None:
     assert near["below_us"]["p50"] >= 8_192
 
 
+def test_a_path_without_samples_says_so(lab: Lab) -> None:
+    with connection(lab), tracing(lab.client, "rtt") as told:
+        told.end()
+    for row in (line for line in told.all("summary") if "samples" in line):
+        assert (row["samples"] == 0) == (row["below_us"] is None)
+
+
 def test_the_slow_path_is_blamed_for_a_stall() -> None:
     slow = Path(delay_ms=90, rate_mbit=3, loss_percent=6)
     with Lab(paths=[Path(delay_ms=5, rate_mbit=100), slow]) as lab:

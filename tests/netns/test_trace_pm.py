@@ -8,6 +8,7 @@ import pytest
 
 from mptcpd_ebpf.kernel.counters import read
 from mptcpd_ebpf.lab import Lab, Path
+from mptcpd_ebpf.trace.events import Events
 from tests.netns.probed import connection
 from tests.netns.tracing import tracing
 
@@ -56,3 +57,28 @@ def test_only_the_process_that_is_asked_for(lab: Lab) -> None:
     assert summary["commands"] == {}
     with lab.client.entered():
         assert read()["MPJoinSynAckRx"] == 0
+
+
+def test_only_the_addresses_that_are_asked_for(lab: Lab) -> None:
+    near, far = lab.paths
+    with tracing(lab.client, "pm", "--addr", far.client_ip) as told:
+        for path in (near, far):
+            lab.client.run(["ip", "mptcp", "endpoint", "add", path.client_ip, "signal"])
+        told.event("command")
+        summary = told.end()
+    assert [line["asked"].split()[0] for line in told.all("command")] == [far.client_ip]
+    assert summary["commands"] == {"ADD_ADDR": 1}
+
+
+def test_lost_events_are_accounted_for(lab: Lab) -> None:
+    with lab.client.entered():
+        events = Events(receive_buffer=1)
+    try:
+        for _ in range(20):
+            with connection(lab):
+                pass
+        while events.read():
+            pass
+        assert list(events.lost.values()) == [1]
+    finally:
+        events.close()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where the kernel refuses the programs, joins, fallback and pm go on with what is left."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from mptcpd_ebpf.kernel import counters
+from mptcpd_ebpf.lab import Host, Lab, Path, ShortConnections
+from tests.netns.probed import allow_joins, connection, exchange
+from tests.netns.test_trace_frame import WITHOUT_BPF
+from tests.netns.tracing import MAIN, Tracing
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(paths=[Path(delay_ms=2), Path(delay_ms=4)]) as lab:
+        allow_joins(lab)
+        yield lab
+
+
+@contextmanager
+def refused(host: Host, *arguments: str) -> Iterator[Tracing]:
+    """A tool that may not load programs."""
+    with host.popen(
+        [*WITHOUT_BPF, sys.executable, "-c", MAIN, "trace", *arguments, "--json"],
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            running = Tracing(process)
+            means = running.event("started")["means"]
+            assert "CAP_BPF" in means[0] + means[-1]
+            yield running
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def test_joins_that_stand_and_joins_that_the_peer_refuses(lab: Lab) -> None:
+    with refused(lab.client, "joins") as told:
+        with connection(lab):
+            join = told.event("join", outcome="established")
+        lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "0"])
+        with connection(lab):
+            told.event("join", outcome="failed")
+        with lab.server.entered():
+            refusals = counters.read().get("MPJoinRejected", 1)
+        lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+        lab.start(ShortConnections(count=3)).result()
+        summary = told.end()
+    assert join["local"].startswith(lab.paths[1].client_ip + ":")
+    assert join["token"]
+    assert refusals == summary["outcomes"]["failed"] == 1
+
+
+def test_joins_that_this_host_refuses_are_counted(lab: Lab) -> None:
+    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "0"])
+    with lab.server.entered():
+        if "MPJoinRejected" not in counters.read():
+            pytest.skip("this kernel does not count joins over the limit")
+    with refused(lab.server, "joins") as told, connection(lab):
+        join = told.event("join")
+        told.end()
+    assert (join["outcome"], join["token"]) == ("refused", None)
+    assert "reached the limit" in join["why"]
+    assert join["evidence"] == ["counter MPJoinRejected moved"]
+
+
+def test_a_fallback_in_the_handshake(lab: Lab) -> None:
+    lab.paths[0].strip_mptcp()
+    with refused(lab.client, "fallback") as told, connection(lab) as ends:
+        port = ends.client.getsockname()[1]
+        line = told.event("fallback")
+        told.end()
+    assert line["counter"] == "MPCapableFallbackSYNACK"
+    assert line.get("local", f"{lab.paths[0].client_ip}:{port}").endswith(f":{port}")
+
+
+def test_a_fallback_of_an_established_connection(lab: Lab) -> None:
+    lab.client.run(["ip", "mptcp", "endpoint", "flush"])
+    near = lab.paths[0]
+    with refused(lab.client, "fallback", "--addr", near.client_ip) as told:
+        with connection(lab) as ends:
+            port = ends.client.getsockname()[1]
+            near.strip_mptcp()
+            exchange(ends, b"naked")
+            line = told.event("fallback")
+        told.end()
+    assert line["local"] == f"{near.client_ip}:{port}"
+    assert line["token"]
+
+
+def test_events_without_commands(lab: Lab) -> None:
+    with refused(lab.client, "pm") as told, connection(lab):
+        told.event("event", kind="ConnectionEstablished")
+        summary = told.end()
+    assert summary["commands"] == {}
