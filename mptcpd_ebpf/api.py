@@ -205,6 +205,7 @@ class NetworkMonitor:
         return self._events.fileno()
 
     def close(self) -> None:
+        """Unsubscribes; `world` stays as it was last.  A second time does nothing."""
         self._events.close()
         self._requester.close()
 

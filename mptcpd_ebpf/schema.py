@@ -18,7 +18,7 @@ class Announced(TypedDict):
     id: int
     ip: str
     port: int | None
-    """None if the peer named none: the connection's port then."""
+    """Where the peer named none, the port that the connection was made to."""
 
 
 class SubflowView(TypedDict):

@@ -44,6 +44,10 @@ class AddressIds:
         self._ids[ip] = address_id
 
     def forget(self, ip: str) -> None:
+        """Frees an address's id for the next; nothing happens if it has none.
+
+        Live connections that use it keep it (`for_connection`).
+        """
         self._ids.pop(ip, None)
 
     def for_connection(self, connection: Connection, ip: str) -> int:

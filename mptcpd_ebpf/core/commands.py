@@ -37,36 +37,69 @@ class Command(Struct, frozen=True, kw_only=True, tag=True, tag_field="command"):
 
 
 class CreateSubflow(Command, frozen=True):
+    """MPTCP_PM_CMD_SUBFLOW_CREATE: joins a connection from an address of ours (RFC 8684, 3.2).
+
+    Only after ConnectionEstablished (ENOTCONN before), and only in a connection that began in
+    userspace mode (EINVAL).  The kernel answers before the handshake: SubflowEstablished tells
+    of the join, or SubflowClosed that the peer refused it.  It applies no limit of subflows.
+    """
+
     token: Token
     local_ip: str
+    """The kernel chooses the port."""
     local_id: AddressId
+    """As the connection knows the address already, or one that is free there: 1…255, for 0 is the
+    initial address.  EINVAL for another pair of address and id than the connection has."""
     remote: SockAddr
+    """Another port than the connection's must have been announced by the peer."""
     remote_id: AddressId = 0
+    """As announced by the peer; 0 is its initial address, or not known."""
     if_index: IfIndex = 0
+    """0 leaves the interface to the routes."""
     backup: bool = False
+    """Asks the peer, in the SYN, to send on it only while no other subflow can."""
 
 
 class DestroySubflow(Command, frozen=True):
+    """MPTCP_PM_CMD_SUBFLOW_DESTROY: closes a subflow of a connection in userspace mode.
+
+    The initial one too.  What it has not delivered is sent again on the others.  ESRCH if there is
+    no such subflow.
+    """
+
     token: Token
     local: SockAddr
+    """With its port, as SubflowEstablished tells it: 0 is EINVAL."""
     remote: SockAddr
+    """With its port as well."""
 
 
 class SetBackup(Command, frozen=True):
-    """Sends MP_PRIO for one subflow (RFC 8684, 3.3.8)."""
+    """MPTCP_PM_CMD_SET_FLAGS with a token: sends MP_PRIO for one subflow (RFC 8684, 3.3.8).
+
+    In userspace mode.  The peer then sends on it only while no other subflow can (or as on any
+    other again); so do we on kernels from 6.11 on.
+    """
 
     token: Token
     local: SockAddr
+    """With its port."""
     remote: SockAddr
+    """With its port."""
     backup: bool
+    """False makes it like the others again."""
 
 
 class AnnounceAddress(Command, frozen=True):
-    """Sends ADD_ADDR (RFC 8684, 3.4.1)."""
+    """MPTCP_PM_CMD_ANNOUNCE: sends ADD_ADDR (RFC 8684, 3.4.1), in userspace mode.
+
+    What was announced under an id is announced again as it was, or withdrawn first (EINVAL).
+    """
 
     token: Token
     ip: str
     address_id: AddressId
+    """1…255: 0, the initial address, is EINVAL."""
     port: Port = 0
     """Where the peer is to join; 0 names none, and it takes the connection's own."""
     listen: bool = False
@@ -74,10 +107,15 @@ class AnnounceAddress(Command, frozen=True):
     or the connection ends; with port 0 at one that the kernel chooses, which is announced.
     `PmClient` alone does not listen."""
     if_index: IfIndex = 0
+    """0 if it is bound to no interface."""
 
 
 class WithdrawAddress(Command, frozen=True):
-    """Sends REMOVE_ADDR (RFC 8684, 3.4.2): the peer closes the subflows of that id."""
+    """MPTCP_PM_CMD_REMOVE: sends REMOVE_ADDR (RFC 8684, 3.4.2), in userspace mode.
+
+    The peer closes the subflows of that id, and so do we.  EINVAL if nothing was announced or
+    created under it.
+    """
 
     token: Token
     address_id: AddressId
@@ -87,35 +125,65 @@ class WithdrawAddress(Command, frozen=True):
 
 
 class AddEndpoint(Command, frozen=True):
+    """MPTCP_PM_CMD_ADD_ADDR: an address that the in-kernel path manager may use.
+
+    In all its connections of the namespace, also those that live; connections in userspace mode
+    do not look at it.  Linux tells EEXIST (address), EBUSY (id) and ERANGE (8 are there) apart,
+    6.1 says EINVAL to all three.
+    """
+
     ip: str
     address_id: AddressId = 0
     """0 lets the kernel choose."""
     flags: EndpointFlag = EndpointFlag.SUBFLOW
+    """Without any, the endpoint only gives its address an id and its subflows their flags."""
     if_index: IfIndex = 0
+    """0 binds it to no interface."""
     port: Port = 0
+    """Announced with it, with flag signal alone, and listened at by the kernel; 0 names none."""
 
 
 class RemoveEndpoint(Command, frozen=True):
+    """MPTCP_PM_CMD_DEL_ADDR: takes an endpoint back, in-kernel mode.
+
+    Its subflows are closed and its announcements withdrawn, a connection's last subflow among
+    them.  The kernel takes some 8 ms.  EINVAL if there is none of that id.
+    """
+
     address_id: AddressId
     ip: str = ""
     """Needed only for address id 0."""
 
 
 class ChangeEndpoint(Command, frozen=True):
-    """Sets or clears backup and fullmesh of an endpoint, and with it of its subflows."""
+    """MPTCP_PM_CMD_SET_FLAGS: sets or clears backup and fullmesh of an endpoint, and with it of its
+    subflows, in-kernel mode."""
 
     address_id: AddressId
     ip: str
+    """The endpoint's: Linux 6.1 finds it by nothing else."""
     flags: EndpointFlag
+    """What is neither backup nor fullmesh stays as it is."""
 
 
 class FlushEndpoints(Command, frozen=True):
-    pass
+    """MPTCP_PM_CMD_FLUSH_ADDRS: removes all endpoints of the namespace, whoever made them.
+
+    Their subflows are closed and their announcements withdrawn, as by RemoveEndpoint.
+    """
 
 
 class SetLimits(Command, frozen=True):
+    """MPTCP_PM_CMD_SET_LIMITS: both limits of the in-kernel path manager.
+
+    They hold per connection, from now on, also in connections that live; subflows above a limit
+    stay.  Userspace mode knows none.  EINVAL above 8.
+    """
+
     subflows: Limit
+    """Subflows beside the initial one."""
     add_addr_accepted: Limit
+    """Announced addresses that are joined; 0 joins none."""
 
 
 # --- the daemon itself

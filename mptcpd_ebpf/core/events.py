@@ -51,27 +51,40 @@ class ConnectionEstablished(Event, frozen=True):
 
 
 class ConnectionClosed(Event, frozen=True):
+    """MPTCP_EVENT_CLOSED: the connection has ended; its token may come again.
+
+    Not told where the peer ended it with MP_FASTCLOSE: the kernel forgets the token first.
+    """
+
     token: int
 
 
 class AddressAnnounced(Event, frozen=True):
-    """The peer sent ADD_ADDR (RFC 8684, 3.4.1); port is 0 when it named none."""
+    """MPTCP_EVENT_ANNOUNCED: the peer sent ADD_ADDR (RFC 8684, 3.4.1)."""
 
     token: int
     address_id: int
+    """1…255, the peer's own numbering."""
     ip: str
     port: int = 0
+    """Where the peer named none, the kernel fills in the one the connection was made to
+    (mptcp_event_addr_announced): from it, never 0.  0 in a made-up event means that port too."""
 
 
 class AddressWithdrawn(Event, frozen=True):
-    """The peer sent REMOVE_ADDR (RFC 8684, 3.4.2)."""
+    """MPTCP_EVENT_REMOVED: the peer sent REMOVE_ADDR (RFC 8684, 3.4.2).
+
+    Whether or not it had announced that id; the kernel closes the subflows to it by itself.
+    """
 
     token: int
     address_id: int
 
 
 class SubflowEstablished(Event, frozen=True):
-    """A join succeeded.  The initial subflow has no such event.
+    """MPTCP_EVENT_SUB_ESTABLISHED: a join succeeded, ours or the peer's.
+
+    The initial subflow has no such event.
 
     Here and in the two below, `backup` is the peer's wish (``sf->backup``), never ours,
     and `error` the socket's errno while the connection lives (net/mptcp/pm_netlink.c).
@@ -88,6 +101,10 @@ class SubflowEstablished(Event, frozen=True):
 
 
 class SubflowClosed(Event, frozen=True):
+    """MPTCP_EVENT_SUB_CLOSED: a subflow has ended while its connection lives, or a join of ours has
+    failed (then no SubflowEstablished came before).  The initial subflow has this event too.
+    """
+
     token: int
     local: SockAddr
     remote: SockAddr
@@ -100,10 +117,14 @@ class SubflowClosed(Event, frozen=True):
     reset_reason: int | None = None
     """MP_TCPRST reason (RFC 8684, 3.6), None if the peer sent none."""
     reset_flags: int | None = None
+    """MP_TCPRST flags: 1, the error was transient, and a new subflow may be tried at once."""
 
 
 class SubflowPriority(Event, frozen=True):
-    """The peer sent MP_PRIO (RFC 8684, 3.3.8)."""
+    """MPTCP_EVENT_SUB_PRIORITY: the peer sent MP_PRIO (RFC 8684, 3.3.8).
+
+    Nothing is told of what we send.
+    """
 
     token: int
     local: SockAddr
@@ -115,10 +136,15 @@ class SubflowPriority(Event, frozen=True):
 
 
 class ListenerCreated(Event, frozen=True):
+    """MPTCP_EVENT_LISTENER_CREATED: an MPTCP socket of the namespace listens (not on Linux 6.1)."""
+
     local: SockAddr
+    """``0.0.0.0`` or ``::`` where it takes any address."""
 
 
 class ListenerClosed(Event, frozen=True):
+    """MPTCP_EVENT_LISTENER_CLOSED: it does not listen any more (not on Linux 6.1)."""
+
     local: SockAddr
 
 
@@ -139,6 +165,11 @@ class LinkChanged(Event, frozen=True):
 
 
 class LinkRemoved(Event, frozen=True):
+    """RTM_DELLINK: the interface is gone, or has moved to another namespace.
+
+    Its addresses go with it, each with an event of its own.
+    """
+
     if_index: int
 
 
@@ -157,19 +188,31 @@ class LocalAddressChanged(Event, frozen=True):
 
 
 class LocalAddressRemoved(Event, frozen=True):
+    """RTM_DELADDR: the address is gone from that interface; another one may still have it."""
+
     if_index: int
     ip: str
 
 
 class DefaultRouteAdded(Event, frozen=True):
+    """RTM_NEWROUTE of a route to everywhere, in any table; one with several next hops is one event
+    for each."""
+
     if_index: int
+    """Through which interface."""
     ipv6: bool
     gateway: str | None = None
+    """None where the interface itself is the way."""
     metric: int = 0
+    """Lower is preferred (rtnetlink's priority)."""
     table: int = 254
+    """Of the routing policy; 254 is the main one."""
 
 
 class DefaultRouteRemoved(Event, frozen=True):
+    """Such a route is gone: RTM_DELROUTE, or silently with its interface or source address, which
+    `RouteEvents` finds out.  The fields are those it was added with."""
+
     if_index: int
     ipv6: bool
     gateway: str | None = None

@@ -88,6 +88,7 @@ class Plugin:
     # --- connections
 
     def new_connection(self, ctx: Context, connection: Connection) -> Commands:
+        """Both sides agreed to MPTCP; subflows cannot be created yet."""
         return ()
 
     def connection_established(self, ctx: Context, connection: Connection) -> Commands:
@@ -102,15 +103,17 @@ class Plugin:
     def new_address(
         self, ctx: Context, connection: Connection, address_id: int, address: SockAddr
     ) -> Commands:
-        """The peer announced an address; its port is 0 if it named none."""
+        """The peer announced an address; its port is the connection's if it named none."""
         return ()
 
     def address_removed(
         self, ctx: Context, connection: Connection, address_id: int, address: SockAddr | None
     ) -> Commands:
+        """The peer withdrew an address; None if it is not known which that id was."""
         return ()
 
     def new_subflow(self, ctx: Context, connection: Connection, subflow: Subflow) -> Commands:
+        """A join succeeded, ours or the peer's.  The initial subflow is not told here."""
         return ()
 
     def subflow_closed(self, ctx: Context, connection: Connection, subflow: Subflow) -> Commands:
@@ -139,12 +142,15 @@ class Plugin:
     # --- the local network
 
     def new_interface(self, ctx: Context, link: Link) -> Commands:
+        """An interface has come, up or not."""
         return ()
 
     def update_interface(self, ctx: Context, link: Link) -> Commands:
+        """Its name, `link.up` or `link.running` (carrier) changed."""
         return ()
 
     def delete_interface(self, ctx: Context, link: Link) -> Commands:
+        """It is gone; its addresses are told one by one."""
         return ()
 
     def new_local_address(self, ctx: Context, address: LocalAddress) -> Commands:
@@ -152,18 +158,23 @@ class Plugin:
         return ()
 
     def delete_local_address(self, ctx: Context, address: LocalAddress) -> Commands:
+        """It is gone from that interface."""
         return ()
 
     def new_default_route(self, ctx: Context, route: DefaultRoute) -> Commands:
+        """A way to everywhere has come, in any routing table."""
         return ()
 
     def delete_default_route(self, ctx: Context, route: DefaultRoute) -> Commands:
+        """It is gone."""
         return ()
 
     def listener_created(self, ctx: Context, address: SockAddr) -> Commands:
+        """An MPTCP socket of the namespace listens there (not told by Linux 6.1)."""
         return ()
 
     def listener_closed(self, ctx: Context, address: SockAddr) -> Commands:
+        """It does not listen any more (not told by Linux 6.1)."""
         return ()
 
     # --- the in-kernel path manager

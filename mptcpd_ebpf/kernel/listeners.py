@@ -67,6 +67,7 @@ class Listeners:
         return True
 
     def close_all(self) -> None:
+        """Shuts every door, however often it was opened."""
         for door in self._doors.values():
             door.sock.close()
         self._doors.clear()

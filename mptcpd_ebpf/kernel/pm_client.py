@@ -55,6 +55,7 @@ class PmClient:
             raise
 
     def close(self) -> None:
+        """Nothing can be asked any more; what was done stays.  A second time does nothing."""
         self._requester.close()
 
     def __enter__(self) -> Self:

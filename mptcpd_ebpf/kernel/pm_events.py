@@ -283,6 +283,7 @@ class PmEvents:
         return self._subscription.fileno()
 
     def close(self) -> None:
+        """Unsubscribes.  With the last subscriber gone, userspace mode refuses joins."""
         self._subscription.close()
 
     def __enter__(self) -> Self:

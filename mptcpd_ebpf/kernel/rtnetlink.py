@@ -229,6 +229,7 @@ class RouteEvents:
         return self._subscription.fileno()
 
     def close(self) -> None:
+        """Unsubscribes.  A second time does nothing."""
         self._subscription.close()
         self._requester.close()
 

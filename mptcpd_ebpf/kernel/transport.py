@@ -72,6 +72,7 @@ class Requester:
         return self._sock.fileno()
 
     def close(self) -> None:
+        """Closes the socket; answers that are awaited do not come any more."""
         self._stop_reading()
         self._sock.close()
 
@@ -255,6 +256,7 @@ class Subscription:
         return self._sock.fileno()
 
     def close(self) -> None:
+        """Closes the socket, and with it leaves its groups."""
         self._sock.close()
 
     def receive(self, limit: int) -> Iterator[tuple[bytearray, int]]:
