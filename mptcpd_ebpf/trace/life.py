@@ -193,14 +193,15 @@ class Lives:
         connection = self._connections.get(who.token or 0)
         if connection is None or who.token is None:
             return
-        connection.live.discard(record["cookie"])
+        cookie = record["cookie"]
         if self._trace.admits(who):
-            if record["cookie"] not in connection.meant:  # its owner was found out at the end
+            if cookie in connection.live - connection.meant:  # its owner was found out at the end
                 connection.subflows += 1
             connection.sent += record["bytes_sent"] - record["bytes_retrans"]
             connection.received += record["bytes_received"]
             connection.retransmitted += record["total_retrans"]
-        connection.meant.discard(record["cookie"])
+        connection.live.discard(cookie)
+        connection.meant.discard(cookie)
         if connection.live:
             return
         del self._connections[who.token]

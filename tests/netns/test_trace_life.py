@@ -114,8 +114,10 @@ def test_a_join_that_this_host_takes_back(lab: Lab) -> None:
         with connection(lab):
             until(lambda: lab.client.run(waiting).stdout != "", "a join on its way")
         ended = told.event("ended", initial=False)
+        closed = told.event("closed")
     assert ended["why"] == "closed by this host before the SYN was answered"
     assert not ended["established"]
+    assert closed["subflows"] == 1
 
 
 @pytest.mark.parametrize(
