@@ -10,7 +10,7 @@ kernel refuses the programs, events are told without the commands.
 """
 
 import struct
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from socket import AF_INET, AF_INET6, inet_ntop
 
@@ -33,6 +33,10 @@ from mptcpd_ebpf.trace.scope import Subject, bound, owner_words, token_words
 
 _UNANSWERED = 0x7FFFFFFF
 _RELATED_NS = 2_000_000_000
+_COMMANDS_KEPT = 64
+_UNDER_WAY_NS = 50_000_000
+"""Events are told so much later: a command is known when it has been answered, and removing an
+endpoint takes its subflows down meanwhile."""
 
 
 @dataclass
@@ -97,8 +101,8 @@ class Managing:
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._last: dict[int | None, tuple[int, str]] = {}
-        """By token (None: for no connection): when, and what, was last commanded."""
+        self._commanded: deque[tuple[int, int | None, str]] = deque(maxlen=_COMMANDS_KEPT)
+        """When, for which connection (None: for none), and what was commanded."""
         self._meant_before: dict[int, bool] = {}
         """By token: whether any of its events was let through."""
         self.commands: Counter[str] = Counter()
@@ -120,7 +124,7 @@ class Managing:
             return
         error = record["error"] - (1 << 32) if record["error"] >> 31 else record["error"]
         said = record["words"].split(b"\0", 1)[0].decode(errors="replace")
-        self._last[token] = (record["at"], name)
+        self._commanded.append((record["at"], token, name))
         self.commands[name] += 1
         self.slowest_ns = max(self.slowest_ns, record["duration_ns"])
         if error == _UNANSWERED:
@@ -172,6 +176,13 @@ class Managing:
             self._trace.admits(each) for each in known if each.token == token
         )
 
+    def _command_before(self, token: int | None, at: int) -> tuple[int | None, str | None]:
+        """How long ago the newest command was that can have led to an event, and its name."""
+        for began, of, name in reversed(self._commanded):
+            if of in (token, None) and 0 <= at - began < _RELATED_NS:
+                return at - began, name
+        return None, None
+
     def event(self, event: Event, at: int) -> None:
         kind = type(event).__name__
         fields = msgspec.to_builtins(event)
@@ -183,24 +194,22 @@ class Managing:
         if not self._meant(token, local, remote):
             return
         self.events[kind] += 1
-        before = self._last.get(token) or self._last.get(None)
-        since = None
-        if before is not None and 0 <= at - before[0] < _RELATED_NS:
-            since = at - before[0]
+        since, command = self._command_before(token, at)
         told = " ".join(
             f"{name}={_plain(value)}"
             for name, value in fields.items()
             if name != "event" and value not in (None, 0, False)
         )
         text = f"{'' if token is None else token_words(token):<8}  event    {kind} {told}"
-        if since is not None and before is not None:
-            text += f"  {words.duration(since)} after {before[1]}"
+        if since is not None:
+            text += f"  {words.duration(since)} after {command}"
         self._trace.say(
             "event",
             text,
             at,
             kind=kind,
             token=None if token is None else token_words(token),
+            since_command=command,
             since_command_ns=since,
             **{
                 name: value
@@ -231,20 +240,26 @@ def trace_pm(trace: Trace, constants: dict[str, int]) -> Summary:
     events = trace.open(Events())
     trace.means += events.means()
     trace.directory.look()
+    waiting: deque[tuple[Event, int]] = deque()
 
     def read() -> None:
         if kernel is not None:
             for record in kernel.read("trace_command"):
                 managing.command(record)
         at = trace.now()
-        for event in events.read():
-            managing.event(event, at)
+        waiting.extend((event, at) for event in events.read())
+
+    def tell(*, last: bool = False) -> None:
+        while waiting and (last or trace.now() - waiting[0][1] > _UNDER_WAY_NS):
+            managing.event(*waiting.popleft())
 
     if kernel is not None:
         trace.watch(kernel, read)
     trace.watch(events, read)
+    trace.every(0.02, tell)
 
     def summary() -> None:
+        tell(last=True)
         total = sum(managing.commands.values())
         lines = [
             f"{total} commands, {managing.refused} refused, the slowest "

@@ -37,6 +37,8 @@ def test_commands_of_ip_and_what_they_lead_to(lab: Lab) -> None:
             ),
             "the refusal",
         )
+        lab.client.run(["ip", "mptcp", "endpoint", "flush"])
+        closed = told.event("event", kind="SubflowClosed")
         port = ends.client.getsockname()[1]
         summary = told.end()
     assert created["local"] == f"{lab.paths[0].client_ip}:{port}"
@@ -44,7 +46,9 @@ def test_commands_of_ip_and_what_they_lead_to(lab: Lab) -> None:
     assert command["asked"].startswith(f"{path.client_ip} subflow")
     assert command["duration_ns"] > 0
     assert joined["local"].startswith(path.client_ip + ":")
+    assert (joined["since_command"], closed["since_command"]) == ("ADD_ADDR", "FLUSH_ADDRS")
     assert joined["since_command_ns"] > 0
+    assert closed["since_command_ns"] > 0
     assert refused["said"]
     assert summary["commands"]["ADD_ADDR"] == 2
     assert summary["refused"] == 1
