@@ -30,7 +30,7 @@ from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Signal, Subtype
-from mptcpd_ebpf.trace.tap import Tap
+from mptcpd_ebpf.trace.tap import Tap, open_with_tap
 
 _NEAR_NS = 1_000_000_000
 _SETTLED_NS = 50_000_000
@@ -292,8 +292,7 @@ class Fallbacks:
 def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
     fallbacks = Fallbacks(trace)
     try:
-        kernel = trace.open(KernelSide("trace", ("state_changed", "destroyed"), constants))
-        tap = trace.open(Tap(constants["own_netns"]))
+        kernel, tap = open_with_tap(trace, ("state_changed", "destroyed"), constants)
     except ProbesUnavailable as error:
         _follow_events(trace, str(error))
     else:
@@ -316,7 +315,7 @@ def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
 
 def _follow(trace: Trace, fallbacks: Fallbacks, kernel: KernelSide, tap: Tap) -> None:
     kinds = kernel.enumeration("trace_kind")
-    trace.means += [*kernel.hooks(), *tap.hooks(), "MPTcpExt counters"]
+    trace.means.append("MPTcpExt counters")
 
     def read() -> None:
         # The packets are fetched first and told of last: what the records say of their

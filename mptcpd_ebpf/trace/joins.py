@@ -36,7 +36,7 @@ from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Flag, Signal, Subtype
 from mptcpd_ebpf.trace.standing import Standing
-from mptcpd_ebpf.trace.tap import Tap
+from mptcpd_ebpf.trace.tap import Tap, open_with_tap
 
 _SYN_SENT, _CLOSE = 2, 7  # include/net/tcp_states.h
 _GIVEN_UP_NS = 180_000_000_000
@@ -294,12 +294,11 @@ def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
     programs = ("state_changed", "connection_changed")
     joins: Joins | JoinsByEvents
     try:
-        kernel = trace.open(KernelSide("trace", programs, constants))
-        tap = trace.open(Tap(constants["own_netns"]))
+        kernel, tap = open_with_tap(trace, programs, constants)
     except ProbesUnavailable as error:
         joins = follow_joins_by_events(trace, str(error))
     else:
-        trace.means += [*kernel.hooks(), *tap.hooks(), "MPTcpExt counters"]
+        trace.means.append("MPTcpExt counters")
         joins = _follow(trace, kernel, tap)
 
     def summary() -> None:

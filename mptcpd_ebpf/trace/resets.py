@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
+from mptcpd_ebpf.trace.kernel_side import Record
 from mptcpd_ebpf.trace.life import kernel_reasons, reset_reason, reset_words
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Signal, Subtype
-from mptcpd_ebpf.trace.tap import Tap
+from mptcpd_ebpf.trace.tap import open_with_tap
 
 _TOGETHER_NS = 50_000_000
 """Packet and tracepoint of one reset come within this time."""
@@ -117,9 +117,7 @@ class Resets:
 
 def trace_resets(trace: Trace, constants: dict[str, int]) -> Summary:
     programs = ("state_changed", "reset_sent", "reset_received", "destroyed")
-    kernel = trace.open(KernelSide("trace", programs, constants))
-    tap = trace.open(Tap(constants["own_netns"]))
-    trace.means += [*kernel.hooks(), *tap.hooks()]
+    kernel, tap = open_with_tap(trace, programs, constants)
     trace.directory.look()
     resets = Resets(trace, kernel.enumeration("trace_kind"), kernel_reasons())
 

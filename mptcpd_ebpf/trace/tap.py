@@ -5,6 +5,10 @@ The packets are chosen in the kernel (bpf/trace_tap.bpf.c): SYN, RST and MPTCP o
 than an ordinary DSS come through.
 """
 
+from collections.abc import Iterable, Mapping
+
+from mptcpd_ebpf.probes import ProbesUnavailable
+from mptcpd_ebpf.trace.frame import Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.signals import Signal, read
 
@@ -31,3 +35,17 @@ class Tap(KernelSide):
             for packet in self.read("trace_packet")
         )
         return [signal for signal in heard if signal]
+
+
+def open_with_tap(
+    trace: Trace, programs: Iterable[str], constants: Mapping[str, int]
+) -> tuple[KernelSide, Tap]:
+    """The tracing programs and the tap of a tool that needs both.  Raises ProbesUnavailable."""
+    kernel = KernelSide("trace", programs, constants)
+    try:
+        tap = Tap(constants["own_netns"])
+    except ProbesUnavailable:
+        kernel.close()
+        raise
+    trace.means += [*kernel.hooks(), *tap.hooks()]
+    return trace.open(kernel), trace.open(tap)

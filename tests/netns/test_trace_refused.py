@@ -5,11 +5,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path as File
 
 import pytest
 
+from mptcpd_ebpf.cli.trace import _run
+from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Host, Lab, Path, ShortConnections
+from mptcpd_ebpf.resources import bpf_object
+from mptcpd_ebpf.trace import kernel_side
+from mptcpd_ebpf.trace.frame import Trace
+from mptcpd_ebpf.trace.joins import trace_joins
+from mptcpd_ebpf.trace.life import trace_life
+from mptcpd_ebpf.trace.scope import Scope
 from tests.netns.probed import allow_joins, connection, exchange
 from tests.netns.test_trace_frame import WITHOUT_BPF
 from tests.netns.tracing import MAIN, Tracing
@@ -98,3 +108,35 @@ def test_events_without_commands(lab: Lab) -> None:
         told.event("event", kind="ConnectionEstablished")
         summary = told.end()
     assert summary["commands"] == {}
+
+
+@pytest.fixture
+def without_hook(tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracepoint that this kernel does not have."""
+    objects = {}
+    for name in ("trace", "trace_tap"):
+        objects[name] = tmp_path / f"{name}.bpf.o"
+        objects[name].write_bytes(
+            bpf_object(name).read_bytes().replace(b"_set_state", b"_set_stale")
+        )
+    monkeypatch.setattr(kernel_side, "bpf_object", lambda name: objects[name])
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_a_tracepoint_that_the_kernel_has_not(lab: Lab) -> None:
+    with lab.client.entered(), Trace("joins", Scope(), out=StringIO()) as trace:
+        trace_joins(trace, {"own_netns": lab.client.netns})
+        assert trace.means[0] == "mptcp_pm events"
+        assert trace.means[-1].startswith("packets are not seen: the kernel refused to trace")
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_what_would_do_instead_is_in_the_one_line(lab: Lab) -> None:
+    everything = dict.fromkeys(("netns", "pid", "comm", "cgroup", "token", "addr"))
+    with lab.client.entered(), pytest.raises(Failure) as refusal:
+        _run("life", trace_life, as_json=False, duration=0.1, **everything)
+    assert refusal.value.exit_code == ExitCode.NO_MPTCP
+    words = str(refusal.value)
+    assert words.startswith("trace life: the kernel refused to trace: ")
+    assert "; instead: 'mptcpd-ebpf monitor'" in words
+    assert "\n" not in words
