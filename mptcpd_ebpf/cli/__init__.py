@@ -19,6 +19,9 @@ from mptcpd_ebpf.exitcodes import ExitCode, Failure
 
 PROGRAM = "mptcpd-ebpf"
 
+_NOTHING_ASKED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""A group without a command, whose message is its help; click before 8.2 prints that itself."""
+
 
 class Group(click.Group):
     """Shows the whole summary of each of its commands."""
@@ -99,9 +102,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code: Any = group.main(arguments, PROGRAM, standalone_mode=False)
     except Failure as failure:
         code = _say(str(failure), failure.exit_code)
+    except _NOTHING_ASKED as error:
+        print(error.format_message(), file=sys.stderr)
+        code = ExitCode.USAGE
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else PROGRAM
-        code = _say(f"{error.format_message()} (see '{command} --help')", ExitCode.USAGE)
+        message = " ".join(error.format_message().split())
+        code = _say(f"{message} (see '{command} --help')", ExitCode.USAGE)
     except click.ClickException as error:
         code = _say(error.format_message(), ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from mptcpd_ebpf import mptcpd_conf
+from mptcpd_ebpf.cli import Group
 from mptcpd_ebpf.config import Settings
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Work on configuration files."""
 

@@ -6,7 +6,7 @@ import json
 import click
 
 from mptcpd_ebpf import daemon_or_kernel
-from mptcpd_ebpf.cli import _by_hand, _options, _text
+from mptcpd_ebpf.cli import Group, _by_hand, _options, _text
 from mptcpd_ebpf.core.address import canonical
 from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
@@ -17,7 +17,7 @@ _FLAGS = [flag.name.lower() for flag in EndpointFlag if flag.name and flag is no
 _which = click.argument("which", metavar="ID|ADDRESS")
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Show or change the addresses that the in-kernel path manager uses.
 

@@ -9,7 +9,9 @@ from mptcpd_ebpf.mptcpize import mptcpify
 
 
 @click.command()
-@click.option("--pid", type=click.IntRange(min=1), help="This process and its descendants.")
+@click.option(
+    "--pid", type=click.IntRange(min=1), metavar="PID", help="This process and its descendants."
+)
 @click.option("--comm", metavar="NAME", help="Threads of this name, as /proc/PID/comm shows it.")
 @click.option(
     "--cgroup",

@@ -4,10 +4,10 @@
 import click
 
 from mptcpd_ebpf import daemon_or_kernel
-from mptcpd_ebpf.cli import _by_hand
+from mptcpd_ebpf.cli import Group, _by_hand
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Open, close or demote a subflow of one connection.
 

@@ -37,6 +37,10 @@ def test_the_version() -> None:
         (("daemon", "--prob=magic"), "Invalid value for '--probes': 'magic' is not one of"),
         (("daemon", "--prob=magic", "--probes=auto"), "Invalid value for '--probes': 'magic'"),
         (("daemon", "--l=null"), "Option '--l' could be --load-plugins, --log, --log-level. (see"),
+        (
+            ("endpoint", "change", "1"),
+            "Missing argument 'FLAG...'. Choose from: backup, nobackup, f",
+        ),
         (("limits", "--subflows", "x"), "Invalid value for '--subflows': 'x' is not a valid whole"),
         (("announce", "0x1_0", "10.0.0.1"), "Invalid value for 'TOKEN': '0x1_0' is no token: give"),
         (("withdraw", "123456789", "1"), "Invalid value for 'TOKEN': '123456789' is no token"),
@@ -63,10 +67,15 @@ def test_the_daemons_usage_names_every_option() -> None:
     assert "[-l, --log [stderr|syslog|journal|null]]" in words
 
 
-def test_no_command_explains_itself() -> None:
-    ended = run()
+@pytest.mark.parametrize("group_name", [(), ("endpoint",), ("subflow",), ("config",)])
+def test_no_command_explains_itself(group_name: tuple[str, ...]) -> None:
+    ended = run(*group_name)
     assert ended.returncode == 64
-    assert "Commands:" in ended.stdout + ended.stderr
+    text = ended.stdout + ended.stderr
+    assert text.startswith(f"Usage: {' '.join(('mptcpd-ebpf', *group_name))} ")
+    assert "Commands:" in text
+    assert "..." not in text.replace("[ARGS]...", ""), "summaries are whole"
+    assert "(see " not in text
 
 
 def test_help_teaches_every_command() -> None:

@@ -6,7 +6,7 @@ It is made of what the scenarios state, which their test has proved on both daem
 
 from pathlib import Path
 
-from tests.side_by_side.scenario import Fault, Scenario, Seen
+from tests.side_by_side.scenario import ELSEWHERE, Fault, Scenario, Seen
 from tests.side_by_side.stage import Manager
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "migrating-from-mptcpd.md"
@@ -53,13 +53,19 @@ def rows(scenarios: list[Scenario]) -> list[str]:
 
 
 def index(scenarios: list[Scenario]) -> list[str]:
-    """A line per fault: where it is played, and what ours does."""
+    """A line per complaint: where it is played, and what ours does."""
     lines = []
+    kind = ""
     for fault in Fault:
         played = [(n, s) for n, s in enumerate(scenarios, 1) if fault in s.faults]
-        numbers = ", ".join(str(number) for number, _ in played)
+        numbers = ", ".join(str(number) for number, _ in played) or "–"
         answers = "; ".join(dict.fromkeys(s.better for _, s in played if s.better))
-        lines.append(f"| {fault} | {numbers} | {answers} |")
+        same = fault.kind == kind
+        kind = fault.kind
+        lines.append(
+            f"| {'' if same else kind} | {fault.complaint} | {numbers} | "
+            f"{answers or ELSEWHERE[fault]} |"
+        )
     return lines
 
 
@@ -67,8 +73,8 @@ def generated(scenarios: list[Scenario]) -> str:
     """All between the marks."""
     return "\n".join(
         [
-            "| what mptcpd's users complain of | scenarios | what ours does |",
-            "|---|---|---|",
+            "| what mptcpd's users complain of | | scenarios | what ours does |",
+            "|---|---|---|---|",
             *index(scenarios),
             "",
             "| | scenario | mptcpd | mptcpd-ebpf | why they differ |",

@@ -7,7 +7,7 @@ failure.
 """
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
+from enum import Enum
 from typing import Any
 
 from msgspec import Struct, structs
@@ -18,21 +18,51 @@ Step = str | Callable[[Stage], object]
 """Words for ip(8) in the daemon's namespace, or what to do with the stage."""
 
 
-class Fault(StrEnum):
-    """What mptcpd's users complain of."""
+class Fault(Enum):
+    """What mptcpd's users complain of: the kind, and each complaint of its own."""
 
-    STALE = "stale endpoints"
-    MISSED = "missed addresses"
-    WRONG = "wrong address"
-    COLLISION = "an id or endpoint set by hand"
-    MANY = "more than 8 addresses"
-    DEAF = "deafness"
-    STATE = "state"
-    PLUGINS = "plugins"
-    SSPI = "sspi"
-    USERSPACE = "userspace mode"
-    MPTCPIZE = "mptcpize"
-    WANTED = "wanted and missing"
+    CARRIER = "stale endpoints", "after carrier loss"
+    DELETED = "stale endpoints", "after `ip link del`"
+    DOWN = "stale endpoints", "after interface down, address removed"
+    ROUTELESS = "stale endpoints", "check_route, after the route went"
+    EXIT = "stale endpoints", "after the daemon's exit"
+    RESTART = "stale endpoints", "EEXIST for each address after a restart"
+    EARLY = "missed addresses", "configured before the interface came up"
+    LATE_ROUTE = "missed addresses", "the default route comes later than the address"
+    PEER = "wrong address", "the peer's of a point-to-point link"
+    TENTATIVE = "wrong address", "IPv6 while tentative"
+    LINK_LOCAL = "wrong address", "169.254/16 with global scope"
+    ID_TAKEN = "an id or endpoint set by hand", "its id is tried all the same"
+    OTHERS_GONE = "an id or endpoint set by hand", "removed with an address of ours"
+    MANY = "more than 8 addresses", "an opaque ERANGE"
+    DEAF = "deafness", "after a netlink overflow"
+    UNKNOWN_LIVE = "state", "live connections unknown after a restart"
+    GROWTH = "state", "token maps that only grow"
+    FORGOTTEN = "state", "sspi forgets the others when one connection closes"
+    BACKUP = "plugins", "always told backup=true"
+    ERRORS = "plugins", "error and reset reason dropped"
+    CHOICE = "plugins", "one plugin for every connection"
+    REPLACED = "plugins", "an unknown name is silently replaced"
+    IDLE = "sspi", "never creates or announces anything"
+    USERSPACE = "userspace mode", "addr_adv fills a table that nothing uses"
+    ENVIRONMENT = "mptcpize", "deletes the unit's `Environment=` lines"
+    LITTER = "mptcpize", "leaves temporary files"
+    LISTING = "wanted and missing", "listing connections"
+    FLAGS = "wanted and missing", "flags per path"
+    INTERFACES = "wanted and missing", "an allow-list of interfaces"
+    OVERLAP = "wanted and missing", "others who set endpoints are noticed"
+    RELOAD = "wanted and missing", "reload"
+    API = "wanted and missing", "D-Bus or another API"
+    ALGORITHMS = "wanted and missing", "more algorithms"
+    NUMBERS = "wanted and missing", "RTT and loss of each subflow"
+
+    def __init__(self, kind: str, complaint: str) -> None:
+        self.kind = kind
+        self.complaint = complaint
+
+
+ELSEWHERE = {Fault.GROWTH: "`make bench` measures the memory of 20 000 connections"}
+"""What no scenario shows, and what does."""
 
 
 class Seen(Struct, frozen=True, kw_only=True):

@@ -44,7 +44,7 @@ ADDRESSES = [
     Scenario(name="an address on lo", before=["link set lo up", "addr add 10.0.9.9/32 dev lo"]),
     Scenario(
         name="a point-to-point address",
-        faults=(Fault.WRONG,),
+        faults=(Fault.PEER,),
         before=[veth("a")],
         steps=["addr add 10.0.1.1 peer 10.0.1.2/32 dev a"],
         table=ONE,
@@ -53,7 +53,7 @@ ADDRESSES = [
     ),
     Scenario(
         name="a tentative IPv6 address",
-        faults=(Fault.WRONG,),
+        faults=(Fault.TENTATIVE,),
         before=[veth("a"), sysctl("net.ipv6.conf.a.dad_transmits=100")],
         steps=["addr add fd00:1::1/64 dev a"],
         limits=(3, 3),
@@ -62,7 +62,7 @@ ADDRESSES = [
     ),
     Scenario(
         name="169.254/16 with global scope",
-        faults=(Fault.WRONG,),
+        faults=(Fault.LINK_LOCAL,),
         before=[veth("a", "169.254.7.7/16")],
         limits=(3, 3),
         theirs={"limits": (4, 4), "table": ("169.254.7.7 subflow",)},
@@ -70,7 +70,7 @@ ADDRESSES = [
     ),
     Scenario(
         name="an address configured before its interface came up",
-        faults=(Fault.MISSED,),
+        faults=(Fault.EARLY,),
         before=[veth("a", up=False)],
         steps=[ADD_A, "link set dev a up"],
         table=ONE,
@@ -93,7 +93,7 @@ ADDRESSES = [
     ),
     Scenario(
         name="check_route, the route comes later than the address",
-        faults=(Fault.MISSED,),
+        faults=(Fault.LATE_ROUTE,),
         arguments=CHECK_ROUTE,
         before=[A, B, *LAST_ROUTE],
         steps=[later, ROUTE],
@@ -104,7 +104,7 @@ ADDRESSES = [
     ),
     Scenario(
         name="check_route, the route goes",
-        faults=(Fault.STALE,),
+        faults=(Fault.ROUTELESS,),
         arguments=CHECK_ROUTE,
         before=[A, B, *LAST_ROUTE, ROUTE],
         steps=["route del default via 10.0.1.254"],

@@ -62,7 +62,7 @@ COLLISIONS = [
     ),
     Scenario(
         name="an endpoint set by hand for the same address",
-        faults=(Fault.COLLISION,),
+        faults=(Fault.OTHERS_GONE,),
         before=[A, "mptcp endpoint add 10.0.1.1 id 9 backup"],
         steps=[DEL_A],
         table=("10.0.1.1 backup",),
@@ -72,7 +72,7 @@ COLLISIONS = [
     ),
     Scenario(
         name="an id set by hand that the next address would get",
-        faults=(Fault.COLLISION,),
+        faults=(Fault.ID_TAKEN,),
         before=[A],
         steps=[take_the_next_id, B],
         table=(*BOTH, BY_HAND),
@@ -82,7 +82,7 @@ COLLISIONS = [
     ),
     Scenario(
         name="an id set by hand, and the address that wanted it goes",
-        faults=(Fault.COLLISION,),
+        faults=(Fault.ID_TAKEN, Fault.OTHERS_GONE),
         before=[A],
         steps=[take_the_next_id, B, "addr del 10.0.2.1/24 dev b"],
         table=(*ONE, BY_HAND),
@@ -100,7 +100,7 @@ COLLISIONS = [
     ),
     Scenario(
         name="restart",
-        faults=(Fault.STALE,),
+        faults=(Fault.EXIT, Fault.RESTART),
         before=[A, B],
         steps=[restart],
         table=BOTH,
@@ -110,7 +110,7 @@ COLLISIONS = [
     ),
     Scenario(
         name="restart after kill -9",
-        faults=(Fault.STALE, Fault.STATE),
+        faults=(Fault.EXIT, Fault.RESTART),
         before=[A, B],
         steps=[kill, Stage.start],
         table=BOTH,

@@ -104,7 +104,7 @@ CONFIGURATION = [
     refused(
         "an unknown path manager",
         USUAL.replace("addr_adv", "nonsense"),
-        faults=(Fault.PLUGINS,),
+        faults=(Fault.REPLACED,),
         theirs={"exit_code": 0, "table": ONE, "limits": (4, 4)},
         better="no other plugin takes the place of one that is not there",
     ),

@@ -94,7 +94,7 @@ DROP_IN = "a drop-in beside the unit; its file and its environment are not touch
 CONVERTER = [
     Scenario(
         name="mptcpize enable",
-        faults=(Fault.MPTCPIZE,),
+        faults=(Fault.ENVIRONMENT, Fault.LITTER),
         needs=(MPTCPIZE,),
         daemon=False,
         before=[unit, convert("enable")],
@@ -104,7 +104,7 @@ CONVERTER = [
     ),
     Scenario(
         name="mptcpize enable and disable",
-        faults=(Fault.MPTCPIZE,),
+        faults=(Fault.ENVIRONMENT, Fault.LITTER),
         needs=(MPTCPIZE,),
         daemon=False,
         before=[unit, convert("enable", "disable")],

@@ -100,7 +100,7 @@ LIFETIME = [
     *(
         Scenario(
             name=number.name,
-            faults=(Fault.STALE,),
+            faults=(Fault.EXIT,),
             before=[A],
             steps=[ends],
             limits=(2, 0),
@@ -111,7 +111,7 @@ LIFETIME = [
     ),
     Scenario(
         name="SIGHUP",
-        faults=(Fault.WANTED,),
+        faults=(Fault.RELOAD,),
         before=[A],
         steps=[hang_up],
         table=ONE,
@@ -131,7 +131,6 @@ LIFETIME = [
     ),
     Scenario(
         name="a second daemon in the namespace",
-        faults=(Fault.WANTED,),
         before=[A],
         steps=[second_daemon],
         table=ONE,
@@ -141,7 +140,7 @@ LIFETIME = [
     ),
     Scenario(
         name="NetworkManager runs",
-        faults=(Fault.WANTED,),
+        faults=(Fault.OVERLAP,),
         before=[running_beside("/bin/sleep", "NetworkManager"), A],
         look=names("NetworkManager"),
         table=ONE,
@@ -151,7 +150,7 @@ LIFETIME = [
     ),
     Scenario(
         name="an mptcpd runs already",
-        faults=(Fault.WANTED,),
+        faults=(Fault.OVERLAP,),
         before=[A, running_beside(MPTCPD, "mptcpd"), other_has_begun],
         look=names("mptcpd"),
         table=ONE,

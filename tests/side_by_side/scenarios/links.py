@@ -8,7 +8,7 @@ LINKS = [
     Scenario(name="an interface comes", before=[A], steps=[B], table=BOTH),
     Scenario(
         name="carrier lost",
-        faults=(Fault.STALE,),
+        faults=(Fault.CARRIER,),
         before=[A, B],
         steps=["link set dev a-far down"],
         table=("10.0.2.1 subflow",),
@@ -24,7 +24,7 @@ LINKS = [
     ),
     Scenario(
         name="interface removed",
-        faults=(Fault.STALE,),
+        faults=(Fault.DELETED,),
         before=[A, B],
         steps=["link del dev a"],
         table=("10.0.2.1 subflow",),
@@ -34,7 +34,7 @@ LINKS = [
     ),
     Scenario(
         name="interface down, its address removed",
-        faults=(Fault.STALE,),
+        faults=(Fault.DOWN,),
         before=[A, B],
         steps=["link set dev a down", DEL_A],
         table=("10.0.2.1 subflow",),

@@ -64,7 +64,7 @@ LIVE = [
     ),
     Scenario(
         name="carrier lost while a connection lives",
-        faults=(Fault.STALE,),
+        faults=(Fault.CARRIER,),
         where="client",
         steps=[connect, joined, carrier],
         table=(FIRST,),
@@ -134,7 +134,7 @@ LIVE = [
     ),
     Scenario(
         name="a restart while a connection lives, on_exit: keep",
-        faults=(Fault.STATE,),
+        faults=(Fault.UNKNOWN_LIVE,),
         where="client",
         before=[keeping],
         steps=[connect, joined, restart],
@@ -145,7 +145,7 @@ LIVE = [
     ),
     Scenario(
         name="the daemon ends while a connection lives",
-        faults=(Fault.STALE,),
+        faults=(Fault.EXIT,),
         where="client",
         steps=[connect, joined, Stage.stop],
         table=(FIRST,),

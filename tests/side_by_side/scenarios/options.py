@@ -90,7 +90,7 @@ OPTIONS = [
     ),
     Scenario(
         name="--path-manager=nonsense",
-        faults=(Fault.PLUGINS,),
+        faults=(Fault.REPLACED,),
         arguments=("--path-manager=nonsense",),
         before=[A],
         exit_code=78,
@@ -100,7 +100,7 @@ OPTIONS = [
     ),
     Scenario(
         name="--load-plugins=nonsense",
-        faults=(Fault.PLUGINS,),
+        faults=(Fault.REPLACED,),
         arguments=("--load-plugins=nonsense",),
         before=[A],
         exit_code=78,
@@ -127,7 +127,7 @@ OPTIONS = [
     ),
     Scenario(
         name="--load-plugins=sspi beside path-manager=addr_adv in the file",
-        faults=(Fault.PLUGINS,),
+        faults=(Fault.REPLACED,),
         arguments=("--load-plugins=sspi",),
         before=[A],
         exit_code=78,

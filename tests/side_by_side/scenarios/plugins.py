@@ -166,12 +166,13 @@ def plugin_scenario(
     wire: tuple[str, ...] = (),
     ours: tuple[str, ...] = (),
     theirs: tuple[str, ...] = (),
+    faults: tuple[Fault, ...] = (Fault.BACKUP,),
     better: str,
 ) -> Scenario:
     """A plugin, and a connection with a second subflow, after which `steps` happen."""
     return Scenario(
         name=f"a plugin, {name}",
-        faults=(Fault.PLUGINS,),
+        faults=faults,
         needs=TOOLS,
         where="client",
         before=[peer_decides, recording("first"), ENDPOINT],
@@ -190,7 +191,6 @@ def plugin_scenario(
 PLUGINS = [
     Scenario(
         name="a plugin, a connection that closes",
-        faults=(Fault.PLUGINS,),
         needs=TOOLS,
         where="client",
         before=[recording("first")],
@@ -218,6 +218,7 @@ PLUGINS = [
         wire=("FIN in path1",),
         ours=(f"{CLOSED} {SECOND_ENDS} backup=0 error=0",),
         theirs=(f"{CLOSED} {SECOND_ENDS} backup=1",),
+        faults=(Fault.BACKUP, Fault.ERRORS),
         better="backup and error are told as they are",
     ),
     plugin_scenario(
@@ -227,7 +228,8 @@ PLUGINS = [
         wire=("MP_PRIO in path0 backup", "RST in path1"),
         ours=(f"{PRIORITY}=1".replace(SECOND, FIRST), f"{CLOSED} {SECOND_ENDS} backup=0 error=104"),
         theirs=(f"{PRIORITY}=1".replace(SECOND, FIRST), f"{CLOSED} {SECOND_ENDS} backup=1"),
-        better="backup, error and the reason of a reset are told as they are",
+        faults=(Fault.BACKUP, Fault.ERRORS),
+        better="backup and error are told as they are, and the reason of a reset that has one",
     ),
     plugin_scenario(
         "the peer announces an address and withdraws it",
@@ -242,7 +244,7 @@ PLUGINS = [
     ),
     Scenario(
         name="two plugins, two connections",
-        faults=(Fault.PLUGINS, Fault.WANTED),
+        faults=(Fault.CHOICE,),
         needs=TOOLS,
         where="client",
         before=[recording("first", "second", rules="rules: [{remote_port: 7002, plugin: second}]")],

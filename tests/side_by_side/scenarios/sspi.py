@@ -74,7 +74,7 @@ def userspace(stage: Stage) -> None:
 SSPI = [
     Scenario(
         name="sspi, a connection from a host with two interfaces",
-        faults=(Fault.SSPI,),
+        faults=(Fault.IDLE,),
         where="client",
         arguments=ARGUMENTS,
         before=[userspace],
@@ -89,7 +89,7 @@ SSPI = [
     ),
     Scenario(
         name="sspi, a second subflow on an interface",
-        faults=(Fault.SSPI,),
+        faults=(Fault.IDLE,),
         where="client",
         arguments=ARGUMENTS,
         before=[userspace],
@@ -104,7 +104,7 @@ SSPI = [
     ),
     Scenario(
         name="sspi, another connection closes, then a second subflow",
-        faults=(Fault.SSPI, Fault.STATE),
+        faults=(Fault.FORGOTTEN,),
         where="client",
         arguments=ARGUMENTS,
         before=[userspace],
@@ -119,7 +119,7 @@ SSPI = [
     ),
     Scenario(
         name="sspi, restarted while a connection lives, then a second subflow",
-        faults=(Fault.STATE,),
+        faults=(Fault.UNKNOWN_LIVE,),
         where="client",
         arguments=ARGUMENTS,
         before=[userspace],
@@ -134,7 +134,7 @@ SSPI = [
     ),
     Scenario(
         name="sspi on the server",
-        faults=(Fault.SSPI,),
+        faults=(Fault.IDLE,),
         where="server",
         arguments=ARGUMENTS,
         before=[userspace],

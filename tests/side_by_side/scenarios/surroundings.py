@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from mptcpd_ebpf.resources import plugin_folder
-from tests.side_by_side.scenario import Fault, Scenario, Step
+from tests.side_by_side.scenario import Scenario, Step
 from tests.side_by_side.scenarios.steps import ONE, A
 from tests.side_by_side.stage import Stage
 
@@ -79,7 +79,6 @@ SURROUNDINGS = [
     ),
     Scenario(
         name="a plugin that everyone can write",
-        faults=(Fault.PLUGINS,),
         before=[folder(0o755, plugin=0o666), A],
         exit_code=78,
         limits=(2, 0),
