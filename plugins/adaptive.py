@@ -25,6 +25,7 @@ from msgspec import Meta
 from mptcpd_ebpf.plugin import (
     MS,
     SECOND,
+    STRAY,
     AddressIds,
     AlarmKind,
     AlarmRaised,
@@ -50,6 +51,7 @@ from mptcpd_ebpf.plugin import (
     WakeAt,
     join_target,
     path_name,
+    tell_peer,
     usual_rtt,
 )
 
@@ -130,6 +132,7 @@ class Adaptive(Plugin):
     def reloaded(self, ctx: Context) -> Iterator[Command]:
         deadline = ctx.now + self.options.join_timeout_ms * MS
         for connection in ctx.served():
+            yield from self._leave(connection, ctx.world.strays(connection), STRAY)
             for local_ip, remote in connection.joins_under_way():
                 # Asked for before this one was made; what is a backup there was a trial.
                 if not connection.joins.get((local_ip, remote)):
@@ -161,17 +164,27 @@ class Adaptive(Plugin):
     def update_interface(self, ctx: Context, link: Link) -> Iterator[Command]:
         for connection in ctx.served():
             if link.up and link.running:
+                yield from self._leave(connection, ctx.world.strays(connection), STRAY)
                 yield from self._join_missing(ctx, connection)
                 continue
-            for subflow in connection.usable_subflows():
-                if subflow.if_index == link.if_index and not connection.server_side:
-                    yield self._destroy(subflow, f"interface {link.name} lost its carrier")
+            there = [s for s in connection.usable_subflows() if s.if_index == link.if_index]
+            yield from self._leave(connection, there, f"interface {link.name} lost its carrier")
 
     def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
         for connection in ctx.served():
-            for subflow in connection.usable_subflows():
-                if subflow.local.ip == address.ip and not connection.server_side:
-                    yield self._destroy(subflow, f"address {address.ip} was removed")
+            there = [s for s in connection.usable_subflows() if s.local.ip == address.ip]
+            yield from self._leave(connection, there, f"address {address.ip} was removed")
+
+    def _leave(
+        self, connection: Connection, subflows: list[Subflow], reason: str
+    ) -> Iterator[Command]:
+        """Destroys subflows whose path is gone."""
+        if connection.server_side:
+            return
+        there = [s for s in subflows if (s.token, s.key) not in self.book.leaving]
+        yield from tell_peer(there, reason)
+        for subflow in there:
+            yield self._destroy(subflow, reason)
 
     def _join_missing(self, ctx: Context, connection: Connection) -> Iterator[Command]:
         """Joins from every usable interface that has no subflow in this connection."""

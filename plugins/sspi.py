@@ -70,17 +70,14 @@ class Sspi(JoiningPlugin):
             )
 
     def _withdraw(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        """Takes back what cannot be joined any more, announced by us or by one before us."""
+        """Takes back what cannot be joined any more; a subflow that leaves took its id along."""
         announced = self.announced.setdefault(connection.token, {})
-        joined = {
-            subflow.local.ip: subflow.local_id
-            for subflow in connection.usable_subflows()
-            if connection.server_side and subflow.local_id and not self.joins.is_leaving(subflow)
-        }
         usable = [address.ip for address in ctx.world.usable_addresses(deprecated=True)]
-        for ip, address_id in (joined | announced).items():
-            if ip not in usable:
-                announced.pop(ip, None)
+        subflows = connection.subflows.values()
+        leaving = [s.local.ip for s in subflows if self.joins.is_leaving(s)]
+        for ip in [ip for ip in announced if ip not in usable]:
+            address_id = announced.pop(ip)
+            if ip not in leaving:
                 reason = f"{ip} is not usable any more"
                 yield WithdrawAddress(token=connection.token, address_id=address_id, reason=reason)
 
@@ -104,18 +101,12 @@ class Sspi(JoiningPlugin):
                 return
 
     def update_interface(self, ctx: Context, link: Link) -> Iterable[Command]:
-        # Once a subflow is destroyed, the kernel does not know its address id any more.
-        yield from self._withdraw_all(ctx)
         yield from super().update_interface(ctx, link)
-
-    def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterable[Command]:
-        yield from self._withdraw_all(ctx)
-        yield from super().delete_local_address(ctx, address)
         yield from self.keep_all(ctx)
 
-    def _withdraw_all(self, ctx: Context) -> Iterator[Command]:
-        for connection in ctx.served():
-            yield from self._withdraw(ctx, connection)
+    def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterable[Command]:
+        yield from super().delete_local_address(ctx, address)
+        yield from self.keep_all(ctx)
 
     def answered(
         self, ctx: Context, decision: Decision, errno: int, explanation: str

@@ -12,7 +12,7 @@ from typing import Any
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.address_ids import AddressIds
 from mptcpd_ebpf.core.commands import Command, Decision
-from mptcpd_ebpf.core.joins import Joins, Want
+from mptcpd_ebpf.core.joins import STRAY, Joins, Want
 from mptcpd_ebpf.core.model import Connection, DefaultRoute, Link, LocalAddress, Subflow
 from mptcpd_ebpf.core.plugin import Context, Plugin
 
@@ -43,9 +43,11 @@ class JoiningPlugin(Plugin):
             yield from self.keep(ctx, connection)
 
     def init(self, ctx: Context) -> Iterable[Command]:
+        yield from self._leave_strays(ctx)
         yield from self.keep_all(ctx)
 
     def reloaded(self, ctx: Context) -> Iterable[Command]:
+        yield from self._leave_strays(ctx)
         yield from self.keep_all(ctx)
 
     def connection_established(self, ctx: Context, connection: Connection) -> Iterable[Command]:
@@ -82,14 +84,20 @@ class JoiningPlugin(Plugin):
     def update_interface(self, ctx: Context, link: Link) -> Iterable[Command]:
         """Joins from an interface that works again; leaves one that does not."""
         if link.up and link.running:
+            yield from self._leave_strays(ctx)
             yield from self.keep_all(ctx)
             return
-        for subflow in self._from(ctx, lambda s: s.if_index == link.if_index):
-            yield self.joins.destroy(subflow, f"interface {link.name} lost its carrier")
+        there = self._from(ctx, lambda s: s.if_index == link.if_index)
+        yield from self.joins.leave(there, f"interface {link.name} lost its carrier")
 
     def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterable[Command]:
-        for subflow in self._from(ctx, lambda s: s.local.ip == address.ip):
-            yield self.joins.destroy(subflow, f"address {address.ip} was removed")
+        there = self._from(ctx, lambda s: s.local.ip == address.ip)
+        yield from self.joins.leave(there, f"address {address.ip} was removed")
+
+    def _leave_strays(self, ctx: Context) -> Iterator[Command]:
+        for connection in ctx.served():
+            strays = [s for s in ctx.world.strays(connection) if not self.joins.is_leaving(s)]
+            yield from self.joins.leave(strays, STRAY)
 
     def _from(self, ctx: Context, concerns: Callable[[Subflow], bool]) -> list[Subflow]:
         return [

@@ -11,7 +11,7 @@ The kernel goes on sending SYNs of a join that is not answered for minutes; such
 looked for in a reading of the sockets and given up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from mptcpd_ebpf.core.commands import (
     DestroySubflow,
     RequestSample,
     WakeAt,
+    WithdrawAddress,
 )
 from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey
 from mptcpd_ebpf.core.plugin import Context
@@ -34,6 +35,10 @@ ANSWER_WITHIN = 3 * SECOND
 
 SHORT_LIFE = 10 * SECOND
 """A subflow that closes sooner is one more failure of its path, not a loss that came by itself."""
+
+
+STRAY = "its interface may not be used, by the configuration"
+"""Why a subflow goes that `World.strays` names."""
 
 
 class Want(NamedTuple):
@@ -120,6 +125,12 @@ class Joins:
         return DestroySubflow(
             token=subflow.token, local=subflow.local, remote=subflow.remote, reason=reason
         )
+
+    def leave(self, subflows: list[Subflow], reason: str) -> Iterator[Command]:
+        """Destroys subflows whose path is gone; the peer is told first (`tell_peer`)."""
+        yield from tell_peer(subflows, reason)
+        for subflow in subflows:
+            yield self.destroy(subflow, reason)
 
     def is_leaving(self, subflow: Subflow) -> bool:
         """Whether it was destroyed, and is not gone yet."""
@@ -221,3 +232,16 @@ class Joins:
 
 def _name(subflow: Subflow) -> Name:
     return (subflow.token, subflow.local.ip, subflow.remote)
+
+
+def tell_peer(subflows: Iterable[Subflow], reason: str) -> Iterator[WithdrawAddress]:
+    """Withdraws, over other paths, the address ids of subflows that are about to be destroyed.
+
+    No FIN arrives where the path is gone, and the peer would go on sending there until it
+    loses patience.  Before, not after: the kernel forgets an id when its subflow is destroyed.
+    """
+    ids = {(each.token, each.local_id): None for each in subflows}
+    for token, local_id in ids:
+        if local_id is not None:
+            why = f"tell the peer over another path: {reason}"
+            yield WithdrawAddress(token=token, address_id=local_id, reason=why, routine=True)

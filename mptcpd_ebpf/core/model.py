@@ -207,6 +207,20 @@ class World:
             not self.allowed_interfaces or matches(self.allowed_interfaces)
         )
 
+    def strays(self, connection: Connection) -> list[Subflow]:
+        """Usable subflows on interfaces that the configuration does not let carry any (now).
+
+        Where a connection starts is the application's choice, and where the peer joins it, his.
+        """
+        if connection.server_side:
+            return []
+        named = [(s, self.interface_name(s.if_index)) for s in connection.usable_subflows()]
+        return [
+            subflow
+            for subflow, name in named
+            if name is not None and not subflow.initial and not self.interface_allowed(name)
+        ]
+
     def interface_of(self, ip: str) -> int | None:
         """The interface that holds one of our addresses."""
         for address in self.addresses.values():

@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 from mptcpd_ebpf.core.commands import AnnounceAddress
+from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Bulk, Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
-from mptcpd_ebpf.lab.wire import AddAddr, RemoveAddr, Wire
+from mptcpd_ebpf.lab.wire import AddAddr, MPJoinSyn, RemoveAddr, Wire
+from tests.core.scenario import TCP_ESTABLISHED
 from tests.netns.daemon_process import RunningDaemon, daemon
 from tests.waiting import SLOWNESS, until
 
@@ -97,8 +99,6 @@ def test_fullmesh_over_ipv6(make_mptcp_lab: Made, tmp_path: Path) -> None:
 
 
 def _server_token(lab: Lab, client: str) -> int:
-    from mptcpd_ebpf.kernel import diag
-
     with lab.server.entered():
         for found in diag.snapshot(with_owners=False).connections:
             if str(found.remote) == client:
@@ -272,3 +272,38 @@ def test_what_the_in_kernel_path_manager_has_is_left_to_it(
         assert running.log.count(refusal) == 1
         for traffic in (newer, behind, older):
             traffic.stop()
+
+
+@pytest.mark.parametrize("plugin", ["adaptive", "fullmesh"])
+@pytest.mark.parametrize("loss", ["the address", "the carrier", "the configuration"])
+def test_the_peer_is_told_over_another_path(
+    make_mptcp_lab: Made, tmp_path: Path, plugin: str, loss: str
+) -> None:
+    """And lets go at once of a path over which no FIN can reach it."""
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    one, two = lab.paths
+    with managed(lab, tmp_path, plugin) as running, Wire(lab.client.name) as wire:
+        traffic = lab.start(RequestResponse(interval_ms=10))
+        two.wait_for_subflow()
+        join = wire.expect(MPJoinSyn, interface=two.client_if, direction="out")
+        if loss == "the address":
+            two.remove_address()
+        elif loss == "the carrier":
+            two.carrier(False)
+        else:
+            with (tmp_path / "c.yaml").open("a") as file:
+                file.write(f"interfaces: {{deny: [{two.client_if}]}}\n")
+            assert running.ask("reload").returncode == 0
+        wire.expect(
+            RemoveAddr(address_ids=[join.mptcp[0].address_id]),
+            direction="out",
+            interface=one.client_if,
+        )
+        with lab.server.entered():
+            until(
+                lambda: [s.state for s in diag.subflows()].count(TCP_ESTABLISHED) == 1,
+                "the server has one subflow left",
+            )
+        expect(running, (one.client_ip, one.server_ip, False))
+        assert "EINVAL" not in running.log
+        traffic.stop()

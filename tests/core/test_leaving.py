@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Subflows whose path is gone, or may not be used: the peer is told, then they are destroyed."""
+
+from typing import Any
+
+import pytest
+
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import DestroySubflow, WithdrawAddress
+from mptcpd_ebpf.core.engine import Engine, Outcome
+from mptcpd_ebpf.plugin_loader import load
+from tests.core.scenario import FIBRE, RADIO, SATELLITE, START, connect
+
+PATHS = (FIBRE, RADIO, SATELLITE)
+
+
+@pytest.fixture(params=["adaptive", "backup", "fullmesh", "sspi"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """A connection with a subflow on each of three interfaces, address ids 0, 1 and 2."""
+    plugin = load(request.param)()
+    engine = Engine([plugin], lambda _: plugin.name)
+    engine.start(START)
+    for number, (local, _) in enumerate(PATHS, start=1):
+        engine.handle(link(number), START)
+        engine.handle(ev.LocalAddressChanged(if_index=number, ip=local.ip, prefix_len=24), START)
+    connect(engine, RADIO, SATELLITE)
+    return engine
+
+
+def link(number: int, **more: Any) -> ev.LinkChanged:
+    fields: dict[str, Any] = {"name": f"wan{number}", "up": True, "running": True} | more
+    return ev.LinkChanged(if_index=number, **fields)
+
+
+def gone(outcome: Outcome) -> list[tuple[type, object]]:
+    """What was withdrawn and destroyed, in order: the address id, or our address."""
+    assert not outcome.faults
+    found: list[tuple[type, object]] = []
+    for decision in outcome.decisions:
+        command = decision.command
+        if isinstance(command, WithdrawAddress):
+            found.append((WithdrawAddress, command.address_id))
+        elif isinstance(command, DestroySubflow):
+            found.append((DestroySubflow, command.local.ip))
+    return found
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_peer_is_told_while_the_kernel_knows_the_id(engine: Engine, number: int) -> None:
+    local, _ = PATHS[number - 1]
+    left = [(WithdrawAddress, number - 1), (DestroySubflow, local.ip)]
+    assert gone(engine.handle(link(number, running=False), START)) == left
+
+
+def test_an_address_that_was_removed(engine: Engine) -> None:
+    removed = ev.LocalAddressRemoved(if_index=3, ip=SATELLITE[0].ip)
+    assert gone(engine.handle(removed, START)) == [
+        (WithdrawAddress, 2),
+        (DestroySubflow, SATELLITE[0].ip),
+    ]
+
+
+def test_what_the_configuration_denies_now(engine: Engine) -> None:
+    """All but the subflow with which the connection started."""
+    plugin = engine.installed[0]
+    engine.handle(ev.ConfigChanged(config={"interfaces": {"deny": ["wan1", "wan2"]}}), START)
+    outcome = engine.reconfigure([type(plugin)()], lambda _: plugin.name, START)
+    assert gone(outcome) == [(WithdrawAddress, 1), (DestroySubflow, RADIO[0].ip)]
+    assert gone(engine.handle(link(3, name="other"), START)) == []
+
+
+def test_an_interface_that_is_renamed_to_one_denied(engine: Engine) -> None:
+    engine.handle(ev.ConfigChanged(config={"interfaces": {"deny": ["lan*"]}}), START)
+    assert gone(engine.handle(link(3, name="lan0"), START)) == [
+        (WithdrawAddress, 2),
+        (DestroySubflow, SATELLITE[0].ip),
+    ]
