@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mptcpd_ebpf.lab.errors import LabError, UnavailableError
     from mptcpd_ebpf.lab.host import Host
     from mptcpd_ebpf.lab.impairment import Burst, Direction, Impairment
+    from mptcpd_ebpf.lab.interfaces import Faults
     from mptcpd_ebpf.lab.lab import Lab
     from mptcpd_ebpf.lab.live import LiveLink, LivePath
     from mptcpd_ebpf.lab.running_schedule import RunningSchedule
@@ -33,6 +34,7 @@ _HOMES = {
     "Bulk": "traffic",
     "Burst": "impairment",
     "Direction": "impairment",
+    "Faults": "interfaces",
     "Host": "host",
     "Impairment": "impairment",
     "Lab": "lab",
@@ -55,6 +57,7 @@ __all__ = [
     "Bulk",
     "Burst",
     "Direction",
+    "Faults",
     "Host",
     "Impairment",
     "Lab",

@@ -15,7 +15,7 @@ from mptcpd_ebpf.lab.errors import LabError, no_such_command
 
 _SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
 _IFF_RUNNING = 0x40
-_RUNNING_S = 3.0
+_RUNNING_S = 10.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -96,11 +96,11 @@ class Host:
                 with open(f"/proc/sys/net/{name.replace('.', '/')}", "w") as file:
                     file.write(str(value))
 
-    def wait_until_running(self, interfaces: Sequence[str]) -> None:
-        """Waits until interfaces here are up with carrier, as the kernel has noticed.
+    def wait_until_running(self, interfaces: Sequence[str], running: bool = True) -> None:
+        """Waits until interfaces here are up with carrier, or without, as the kernel has noticed.
 
-        A carrier's return is worked off by the kernel's linkwatch, up to a second later
-        (net/core/link_watch.c).  Raises LabError after three seconds.
+        Both are worked off by the kernel's linkwatch, a return up to a second later
+        (net/core/link_watch.c).  Raises LabError after ten seconds.
         """
         deadline = time.monotonic() + _RUNNING_S
         with self.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -108,10 +108,11 @@ class Host:
                 request = struct.pack("16sH22x", name.encode(), 0)
                 while True:
                     answer = fcntl.ioctl(control, _SIOCGIFFLAGS, request)
-                    if struct.unpack_from("H", answer, 16)[0] & _IFF_RUNNING:
+                    if bool(struct.unpack_from("H", answer, 16)[0] & _IFF_RUNNING) == running:
                         break
                     if time.monotonic() > deadline:
-                        raise LabError(f"{self.label}: {name} is not running")
+                        state = "is not running" if running else "still has its carrier"
+                        raise LabError(f"{self.label}: {name} {state}")
                     time.sleep(0.001)
 
     def batch(self, tool: str, lines: Sequence[str]) -> None:

@@ -152,6 +152,7 @@ class Interfaces:
         for name, plug in plugs.items():
             if getattr(old, name) and not getattr(new, name) and (name != "near" or new.interface):
                 plug.host.batch("ip", [f"link set dev {plug.interface} down"])
+                plug.other.wait_until_running([plug.its], running=False)
         for end in ENDS:
             if end in new.addresses and end not in old.addresses:
                 host = self._host(end)

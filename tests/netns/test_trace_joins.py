@@ -117,7 +117,7 @@ def test_joins_of_connections_that_are_over_are_abandoned() -> None:
     with Lab(paths=[Path(delay_ms=5), Path(delay_ms=20)]) as lab:
         allow_joins(lab)
         with tracing(lab.client, "joins") as told, tracing(lab.server, "joins") as server_told:
-            lab.start(ShortConnections(count=60, parallel=4)).result()
+            lab.start(ShortConnections(count=60, parallel=4, response_size=100_000)).result()
             told.event("join", outcome="abandoned")
             server_told.event("join", outcome="abandoned")
             told.end()
