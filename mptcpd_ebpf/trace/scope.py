@@ -18,6 +18,7 @@ from mptcpd_ebpf.core.measurement import Measurement, Owner
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.probes.records import address
 from mptcpd_ebpf.trace.kernel_side import Record
+from mptcpd_ebpf.view import token_of
 
 _U32 = 0xFFFFFFFF
 _LOOK_AGAIN_NS = 50_000_000
@@ -126,10 +127,10 @@ def parse_address(text: str) -> IPv4Network | IPv6Network | SockAddr:
 def parse_token(text: str) -> int:
     """A token in hexadecimal, as all commands print it.  Raises ValueError."""
     try:
-        token = int(text, 16)
+        token = token_of(text)
     except ValueError:
-        token = -1
-    if not 0 < token <= _U32:
+        token = 0  # which no connection has
+    if not token:
         raise ValueError(
             f"{text!r} is no token: give the 8 hexadecimal digits that 'trace doctor' lists"
         )

@@ -112,6 +112,9 @@ def test_addresses_and_tokens_as_people_write_them() -> None:
     assert parse_address("10.1.2.2") == ip_network("10.1.2.2/32")
     assert parse_address("[fd00::1]:80") == SockAddr("fd00::1", 80)
     assert parse_token("000000ab") == 0xAB
+    for wrong in ("0x1_0", "0", "-1", "123456789"):
+        with pytest.raises(ValueError, match=f"'{wrong}' is no token"):
+            parse_token(wrong)
     for wrong in ("10.1", "10.0.0.0/33", "fd00::zz"):
         with pytest.raises(ValueError, match=wrong):
             parse_address(wrong)
