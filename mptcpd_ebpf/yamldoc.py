@@ -14,7 +14,8 @@ has: aliases (a few lines can expand to gigabytes), tags, merge keys, endless ne
 import difflib
 import re
 from enum import Enum
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 import yaml
@@ -71,6 +72,8 @@ class Document:
     def __init__(self, text: str, file: str) -> None:
         self.file = file
         self.mistakes: list[Mistake] = []
+        # What has no text has no first line either.
+        self._top = (file, 1, 1) if text else (file, None, None)
         self._places: dict[KeyPath, tuple[str, int | None, int | None]] = {}
         self.data: Any = self._compose(text)
 
@@ -84,7 +87,7 @@ class Document:
         at = path
         while at and at not in self._places:
             at = at[:-1]
-        file, line, column = self._places.get(at, (self.file, 1, 1))
+        file, line, column = self._places.get(at, self._top)
         self.mistakes.append(Mistake(file, line, column, dotted(path), reason))
 
     def lay_over(self, path: KeyPath, value: Any, origin: str) -> None:
@@ -254,7 +257,8 @@ def _fits(data: Any, wanted: Any) -> bool:
 
 def _struct_for(data: Any, wanted: Any) -> type[Struct] | None:
     """The struct that data is checked against key by key; one that may be absent too."""
-    for candidate in (wanted, *(get_args(wanted) if isinstance(data, dict) else ())):
+    optional = isinstance(data, dict) and get_origin(wanted) in (Union, UnionType)
+    for candidate in (wanted, *(get_args(wanted) if optional else ())):
         if isinstance(candidate, type) and issubclass(candidate, Struct):
             return candidate
     return None

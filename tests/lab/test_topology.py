@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mptcpd_ebpf.lab import Bottleneck, LabError, Path, Topology
+from mptcpd_ebpf.lab import Bottleneck, LabError, Path, Step, Topology
 from mptcpd_ebpf.lab.file import loads, parse
+from mptcpd_ebpf.lab.schedule import FAULTS
 from mptcpd_ebpf.lab.topology import named, network_of
 from mptcpd_ebpf.lab.wiring import Plan
 
@@ -217,6 +218,54 @@ def test_the_environment_names_the_backend(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MPTCP_LAB_BACKEND", "nfq")
     with pytest.raises(LabError, match="MPTCP_LAB_BACKEND is 'nfq', none of auto, netem"):
         parse({})
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 200)
+    | st.floats()
+    | st.sampled_from(["client", "server", "a", "far", "lo", "isp", "up", "both", *FAULTS])
+    | st.text(max_size=3)
+)
+KEYS = st.sampled_from([*Path.__struct_fields__, *Step.__struct_fields__, "x"])
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=5,
+)
+
+
+def lists_of(fields: tuple[str, ...]) -> st.SearchStrategy[Any]:
+    item = st.dictionaries(st.sampled_from([*fields, "x"]), VALUES, max_size=5)
+    return st.lists(item | VALUES, max_size=4) | VALUES
+
+
+DOCUMENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "paths": lists_of(Path.__struct_fields__),
+        "bottlenecks": lists_of(Bottleneck.__struct_fields__),
+        "schedule": lists_of(Step.__struct_fields__),
+        "hosts": st.lists(LEAVES, max_size=3) | VALUES,
+        "ip": VALUES,
+        "seed": VALUES,
+        "x": VALUES,
+    },
+)
+
+
+@given(DOCUMENTS)
+def test_whatever_comes_is_a_topology_or_refused_with_its_key(document: dict[str, Any]) -> None:
+    try:
+        topology = parse(document)
+    except LabError as error:
+        refusal = str(error)
+    else:
+        refusal = "topology: "
+        assert 1 <= len(topology.paths) <= 8
+        Plan(topology).links()
+    assert "topology: " in refusal
 
 
 SHAPES = st.lists(
