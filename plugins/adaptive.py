@@ -36,6 +36,7 @@ from mptcpd_ebpf.plugin import (
     CreateSubflow,
     Decision,
     DestroySubflow,
+    KernelCommand,
     Link,
     LocalAddress,
     Options,
@@ -92,6 +93,8 @@ class Book:
     joins: dict[tuple[int, str], int] = field(default_factory=dict)
     """Deadlines of regular joins under way, by token and our address."""
     demotions: dict[PathName, Demotion] = field(default_factory=dict)
+    declined: dict[tuple[int, str], None] = field(default_factory=dict)
+    """By token and our address: a person had the subflow destroyed, and it is not made again."""
     leaving: dict[Name, None] = field(default_factory=dict)
     """Subflows we destroyed and that are not gone yet."""
     overdue: bool = False
@@ -105,6 +108,7 @@ class Book:
     def forget(self, token: int) -> None:
         """Drops what was remembered of a connection."""
         self.joins = {key: at for key, at in self.joins.items() if key[0] != token}
+        self.declined = {key: None for key in self.declined if key[0] != token}
         self.leaving = {name: None for name in self.leaving if name[0] != token}
         self.moving = {name: at for name, at in self.moving.items() if name[0] != token}
         self.came_back.pop(token, None)
@@ -130,6 +134,7 @@ class Adaptive(Plugin):
         yield from self.reloaded(ctx)
 
     def reloaded(self, ctx: Context) -> Iterator[Command]:
+        self.book.declined.clear()
         deadline = ctx.now + self.options.join_timeout_ms * MS
         for connection in ctx.served():
             yield from self._leave(connection, ctx.world.strays(connection), STRAY)
@@ -172,6 +177,7 @@ class Adaptive(Plugin):
 
     def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
         for connection in ctx.served():
+            self.book.declined.pop((connection.token, address.ip), None)
             there = [s for s in connection.usable_subflows() if s.local.ip == address.ip]
             yield from self._leave(connection, there, f"address {address.ip} was removed")
 
@@ -194,6 +200,11 @@ class Adaptive(Plugin):
         if remote is None:
             return
         taken = [subflow.if_index for subflow in connection.subflows.values()]
+        taken += [
+            ctx.world.interface_of(ip)
+            for token, ip in self.book.declined
+            if token == connection.token
+        ]
         for address in ctx.world.usable_addresses():
             if (
                 address.if_index in taken
@@ -292,6 +303,15 @@ class Adaptive(Plugin):
                 reason="the faster path fell again before this one moved behind it",
                 routine=True,
             )
+
+    def by_hand(self, ctx: Context, command: KernelCommand) -> tuple[()]:
+        match command:
+            case DestroySubflow() if ctx.serves(command.token):
+                self.book.declined[command.token, command.local.ip] = None
+                self.book.leaving[command.token, (command.local, command.remote)] = None
+            case CreateSubflow():
+                self.book.declined.pop((command.token, command.local_ip), None)
+        return ()
 
     # --- what hurts
 

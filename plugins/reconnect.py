@@ -35,6 +35,7 @@ from mptcpd_ebpf.plugin import (
     Context,
     JoiningPlugin,
     Joins,
+    KernelCommand,
     Options,
     SockAddr,
     Subflow,
@@ -161,6 +162,10 @@ class Reconnect(JoiningPlugin):
             lost[pair] = Lost(how, lost[pair].backup if pair in lost else subflow.backup)
             yield from self.joins.closed(ctx, subflow, pause=pause)
         yield from self.keep(ctx, connection)
+
+    def by_hand(self, ctx: Context, command: KernelCommand) -> Iterable[Command]:
+        """What a person destroys is not lost, and what is lost besides is made anew."""
+        return ()
 
     def _silent(self, connection: Connection) -> list[Subflow]:
         keys = self.silent.get(connection.token, {})

@@ -11,7 +11,7 @@ from typing import Any
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.address_ids import AddressIds
-from mptcpd_ebpf.core.commands import Command, Decision
+from mptcpd_ebpf.core.commands import Command, ConnectionCommand, Decision, KernelCommand
 from mptcpd_ebpf.core.joins import STRAY, Joins, Want
 from mptcpd_ebpf.core.model import Connection, DefaultRoute, Link, LocalAddress, Subflow
 from mptcpd_ebpf.core.plugin import Context, Plugin
@@ -47,6 +47,7 @@ class JoiningPlugin(Plugin):
         yield from self.keep_all(ctx)
 
     def reloaded(self, ctx: Context) -> Iterable[Command]:
+        self.joins.start_afresh()
         yield from self._leave_strays(ctx)
         yield from self.keep_all(ctx)
 
@@ -91,6 +92,7 @@ class JoiningPlugin(Plugin):
         yield from self.joins.leave(there, f"interface {link.name} lost its carrier")
 
     def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterable[Command]:
+        self.joins.start_afresh(address.ip)
         there = self._from(ctx, lambda s: s.local.ip == address.ip)
         yield from self.joins.leave(there, f"address {address.ip} was removed")
 
@@ -121,4 +123,9 @@ class JoiningPlugin(Plugin):
 
     def refused(self, ctx: Context, decision: Decision) -> Iterable[Command]:
         self.joins.refused(decision)
+        return ()
+
+    def by_hand(self, ctx: Context, command: KernelCommand) -> Iterable[Command]:
+        if isinstance(command, ConnectionCommand) and ctx.serves(command.token):
+            self.joins.by_hand(command)
         return ()

@@ -19,6 +19,7 @@ from mptcpd_ebpf.core.address import SockAddr, is_ipv6
 from mptcpd_ebpf.core.address_ids import AddressIds
 from mptcpd_ebpf.core.commands import (
     Command,
+    ConnectionCommand,
     CreateSubflow,
     Decision,
     DestroySubflow,
@@ -63,6 +64,8 @@ class _Slot:
     deadline: int = 0
     failures: int = 0
     next_at: int = 0
+    declined: int = 0
+    """How many of those wanted a person had destroyed."""
 
 
 class Joins:
@@ -93,7 +96,8 @@ class Joins:
             name = (connection.token, want.local_ip, want.remote)
             known = name in self._slots
             slot = self._slots.setdefault(name, _Slot())
-            missing = want.number - slot.under_way - self._there(connection, want)
+            wanted = want.number - slot.declined
+            missing = wanted - slot.under_way - self._there(connection, want)
             if missing <= 0:
                 continue
             if not known and (want.local_ip, want.remote) in connection.joins_under_way():
@@ -131,6 +135,24 @@ class Joins:
         yield from tell_peer(subflows, reason)
         for subflow in subflows:
             yield self.destroy(subflow, reason)
+
+    def by_hand(self, command: ConnectionCommand) -> None:
+        """What a person had destroyed is not made again, unless he makes it."""
+        match command:
+            case DestroySubflow():
+                name = (command.token, command.local.ip, command.remote)
+                self._slots.setdefault(name, _Slot()).declined += 1
+                self._leaving[command.token, (command.local, command.remote)] = None
+            case CreateSubflow():
+                slot = self._slots.get((command.token, command.local_ip, command.remote))
+                if slot is not None and slot.declined:
+                    slot.declined -= 1
+
+    def start_afresh(self, local_ip: str | None = None) -> None:
+        """Forgets what a person had destroyed, from one address of ours or from all."""
+        for (_, ip, _), slot in self._slots.items():
+            if local_ip in (ip, None):
+                slot.declined = 0
 
     def is_leaving(self, subflow: Subflow) -> bool:
         """Whether it was destroyed, and is not gone yet."""

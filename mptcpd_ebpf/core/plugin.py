@@ -41,6 +41,10 @@ class Context(NamedTuple):
     keep: bool = False
     """In `exit`: what the plugin made shall stay, for it or the next daemon takes it up again."""
 
+    def serves(self, token: int) -> bool:
+        """Whether the plugin serves that connection."""
+        return any(connection.token == token for connection in self.served())
+
 
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of a plugin's options; its fields are the keys under `plugins: NAME:`."""

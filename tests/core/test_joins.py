@@ -20,6 +20,7 @@ from tests.core.scenario import (
     SERVER,
     START,
     TCP_SYN_SENT,
+    TOKEN,
     created,
     established,
     gone,
@@ -213,4 +214,59 @@ def test_what_we_destroyed_is_no_failure() -> None:
 def test_a_closed_connection_leaves_nothing_behind() -> None:
     scene = Scene(number=2)
     scene.tell(joined(), left(error=104), gone())
+    assert not {name for name in leftovers(scene.plugin.joins) if "_ids" not in name}
+
+
+# --- what a person does
+
+DESTROY = DestroySubflow(token=TOKEN, local=RADIO[0], remote=RADIO[1], reason="by hand")
+CREATE = CreateSubflow(
+    token=TOKEN, local_ip=RADIO[0].ip, local_id=1, remote=SERVER, reason="by hand"
+)
+
+
+@pytest.mark.parametrize("occasion", ["the address comes back", "a reload", "he makes it"])
+def test_what_a_person_destroys_stays_away_until(occasion: str) -> None:
+    scene = Scene()
+    scene.tell(joined(local_id=1, remote_id=0), ev.CommandAsked(command=DESTROY), left())
+    scene.wait(1000 * SECOND)
+    scene.tell(ev.DefaultRouteAdded(if_index=3, ipv6=False))
+    assert scene.joins == 1
+    if occasion == "the address comes back":
+        scene.tell(ev.LocalAddressRemoved(if_index=3, ip=RADIO[0].ip))
+        scene.tell(ev.LocalAddressChanged(if_index=3, ip=RADIO[0].ip, prefix_len=24))
+    elif occasion == "a reload":
+        scene.engine.reconfigure([Two()], lambda _c: "two", scene.now)
+        scene.tell(ev.DefaultRouteRemoved(if_index=3, ipv6=False))
+        scene.wait(ANSWER_WITHIN + SECOND)
+    else:
+        scene.tell(ev.CommandAsked(command=CREATE), joined(local_id=1, remote_id=0))
+        assert scene.joins == 2, "his own"
+        scene.wait(SHORT_LIFE)
+        scene.tell(left(error=104))
+        scene.wait(SECOND)
+        assert scene.joins == 3
+        return
+    assert scene.joins == 2
+
+
+def test_one_fewer_is_wanted_for_each_that_a_person_destroys() -> None:
+    scene = Scene(number=2)
+    other = (RADIO[0]._replace(port=40_009), RADIO[1])
+    scene.tell(joined(local_id=1, remote_id=0), joined(other, local_id=1, remote_id=0))
+    scene.tell(ev.CommandAsked(command=DESTROY), left())
+    scene.wait(SHORT_LIFE)
+    assert scene.joins == 2
+    scene.tell(left(other, error=104))
+    scene.wait(SECOND)
+    assert scene.joins == 3
+
+
+def test_nothing_is_kept_of_connections_of_others() -> None:
+    scene = Scene()
+    serve = lambda connection: "two" if connection.token != 7 else None  # noqa: E731
+    scene.engine.reconfigure([scene.plugin], serve, scene.now)
+    destroy = DestroySubflow(token=7, local=RADIO[0], remote=RADIO[1], reason="by hand")
+    scene.tell(created(7), established(7), joined(token=7), ev.CommandAsked(command=destroy))
+    scene.tell(left(token=7), gone(7), gone())
     assert not {name for name in leftovers(scene.plugin.joins) if "_ids" not in name}

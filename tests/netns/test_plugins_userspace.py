@@ -307,3 +307,23 @@ def test_the_peer_is_told_over_another_path(
         expect(running, (one.client_ip, one.server_ip, False))
         assert "EINVAL" not in running.log
         traffic.stop()
+
+
+def test_what_a_person_closes_through_the_daemon_stays_closed(
+    make_mptcp_lab: Made, tmp_path: Path
+) -> None:
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    one, two = lab.paths
+    first = (one.client_ip, one.server_ip, False)
+    with managed(lab, tmp_path, "fullmesh") as running:
+        traffic = lab.start(RequestResponse(interval_ms=10))
+        expect(running, first, (two.client_ip, one.server_ip, False))
+        (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
+        removed = running.ask("subflow", "del", connection["token"], *_ends(running, two.client_ip))
+        assert removed.returncode == 0, removed.stderr
+        expect(running, first)
+        # A new address is an occasion to look at all that is missing.
+        another = f"{one.client_ip.rpartition('.')[0]}.77"
+        lab.client.run(["ip", "address", "add", f"{another}/24", "dev", one.client_if])
+        expect(running, first, (another, one.server_ip, False))
+        traffic.stop()

@@ -16,7 +16,6 @@ from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
     RequestSample,
-    SetBackup,
 )
 from mptcpd_ebpf.core.engine import Engine, Outcome
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
@@ -119,10 +118,12 @@ class Simulation:
                 self._carry_out(decision)
 
     def _carry_out(self, decision: Decision) -> None:
+        """The answer comes first, as the daemon takes it in the turn of the command."""
+        if isinstance(decision.command, RequestSample):
+            self._later(0, ev.Sampled(measurements=self._sample()))
+            return
+        self._later(0, ev.CommandAnswered(decision_id=decision.id))
         match decision.command:
-            case RequestSample():
-                self._later(0, ev.Sampled(measurements=self._sample()))
-                return
             case CreateSubflow() as create:
                 self._join(create)
             case DestroySubflow() as destroy:
@@ -131,9 +132,6 @@ class Simulation:
                     token=destroy.token, local=destroy.local, remote=destroy.remote
                 )
                 self._later(0, closed)
-            case SetBackup():
-                pass
-        self._later(0, ev.CommandAnswered(decision_id=decision.id))
 
     def _join(self, create: CreateSubflow) -> None:
         local = SockAddr(create.local_ip, next(self._ports))

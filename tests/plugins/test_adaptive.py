@@ -323,3 +323,29 @@ def test_whatever_happens_a_connection_keeps_a_subflow_and_gets_all_paths_back(
     assert simulation.regular(MOBILE)
     assert not simulation.faults
     assert simulation.now > START
+
+
+def test_what_a_person_destroys_stays_away_until_he_makes_it_or_a_reload(
+    two_paths: Simulation,
+) -> None:
+    (subflow,) = two_paths.regular(MOBILE)
+    destroy = DestroySubflow(
+        token=TOKEN, local=subflow.local, remote=subflow.remote, reason="by hand"
+    )
+    two_paths.tell(ev.CommandAsked(command=destroy))
+    two_paths.wait(60 * SECOND)
+    two_paths.tell(ev.DefaultRouteAdded(if_index=2, ipv6=False))
+    two_paths.tell(ev.LinkChanged(if_index=2, name="other", up=True, running=True))
+    two_paths.wait(60 * SECOND)
+    assert not two_paths.regular(MOBILE)
+    create = CreateSubflow(
+        token=TOKEN, local_ip=MOBILE, local_id=9, remote=subflow.remote, reason="by hand"
+    )
+    two_paths.tell(ev.CommandAsked(command=create))
+    two_paths.wait(SECOND)
+    assert two_paths.regular(MOBILE)
+    # It is looked after again.
+    (subflow,) = two_paths.regular(MOBILE)
+    two_paths.tell(ev.SubflowClosed(token=TOKEN, local=subflow.local, remote=subflow.remote))
+    two_paths.wait(10 * SECOND)
+    assert two_paths.regular(MOBILE)
