@@ -71,11 +71,12 @@ def has_read_objects(pid: int) -> bool:
     return any("bpf-map" in os.readlink(each) for each in File(f"/proc/{pid}/fd").iterdir())
 
 
+LOADING = "while it loads programs"
 MOMENTS: dict[str, Callable[[int], bool]] = {
     "at once": lambda pid: handles(pid, signal.SIGTERM),
     "while it imports": maps("msgspec"),
     "while it opens libbpf": maps("libbpf"),
-    "while it loads programs": has_read_objects,
+    LOADING: has_read_objects,
 }
 
 
@@ -96,7 +97,8 @@ def test_a_signal_while_it_starts_ends_it_quietly(number: signal.Signals, moment
             process.kill()
     assert (process.returncode, complaints) == (ExitCode.OK, "")
     # Either nothing was traced yet, or all that was is told.
-    assert not said or said.splitlines()[-1].startswith("lost: nothing; overhead: ")
+    if said or moment == LOADING:
+        assert said.splitlines()[-1].startswith("lost: nothing; overhead: ")
 
 
 @pytest.mark.parametrize(
