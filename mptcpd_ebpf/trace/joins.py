@@ -51,6 +51,8 @@ class Joins:
         self._attempts: dict[Flow, Attempt] = {}
         self._explained = counters.read()
         """The counters, less what no outcome has been explained by yet."""
+        self._quiet: dict[str, int] = {}
+        """The counters at the last look, if no join was under way then."""
         self.outcomes: Counter[str] = Counter()
         self.standing = Standing()
 
@@ -85,6 +87,7 @@ class Joins:
         if syn.outgoing:
             token = self._trace.directory.of_flow(*flow).token
         self._attempts[flow] = Attempt(syn, token)
+        self._quiet = {}
 
     def _refused(self, flow: Flow, attempt: Attempt, reset: Signal) -> None:
         told = reset.option(Subtype.MP_TCPRST)
@@ -141,10 +144,12 @@ class Joins:
             if attempt.notes:
                 return "refused", attempt.notes[0]
             return "abandoned", self._given_up(token, at)
-        if code is not None:  # a kernel that does not count it
-            return "refused", self._rejected(token, at, evidence)
         if attempt.third:
-            return "refused", "the connection was ending here"
+            if code is None:
+                return "refused", "the connection was ending here"
+            return "refused", self._rejected(token, at, evidence)  # not counted by every kernel
+        if code is not None:
+            return "refused", "the SYN was not accepted, which this kernel does not explain"
         return "refused", "nobody listens at that address and port"
 
     def _given_up(self, token: int | None, at: int) -> str:
@@ -231,6 +236,9 @@ class Joins:
                     why = f"the SYN/ACK was never confirmed ({sent})"
                 self._end(flow, attempt, "unanswered", why, now, silent(attempt))
         present = counters.read()
+        # What was counted before the last look, and no join under way explains, none will.
+        self._explained |= {name: self._quiet[name] for name in COUNTED if name in self._quiet}
+        self._quiet = {} if self._attempts else present
         for name, why in NEVER_LEFT.items():
             for _ in range(present.get(name, 0) - self._explained.get(name, 0)):
                 self._explained[name] += 1
