@@ -3,9 +3,11 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -47,6 +49,7 @@ def command(as_json: bool, picture: Path) -> None:
     from mptcpd_ebpf.demo.picture import draw
     from mptcpd_ebpf.lab import LabError, UnavailableError
 
+    signal.signal(signal.SIGTERM, _end)
     stream = sys.stderr if as_json else sys.stdout
     timing = scenario.Timing()
     try:
@@ -68,6 +71,11 @@ def command(as_json: bool, picture: Path) -> None:
         click.echo(table(report))
         click.echo(findings.conclusion(report))
         click.echo(f"Picture: {picture}")
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    """Leaves by way of every `with`, so that the lab goes too."""
+    raise SystemExit(128 + number)
 
 
 def table(report: "Report") -> str:

@@ -82,6 +82,21 @@ def test_what_a_killed_owner_leaves_is_removed_by_the_next_lab_alone() -> None:
         alive.end(signal.SIGINT)
 
 
+def test_sigterm_takes_the_demo_s_lab_down(tmp_path: FilePath) -> None:
+    argv = [sys.executable, "-c", "from mptcpd_ebpf.cli import main; main()", "demo"]
+    with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.DEVNULL) as demo:
+        prefix = f"{namespaces.PREFIX}-{demo.pid}-"
+
+        def there() -> list[str]:
+            everyone = FilePath(namespaces.RUN_NETNS)
+            return [path.name for path in everyone.glob(f"{prefix}*")]
+
+        until(lambda: any(name.endswith("client") for name in there()), "the demo has a lab", 30)
+        demo.send_signal(signal.SIGTERM)
+        assert demo.wait(30 * SLOWNESS) == 128 + signal.SIGTERM
+        assert there() == []
+
+
 def test_a_failing_test_takes_its_lab_down() -> None:
     names = []
     with suppress(ZeroDivisionError), Lab() as lab:
