@@ -272,7 +272,7 @@ def _print(record: dict[str, Any]) -> None:
         _print_link(neck)
     schedule = record["schedule"]
     if schedule is not None:
-        error = f", stopped by: {schedule['error']}" if schedule["error"] else ""
+        error = f": {schedule['error']}" if schedule["error"] else ""
         click.echo(f"schedule {schedule['done']} of {schedule['steps']} steps done{error}")
 
 
