@@ -35,6 +35,7 @@ from mptcpd_ebpf.plugin import (
     Context,
     CreateSubflow,
     Decision,
+    DefaultRoute,
     DestroySubflow,
     KernelCommand,
     Link,
@@ -57,6 +58,8 @@ from mptcpd_ebpf.plugin import (
 )
 
 Positive = Annotated[int, Meta(ge=1)]
+FIRST_PAUSE, LONGEST_PAUSE = SECOND // 2, 60 * SECOND
+"""Nanoseconds before a join that the kernel refused is asked for again; they double."""
 Name = tuple[int, SubflowKey]
 """A subflow's token and addresses."""
 
@@ -91,7 +94,10 @@ class Book:
     """What the plugin remembers, as plain data."""
 
     joins: dict[tuple[int, str], int] = field(default_factory=dict)
-    """Deadlines of regular joins under way, by token and our address."""
+    """By token and our address: until when a regular join is waited for, one that is under way
+    or one that the kernel refused and that is to be tried again."""
+    refusals: dict[tuple[int, str], int] = field(default_factory=dict)
+    """How often in a row the kernel refused it, as for want of a route."""
     demotions: dict[PathName, Demotion] = field(default_factory=dict)
     declined: dict[tuple[int, str], None] = field(default_factory=dict)
     """By token and our address: a person had the subflow destroyed, and it is not made again."""
@@ -108,6 +114,7 @@ class Book:
     def forget(self, token: int) -> None:
         """Drops what was remembered of a connection."""
         self.joins = {key: at for key, at in self.joins.items() if key[0] != token}
+        self.refusals = {key: count for key, count in self.refusals.items() if key[0] != token}
         self.declined = {key: None for key in self.declined if key[0] != token}
         self.leaving = {name: None for name in self.leaving if name[0] != token}
         self.moving = {name: at for name, at in self.moving.items() if name[0] != token}
@@ -164,6 +171,13 @@ class Adaptive(Plugin):
 
     def new_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
         for connection in ctx.served():
+            yield from self._join_missing(ctx, connection)
+
+    def new_default_route(self, ctx: Context, route: DefaultRoute) -> Iterator[Command]:
+        for connection in ctx.served():
+            for token, ip in list(self.book.refusals):
+                if token == connection.token and ctx.world.interface_of(ip) == route.if_index:
+                    self.book.joins.pop((token, ip), None)
             yield from self._join_missing(ctx, connection)
 
     def update_interface(self, ctx: Context, link: Link) -> Iterator[Command]:
@@ -282,8 +296,21 @@ class Adaptive(Plugin):
         command = decision.command
         if errno and isinstance(command, DestroySubflow):
             yield from self._stays(command)
+        if not errno and isinstance(command, CreateSubflow):
+            self.book.refusals.pop((command.token, command.local_ip), None)
         if errno and isinstance(command, CreateSubflow):
-            self.book.joins.pop((command.token, command.local_ip), None)
+            name = (command.token, command.local_ip)
+            waited_for = self.book.joins.pop(name, None) is not None
+            # A connection that is not established is joined when it is.
+            established = any(
+                connection.token == command.token and connection.state is State.ESTABLISHED
+                for connection in ctx.served()
+            )
+            if waited_for and established:
+                count = self.book.refusals[name] = self.book.refusals.get(name, 0) + 1
+                again = ctx.now + min(FIRST_PAUSE << min(count, 20) - 1, LONGEST_PAUSE)
+                self.book.joins[name] = again
+                yield WakeAt(at=again, reason="the join may not be refused then")
             yield from self.trials.refused(ctx, command)
 
     def refused(self, ctx: Context, decision: Decision) -> Iterator[Command]:
@@ -429,9 +456,13 @@ class Adaptive(Plugin):
         late = [name for name, at in self.book.joins.items() if at <= ctx.now]
         for name in late:
             del self.book.joins[name]
-        if self.trials.expire(ctx) or late:
+        refused = [name for name in late if name in self.book.refusals]
+        if self.trials.expire(ctx) or len(late) > len(refused):
             self.book.overdue = True
             yield RequestSample(reason="find the joins that were not answered, to give them up")
+        for token in dict.fromkeys(token for token, _ in refused):
+            if ctx.serves(token):
+                yield from self._join_missing(ctx, ctx.world.connections[token])
         yield from self._end_demotions(ctx)
         yield from self._end_moves(ctx)
         yield from self.trials.due(ctx)

@@ -8,6 +8,7 @@ decisions, which is what unit tests and `replay` live on.  A plugin that raises 
 excluded, with the reason kept; the others and the model go on.
 """
 
+import errno
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
@@ -370,10 +371,13 @@ class Engine:
             if isinstance(command, SetBackup) and subflow is not None and not event.errno:
                 # The kernel reports only the peer's MP_PRIO, never our own.
                 subflow.backup, subflow.backup_set_at = command.backup, now
-        if isinstance(command, CreateSubflow) and not event.errno:
+        if isinstance(command, CreateSubflow):
             connection = self.world.connections.get(command.token)
-            if connection is not None:
+            if connection is not None and not event.errno:
                 connection.joins[command.local_ip, command.remote] = command.backup
+            elif connection is not None and event.errno == errno.ENOTCONN:
+                # One that was found, and has carried no data yet, or is about to close.
+                connection.state = State.OPENING
         if decision.plugin == BY_HAND and not event.errno:
             for each in self._plugins.values():
                 self._call(outcome, each, "by_hand", (command,), now)

@@ -198,7 +198,9 @@ class Joins:
             slot = self._slots.get((command.token, command.local_ip, command.remote))
             if slot is not None and slot.under_way:
                 slot.under_way -= 1
-                yield from self._back_off(ctx, slot, None)
+                connection = ctx.world.connections.get(command.token)
+                if connection is not None and connection.state is State.ESTABLISHED:
+                    yield from self._back_off(ctx, slot, None)
 
     def refused(self, decision: Decision) -> None:
         """The engine kept a command from the kernel."""

@@ -26,7 +26,8 @@ class State(StrEnum):
     """Where a connection or subflow stands."""
 
     OPENING = "opening"
-    """Its handshake is under way (a join we asked for, a connection not fully established)."""
+    """Its handshake is under way (a join we asked for, a connection not fully established: joins
+    are refused)."""
     ESTABLISHED = "established"
     CLOSED = "closed"
     """One source said its last word; gone when the other did, or soon after."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Joins: what is missing is joined once, again after pauses that grow, and never in circles."""
 
+import errno
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from mptcpd_ebpf.core.model import Connection
 from mptcpd_ebpf.core.plugin import Context
 from mptcpd_ebpf.core.units import MS, SECOND
 from tests.core.scenario import (
+    FIBRE,
     RADIO,
     SERVER,
     START,
@@ -28,6 +30,7 @@ from tests.core.scenario import (
     left,
     leftovers,
     measured,
+    truth,
 )
 
 
@@ -215,6 +218,24 @@ def test_a_closed_connection_leaves_nothing_behind() -> None:
     scene = Scene(number=2)
     scene.tell(joined(), left(error=104), gone())
     assert not {name for name in leftovers(scene.plugin.joins) if "_ids" not in name}
+
+
+def test_a_connection_that_is_not_established_after_all_waits_until_it_is() -> None:
+    """One that was found at the start, and has carried no data yet."""
+    scene = Scene()
+    scene.errno = errno.ENOTCONN
+    found = truth(
+        measured(initial=True, token=7),
+        connections=[ev.LiveConnection(token=7, local=FIBRE[0], remote=FIBRE[1])],
+        links=[ev.LinkChanged(if_index=3, name="radio", up=True, running=True)],
+        addresses=[ev.LocalAddressChanged(if_index=3, ip=RADIO[0].ip, prefix_len=24)],
+    )
+    scene.tell(found)
+    scene.wait(1000 * SECOND)
+    assert scene.joins == 2
+    scene.errno = 0
+    scene.tell(established(7))
+    assert scene.joins == 3
 
 
 # --- what a person does

@@ -6,6 +6,7 @@ side, and a kernel without probes are served as they should be.
 """
 
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tests.netns.daemon_host import (
     until_decided,
 )
 from tests.netns.daemon_process import RunningDaemon
+from tests.netns.mptcp_peers import IPPROTO_MPTCP, listen
 from tests.waiting import until
 
 MakeLab = Callable[..., Lab]
@@ -296,3 +298,26 @@ def test_nothing_is_decided_while_paused_and_what_was_missed_is_done_after(
         until_carried_by(running, first.token, *lab.paths)
         second.stop()
         first.stop()
+
+
+def test_a_connection_that_was_idle_at_the_start_is_joined_when_it_carries_data(
+    make_mptcp_lab: MakeLab, tmp_path: Path
+) -> None:
+    """The kernel refuses joins before that, once."""
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    let_join(lab)
+    lab.client.sysctl("mptcp.pm_type", 1)
+    listener = listen(lab.server, lab.paths[0].server_ip)
+    with lab.client.entered():
+        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+    with client, listener:
+        client.connect(listener.getsockname())
+        with listener.accept()[0] as server, adaptive_in(lab.client, tmp_path) as running:
+            refusal = "creating the subflow: ENOTCONN"
+            until(lambda: refusal in running.log, "a refusal", PATIENCE_S)
+            for sender, receiver in ((client, server), (server, client)):
+                sender.sendall(b"x")
+                assert receiver.recv(1) == b"x"
+            (connection,) = connections(running)
+            until_carried_by(running, int(connection["token"], 16), *lab.paths)
+            assert running.log.count(refusal) == 1

@@ -42,6 +42,8 @@ class Simulation:
         self.now = START
         self.answers: dict[str, Answers] = {FIBRE: lambda: True, MOBILE: lambda: True}
         self.extra_rtt = {FIBRE: 0, MOBILE: 0}
+        self.errno = 0
+        """What the kernel answers to joins."""
         self.decisions: list[Decision] = []
         self.faults: list[str] = []
         self._due: list[tuple[int, int, ev.Event]] = []
@@ -122,7 +124,10 @@ class Simulation:
         if isinstance(decision.command, RequestSample):
             self._later(0, ev.Sampled(measurements=self._sample()))
             return
-        self._later(0, ev.CommandAnswered(decision_id=decision.id))
+        refused = self.errno if isinstance(decision.command, CreateSubflow) else 0
+        self._later(0, ev.CommandAnswered(decision_id=decision.id, errno=refused))
+        if refused:
+            return
         match decision.command:
             case CreateSubflow() as create:
                 self._join(create)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What `adaptive` must hold: leave what hurts, never all of it, take back what healed."""
 
+import errno
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -349,3 +351,21 @@ def test_what_a_person_destroys_stays_away_until_he_makes_it_or_a_reload(
     two_paths.tell(ev.SubflowClosed(token=TOKEN, local=subflow.local, remote=subflow.remote))
     two_paths.wait(10 * SECOND)
     assert two_paths.regular(MOBILE)
+
+
+def test_a_join_that_the_kernel_refuses_is_tried_again_with_pauses() -> None:
+    simulation = Simulation(mobile=False)
+    simulation.errno = errno.EADDRNOTAVAIL
+    simulation.tell(ev.LinkChanged(if_index=2, name="mobile", up=True, running=True))
+    simulation.tell(ev.LocalAddressChanged(if_index=2, ip=MOBILE, prefix_len=24))
+    since = simulation.now
+    simulation.wait(10 * SECOND)
+    tried = [each.at - since for each in simulation.actions(since)]
+    assert len(tried) == 5
+    pauses = [later - earlier for earlier, later in pairwise(tried)]
+    assert pauses == [SECOND // 2, SECOND, 2 * SECOND, 4 * SECOND]
+    simulation.errno = 0
+    # A route is an occasion that does not wait for the pause's end.
+    simulation.tell(ev.DefaultRouteAdded(if_index=2, ipv6=False))
+    simulation.wait(SECOND)
+    assert simulation.regular(MOBILE)
