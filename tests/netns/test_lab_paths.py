@@ -213,18 +213,18 @@ def test_a_rate_steps_down_and_up_under_traffic(make: Make) -> None:
     path = lab.paths[0]
 
     def arrived_at_once() -> int:
-        """How many of 200 packets arrive that are sent together, 290 kB in all."""
-        argv = ["ping", "-n", "-q", "-c", "200", "-l", "200", "-s", "1400", "-W", "1"]
+        """How many of 100 packets arrive that are sent together, 145 kB in all."""
+        argv = ["ping", "-n", "-q", "-c", "100", "-l", "100", "-s", "1400", "-W", "1"]
         out = lab.client.run([*argv, path.server_ip], check=False).stdout
         return int(re.findall(r"(\d+) received", out)[0])
 
     running = lab.start(RequestResponse(size=100, response_size=100, interval_ms=20))
-    assert arrived_at_once() == 200
-    path.set(rate_mbit=1, queue_ms=50, direction="up")
-    # The bucket holds 16 kB and the queue 6 kB.
-    assert arrived_at_once() < 100
+    assert arrived_at_once() == 100
+    path.set(rate_mbit=0.2, queue_ms=50, direction="up")
+    # The bucket holds 16 kB and the queue a packet more.
+    assert arrived_at_once() < 50
     path.set(rate_mbit=100, queue_ms=1000, direction="up")
-    assert arrived_at_once() == 200
+    assert arrived_at_once() == 100
     assert running.stop().unanswered == 0
 
 
