@@ -10,7 +10,7 @@ import logging
 from collections.abc import Container, Iterable
 
 from mptcpd_ebpf.core.commands import KernelCommand
-from mptcpd_ebpf.core.events import EndpointsRead, ModesRead
+from mptcpd_ebpf.core.events import ConnectionMode, EndpointsRead, ModesRead
 from mptcpd_ebpf.doors import Doors
 from mptcpd_ebpf.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.kernel.errors import KernelError
@@ -48,10 +48,13 @@ class Hands:
 
     def read_modes(self, tokens: Iterable[int]) -> ModesRead:
         """Which path manager has these connections; those that are gone are left out."""
-        modes = {token: self._pm.in_kernel(token) for token in tokens}
+        answers = [(token, self._pm.in_kernel(token)) for token in tokens]
         return ModesRead(
-            kernel=[token for token, mode in modes.items() if mode is True],
-            userspace=[token for token, mode in modes.items() if mode is False],
+            modes=[
+                ConnectionMode(token=token, in_kernel=answer)
+                for token, answer in answers
+                if answer is not None
+            ]
         )
 
     def reopen_doors(self, tokens: Container[int]) -> None:

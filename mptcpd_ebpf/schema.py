@@ -67,6 +67,8 @@ class ConnectionView(TypedDict):
     token: str
     """The local token, eight hexadecimal digits, as `ss -M` and the kernel show it."""
     server_side: bool | None
+    path_manager: str | None
+    """``kernel`` or ``userspace``; None if nobody has asked the kernel."""
     local: str
     """Of the initial subflow."""
     remote: str

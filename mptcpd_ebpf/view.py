@@ -25,6 +25,8 @@ from mptcpd_ebpf.schema import (
     SubflowView,
 )
 
+_PATH_MANAGER = {True: "kernel", False: "userspace", None: None}
+
 
 def connections(world: World, epoch_ns: int) -> Connections:
     """What ``ls`` shows: all but what only waits for the probes' last word."""
@@ -95,6 +97,7 @@ def _connection(world: World, connection: Connection, epoch_ns: int) -> Connecti
     return {
         "token": token_text(connection.token),
         "server_side": connection.server_side,
+        "path_manager": _PATH_MANAGER[connection.in_kernel],
         "local": str(connection.local),
         "remote": str(connection.remote),
         "pid": owner.pid if owner else None,

@@ -29,7 +29,7 @@ def test_what_nobody_measured_is_null_and_a_dash_never_zero() -> None:
     shown = view.connections(world(connection, subflow), EPOCH_NS)
     (only,) = shown["connections"]
     assert only["token"] == "000000ab"
-    for field in ("server_side", "pid", "comm", "stalled_ms", "bytes_acked"):
+    for field in ("server_side", "path_manager", "pid", "comm", "stalled_ms", "bytes_acked"):
         assert only[field] is None
     known = {"local", "remote", "state", "backup"}
     (row,) = only["subflows"]
@@ -51,11 +51,13 @@ def test_measured_values_keep_their_names_and_units() -> None:
         measured=measured,
     )  # fmt: skip
     connection = Connection(
-        0xAB, LOCAL, REMOTE, state=State.ESTABLISHED, server_side=True, stalled_us=1500,
-        bytes_acked=7, owner=Owner(pid=9, comm="curl"), announced={4: SockAddr("10.9.9.9", 0)},
+        0xAB, LOCAL, REMOTE, state=State.ESTABLISHED, server_side=True, in_kernel=False,
+        stalled_us=1500, bytes_acked=7, owner=Owner(pid=9, comm="curl"),
+        announced={4: SockAddr("10.9.9.9", 0)},
     )  # fmt: skip
     (only,) = view.connections(world(connection, subflow), EPOCH_NS)["connections"]
     assert (only["pid"], only["comm"], only["stalled_ms"]) == (9, "curl", 1.5)
+    assert only["path_manager"] == "userspace"
     assert only["announced"] == [{"id": 4, "ip": "10.9.9.9", "port": None}]
     (row,) = only["subflows"]
     assert row["remote"] == "[2001:db8::1]:80"

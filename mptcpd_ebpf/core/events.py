@@ -259,11 +259,17 @@ class EndpointsRead(Event, frozen=True):
     """What stood there before we set them; None if they are not ours."""
 
 
-class ModesRead(Event, frozen=True):
-    """Which path manager has connections that nobody had asked about, by token."""
+class ConnectionMode(Struct, frozen=True, kw_only=True):
+    """Which path manager has a connection."""
 
-    kernel: list[int]
-    userspace: list[int]
+    token: int
+    in_kernel: bool
+
+
+class ModesRead(Event, frozen=True):
+    """What the kernel answered of connections that nobody had asked about."""
+
+    modes: list[ConnectionMode]
 
 
 # --- the daemon's own life

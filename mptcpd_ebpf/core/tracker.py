@@ -151,12 +151,11 @@ class Tracker:
 
     def _modes_read(self, event: ev.ModesRead, now: int) -> list[Notice]:
         notices = []
-        for tokens, in_kernel in ((event.userspace, False), (event.kernel, True)):
-            for token in tokens:
-                connection = self.world.connections.get(token)
-                if connection is not None and connection.in_kernel is not in_kernel:
-                    connection.in_kernel = in_kernel
-                    notices.append(Notice("mode_read", (connection,), connection))
+        for mode in event.modes:
+            connection = self.world.connections.get(mode.token)
+            if connection is not None and connection.in_kernel is not mode.in_kernel:
+                connection.in_kernel = mode.in_kernel
+                notices.append(Notice("mode_read", (connection,), connection))
         return notices
 
     # --- subflows

@@ -47,6 +47,10 @@ def refusal(guard: Guard, command: Command, world: World) -> str | None:
     return guard.refusal(command, world, START)
 
 
+def mode(token: int, *, in_kernel: bool) -> ev.ModesRead:
+    return ev.ModesRead(modes=[ev.ConnectionMode(token=token, in_kernel=in_kernel)])
+
+
 def remove(address_id: int) -> RemoveEndpoint:
     return RemoveEndpoint(address_id=address_id, reason="test")
 
@@ -102,9 +106,9 @@ def test_connections_of_the_userspace_path_manager_are_not_concerned(scene: List
     world = scene.tracker.world
     demote = ChangeEndpoint(address_id=1, ip=FIBRE[0].ip, flags=BACKUP, reason="test")
     touching: list[Command] = [FlushEndpoints(reason="test"), remove(1), demote]
-    scene.tell(left(), ev.ModesRead(kernel=[TOKEN], userspace=[]))
+    scene.tell(left(), mode(TOKEN, in_kernel=True))
     assert None not in [refusal(Guard(100), each, world) for each in touching]
-    scene.tell(ev.ModesRead(kernel=[], userspace=[TOKEN, 99]))
+    scene.tell(mode(99, in_kernel=False), mode(TOKEN, in_kernel=False))
     assert [refusal(Guard(100), each, world) for each in touching] == [None] * 3
     # Of the removal of address id 0 not every kernel spares them.
     zero = RemoveEndpoint(address_id=0, ip=FIBRE[0].ip, reason="test")

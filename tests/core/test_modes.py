@@ -30,8 +30,10 @@ from tests.core.scenario import (
 )
 
 JOIN = CreateSubflow(token=TOKEN, local_ip=RADIO[0].ip, local_id=1, remote=SERVER, reason="test")
-OURS = ev.ModesRead(kernel=[], userspace=[TOKEN])
-THE_KERNELS = ev.ModesRead(kernel=[TOKEN], userspace=[])
+OURS, THE_KERNELS = (
+    ev.ModesRead(modes=[ev.ConnectionMode(token=TOKEN, in_kernel=in_kernel)])
+    for in_kernel in (False, True)
+)
 
 
 class Telling(Plugin):

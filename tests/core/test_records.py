@@ -46,7 +46,13 @@ def records(kind: type) -> st.SearchStrategy[Any]:
     return st.builds(kind, **(fields | FREE_FORM.get(kind, {})))
 
 
-for _kind in (events.LiveConnection, Measurement, *get_args(AnyCommand), *get_args(AnyEvent)):
+for _kind in (
+    events.LiveConnection,
+    events.ConnectionMode,
+    Measurement,
+    *get_args(AnyCommand),
+    *get_args(AnyEvent),
+):
     st.register_type_strategy(_kind, records(_kind))
 
 

@@ -17,8 +17,8 @@ from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon
 from tests.waiting import SLOWNESS, until
 
 CONNECTION = [
-    "token", "server_side", "local", "remote", "pid", "comm", "stalled_ms", "bytes_acked",
-    "announced", "subflows",
+    "token", "server_side", "path_manager", "local", "remote", "pid", "comm",
+    "stalled_ms", "bytes_acked", "announced", "subflows",
 ]  # fmt: skip
 SUBFLOW = [
     "local", "remote", "local_id", "remote_id", "interface", "state", "backup", "srtt_us",
