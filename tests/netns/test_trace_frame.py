@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path as File
 
 import pytest
@@ -67,8 +68,12 @@ def maps(library: str) -> Callable[[int], bool]:
     return lambda pid: library in File(f"/proc/{pid}/maps").read_text()
 
 
-def has_read_objects(pid: int) -> bool:
-    return any("bpf-map" in os.readlink(each) for each in File(f"/proc/{pid}/fd").iterdir())
+def has_maps(pid: int) -> bool:
+    for each in File(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if "bpf-map" in os.readlink(each):
+                return True
+    return False
 
 
 LOADING = "while it loads programs"
@@ -76,7 +81,7 @@ MOMENTS: dict[str, Callable[[int], bool]] = {
     "at once": lambda pid: handles(pid, signal.SIGTERM),
     "while it imports": maps("msgspec"),
     "while it opens libbpf": maps("libbpf"),
-    LOADING: has_read_objects,
+    LOADING: has_maps,
 }
 
 
