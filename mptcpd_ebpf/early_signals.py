@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""SIGTERM, SIGINT and SIGHUP for a daemon or a trace that starts, until its loop takes them.
+"""SIGTERM, SIGINT and SIGHUP for a daemon or a trace that starts, until its loop takes them;
+and for a daemon that ends, when its loop takes them no more.
 
-Handlers, and not a mask: children, such as bcc's compiler, would start with the mask.  And none
-of them raises anything: Python drops what is raised inside a callback from C or an import.
+At the start handlers, and not a mask: children, such as bcc's compiler, would start with the
+mask.  And none of them raises anything: Python drops what is raised inside a callback from C or
+an import.
 """
 
 import os
@@ -28,6 +30,11 @@ def take(*, hangup: bool) -> None:
 def hangup_came() -> bool:
     """Whether a SIGHUP came meanwhile."""
     return _hangup_came
+
+
+def shut() -> None:
+    """The process ends now: one more signal does not make another exit code of it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:

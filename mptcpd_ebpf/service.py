@@ -51,6 +51,11 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
     plugins = plugin_set.build(config)
     with Ears.open(config.probes) as ears, PmClient() as hands:
         daemon = Daemon(settings, config, ears, hands, budget)
+
+        def reload() -> None:
+            if not stopping.is_set():  # what ends is not made anew
+                daemon.reload_or_complain()
+
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         control = ControlServer(daemon, config.metrics)
@@ -59,9 +64,9 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             daemon.start(control, plugins)
             try:
                 # Only now is there something to reload.
-                loop.add_signal_handler(signal.SIGHUP, daemon.reload_or_complain)
+                loop.add_signal_handler(signal.SIGHUP, reload)
                 if early_signals.hangup_came():
-                    daemon.reload_or_complain()
+                    reload()
                 notify("READY=1")
                 feed_watchdog()
                 await stopping.wait()
@@ -70,4 +75,5 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
                 daemon.stop()
         finally:
             control.close()
+            early_signals.shut()
     return ExitCode.OK

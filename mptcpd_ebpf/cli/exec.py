@@ -26,6 +26,7 @@ def command(debug: bool, name: str, arguments: tuple[str, ...]) -> None:
     Try it:
       mptcpd-ebpf exec curl https://example.org/
       mptcpd-ebpf exec -d iperf3 -s
+
     Exits with the program's own code; 127 if there is none, 126 if it cannot be run.
     """
     base = program.original_environment()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Signals to a daemon that starts: it ends with 0 as a running one does, and loses no SIGHUP."""
+"""Signals to a daemon that starts or ends: its exit code is 0 as ever, and no SIGHUP is lost."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.daemon_process import NEW_NAMESPACE, PROGRAM, START_SECONDS
+from tests.netns.daemon_process import NEW_NAMESPACE, PROGRAM, START_SECONDS, daemon
 from tests.waiting import SLOWNESS, until
 
 
@@ -74,3 +74,21 @@ def test_other_commands_keep_python_s_own_handlers() -> None:
     code += "; from mptcpd_ebpf.__main__ import main; main()"
     ended = subprocess.run([sys.executable, "-c", code], check=False)
     assert ended.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_whoever_is_impatient_changes_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """One signal after another, until it is gone."""
+    with daemon(tmp_path) as running:
+        running.process.send_signal(signal.SIGTERM)
+        until(lambda: _is_gone(running.process, number), "it ends")
+        assert running.process.returncode == 0
+        assert "Traceback" not in running.log
+
+
+def _is_gone(process: "subprocess.Popen[str]", number: signal.Signals) -> bool:
+    for _ in range(1000):
+        if process.poll() is not None:
+            return True
+        process.send_signal(number)
+    return False

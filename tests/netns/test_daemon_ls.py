@@ -138,8 +138,12 @@ def test_without_a_daemon_the_kernel_is_asked(
     lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
     inside = ("nsenter", f"--net=/run/netns/{lab.client.name}", "--")
     with adaptive_in(lab.client, tmp_path) as running, connection(lab) as ends:
-        until(lambda: len(connections(running)[0]["subflows"]) == 2, "both are there", PATIENCE_S)
         exchange(ends, b"x" * 1000)
+
+        def both_stand() -> bool:
+            return [s["state"] for s in connections(running)[0]["subflows"]] == ["established"] * 2
+
+        until(both_stand, "both are established", PATIENCE_S)
         known = listed(running)
         arguments = ["ls", "--json"]
         if daemon:
