@@ -75,13 +75,14 @@ def test_congestion_control_reaches_both_ends(make_mptcp_lab: Make) -> None:
 def test_requests_in_a_blackhole_are_waited_for_and_counted(make_mptcp_lab: Make) -> None:
     lab = make_mptcp_lab([Path(delay_ms=1)])
     running = lab.start(RequestResponse(interval_ms=10, drain_s=0.5))
-    time.sleep(0.2)
+    time.sleep(0.2 * SLOWNESS)
     lab.paths[0].blackhole()
     cut = time.monotonic_ns()
-    time.sleep(0.2)
+    time.sleep(0.2 * SLOWNESS)
     result = running.stop()
     assert result.unanswered > 0
-    assert all(m.latency_ns is not None for m in result.messages if m.sent_at < cut - 50_000_000)
+    well_before = cut - round(50_000_000 * SLOWNESS)
+    assert all(m.latency_ns is not None for m in result.messages if m.sent_at < well_before)
     assert result.between(cut, 1 << 62).n == 0
 
 
