@@ -324,14 +324,10 @@ def _check_whole(document: Document, data: Any, wanted: type[Struct], path: KeyP
 def _unfit(plugin_dir: Path) -> str | None:
     """Why no plugin is to be looked for there, whether or not one would be found."""
     try:
-        if not plugin_dir.is_dir():
-            return f"{plugin_dir} is no folder"
         refuse_writable_by_others(plugin_dir)
-    except OSError as error:
-        return f"{plugin_dir} cannot be looked at: {error.strerror}"
     except Failure as failure:
         return str(failure)
-    return None
+    return None if plugin_dir.is_dir() else f"{plugin_dir} is no folder"
 
 
 def _list(value: Any) -> list[Any]:

@@ -17,9 +17,17 @@ def refuse_writable_by_others(path: Path) -> None:
     """Looks at `path` and at all folders and links that lead to it.
 
     Raises `Failure` (CONFIG) naming the first place that somebody else than root and the
-    daemon's own user can write, or OSError if `path` is not there.
+    daemon's own user can write, or if it cannot be looked at.
     """
-    end = path.resolve(strict=True)
+    try:
+        _look(path)
+    except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise Failure(f"{path} cannot be looked at: {reason}", ExitCode.CONFIG) from None
+
+
+def _look(path: Path) -> None:
+    end = Path(os.path.realpath(path, strict=True))
     for place in _way_to(path):
         found = place.lstat()
         foreign = found.st_uid not in (0, os.geteuid())

@@ -246,7 +246,17 @@ def test_a_mistake_on_the_command_line_says_so() -> None:
 def test_a_plugin_folder_is_looked_at_even_if_nothing_is_taken_from_it(tmp_path: Path) -> None:
     folder = tmp_path / "plugins"
     document = f"path_manager: known\nplugin_dir: {folder}\n"
+    missing = f"F:2:1: plugin_dir: {folder} cannot be looked at: No such file or directory"
+    assert mistakes(document) == [missing]
+    folder.touch()
     assert mistakes(document) == [f"F:2:1: plugin_dir: {folder} is no folder"]
+    folder.unlink()
+    folder.symlink_to(folder)
+    (loop,) = mistakes(document)
+    assert "cannot be looked at: Too many levels of symbolic links" in loop
+    folder.unlink()
+    (nul,) = mistakes('plugin_dir: "a\\0b"\n')
+    assert "cannot be looked at" in nul
     folder.mkdir(mode=0o755)
     parse(document, "F", options_of=options_of)
     folder.chmod(0o777)

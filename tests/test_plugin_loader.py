@@ -205,6 +205,12 @@ def test_a_folder_that_others_can_write_is_refused_whatever_is_in_it(
     assert refusal("fullmesh", folder).startswith(f"{folder}: somebody else could write it")
 
 
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert refusal("own", tmp_path / "none").endswith(
+        "cannot be looked at: No such file or directory"
+    )
+
+
 def test_no_other_code_than_the_file_s_is_run(tmp_path: Path) -> None:
     """What Python keeps of it in a folder beside it may be anybody's, or of an older text."""
     folder = plugin_folder(tmp_path, own=OWN.format(pace=3))

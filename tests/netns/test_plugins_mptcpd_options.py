@@ -51,7 +51,7 @@ def test_usage_errors(arguments: list[str]) -> None:
         (["--path-manager=nobody"], "nobody: there is none of that name"),
         (["--load-plugins=nobody"], "nobody: there is none of that name"),
         (["--load-plugins=addr_adv,sspi"], "addr_adv needs the in-kernel path manager and sspi"),
-        (["--plugin-dir=/nowhere", "--path-manager=sspi"], "/nowhere is no folder"),
+        (["--plugin-dir=/nowhere", "--path-manager=sspi"], "/nowhere cannot be looked at: No such"),
         (["--mptcpd-conf=/nowhere"], "cannot be read"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
