@@ -38,6 +38,8 @@ class Guard:
         self._tokens = float(destructive_per_second)
         self._filled_at = 0
         self._leaving: dict[tuple[int, SubflowKey], int] = {}
+        self._paid: dict[tuple[int, SubflowKey], None] = {}
+        """Those that leave because their address id was withdrawn, and are not destroyed yet."""
 
     def set_rate(self, destructive_per_second: int) -> None:
         """What was saved up beyond the new rate is lost."""
@@ -68,10 +70,19 @@ class Guard:
             return "the subflow is gone"
         if self._takes_the_last(connection, affected, demoting=isinstance(command, SetBackup)):
             return "it is the last usable subflow of the connection"
-        if not self._take_token(now):
+        if not self._is_paid(command) and not self._take_token(now):
             return f"more than {self._rate} destructive commands a second"
         self._let_go(command.token, affected, now)
+        if isinstance(command, WithdrawAddress):
+            self._paid |= {(command.token, key): None for key in affected}
         return None
+
+    def _is_paid(self, command: SetBackup | DestroySubflow | WithdrawAddress) -> bool:
+        """Whether the peer was just told of the subflow's end: both together count once."""
+        if not isinstance(command, DestroySubflow):
+            return False
+        name = (command.token, (command.local, command.remote))
+        return self._paid.pop(name, name) is None
 
     def _refusal_for_all(
         self,
@@ -123,6 +134,7 @@ class Guard:
     def settled(self, token: int, key: SubflowKey) -> None:
         """The kernel answered, and what it did (or refused) shows in the model already."""
         self._leaving.pop((token, key), None)
+        self._paid.pop((token, key), None)
 
     def _settle_due(self, now: int) -> None:
         # Every entry was put in SETTLE ahead of its time, so the earliest come first.
@@ -131,6 +143,7 @@ class Guard:
             if until > now:
                 return
             del self._leaving[name]
+            self._paid.pop(name, None)
 
     def _take_token(self, now: int) -> bool:
         refill = (now - self._filled_at) / SECOND * self._rate

@@ -132,9 +132,11 @@ class Joins:
 
     def leave(self, subflows: list[Subflow], reason: str) -> Iterator[Command]:
         """Destroys subflows whose path is gone; the peer is told first (`tell_peer`)."""
-        yield from tell_peer(subflows, reason)
-        for subflow in subflows:
-            yield self.destroy(subflow, reason)
+        for token in dict.fromkeys(subflow.token for subflow in subflows):
+            of_one = [subflow for subflow in subflows if subflow.token == token]
+            yield from tell_peer(of_one, reason)
+            for subflow in of_one:
+                yield self.destroy(subflow, reason)
 
     def by_hand(self, command: ConnectionCommand) -> None:
         """What a person had destroyed is not made again, unless he makes it."""

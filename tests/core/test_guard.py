@@ -172,8 +172,8 @@ def test_destruction_is_rationed() -> None:
         None,
         "more than 3 destructive commands a second",
     ]
-    assert guard.refusal(destroy(FIBRE), model, START + SECOND // 3 + 1) is None
-    assert guard.refusal(destroy(FIBRE), model, START + SECOND // 3 + 1) is not None
+    assert guard.refusal(demote(FIBRE), model, START + SECOND // 3 + 1) is None
+    assert guard.refusal(demote(FIBRE), model, START + SECOND // 3 + 1) is not None
 
 
 def test_a_new_ration_holds_from_now_on() -> None:
@@ -206,6 +206,17 @@ def test_what_was_refused_as_the_last_one_costs_no_ration() -> None:
     for _ in range(5):
         assert guard.refusal(destroy(FIBRE), world(FIBRE), START) == LAST
     assert guard.refusal(destroy(FIBRE), world(FIBRE, RADIO), START) is None
+
+
+def test_a_destruction_of_which_the_peer_was_told_counts_once() -> None:
+    guard, model = Guard(destructive_per_second=1), world(FIBRE, RADIO, SATELLITE)
+    commands = [withdraw(1), destroy(RADIO), destroy(RADIO)]
+    answers = [guard.refusal(command, model, START) for command in commands]
+    assert answers == [None, None, "more than 1 destructive commands a second"]
+    assert guard.refusal(withdraw(1), model, START + SECOND) is None
+    late = START + 2 * SECOND + SETTLE
+    assert guard.refusal(destroy(SATELLITE), model, late) is None
+    assert guard.refusal(destroy(RADIO), model, late) is not None
 
 
 def test_memory_is_bounded_by_a_second_of_destruction() -> None:

@@ -75,3 +75,18 @@ def test_an_interface_that_is_renamed_to_one_denied(engine: Engine) -> None:
         (WithdrawAddress, 2),
         (DestroySubflow, SATELLITE[0].ip),
     ]
+
+
+def test_of_many_connections_as_many_leave_as_the_ration_allows() -> None:
+    """Each is withdrawn and destroyed in turn, and both count once."""
+    plugin = load("fullmesh")()
+    engine = Engine([plugin], lambda _: plugin.name, destructive_per_second=3)
+    engine.start(START)
+    for number, (local, _) in enumerate((FIBRE, RADIO), start=1):
+        engine.handle(link(number), START)
+        engine.handle(ev.LocalAddressChanged(if_index=number, ip=local.ip, prefix_len=24), START)
+    for token in range(1, 6):
+        connect(engine, RADIO, token=token)
+    outcome = engine.handle(link(2, running=False), START)
+    left = [decision for decision in outcome.decisions if decision.refused is None]
+    assert [type(decision.command) for decision in left] == [WithdrawAddress, DestroySubflow] * 3
