@@ -12,7 +12,7 @@ from mptcpd_ebpf.trace.join_attempt import COUNTED
 from tests.netns.probed import allow_joins, connection
 from tests.netns.tracing import tracing
 from tests.netns.wire_kernel import kernel_connects, open_lab, talk
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
 
 @pytest.fixture
@@ -114,7 +114,8 @@ def test_a_connection_that_is_closing_takes_no_join(peer_lab: Lab) -> None:
 
 
 def test_joins_of_connections_that_are_over_are_abandoned() -> None:
-    with Lab(paths=[Path(delay_ms=5), Path(delay_ms=20)]) as lab:
+    # A join takes longer than a connection lasts.
+    with Lab(paths=[Path(delay_ms=5), Path(delay_ms=20 * SLOWNESS)]) as lab:
         allow_joins(lab)
         with tracing(lab.client, "joins") as told, tracing(lab.server, "joins") as server_told:
             lab.start(ShortConnections(count=60, parallel=4, response_size=100_000)).result()
