@@ -109,7 +109,8 @@ def test_ls_agrees_with_ss(make_mptcp_lab: MakeLab, tmp_path: Path, ip: str) -> 
             assert subflow["min_rtt_us"] == pytest.approx(float(said["minrtt"]) * 1000, abs=1)
             assert subflow["interface"] == path.client_if
             assert subflow["retransmits"] == int(said.get("retrans", "0/0").split("/")[1])
-            assert subflow["lost"] == int(said.get("lost", "0"))
+            # Ours counts all so far, ss those that are not repaired yet.
+            assert subflow["lost"] >= int(said.get("lost", "0"))
             assert subflow["timeouts"] == 0
 
 
