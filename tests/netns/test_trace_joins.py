@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Lab, Path, ShortConnections
-from mptcpd_ebpf.lab.wire import Peer
+from mptcpd_ebpf.lab.wire import MPJoinSyn, MPJoinSynAck, Peer
 from mptcpd_ebpf.trace.join_attempt import COUNTED
 from tests.netns.probed import allow_joins, connection
 from tests.netns.tracing import tracing
@@ -113,6 +114,23 @@ def test_a_connection_that_is_closing_takes_no_join(peer_lab: Lab) -> None:
     assert "the connection had 0 additional subflows, the limit is 8" in join["evidence"]
 
 
+def test_a_join_that_its_initiator_gives_up(peer_lab: Lab) -> None:
+    with tracing(peer_lab.server, "joins") as told, talk(peer_lab) as peers:
+        connection = peers.connection
+        subflow = peers.peer.subflow(
+            SockAddr(peer_lab.paths[1].client_ip, 40001), connection.initial.flow.destination
+        )
+        subflow.syn(MPJoinSyn(address_id=3, token=connection.remote_token, nonce=1))
+        subflow.expect(MPJoinSynAck)
+        subflow.reset()
+        join = told.event("join")
+        summary = told.end()
+    assert (join["outcome"], join["incoming"]) == ("abandoned", True)
+    assert join["token"] == f"{connection.remote_token:08x}"
+    assert join["evidence"] == ["the peer sent a plain RST"]
+    assert summary["outcomes"] == {"abandoned": 1}
+
+
 def test_joins_of_connections_that_are_over_are_abandoned() -> None:
     # A join takes longer than a connection lasts.
     with Lab(paths=[Path(delay_ms=5), Path(delay_ms=20 * SLOWNESS)]) as lab:
@@ -120,7 +138,7 @@ def test_joins_of_connections_that_are_over_are_abandoned() -> None:
         with tracing(lab.client, "joins") as told, tracing(lab.server, "joins") as server_told:
             lab.start(ShortConnections(count=60, parallel=4, response_size=100_000)).result()
             told.event("join", outcome="abandoned")
-            server_told.event("join", outcome="abandoned")
+            server_told.event("join")
             told.end()
             server_told.end()
     out, into = told.all("join"), server_told.all("join")
