@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from mptcpd_ebpf import api
+from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.lab import Lab, RequestResponse
-from tests.waiting import SLOWNESS
+from tests.waiting import SLOWNESS, until
 
 GUIDE = (Path(__file__).parent.parent.parent / "docs" / "kernel.md").read_text()
 
@@ -31,6 +32,10 @@ def test_the_example_uses_the_second_uplink(mptcp_lab: Lab, tmp_path: Path) -> N
     ) as process:
         try:
             assert process.stdout is not None
+            until(
+                lambda: mptcp_lab.client.call(PathManagerSetting().current) == "userspace",
+                "the example has chosen the path manager",
+            )
             traffic = mptcp_lab.start(RequestResponse(interval_ms=10))
             while "done" not in (line := process.stdout.readline()):
                 assert line, "the example ended"

@@ -158,6 +158,19 @@ def test_a_connection_s_addresses_are_told_or_nothing_is(scene: Scene) -> None:
     assert [(a.ip, a.address_id) for a in known] == [(scene.second_ip, 5)]
 
 
+def test_which_path_manager_has_a_connection(scene: Scene) -> None:
+    """It is fixed when the connection is made; asking changes nothing."""
+    token = scene.pair.at_client.token
+    assert scene.client.pm.in_kernel(token) is False
+    assert scene.client.pm.in_kernel(token ^ 1) is None
+    scene.lab.client.sysctl("mptcp.pm_type", 0)
+    with connected(scene.client, scene.server, scene.pair.at_client.remote.ip) as pair:
+        assert scene.client.pm.in_kernel(pair.at_client.token) is True
+        assert scene.client.pm.in_kernel(token) is False
+        pair.exchange()
+    scene.pair.exchange()
+
+
 def test_the_initial_subflow_can_go_while_another_lives(scene: Scene) -> None:
     scene.join()
     scene.server.heard.wait(SubflowEstablished)
