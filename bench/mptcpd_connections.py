@@ -13,7 +13,7 @@ import time
 from bench._figures import Figure, table
 from bench._machine import resident_mib
 from bench._mptcpd import NAMES, Side, both, cpu_seconds
-from mptcpd_ebpf.lab import Path, ShortConnections
+from mptcpd_ebpf.lab import LabError, Path, ShortConnections
 
 NAME = "Short connections beside mptcpd"
 
@@ -61,6 +61,8 @@ def run(quick: bool) -> str:
 def _batch(side: Side, count: int) -> float:
     """Seconds of processor time that a daemon spends on so many connections."""
     before = cpu_seconds(side.process.pid)
-    side.lab.start(ShortConnections(count=count)).result()
+    failed = side.lab.start(ShortConnections(count=count)).result().unanswered
+    if failed:
+        raise LabError(f"{side.name}: {failed} of {count} connections failed")
     time.sleep(_SETTLE_S)
     return cpu_seconds(side.process.pid) - before
