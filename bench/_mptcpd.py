@@ -3,8 +3,7 @@
 
 Both are started before anything is measured and stay; measurements alternate between
 them.  The daemons run on one processor and whoever measures on another, so that the
-scheduler's choice of a processor is no part of a figure.  The daemons' processor never
-halts: to wake one costs a virtual machine up to milliseconds, which neither daemon owes.
+scheduler's choice of a processor is no part of a figure.
 """
 
 import os
@@ -104,18 +103,13 @@ def _idle(pid: int) -> bool:
 
 @contextmanager
 def on_own_processor() -> Iterator[None]:
-    """The calling process leaves the daemons' processor to them, and keeps it awake."""
+    """The calling process leaves the daemons' processor to them."""
     before = os.sched_getaffinity(0)
-    at_rest = ["setpriv", "--pdeathsig", "KILL", "chrt", "--idle", "0"]
-    pinned = ["taskset", "--cpu-list", str(max(before))]
-    awake = subprocess.Popen([*at_rest, *pinned, sys.executable, "-c", "while True: pass"])
     os.sched_setaffinity(0, {min(before)})
     try:
         yield
     finally:
         os.sched_setaffinity(0, before)
-        awake.kill()
-        awake.wait()
 
 
 def cpu_seconds(pid: int) -> float:
