@@ -21,6 +21,7 @@ from tests.netns.probed import (
     sample,
     wait_for,
 )
+from tests.waiting import SLOWNESS
 
 ONLY_STALLS = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0)
 SMALL = 65536
@@ -129,7 +130,9 @@ def test_a_staged_stall_is_measured_and_blamed_on_the_path_that_died() -> None:
                 seen = wire.matching(interface=first.client_if)
                 second.heal()
     idle = idle_us([each for each in seen if each.at < ended_at], died_at, ended_at)
-    assert charged[second.client_ip] == pytest.approx(idle, rel=0.10)
+    # A slow machine reads the two values so much apart.
+    apart = SLOWNESS * 10_000
+    assert charged[second.client_ip] == pytest.approx(idle, rel=0.10, abs=apart)
     assert charged[first.client_ip] < 0.10 * charged[second.client_ip]
     assert alarm.measurement.local.ip == second.client_ip
     assert alarm.value >= alarm.limit == ONLY_STALLS.stall_us
