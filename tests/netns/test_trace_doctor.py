@@ -30,10 +30,14 @@ def a_lab(paths: list[Path]) -> Iterator[Lab]:
         yield lab
 
 
+WATCHED_S = 2.5 * max(1, SLOWNESS / 2)
+"""A slow machine's programs take longer until they show what is wrong."""
+
+
 def examine(lab: Lab, token: int | None, meanwhile: Callable[[], object] = lambda: None) -> Line:
     """The diagnosis' causes by name, the weightiest first."""
     assert token is not None
-    with tracing(lab.client, "doctor", f"{token:08x}", "-d", "2.5") as told:
+    with tracing(lab.client, "doctor", f"{token:08x}", "-d", f"{WATCHED_S:g}") as told:
         meanwhile()
         findings = told.until(lambda line: "findings" in line, "a diagnosis")["findings"]
     return {finding["cause"]: finding for finding in findings}
