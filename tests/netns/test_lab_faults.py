@@ -226,12 +226,8 @@ def test_the_paths_of_a_bottleneck_share_the_server_s_interface_alone(
         until(lambda number=number: reachable(lab, number), "the path is back")  # type: ignore[misc]
 
 
-def test_options_are_dropped_and_stripped_on_a_path_through_a_bottleneck(
-    make_mptcp_lab: Make,
-) -> None:
-    paths = [Path(delay_ms=1), Path(delay_ms=1, bottleneck="isp")]
-    lab = make_mptcp_lab(paths, bottlenecks=[Bottleneck(name="isp", delay_ms=1)], ip="both")
-    join_over_second_path(lab)
+def drop_joins_until_healed(lab: Lab) -> None:
+    """The second path's joins do not arrive, the first path's data does; then both."""
     lab.paths[1].drop_mptcp("mp-join")
     running = lab.start(RequestResponse(interval_ms=10))
     until(lambda: joining(lab) == 1, "the client tries to join")
@@ -239,6 +235,15 @@ def test_options_are_dropped_and_stripped_on_a_path_through_a_bottleneck(
     lab.paths[1].heal()
     until(lambda: mib(lab.server)["MPJoinAckRx"] == 1, "the join is tried again and succeeds")
     assert running.stop().unanswered == 0
+
+
+def test_options_are_dropped_and_stripped_on_a_path_through_a_bottleneck(
+    make_mptcp_lab: Make,
+) -> None:
+    paths = [Path(delay_ms=1), Path(delay_ms=1, bottleneck="isp")]
+    lab = make_mptcp_lab(paths, bottlenecks=[Bottleneck(name="isp", delay_ms=1)], ip="both")
+    join_over_second_path(lab)
+    drop_joins_until_healed(lab)
     lab.paths[1].strip_mptcp()
     assert lab.start(RequestResponse(count=2, path=1, interval_ms=5)).token is None
     lab.bottlenecks["isp"].blackhole()
@@ -304,13 +309,7 @@ def test_stripped_options_make_a_connection_fall_back(
 def test_only_joins_are_dropped(make_mptcp_lab: Make, ip: str) -> None:
     lab = make_mptcp_lab(TWO, ip=ip)
     join_over_second_path(lab)
-    lab.paths[1].drop_mptcp("mp-join")
-    running = lab.start(RequestResponse(interval_ms=10))
-    until(lambda: joining(lab) == 1, "the client tries to join")
-    assert mib(lab.server)["MPJoinSynRx"] == 0
-    lab.paths[1].heal()
-    until(lambda: mib(lab.server)["MPJoinAckRx"] == 1, "the join is tried again and succeeds")
-    assert running.stop().unanswered == 0
+    drop_joins_until_healed(lab)
 
 
 def test_only_announcements_are_dropped(make_mptcp_lab: Make) -> None:
