@@ -43,7 +43,7 @@ ip link set lo up
 hostname guest
 
 cd "$tree" || echo "kernels: no $tree in the guest"
-.venv/bin/python -m pytest -p tests.kernels.report -p no:cacheprovider --color=no "$@"
+.venv/bin/python -m pytest -p tests.kernels.report -p tests.kernels.forked -p no:cacheprovider --color=no "$@"
 sync
 echo o >/proc/sysrq-trigger
 sleep 60

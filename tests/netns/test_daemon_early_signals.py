@@ -12,6 +12,8 @@ import pytest
 from tests.netns.daemon_process import NEW_NAMESPACE, PROGRAM, START_SECONDS, daemon
 from tests.waiting import SLOWNESS, until
 
+pytestmark = pytest.mark.starts_anew
+
 
 def catches(pid: int, number: signal.Signals) -> bool:
     """Whether a process handles a signal by now."""

@@ -10,6 +10,8 @@ import pytest
 from tests.netns.daemon_host import status
 from tests.netns.plugin_host import plugin_host
 
+pytestmark = pytest.mark.starts_anew  # PYTHONPATH is read at the start
+
 PROJECT = """
 [build-system]
 requires = ["hatchling"]

@@ -85,6 +85,7 @@ MOMENTS: dict[str, Callable[[int], bool]] = {
 }
 
 
+@pytest.mark.starts_anew
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_it_starts_ends_it_quietly(number: signal.Signals, moment: str) -> None:
