@@ -8,6 +8,7 @@ closed again in the reverse order, whatever ends it.
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 
 from mptcpd_ebpf import early_signals, logs, plugin_loader, plugin_set, run_folder
 from mptcpd_ebpf.budget import HandlerBudget
@@ -45,8 +46,20 @@ def run(settings: Settings) -> int:
         raise Failure(str(error), ExitCode.PRIVILEGE) from None
 
 
+def _take(number: signal.Signals, act: Callable[[], None]) -> None:
+    """Has the loop do something when a signal comes, without a word about signals that follow
+    each other faster than it looks: Python would print a traceback for each."""
+    asyncio.get_running_loop().add_signal_handler(number, act)
+    # None may come while there is nowhere to write it to.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pipe = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(pipe, warn_on_full_buffer=False)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> int:
-    loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     plugins = plugin_set.build(config)
     with Ears.open(config.probes) as ears, PmClient() as hands:
@@ -57,14 +70,14 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
                 daemon.reload_or_complain()
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
+            _take(number, stopping.set)
         control = ControlServer(daemon, config.metrics)
         await control.start(config.control or str(run_folder.here(SOCKET)))
         try:
             daemon.start(control, plugins)
             try:
                 # Only now is there something to reload.
-                loop.add_signal_handler(signal.SIGHUP, reload)
+                _take(signal.SIGHUP, reload)
                 if early_signals.hangup_came():
                     reload()
                 notify("READY=1")

@@ -3,8 +3,8 @@
 
 An emulated processor takes 2 to 4 seconds to start Python and import a daemon, more than
 most tests take for all the rest.  With this plugin subprocess.Popen does what it does up to
-execve(2) - pipes, environment, session, namespace - and then the child runs the module or
-the text that it was to start, instead of another Python.  It is a child of the tests as it
+execve(2) - pipes, session, folder, namespace - and then the child runs the program or the
+text that it was to start, instead of another Python.  It is a child of the tests as it
 would have been, with its own pid, signals and exit code.  What is not Python of ours, or
 starts through a program that is more than a change of the network namespace, is started.
 """
@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import gc
 import importlib
 import io
@@ -33,21 +34,22 @@ from typing import Any, NoReturn
 import pytest
 
 PROGRAM = str(Path(sys.executable).parent / "mptcpd-ebpf")
-_MODULE = "mptcpd_ebpf"
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _PR_SET_NAME = 15  # include/uapi/linux/prctl.h
-_EARLY = (
-    "mptcpd_ebpf.__main__",
-    "mptcpd_ebpf.service",
-    "mptcpd_ebpf.lab.keeper",
-    "mptcpd_ebpf.lab.traffic.process",
-)
 _libc = ctypes.CDLL(None, use_errno=True)
-_execute = subprocess.Popen.__init__
+_start: Any = subprocess.Popen.__init__
+
+Steps = list[Callable[[], None]]
+"""Changes of the network namespace, and at last what to run."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    for name in (*_EARLY, *_commands()):
+def pytest_configure() -> None:
+    """Imports what the programs would, each of them."""
+    cli = Path(__file__).parents[2] / "mptcpd_ebpf" / "cli"
+    commands = [f"mptcpd_ebpf.cli.{each.stem}" for each in cli.glob("[a-z]*.py")]
+    for name in ("__main__", "service", "lab.traffic.process"):
+        importlib.import_module(f"mptcpd_ebpf.{name}")
+    for name in commands:
         importlib.import_module(name)
 
 
@@ -56,67 +58,55 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Around every test but those marked ``starts_anew``, whose subject is the start itself."""
     if item.get_closest_marker("starts_anew"):
         return (yield)
-    subprocess.Popen.__init__ = _start  # type: ignore[method-assign]
-    try:
+    with forking():
         return (yield)
+
+
+@contextlib.contextmanager
+def forking() -> Generator[None]:
+    """Within, subprocess.Popen forks where it can."""
+    subprocess.Popen.__init__ = _fork_or_start  # type: ignore[method-assign]
+    try:
+        yield
     finally:
-        subprocess.Popen.__init__ = _execute  # type: ignore[method-assign]
+        subprocess.Popen.__init__ = _start  # type: ignore[method-assign]
 
 
-def _commands() -> list[str]:
-    folder = Path(importlib.import_module("mptcpd_ebpf.cli").__file__ or "").parent
-    return [f"mptcpd_ebpf.cli.{each.stem}" for each in folder.glob("[a-z]*.py")]
+def _fork_or_start(self: "subprocess.Popen[Any]", args: Any, *rest: Any, **options: Any) -> None:
+    steps = steps_of(args)
+    plain = not rest and "preexec_fn" not in options and options.get("close_fds", True)
+    if steps and plain:
+        kept = {0, 1, 2, *options.get("pass_fds", ())}
+        options["preexec_fn"] = functools.partial(_become, steps, kept, options.get("env"))
+    _start(self, args, *rest, **options)
 
 
-def _start(self: "subprocess.Popen[Any]", args: Any, *rest: Any, **options: Any) -> None:
-    inside = None if rest or "preexec_fn" in options else as_fork(args)
-    if inside is None or not options.get("close_fds", True):
-        _execute(self, args, *rest, **options)
-        return
-    kept = [0, 1, 2, *options.get("pass_fds", ())]
-    environment = options.get("env")
-
-    def become() -> None:
-        if environment is not None:
-            os.environ.clear()
-            os.environ.update(environment)
-        _become(inside, kept)
-
-    _execute(self, args, *rest, preexec_fn=become, **options)
-
-
-Inside = tuple[list[Callable[[], None]], Callable[[], None]]
-"""Changes of the network namespace, then what to run."""
-
-
-def as_fork(args: Any) -> Inside | None:
-    """What a command comes to if a fork can do it; None for one that has to be started.
+def steps_of(args: Any) -> Steps:
+    """What a command comes to if a fork can do it; nothing for one that has to be started.
 
     That is ours after any number of ``unshare --net --`` and ``nsenter --net=FILE --``.
     """
-    if not isinstance(args, Sequence) or isinstance(args, str):
-        return None
+    if not isinstance(args, Sequence) or isinstance(args, str | bytes):
+        return []
     words = [os.fspath(word) for word in args]
-    changes: list[Callable[[], None]] = []
-    while len(words) > 3 and words[2] == "--":
+    steps: Steps = []
+    while words[2:3] == ["--"]:
         if words[:2] == ["unshare", "--net"]:
-            changes.append(_new_namespace)
+            steps.append(_new_namespace)
         elif words[0] == "nsenter" and words[1].startswith("--net="):
-            changes.append(lambda file=words[1].removeprefix("--net="): _enter(file))  # type: ignore[misc]
+            steps.append(functools.partial(_enter, words[1].removeprefix("--net=")))
         else:
-            return None
+            return []
         words = words[3:]
     match words:
-        case [program, *arguments] if program == PROGRAM:
-            argv = [program, *arguments]
-            return changes, lambda: _program(argv)
+        case [program, *_] if program == PROGRAM:
+            return [*steps, functools.partial(_module, "mptcpd_ebpf.__main__", words)]
         case [python, "-c", text, *arguments] if python == sys.executable:
-            return changes, lambda: _text(text, ["-c", *arguments])
-        case [python, "-m", module, *arguments] if (
-            python == sys.executable and module.partition(".")[0] == _MODULE
-        ):
-            return changes, lambda: _module(module, arguments)
-    return None
+            return [*steps, functools.partial(_text, text, ["-c", *arguments])]
+        case [python, "-m", module, *_] if python == sys.executable:
+            if module.startswith("mptcpd_ebpf."):
+                return [*steps, functools.partial(_module, module, words[2:])]
+    return []
 
 
 def _new_namespace() -> None:
@@ -131,9 +121,10 @@ def _enter(file: str) -> None:
     os.close(namespace)
 
 
-def _program(argv: list[str]) -> None:
+def _module(module: str, argv: list[str]) -> None:
+    """Not through runpy, which pytest's import hook does not serve: what we start has a main."""
     sys.argv = argv
-    importlib.import_module("mptcpd_ebpf.__main__").main()
+    importlib.import_module(module).main()
 
 
 def _text(text: str, argv: list[str]) -> None:
@@ -143,40 +134,31 @@ def _text(text: str, argv: list[str]) -> None:
     exec(compile(text, "<string>", "exec"), main.__dict__)
 
 
-def _module(module: str, arguments: list[str]) -> None:
-    sys.argv = [module, *arguments]
-    # Not runpy, which pytest's import hook does not know: the modules that we start have a main.
-    importlib.import_module(module).main()
-
-
-def _become(inside: Inside, kept: list[int]) -> NoReturn:
-    """In the child, in place of execve(2): what is this process's own begins anew, and it runs."""
+def _become(steps: Steps, kept: set[int], environment: dict[str, str] | None) -> NoReturn:
+    """In the child, in place of execve(2)."""
     code = 1
-    try:
+    with contextlib.suppress(BaseException):
         _forget(kept)
-        changes, run = inside
-        for change in changes:
-            change()
-        code = _code(run)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(BaseException):
-            threading._shutdown()  # type: ignore[attr-defined]
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-        with contextlib.suppress(BaseException):
-            sys.stderr.flush()
-        if code < 0:
-            signal.signal(-code, signal.SIG_DFL)
-            os.kill(os.getpid(), -code)
-        os._exit(code)
+        if environment is not None:
+            os.environ.clear()
+            os.environ.update(environment)
+        code = _run(steps)
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
 
 
-def _code(run: Callable[[], None]) -> int:
-    """The exit code of a Python that runs this; minus a signal's number if that ends it."""
+def _run(steps: Steps) -> int:
+    """The exit code of a Python that does this; minus a signal's number if that ends it."""
     try:
-        run()
+        for step in steps:
+            step()
     except SystemExit as ending:
         if ending.code is None or isinstance(ending.code, int):
             return (ending.code or 0) & 0xFF
@@ -185,27 +167,29 @@ def _code(run: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         traceback.print_exc()
         return -signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+        return 1
     return 0
 
 
-def _forget(kept: list[int]) -> None:
+def _forget(kept: set[int]) -> None:
     """Gives up what execve(2) would have ended: files, handlers, and what the tests set up."""
     # Objects of the tests hold numbers of closed files, which others get: none may be collected.
     gc.freeze()
     faulthandler.disable()
     atexit._clear()
-    for number in map(int, os.listdir("/proc/self/fd")):
-        if number not in kept:
-            with contextlib.suppress(OSError):  # the listing's own is closed already
-                os.close(number)
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
+    for number in {int(name) for name in os.listdir("/proc/self/fd")} - kept:
+        with contextlib.suppress(OSError):  # the one that was listed is closed already
+            os.close(number)
+    for each in signal.valid_signals():
+        if callable(signal.getsignal(each)):
+            signal.signal(each, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    sys.stdin = sys.__stdin__ = _stream(0, "r")
-    sys.stdout = sys.__stdout__ = _stream(1, "w")
-    sys.stderr = sys.__stderr__ = _stream(2, "w")
+    sys.stdin = _stream(0, "r", "surrogateescape")
+    sys.stdout = _stream(1, "w", "surrogateescape")
+    sys.stderr = _stream(2, "w", "backslashreplace")
     sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
     threading.excepthook = threading.__excepthook__
     warnings.resetwarnings()
@@ -216,9 +200,8 @@ def _forget(kept: list[int]) -> None:
     _libc.prctl(_PR_SET_NAME, b"python", 0, 0, 0)
 
 
-def _stream(number: int, mode: str) -> io.TextIOWrapper:
-    binary = open(number, f"{mode}b", closefd=False)
-    errors = "backslashreplace" if number == 2 else "surrogateescape"
+def _stream(number: int, mode: str, errors: str) -> io.TextIOWrapper:
+    binary: Any = io.open(number, f"{mode}b", closefd=False)  # noqa: SIM115, UP020 - it stays open
     return io.TextIOWrapper(
         binary,
         encoding="utf-8",
