@@ -30,7 +30,7 @@ from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Signal, Subtype
-from mptcpd_ebpf.trace.tap import Tap, open_with_tap
+from mptcpd_ebpf.trace.tap import BothSides, Tap, open_with_tap
 
 _NEAR_NS = 1_000_000_000
 _SETTLED_NS = 50_000_000
@@ -316,21 +316,19 @@ def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
 def _follow(trace: Trace, fallbacks: Fallbacks, kernel: KernelSide, tap: Tap) -> None:
     kinds = kernel.enumeration("trace_kind")
     trace.means.append("MPTcpExt counters")
+    both = BothSides(kernel, tap)
 
     def read() -> None:
-        # The packets are fetched first and told of last: what the records say of their
-        # subflows came before.  Whose a connection is, and its token, cannot be asked any
-        # more once it fell back.
-        signals = tap.signals()
-        ended = []
-        for record in kernel.read("trace_record"):
-            who = trace.directory.of_record(record)
-            if kinds[record["kind"]] == "TRACE_ENDED" or record["state"] == _CLOSE:
-                ended.append(who)
+        # What the records say of a subflow is known to its packets: whose a connection is,
+        # and its token, cannot be asked any more once it fell back.
+        records, signals, followed = both.read()
+        for record in records:
+            trace.directory.of_record(record)
         for signal in signals:
             fallbacks.hear(signal)
-        for who in ended:
-            trace.directory.forget(who)
+        for record in followed:
+            if kinds[record["kind"]] == "TRACE_ENDED" or record["state"] == _CLOSE:
+                trace.directory.forget(trace.directory.of_record(record))
 
     trace.watch(kernel, read)
     trace.watch(tap, read)

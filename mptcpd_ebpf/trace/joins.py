@@ -36,7 +36,7 @@ from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Flag, Signal, Subtype
 from mptcpd_ebpf.trace.standing import Standing
-from mptcpd_ebpf.trace.tap import Tap, open_with_tap
+from mptcpd_ebpf.trace.tap import BothSides, Tap, open_with_tap
 
 _SYN_SENT, _CLOSE = 2, 7  # include/net/tcp_states.h
 _GIVEN_UP_NS = 180_000_000_000
@@ -328,19 +328,24 @@ def _follow(trace: Trace, kernel: KernelSide, tap: Tap) -> Joins:
     joins = Joins(trace)
     joins.standing.begin(trace.directory.look().subflows)
 
+    both = BothSides(kernel, tap)
+
     def read_both() -> None:
-        # The packets are fetched first and told of last: the kernel's state knows the token of
-        # a SYN that has just left, and what was so when a packet passed is then known.
-        signals = tap.signals()
-        records = kernel.read("trace_record")
+        # The kernel's state knows the token of a SYN that has just left, and what was so when
+        # a packet passed; a join that a packet ended is told with that packet.
+        records, signals, followed = both.read()
         for record in records:
             joins.learn(record, kinds[record["kind"]])
         for signal in signals:
             joins.hear(signal)
-        for record in records:
+        for record in followed:
             joins.take(record, kinds[record["kind"]])
+
+    def look() -> None:
+        read_both()
+        joins.look(trace.now())
 
     trace.watch(kernel, read_both)
     trace.watch(tap, read_both)
-    trace.every(0.1, lambda: joins.look(trace.now()))
+    trace.every(0.1, look)
     return joins

@@ -5,11 +5,12 @@ The packets are chosen in the kernel (bpf/trace_tap.bpf.c): SYN, RST and MPTCP o
 than an ordinary DSS come through.
 """
 
+import time
 from collections.abc import Iterable, Mapping
 
 from mptcpd_ebpf.probes import ProbesUnavailable
 from mptcpd_ebpf.trace.frame import Trace
-from mptcpd_ebpf.trace.kernel_side import KernelSide
+from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.signals import Signal, read
 
 
@@ -35,6 +36,32 @@ class Tap(KernelSide):
             for packet in self.read("trace_packet")
         )
         return [signal for signal in heard if signal]
+
+
+class BothSides:
+    """The packets and the kernel's records, read so that neither overtakes what it follows from.
+
+    A record of a subflow that is to send comes before the packet, one of what a packet did
+    after it; so each batch of packets stands between the records that may be its reason and
+    those that may be its result.
+    """
+
+    def __init__(self, kernel: KernelSide, tap: Tap) -> None:
+        self._kernel = kernel
+        self._tap = tap
+        self._late: list[Record] = []
+
+    def read(self) -> tuple[list[Record], list[Signal], list[Record]]:
+        """The new records, the new packets, and the records whose packets have all been told.
+
+        Every record is once in the first list and once in the last, there perhaps a call later.
+        """
+        begun = time.monotonic_ns()
+        signals = self._tap.signals()
+        records = self._kernel.read("trace_record")
+        due = [*self._late, *records]
+        self._late = [record for record in due if record["at"] >= begun]
+        return records, signals, [record for record in due if record["at"] < begun]
 
 
 def open_with_tap(
