@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Stalled time: what stood still, for how long, and because of whom."""
 
+import contextlib
+import socket
 import threading
 import time
 
@@ -30,8 +32,15 @@ PAUSE_US = 5_000
 """More than a round trip of the fast path: what is shorter may be the wait for an answer."""
 
 
+CHUNK = 1 << 25
+
+
 class Upload:
-    """Sends as fast as goes from one end to the other, until stopped."""
+    """Sends as fast as goes from one end to the other, until stopped.
+
+    A chunk is one call into the kernel: what the threads of this process do meanwhile, one at
+    a time, makes no pause.
+    """
 
     def __init__(self, ends: Ends) -> None:
         self._ends = ends
@@ -45,16 +54,19 @@ class Upload:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
+        self._ends.client.shutdown(socket.SHUT_WR)
         for each in self._threads:
             each.join()
 
     def _send(self) -> None:
-        while not self._stopping.is_set():
-            self._ends.client.send(bytes(16384))
-        self._ends.client.shutdown(1)
+        chunk = bytes(CHUNK)
+        with contextlib.suppress(BrokenPipeError):
+            while not self._stopping.is_set():
+                self._ends.client.send(chunk)
 
     def _receive(self) -> None:
-        while self._ends.server.recv(1 << 18):
+        space = bytearray(CHUNK)
+        while self._ends.server.recv_into(space, CHUNK, socket.MSG_WAITALL):
             pass
 
 
