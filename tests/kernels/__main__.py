@@ -4,6 +4,7 @@
     make test-kernels                                       all kernels, the whole of tests/netns
     make test-kernels ARGS='6.1 newest --subset'            what continuous integration runs
     make test-kernels ARGS='6.12 -- tests/netns/test_exec.py -k preload'
+    make test-kernels ARGS='6.18 --run "mptcpd-ebpf doctor"'
 
 What follows ``--`` goes to the guest's pytest in place of ``tests/netns``.  Consoles and
 reports stay under build/kernels/KERNEL/.  Exit code 0 if every kernel passed, else 1.
@@ -16,6 +17,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 from tests.kernels import boots, debian, machine, table
 from tests.kernels.boots import TREE
@@ -39,6 +41,8 @@ def main() -> int:
         except BlockingIOError:
             print(f"test-kernels: another run works in {FOLDER}: wait for it", file=sys.stderr)
             return 1
+        if options.run:
+            return _show(options)
         if not _compiled(chosen):
             return 1
         outcomes = _run(options, chosen)
@@ -58,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         "kernels", nargs="*", metavar="KERNEL", help=f"of {', '.join(debian.WANTED)}; default: all"
     )
     parser.add_argument("--subset", action="store_true", help=f"only the tests of {SUBSET.name}")
+    parser.add_argument(
+        "--run", metavar="COMMAND", help="in place of the tests, in the source tree"
+    )
     parser.add_argument(
         "--headers", action="store_true", help="with the kernel's headers, for tests that use BCC"
     )
@@ -94,20 +101,13 @@ def _compiled(tests: list[str]) -> bool:
 
 def _run(options: argparse.Namespace, tests: list[str]) -> list[table.Outcome]:
     """One outcome a kernel, in the order asked for."""
-    wanted = list(dict.fromkeys(options.kernels or debian.WANTED))
     outcomes: dict[str, table.Outcome] = {}
     kernels: queue.SimpleQueue[debian.Kernel] = queue.SimpleQueue()
-    try:
-        _install()
-        archive = debian.Archive(debian.cache_folder())
-    except UnavailableError as error:
-        return [table.Outcome(wanted=each, missing=str(error)) for each in wanted]
-    for each in wanted:
-        try:
-            kernels.put(archive.get(each, options.headers))
-        except UnavailableError as error:
-            print(f"{each}: cannot be had: {error}", flush=True)
-            outcomes[each] = table.Outcome(wanted=each, missing=str(error))
+    for wanted, kernel in _kernels(options):
+        if isinstance(kernel, debian.Kernel):
+            kernels.put(kernel)
+        else:
+            outcomes[wanted] = table.Outcome(wanted=wanted, missing=kernel)
 
     def work() -> None:
         while True:
@@ -123,7 +123,43 @@ def _run(options: argparse.Namespace, tests: list[str]) -> list[table.Outcome]:
         thread.start()
     for thread in threads:
         thread.join()
-    return [outcomes[each] for each in wanted]
+    return [outcomes[each] for each in _wanted(options)]
+
+
+def _wanted(options: argparse.Namespace) -> list[str]:
+    return list(dict.fromkeys(options.kernels or debian.WANTED))
+
+
+def _kernels(options: argparse.Namespace) -> Iterator[tuple[str, debian.Kernel | str]]:
+    """What was asked for and the kernel, or why it cannot be had."""
+    try:
+        _install()
+        archive = debian.Archive(debian.cache_folder())
+    except UnavailableError as error:
+        yield from ((each, str(error)) for each in _wanted(options))
+        return
+    for each in _wanted(options):
+        try:
+            yield each, archive.get(each, options.headers)
+        except UnavailableError as error:
+            print(f"{each}: cannot be had: {error}", flush=True)
+            yield each, str(error)
+
+
+def _show(options: argparse.Namespace) -> int:
+    """One command on one kernel after the other; its output, as it was."""
+    failed = False
+    for wanted, kernel in _kernels(options):
+        if isinstance(kernel, str):
+            failed = True
+            continue
+        print(f"\n===== {kernel.release}: {options.run}", flush=True)
+        said, trouble = boots.show(
+            kernel, options.run, FOLDER / wanted, options.smp, options.minutes * 60
+        )
+        print(said + trouble, flush=True)
+        failed = failed or bool(trouble)
+    return int(failed)
 
 
 def _install() -> None:

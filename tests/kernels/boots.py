@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.kernels import machine, table
 from tests.kernels.debian import Kernel
+from tests.kernels.report import PORT
 
 TREE = Path(__file__).resolve().parents[2]
 SLOWNESS = 8
@@ -17,8 +18,35 @@ SLOWNESS = 8
 TEST_SECONDS = 120 * SLOWNESS
 """Limit of one test; 120 is pyproject.toml's, on the host."""
 _GUEST = TREE / "tests" / "kernels" / "guest.sh"
+_PYTEST = [
+    *("python", "-m", "pytest", "--color=no", "-p", "no:cacheprovider"),
+    *("-p", "tests.kernels.report", "-p", "tests.kernels.forked"),
+]
 _IDLE_BOOTS = 3
 """So many boots in a row that bring no test to its end are no accident."""
+
+
+def show(
+    kernel: Kernel, command: str, folder: Path, processors: int, limit_s: float
+) -> tuple[str, str]:
+    """Runs one shell command on a kernel: what it wrote, and what went wrong, if anything."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = folder / "report"
+    for file in (report, folder / "console"):
+        file.write_text("")
+    ended = "exit code "
+    words = ["bash", "-c", f'exec >{PORT} 2>&1; bash -c "$0"; echo "{ended}$?"', command]
+    trouble = machine.run(
+        kernel, _guest(kernel, words), [TREE], folder, processors, limit_s, limit_s
+    )
+    text = report.read_text(errors="replace")
+    said, reached, code = text.rpartition(ended)
+    return said if reached else text, trouble or ("" if code == "0\n" else f"{ended}{code.strip()}")
+
+
+def _guest(kernel: Kernel, command: list[str]) -> list[str]:
+    script = ["/bin/bash", str(_GUEST), str(kernel.modules), str(kernel.headers), str(TREE)]
+    return [*script, str(SLOWNESS), *command]
 
 
 def run(
@@ -29,8 +57,7 @@ def run(
     report, over = folder / "report", folder / "over"
     for file in (report, over, folder / "console"):
         file.write_text("")
-    pytest = [f"--timeout={TEST_SECONDS}", f"--over={over}", *tests]
-    command = ["/bin/bash", str(_GUEST), str(kernel.modules), str(kernel.headers), str(TREE)]
+    command = [*_PYTEST, f"--timeout={TEST_SECONDS}", f"--over={over}", *tests]
     started = time.monotonic()
     idle = 0
     while True:
@@ -38,7 +65,7 @@ def run(
         before = len(over.read_text().splitlines())
         trouble = machine.run(
             kernel,
-            [*command, str(SLOWNESS), *pytest],
+            _guest(kernel, command),
             [TREE],
             folder,
             processors,

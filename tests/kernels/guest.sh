@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Process 1 of the guest: what a booted Debian has mounted, then the tests, then power-off.
+# Process 1 of the guest: what a booted Debian has mounted, then a command, then power-off.
 # Arguments: the folder of the kernel's modules, that of its headers (or one that is not
-# there), the source tree, the tests' slowness (tests/waiting.py), the arguments of pytest.
+# there), the source tree, the tests' slowness (tests/waiting.py), the command and its own.
 modules=$1 headers=$2 tree=$3
 export MPTCP_TESTS_SLOWNESS=$4
 shift 4
@@ -43,7 +43,8 @@ ip link set lo up
 hostname guest
 
 cd "$tree" || echo "kernels: no $tree in the guest"
-.venv/bin/python -m pytest -p tests.kernels.report -p tests.kernels.forked -p no:cacheprovider --color=no "$@"
+export PATH="$tree/.venv/bin:$PATH"
+"$@"
 sync
 echo o >/proc/sysrq-trigger
 sleep 60
