@@ -29,14 +29,15 @@ from tests.netns.daemon_host import (
 )
 from tests.netns.daemon_process import RunningDaemon
 from tests.netns.own_plugins import plugin_folder
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
 MakeLab = Callable[..., Lab]
 TALK = RequestResponse(interval_ms=25)
 
 FAULTS: dict[str, dict[str, Any] | None] = {
     "loss": {"loss_percent": 30},
-    "delay": {"delay_ms": 300},
+    # Above what a slow machine's answers take by themselves, and its thresholds with them.
+    "delay": {"delay_ms": 200 + 100 * SLOWNESS},
     "blackhole": None,
 }
 WHY = r"\d+ % of the last segments were lost|nothing came back|timeouts in a row|RTT rose"
