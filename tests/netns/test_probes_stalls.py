@@ -167,4 +167,6 @@ def test_two_useful_paths_do_not_stall_each_other() -> None:
                     "traffic on both paths",
                 )
                 took_us = (time.monotonic_ns() - start) // 1000
-                assert sum(stalled_us(lab, probes).values()) < 0.05 * took_us
+                # All of it where one path holds the other up; some, where the machine is slow
+                # to forward what the path would have carried.
+                assert sum(stalled_us(lab, probes).values()) < 0.2 * took_us
