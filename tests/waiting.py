@@ -8,6 +8,9 @@ from collections.abc import Callable
 SLOWNESS = float(os.environ.get("MPTCP_TESTS_SLOWNESS", "1"))
 """How much longer all may take than on a machine that runs its instructions itself."""
 
+INTERVAL_MS = 10 * max(1, SLOWNESS / 2)
+"""Between the requests of traffic that has only to be there, and not to keep a machine busy."""
+
 
 def until(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
     """Asks again until it is so; fails the test, saying `what`, after `within_s` times SLOWNESS."""
@@ -15,7 +18,7 @@ def until(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> N
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
-        time.sleep(0.01)
+        time.sleep(0.01 * SLOWNESS)
 
 
 def runs(pid: int) -> bool:

@@ -19,10 +19,10 @@ from tests.netns.daemon_host import (
 from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon, refusal
 from tests.netns.mptcp_peers import listen, need_listener_events
 from tests.netns.own_plugins import plugin_folder
-from tests.waiting import until
+from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]
-TALK = RequestResponse(interval_ms=10)
+TALK = RequestResponse(interval_ms=INTERVAL_MS)
 
 BAD = """
 import sys

@@ -11,9 +11,9 @@ from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Lab, RequestResponse, ShortConnections
 from mptcpd_ebpf.lab import Path as LabPath
 from tests.netns.plugin_host import PluginHost
-from tests.waiting import SLOWNESS, until
+from tests.waiting import INTERVAL_MS, SLOWNESS, until
 
-TALK = RequestResponse(interval_ms=10)
+TALK = RequestResponse(interval_ms=INTERVAL_MS)
 ADDR_ADV = "--path-manager=addr_adv"
 
 

@@ -29,10 +29,10 @@ from tests.netns.daemon_host import (
 )
 from tests.netns.daemon_process import RunningDaemon
 from tests.netns.own_plugins import plugin_folder
-from tests.waiting import SLOWNESS, until
+from tests.waiting import INTERVAL_MS, SLOWNESS, until
 
 MakeLab = Callable[..., Lab]
-TALK = RequestResponse(interval_ms=25)
+TALK = RequestResponse(interval_ms=2 * INTERVAL_MS)
 
 FAULTS: dict[str, dict[str, Any] | None] = {
     "loss": {"loss_percent": 30},

@@ -31,10 +31,10 @@ from tests.netns.daemon_host import (
 )
 from tests.netns.daemon_process import RunningDaemon
 from tests.netns.mptcp_peers import IPPROTO_MPTCP, listen
-from tests.waiting import until
+from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]
-TALK = RequestResponse(interval_ms=10)
+TALK = RequestResponse(interval_ms=INTERVAL_MS)
 
 
 def let_join(lab: Lab) -> None:
@@ -84,7 +84,7 @@ def test_every_connection_is_served(make_mptcp_lab: MakeLab, tmp_path: Path) -> 
     let_join(lab)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         first = lab.start(TALK)
-        second = lab.start(RequestResponse(interval_ms=10, path=1))
+        second = lab.start(RequestResponse(interval_ms=INTERVAL_MS, path=1))
         for traffic, other in ((first, lab.paths[1]), (second, lab.paths[0])):
             until_carried_by(running, traffic.token, *lab.paths)
             joined(wire, other, running, traffic.token)
@@ -100,7 +100,7 @@ def test_it_joins_over_ipv6(make_mptcp_lab: MakeLab, tmp_path: Path, ip: str) ->
     lab = make_mptcp_lab([LabPath(), LabPath()], ip=ip)
     let_join(lab)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
-        traffic = lab.start(RequestResponse(interval_ms=10, family="6"))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS, family="6"))
         until_carried_by(running, traffic.token, *lab.paths)
         for subflow, path in zip(subflows(running, traffic.token), lab.paths, strict=True):
             assert subflow["local"].startswith(f"[{path.client_ip6}]:")

@@ -29,10 +29,10 @@ from tests.netns.daemon_host import (
 )
 from tests.netns.daemon_process import RunningDaemon
 from tests.netns.mptcp_peers import IPPROTO_MPTCP
-from tests.waiting import until
+from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]
-TALK = RequestResponse(interval_ms=10)
+TALK = RequestResponse(interval_ms=INTERVAL_MS)
 MPTCP_SOCKETS = ["ss", "-HMn", "state", "established"]
 
 

@@ -23,10 +23,10 @@ from tests.netns.daemon_host import (
     until_decided,
 )
 from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon
-from tests.waiting import until
+from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]
-TALK = RequestResponse(interval_ms=10)
+TALK = RequestResponse(interval_ms=INTERVAL_MS)
 
 
 def reloaded(running: RunningDaemon) -> None:

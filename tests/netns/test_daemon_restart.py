@@ -26,10 +26,10 @@ from tests.netns.daemon_host import (
     until_decided,
 )
 from tests.netns.daemon_process import refusal
-from tests.waiting import until
+from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]
-TALK = RequestResponse(interval_ms=10)
+TALK = RequestResponse(interval_ms=INTERVAL_MS)
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 _BPF_PROG_GET_FD_BY_ID = 13  # include/uapi/linux/bpf.h, enum bpf_cmd

@@ -14,7 +14,7 @@ from typing import Any
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
 from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon
-from tests.waiting import SLOWNESS, until
+from tests.waiting import INTERVAL_MS, SLOWNESS, until
 
 CONNECTION = [
     "token", "server_side", "path_manager", "local", "remote", "pid", "comm",
@@ -46,7 +46,7 @@ def test_ls_tells_what_is_there(make_mptcp_lab: Callable[..., Lab], tmp_path: Pa
         assert listed(running) == []
         assert running.ask("ls").stdout == "no MPTCP connections\n"
         before = time.time()
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         until(
             lambda: (
                 [[bool(s["srtt_us"]) for s in c["subflows"]] for c in listed(running)]
@@ -88,7 +88,7 @@ def test_without_a_plugin_it_observes_and_manages_nothing(
     with daemon(tmp_path, prefix=inside(lab)) as running:
         assert "observing only, nothing is managed" in running.log
         assert lab.client.sysctl("mptcp.pm_type") == path_manager
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         until(lambda: bool(listed(running)), "the connection is seen")
         assert traffic.stop().messages, "it was served"
         status = json.loads(running.ask("status", "--json").stdout)
@@ -110,7 +110,7 @@ def test_nothing_is_decided_while_paused(
     lab = make_mptcp_lab([LabPath(), LabPath()])
     with daemon(tmp_path, "--path-manager=adaptive", prefix=inside(lab)) as running:
         assert running.ask("pause").returncode == 0
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         until(
             lambda: any(c["subflows"][0]["segments_out"] for c in listed(running)),
             "data flows",
@@ -141,7 +141,7 @@ def test_the_stream_tells_events_and_decisions(
         stream = _Stream(running.control)
         stream.request("GET", "/v1/events")
         answer = stream.getresponse()
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         seen: dict[str, Any] = {}
         while "decision" not in seen:
             line = answer.readline().decode()

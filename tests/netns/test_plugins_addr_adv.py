@@ -11,7 +11,7 @@ import pytest
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
 from tests.netns.plugin_host import PluginHost, plugin_host
-from tests.waiting import until
+from tests.waiting import INTERVAL_MS, until
 
 ADDR_ADV = "--path-manager=addr_adv"
 
@@ -340,7 +340,7 @@ def test_endpoints_carry_subflows_and_the_last_one_is_never_taken(
     first, second = lab.paths
     with host.daemon(tmp_path, ADDR_ADV) as running:
         host.expect(first.client_ip, second.client_ip)
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
 
         def subflows() -> set[str]:
             rows = host.run("ss", "-tnHO", "state", "established").splitlines()

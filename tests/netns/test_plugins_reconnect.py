@@ -17,7 +17,7 @@ from mptcpd_ebpf.lab.wire import Peer
 from tests.netns.daemon_host import PATIENCE_S, daemon_in, decisions, subflows
 from tests.netns.daemon_process import RunningDaemon
 from tests.netns.mptcp_peers import IPPROTO_MPTCP
-from tests.waiting import until
+from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]
 Traffic = Running[Any]
@@ -33,7 +33,7 @@ def two_subflows(
     file = folder / "c.yaml"
     file.write_text("path_manager: reconnect\nplugins: {reconnect: {first_pause_ms: 100}}\n")
     with daemon_in(lab.client, folder, "--probes=core", "--config", str(file)) as running:
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         until(lambda: len(established(running, traffic)) == 1, "the connection", PATIENCE_S)
         (first,) = subflows(running, traffic.token)
         arguments = [f"{traffic.token:08x}", lab.paths[1].client_ip, first["remote"]]

@@ -19,7 +19,7 @@ from mptcpd_ebpf.lab import Path as LabPath
 from mptcpd_ebpf.lab.wire import AddAddr, MPJoinSyn, RemoveAddr, Wire
 from tests.core.scenario import TCP_ESTABLISHED
 from tests.netns.daemon_process import RunningDaemon, daemon
-from tests.waiting import SLOWNESS, until
+from tests.waiting import INTERVAL_MS, SLOWNESS, until
 
 Made = Callable[..., Lab]
 
@@ -62,7 +62,7 @@ def test_fullmesh(make_mptcp_lab: Made, tmp_path: Path) -> None:
     lab.server.sysctl("mptcp.pm_type", 1)
     # What the client's second address needs to reach the server's second one, and reverse.
     with managed(lab, tmp_path, "fullmesh") as running:
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         first = [(one.client_ip, one.server_ip, False), (two.client_ip, one.server_ip, False)]
         expect(running, *first)
         with lab.server.entered(), PmClient() as pm:
@@ -85,7 +85,7 @@ def test_fullmesh_over_ipv6(make_mptcp_lab: Made, tmp_path: Path) -> None:
     ours = [f"[{path.client_ip6}]" for path in lab.paths]
     theirs = [f"[{path.server_ip6}]" for path in lab.paths]
     with managed(lab, tmp_path, "fullmesh") as running:
-        traffic = lab.start(RequestResponse(interval_ms=10, family="6"))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS, family="6"))
         expect(running, *[(our, theirs[0], False) for our in ours])
         with lab.server.entered(), PmClient() as pm:
             (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
@@ -110,7 +110,7 @@ def test_ndiffports(make_mptcp_lab: Made, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     one = lab.paths[0]
     with managed(lab, tmp_path, "ndiffports", subflows=3) as running:
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         expect(running, *[(one.client_ip, one.server_ip, False)] * 3)
         traffic.stop()
 
@@ -119,7 +119,7 @@ def test_sspi_keeps_one_subflow_per_interface(make_mptcp_lab: Made, tmp_path: Pa
     lab = make_mptcp_lab([LabPath(), LabPath()])
     one, two = lab.paths
     with managed(lab, tmp_path, "sspi") as running:
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         both = [(one.client_ip, one.server_ip, False), (two.client_ip, one.server_ip, False)]
         expect(running, *both)
         (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
@@ -159,7 +159,7 @@ def test_sspi_on_the_server_announces_withdraws_and_announces_again(
                 file.write_text(kept + f"interfaces: {{deny: [{two.server_if}]}}\n" * lost)
                 assert running.ask("reload").returncode == 0
 
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         since = 0
         for _ in range(2):
             until(
@@ -189,7 +189,7 @@ def test_backup_stands_by_takes_over_and_gives_back(make_mptcp_lab: Made, tmp_pa
     primary = (one.client_ip, one.server_ip, False)
     standby = (two.client_ip, one.server_ip, True)
     with managed(lab, tmp_path, "backup") as running:
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         expect(running, primary, standby)
         assert f"create backup subflow {two.client_ip}" in running.log
         one.carrier(False)
@@ -205,7 +205,7 @@ def test_backup_moves_to_the_primary_that_the_options_name(
     lab = make_mptcp_lab([LabPath(), LabPath()])
     one, two = lab.paths
     with managed(lab, tmp_path, "backup", primary=two.client_if) as running:
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         expect(running, (one.client_ip, one.server_ip, True), (two.client_ip, one.server_ip, False))
         traffic.stop()
 
@@ -215,7 +215,7 @@ def test_reconnect_makes_anew_what_was_reset(make_mptcp_lab: Made, tmp_path: Pat
     one, two = lab.paths
     both = [(one.client_ip, one.server_ip, False), (two.client_ip, one.server_ip, False)]
     with managed(lab, tmp_path, "reconnect", first_pause_ms=50) as running:
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         until(lambda: len(subflows(running)) == 1, "the connection stands")
         (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
         added = running.ask(
@@ -258,16 +258,16 @@ def test_what_the_in_kernel_path_manager_has_is_left_to_it(
     """A connection older than the daemon, and one made under another setting behind its back."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     lab.client.sysctl("mptcp.pm_type", 0)
-    older = lab.start(RequestResponse(interval_ms=10))
+    older = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
     lab.paths[0].wait_for_subflow()
     with managed(lab, tmp_path, plugin) as running:
         assert "1 of the connections were made under the in-kernel path manager" in running.log
         lab.client.sysctl("mptcp.pm_type", 0)
-        behind = lab.start(RequestResponse(interval_ms=10))
+        behind = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         refusal = "creating the subflow: EINVAL"
         until(lambda: refusal in running.log, "what it is, the first answer tells")
         lab.client.sysctl("mptcp.pm_type", 1)
-        newer = lab.start(RequestResponse(interval_ms=10))
+        newer = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         until(lambda: len(subflows(running)) == 4, "the third one gets its two subflows")
         assert running.log.count(refusal) == 1
         for traffic in (newer, behind, older):
@@ -283,7 +283,7 @@ def test_the_peer_is_told_over_another_path(
     lab = make_mptcp_lab([LabPath(), LabPath()])
     one, two = lab.paths
     with managed(lab, tmp_path, plugin) as running, Wire(lab.client.name) as wire:
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         two.wait_for_subflow()
         join = wire.expect(MPJoinSyn, interface=two.client_if, direction="out")
         if loss == "the address":
@@ -316,7 +316,7 @@ def test_what_a_person_closes_through_the_daemon_stays_closed(
     one, two = lab.paths
     first = (one.client_ip, one.server_ip, False)
     with managed(lab, tmp_path, "fullmesh") as running:
-        traffic = lab.start(RequestResponse(interval_ms=10))
+        traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         expect(running, first, (two.client_ip, one.server_ip, False))
         (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
         removed = running.ask("subflow", "del", connection["token"], *_ends(running, two.client_ip))

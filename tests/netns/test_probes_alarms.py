@@ -22,6 +22,7 @@ from tests.netns.probed import (
     sample,
     wait_for,
 )
+from tests.waiting import INTERVAL_MS
 
 ONLY_RTT = Thresholds(loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
 ONLY_LOSS = Thresholds(rtt_factor_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
@@ -127,7 +128,7 @@ def test_alarms_keep_their_distance_and_thresholds_change_at_run_time(lab: Lab) 
     interval_us = 300_000
     with probing(lab.client, thresholds=QUIET) as probes:
         listening = Listening(probes)
-        running = lab.start(RequestResponse(interval_ms=10))
+        running = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         assert running.token is not None
         exchanges_before(lab, probes, 10)
         lab.paths[0].set(loss_percent=15)
