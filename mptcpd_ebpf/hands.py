@@ -2,18 +2,21 @@
 """The hands: what is decided goes through here to the kernel, and its answer comes back.
 
 A command may need more than its netlink message: a door that its port is listened at
-(`Doors`), a note that an endpoint is ours (`EndpointLedger`).  Both are kept here, and
-written down after the commands of a turn, for these are in a hurry.
+(`Doors`), a note that an endpoint is ours (`EndpointLedger`), a look at where it would lead
+(`detour`).  The first two are kept here, and written down after the commands of a turn, for
+these are in a hurry.
 """
 
 import logging
 from collections.abc import Container, Iterable
 
-from mptcpd_ebpf.core.commands import KernelCommand
+from mptcpd_ebpf.core.commands import CreateSubflow, KernelCommand
 from mptcpd_ebpf.core.events import ConnectionMode, EndpointsRead, ModesRead
 from mptcpd_ebpf.doors import Doors
 from mptcpd_ebpf.endpoint_ledger import EndpointLedger
+from mptcpd_ebpf.kernel.detour import detour
 from mptcpd_ebpf.kernel.errors import KernelError
+from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 
 log = logging.getLogger("mptcpd-ebpf")
@@ -34,6 +37,9 @@ class Hands:
 
         What a person (`by_person`) makes in the endpoint table is not ours.
         """
+        led_astray = self._led_astray(command)
+        if led_astray is not None:
+            return command, led_astray
         ready = self._doors.open_for(command)
         if isinstance(ready, CommandAnswer):
             return command, ready
@@ -41,6 +47,12 @@ class Hands:
         answer = execute(ready)
         self._doors.settle(ready, answer)
         return ready, answer
+
+    def _led_astray(self, command: KernelCommand) -> CommandAnswer | None:
+        """Only a kernel that binds no join to its interface can be."""
+        if not isinstance(command, CreateSubflow) or joins_marked():
+            return None
+        return detour(command)
 
     def read_endpoints(self) -> EndpointsRead:
         """The endpoint table as it is now.  Raises NetlinkRefused."""

@@ -131,9 +131,9 @@ def command(family_id: int, command: KernelCommand) -> Operation[Answer]:
 
 @functools.cache
 def joins_marked() -> bool:
-    """Whether SUBFLOW_CREATE heeds the backup flag; Linux 6.1 joins without it.
+    """Whether SUBFLOW_CREATE heeds the backup flag and the interface; Linux 6.1 does neither.
 
-    Where it does, the flags travel in a ``struct mptcp_pm_local`` (net/mptcp/protocol.h).
+    Where it does, they travel in a ``struct mptcp_pm_local`` (net/mptcp/protocol.h).
     A kernel that tells nothing of its types counts as one that does not.
     """
     try:

@@ -20,6 +20,7 @@ from mptcpd_ebpf.core.events import DefaultRouteAdded, LinkChanged, LocalAddress
 from mptcpd_ebpf.kernel.netlink import (
     Buffer,
     Request,
+    attribute,
     attributes,
     number,
     u32,
@@ -64,6 +65,8 @@ _IFA_F_DADFAILED = 0x08
 _IFA_F_DEPRECATED = 0x20
 _IFA_F_TENTATIVE = 0x40
 
+_RTA_DST = 1
+_RTA_SRC = 2
 _RTA_OIF = 4
 _RTA_GATEWAY = 5
 _RTA_PRIORITY = 6
@@ -199,6 +202,22 @@ def dump_routes(*, ipv6: bool, if_index: int = 0) -> Request:
     if if_index:
         body += u32(_RTA_OIF, if_index)
     return Request(RTM_GETROUTE, body, dump=True, fixed=RTMSG.size)
+
+
+def find_route(source: str, destination: str) -> Request:
+    """Asks for the route that a packet from an address of ours would take."""
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    ends = [socket.inet_pton(family, ip) for ip in (source, destination)]
+    bits = 8 * len(ends[0])
+    body = RTMSG.pack(family, bits, bits, 0, 0, 0, 0, 0, 0)
+    body += attribute(_RTA_SRC, ends[0]) + attribute(_RTA_DST, ends[1])
+    return Request(RTM_GETROUTE, body, fixed=RTMSG.size)
+
+
+def out_interface(route: Buffer) -> int | None:
+    """The index of the interface that a found route leaves by."""
+    found = attributes(route, RTMSG.size, len(route))
+    return number(found[_RTA_OIF]) if _RTA_OIF in found else None
 
 
 MINIMUM = {

@@ -173,6 +173,20 @@ def test_dumps_are_what_pyroute2_reads() -> None:
     assert message["family"] == socket.AF_INET6
 
 
+def test_the_question_for_a_route_is_what_pyroute2_reads() -> None:
+    for source, destination, family in (
+        ("10.0.0.1", "10.9.0.2", socket.AF_INET),
+        ("fd00::1", "fd00:9::2", socket.AF_INET6),
+    ):
+        message = rtmsg(Pending(rt.find_route(source, destination), 9).encode())
+        message.decode()
+        assert message["header"]["flags"] == 0x5
+        assert message["family"] == family
+        assert message["src_len"] == message["dst_len"] == (32 if family == socket.AF_INET else 128)
+        assert message.get_attr("RTA_SRC") == source
+        assert message.get_attr("RTA_DST") == destination
+
+
 @given(st.binary(max_size=80), st.sampled_from(sorted(rt.MINIMUM)))
 def test_garbage_is_refused_or_read(data: bytes, kind: int) -> None:
     readers = {

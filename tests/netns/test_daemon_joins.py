@@ -169,6 +169,37 @@ def answered_on(wire: Wire, path: LivePath) -> int:
     return found[0].at
 
 
+def test_a_join_leaves_by_its_own_interface_or_waits_for_the_route(
+    make_mptcp_lab: MakeLab, tmp_path: Path
+) -> None:
+    """A kernel that binds the join needs no rule for it; on Linux 6.1 the daemon waits for one."""
+    lab = make_mptcp_lab([LabPath(), LabPath()])
+    let_join(lab)
+    first, second = lab.paths
+    rule = ["from", second.client_ip]
+    (table,) = re.findall(
+        rf"from {re.escape(second.client_ip)} lookup (\d+)",
+        lab.client.run(["ip", "rule"]).stdout,
+    )
+    lab.client.run(["ip", "rule", "del", *rule])
+    with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
+        traffic = lab.start(TALK)
+        decided = until_decided(running, "CreateSubflow", second.client_ip)
+        assert decided["token"] == f"{traffic.token:08x}"
+        until(
+            lambda: (
+                f"leaves by {first.client_if}" in running.log
+                or len(subflows(running, traffic.token)) == 2
+            ),
+            "the join is made, or has to wait",
+        )
+        lab.client.run(["ip", "rule", "add", *rule, "lookup", table])
+        until_carried_by(running, traffic.token, first, second)
+        joined(wire, second, running, traffic.token)
+        assert not wire.matching(MPJoinSyn, interface=first.client_if, source=second.client_ip)
+        assert traffic.stop().unanswered == 0
+
+
 def test_an_interface_that_is_new_is_joined_from(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     let_join(lab)
