@@ -94,8 +94,9 @@ class Book:
     """What the plugin remembers, as plain data."""
 
     joins: dict[tuple[int, str], int] = field(default_factory=dict)
-    """By token and our address: until when a regular join is waited for, one that is under way
-    or one that the kernel refused and that is to be tried again."""
+    """By token and our address: until when a regular join that is under way is waited for."""
+    put_off: dict[tuple[int, str], int] = field(default_factory=dict)
+    """When one that the kernel refused is asked for again."""
     refusals: dict[tuple[int, str], int] = field(default_factory=dict)
     """How often in a row the kernel refused it, as for want of a route."""
     demotions: dict[PathName, Demotion] = field(default_factory=dict)
@@ -114,6 +115,7 @@ class Book:
     def forget(self, token: int) -> None:
         """Drops what was remembered of a connection."""
         self.joins = {key: at for key, at in self.joins.items() if key[0] != token}
+        self.put_off = {key: at for key, at in self.put_off.items() if key[0] != token}
         self.refusals = {key: count for key, count in self.refusals.items() if key[0] != token}
         self.declined = {key: None for key in self.declined if key[0] != token}
         self.leaving = {name: None for name in self.leaving if name[0] != token}
@@ -175,9 +177,9 @@ class Adaptive(Plugin):
 
     def new_default_route(self, ctx: Context, route: DefaultRoute) -> Iterator[Command]:
         for connection in ctx.served():
-            for token, ip in list(self.book.refusals):
+            for token, ip in list(self.book.put_off):
                 if token == connection.token and ctx.world.interface_of(ip) == route.if_index:
-                    self.book.joins.pop((token, ip), None)
+                    del self.book.put_off[token, ip]
             yield from self._join_missing(ctx, connection)
 
     def update_interface(self, ctx: Context, link: Link) -> Iterator[Command]:
@@ -225,6 +227,7 @@ class Adaptive(Plugin):
                 or (":" in address.ip) != (":" in remote.ip)
                 or (address.ip, remote.ip) in self.trials
                 or (connection.token, address.ip) in self.book.joins
+                or (connection.token, address.ip) in self.book.put_off
             ):
                 continue
             taken.append(address.if_index)
@@ -309,7 +312,7 @@ class Adaptive(Plugin):
             if waited_for and established:
                 count = self.book.refusals[name] = self.book.refusals.get(name, 0) + 1
                 again = ctx.now + min(FIRST_PAUSE << min(count, 20) - 1, LONGEST_PAUSE)
-                self.book.joins[name] = again
+                self.book.put_off[name] = again
                 yield WakeAt(at=again, reason="the join may not be refused then")
             yield from self.trials.refused(ctx, command)
 
@@ -456,17 +459,19 @@ class Adaptive(Plugin):
         late = [name for name, at in self.book.joins.items() if at <= ctx.now]
         for name in late:
             del self.book.joins[name]
-        refused = [name for name in late if name in self.book.refusals]
-        if self.trials.expire(ctx) or len(late) > len(refused):
+        due = [name for name, at in self.book.put_off.items() if at <= ctx.now]
+        for name in due:
+            del self.book.put_off[name]
+        if self.trials.expire(ctx) or late:
             self.book.overdue = True
             yield RequestSample(reason="find the joins that were not answered, to give them up")
-        for token in dict.fromkeys(token for token, _ in refused):
+        for token in dict.fromkeys(token for token, _ in due):
             if ctx.serves(token):
                 yield from self._join_missing(ctx, ctx.world.connections[token])
         yield from self._end_demotions(ctx)
         yield from self._end_moves(ctx)
         yield from self.trials.due(ctx)
-        for at in self.book.joins.values():
+        for at in (*self.book.joins.values(), *self.book.put_off.values()):
             yield WakeAt(at=at, reason="the join may need another try")
 
     def sampled(self, ctx: Context) -> Iterator[Command]:

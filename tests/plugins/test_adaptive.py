@@ -369,3 +369,17 @@ def test_a_join_that_the_kernel_refuses_is_tried_again_with_pauses() -> None:
     simulation.tell(ev.DefaultRouteAdded(if_index=2, ipv6=False))
     simulation.wait(SECOND)
     assert simulation.regular(MOBILE)
+
+
+def test_routes_that_come_together_make_one_join() -> None:
+    """The second one is told before the kernel's answer to the join for which the first was."""
+    simulation = Simulation(mobile=False)
+    simulation.errno = errno.ENETUNREACH
+    simulation.tell(ev.LinkChanged(if_index=2, name="mobile", up=True, running=True))
+    simulation.tell(ev.LocalAddressChanged(if_index=2, ip=MOBILE, prefix_len=24))
+    simulation.wait(0)
+    simulation.errno = 0
+    simulation.tell(ev.DefaultRouteAdded(if_index=2, ipv6=False))
+    simulation.tell(ev.DefaultRouteAdded(if_index=2, ipv6=False, table=102))
+    simulation.wait(SECOND)
+    assert len(simulation.regular(MOBILE)) == 1
