@@ -20,6 +20,7 @@ import importlib
 import io
 import logging
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -44,13 +45,13 @@ Steps = list[Callable[[], None]]
 
 
 def pytest_configure() -> None:
-    """Imports what the programs would, each of them."""
-    cli = Path(__file__).parents[2] / "mptcpd_ebpf" / "cli"
-    commands = [f"mptcpd_ebpf.cli.{each.stem}" for each in cli.glob("[a-z]*.py")]
-    for name in ("__main__", "service", "lab.traffic.process"):
+    """Imports what the programs would."""
+    for name in ("__main__", "service", "plugin", "lab.traffic.process"):
         importlib.import_module(f"mptcpd_ebpf.{name}")
-    for name in commands:
-        importlib.import_module(name)
+    for package in ("cli", "core", "kernel", "trace"):
+        folder = importlib.import_module(f"mptcpd_ebpf.{package}").__path__
+        for module in pkgutil.iter_modules(folder, f"mptcpd_ebpf.{package}."):
+            importlib.import_module(module.name)
 
 
 @pytest.hookimpl(wrapper=True)
