@@ -128,7 +128,10 @@ class EndpointLedger:
                 self._ledger.limits_before = self._ledger.limits_ours = None
             self._unsaved = True
         return EndpointsRead(
-            endpoints=endpoints, limits=limits, limits_before=self._ledger.limits_before
+            endpoints=endpoints,
+            limits=limits,
+            highest_limit=self._hands.highest_limit(),
+            limits_before=self._ledger.limits_before,
         )
 
     def _marked(self, endpoint: Endpoint) -> Endpoint:

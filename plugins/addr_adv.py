@@ -22,7 +22,6 @@ from msgspec import Struct, field
 
 from mptcpd_ebpf.plugin import (
     CHANGEABLE,
-    HIGHEST_LIMIT,
     SECOND,
     AddEndpoint,
     ChangeEndpoint,
@@ -306,7 +305,7 @@ class AddrAdv(Plugin):
             )
 
     def _keep_limits(self, ctx: Context, wanted: dict[str, Wanted]) -> Iterator[Command]:
-        limit = min(FEWEST_SUBFLOWS + len(wanted), HIGHEST_LIMIT)
+        limit = min(FEWEST_SUBFLOWS + len(wanted), ctx.world.highest_limit)
         if limit == self.limit:
             return
         first, self.limit = self.limit is None, limit

@@ -7,9 +7,8 @@ import click
 
 from mptcpd_ebpf import daemon_or_kernel
 from mptcpd_ebpf.cli import _by_hand, _options
-from mptcpd_ebpf.core.endpoints import HIGHEST_LIMIT
 
-_limit = _by_hand.WholeNumber(0, HIGHEST_LIMIT)
+_limit = _by_hand.WholeNumber(0, 2**32 - 1)
 
 
 @click.command()

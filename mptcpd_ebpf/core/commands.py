@@ -177,7 +177,8 @@ class SetLimits(Command, frozen=True):
     """MPTCP_PM_CMD_SET_LIMITS: both limits of the in-kernel path manager.
 
     They hold per connection, from now on, also in connections that live; subflows above a limit
-    stay.  Userspace mode knows none.  EINVAL above 8.
+    stay.  Userspace mode knows none.  EINVAL above what the kernel
+    allows: 8, or 64 on Linux 7.3.
     """
 
     subflows: Limit

@@ -13,7 +13,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 HIGHEST_LIMIT = 8
-"""MPTCP_PM_ADDR_MAX of net/mptcp/protocol.h: endpoints in the table, and most a limit can be."""
+"""Most that a limit can be on every kernel (MPTCP_PM_ADDR_MAX of net/mptcp/protocol.h), and as
+many endpoints hold the tables of those that allow no more; Linux 7.3 has 64, and room for 255."""
 
 
 class EndpointFlag(IntFlag):

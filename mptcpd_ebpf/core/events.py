@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import KernelCommand
-from mptcpd_ebpf.core.endpoints import Endpoint, Limits
+from mptcpd_ebpf.core.endpoints import HIGHEST_LIMIT, Endpoint, Limits
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Owner
 
 
@@ -255,6 +255,8 @@ class EndpointsRead(Event, frozen=True):
 
     endpoints: list[Endpoint]
     limits: Limits
+    highest_limit: int = HIGHEST_LIMIT
+    """Most that a limit can be on this kernel."""
     limits_before: Limits | None = None
     """What stood there before we set them; None if they are not ours."""
 

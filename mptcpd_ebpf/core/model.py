@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from msgspec import Struct
 
 from mptcpd_ebpf.core.address import SockAddr, is_ipv6
-from mptcpd_ebpf.core.endpoints import Endpoint, Limits
+from mptcpd_ebpf.core.endpoints import HIGHEST_LIMIT, Endpoint, Limits
 from mptcpd_ebpf.core.measurement import Measurement, Owner
 
 SubflowKey = tuple[SockAddr, SockAddr]
@@ -191,6 +191,8 @@ class World:
     """The in-kernel path manager's, as last read."""
     limits: Limits | None = None
     """Its limits; None if they were never read."""
+    highest_limit: int = HIGHEST_LIMIT
+    """Most that a limit can be, as far as it is known."""
     limits_before: Limits | None = None
     """What stood there before we set them; None if they are not ours."""
 

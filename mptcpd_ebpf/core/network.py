@@ -142,6 +142,7 @@ def _config_changed(world: World, event: ev.ConfigChanged) -> list[Notice]:
 def _endpoints_read(world: World, event: ev.EndpointsRead) -> list[Notice]:
     world.endpoints = event.endpoints
     world.limits, world.limits_before = event.limits, event.limits_before
+    world.highest_limit = event.highest_limit
     return [Notice("endpoints_read", ())]
 
 

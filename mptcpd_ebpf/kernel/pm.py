@@ -14,6 +14,7 @@ Linux 5.19 (kernel: net/mptcp/pm_kernel.c, pm_userspace.c).
 
 import errno
 import functools
+import re
 import socket
 from enum import IntEnum
 from pathlib import Path
@@ -34,7 +35,7 @@ from mptcpd_ebpf.core.commands import (
     SetLimits,
     WithdrawAddress,
 )
-from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits
+from mptcpd_ebpf.core.endpoints import HIGHEST_LIMIT, Endpoint, EndpointFlag, Limits
 from mptcpd_ebpf.kernel.netlink import (
     GENERIC_HEADER,
     Operation,
@@ -191,6 +192,17 @@ def limits(family_id: int) -> Operation[tuple[Answer, Limits | None]]:
             add_addr_accepted=number(found[Attr.RCV_ADD_ADDRS]),
         )
     return Answer(Cmd.GET_LIMITS, reply), None
+
+
+def highest_limit(family_id: int) -> Operation[int]:
+    """Asks for more than any kernel allows, which sets nothing: the refusal names the most.
+
+    Both limits are looked at before either is set (mptcp_pm_nl_set_limits_doit).
+    """
+    body = b"".join(u32(each, 0xFFFFFFFF) for each in (Attr.RCV_ADD_ADDRS, Attr.SUBFLOWS))
+    reply = yield _request(family_id, Cmd.SET_LIMITS, body)
+    named = re.search(r"greater than maximum \((\d+)\)", reply.message)
+    return int(named[1]) if named else HIGHEST_LIMIT
 
 
 def encode(command: KernelCommand) -> tuple[Cmd, bytes]:

@@ -48,6 +48,7 @@ class PmClient:
     def __init__(self) -> None:
         """Raises MptcpMissing on a kernel without MPTCP."""
         self._requester = Requester(NETLINK_GENERIC)
+        self._highest_limit: int | None = None
         try:
             self._family = mptcp_family(self._requester).id
         except BaseException:
@@ -97,6 +98,13 @@ class PmClient:
         found = self._read(pm.limits(self._family))
         assert found is not None
         return found
+
+    def highest_limit(self) -> int:
+        """Most that a limit can be; HIGHEST_LIMIT where the kernel does not say (without
+        CAP_NET_ADMIN for instance)."""
+        if self._highest_limit is None:
+            self._highest_limit = self._requester.run(pm.highest_limit(self._family))
+        return self._highest_limit
 
     def _read(self, operation: Operation[tuple[pm.Answer, T]]) -> T:
         answer, found = self._requester.run(operation)

@@ -94,7 +94,7 @@ _BY_ERRNO = {
         "this kernel (before 6.10) does not tell the addresses of one connection"
     ),
     (Cmd.GET_ADDR, errno.EINVAL): "there is no endpoint with that address id",
-    (Cmd.SET_LIMITS, errno.EINVAL): "the kernel allows at most 8",
+    (Cmd.SET_LIMITS, errno.EINVAL): "this kernel allows at most 8",
 }
 _ANY_COMMAND = {
     errno.EPERM: "CAP_NET_ADMIN is needed in the user namespace that owns this network namespace",

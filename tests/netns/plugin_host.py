@@ -3,7 +3,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,16 @@ class PluginHost:
         for line in lines:
             said = self.run("ip", *line.split())
         return said
+
+    def batch(self, lines: Iterable[str], *, force: bool = False) -> None:
+        """Runs `ip` for many lines at once; with `force` also after those that fail."""
+        subprocess.run(
+            [*self.prefix, "ip", *["-force"] * force, "-batch", "-"],
+            input="".join(f"{line}\n" for line in lines),
+            capture_output=True,
+            text=True,
+            check=not force,
+        )
 
     def veth(self, name: str, *addresses: str, up: bool = True) -> None:
         """An interface with carrier (its other end is NAME-far), without waiting for DAD."""

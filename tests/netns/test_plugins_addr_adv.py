@@ -290,12 +290,23 @@ def test_what_a_person_has_the_daemon_remove_stays_out(host: PluginHost, tmp_pat
         host.expect(*[f"10.0.{n}.1" for n in range(1, 6)])
 
 
+def room() -> int:
+    """How many endpoints a table holds."""
+    with plugin_host() as other:
+        other.batch((f"mptcp endpoint add 10.0.{n}.1" for n in range(256)), force=True)
+        return len(other.table)
+
+
 def test_more_addresses_than_the_table_holds(host: PluginHost, tmp_path: Path) -> None:
-    host.veth("a", *[f"10.0.{n}.1/24" for n in range(1, 11)])
+    full = room()
+    addresses = {f"10.{n >> 8}.{n & 255}.1" for n in range(full + 2)}
+    host.veth("a")
+    host.batch(f"addr add {ip}/24 dev a" for ip in addresses)
+    highest = {8: 8, 255: 64}[full]
     with host.daemon(tmp_path, ADDR_ADV) as running:
-        until(lambda: len(host.table) == 8, "the table is full")
-        assert host.limits == (8, 8)
-        left_out = {f"10.0.{n}.1" for n in range(1, 11)} - host.table
+        until(lambda: len(host.table) == full, "the table is full")
+        assert host.limits == (highest, highest)
+        left_out = addresses - host.table
         until(lambda: "table is full" in running.log, "the log says so")
         for ip in left_out:
             assert f"add endpoint {ip}" in running.log
@@ -305,7 +316,7 @@ def test_more_addresses_than_the_table_holds(host: PluginHost, tmp_path: Path) -
         assert running.log.count("table is full") == told, "it is known"
         gone = min(host.table)
         host.ip(f"addr del {gone}/24 dev a")
-        until(lambda: len(host.table) == 8 and gone not in host.table, "another took its place")
+        until(lambda: len(host.table) == full and gone not in host.table, "another took its place")
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to keep"])

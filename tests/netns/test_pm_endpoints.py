@@ -19,7 +19,7 @@ from mptcpd_ebpf.core.commands import (
     RemoveEndpoint,
     SetLimits,
 )
-from mptcpd_ebpf.core.endpoints import EndpointFlag, Limits
+from mptcpd_ebpf.core.endpoints import HIGHEST_LIMIT, EndpointFlag, Limits
 from mptcpd_ebpf.core.events import (
     SubflowClosed,
     SubflowEstablished,
@@ -111,6 +111,17 @@ def test_endpoints_by_hand_are_read_and_flushed(lab: Lab, pm: PmClient) -> None:
     ]
     carry_out(pm, FlushEndpoints(reason="test"))
     assert shown(lab.client) == []
+
+
+def test_the_highest_limit_is_asked_for_and_nothing_set(lab: Lab, pm: PmClient) -> None:
+    before = pm.limits()
+    highest = pm.highest_limit()
+    assert highest >= HIGHEST_LIMIT
+    assert pm.limits() == before
+    limits = ["ip", "mptcp", "limits", "set", "subflows"]
+    lab.client.run([*limits, str(highest)])
+    assert pm.limits().subflows == highest
+    assert lab.client.run([*limits, str(highest + 1)], check=False).returncode
 
 
 def test_limits(lab: Lab, pm: PmClient) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from mptcpd_ebpf import plugin_loader
 from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import SetLimits
 from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits
 from mptcpd_ebpf.core.engine import Engine
 from tests.core.scenario import SECOND, START
@@ -49,3 +50,14 @@ def test_an_endpoint_does_not_wait_for_a_limit_that_has_room(engine: Engine) -> 
 def test_a_limit_that_is_short_is_raised_before_the_endpoint(engine: Engine) -> None:
     assert asked(engine, table(1, OURS)) == []  # somebody lowered it
     assert asked(engine, address("10.0.1.2")) == ["SetLimits", "AddEndpoint"]
+
+
+@pytest.mark.parametrize("highest", [8, 64])
+def test_a_limit_goes_as_far_as_the_kernel_lets_it(engine: Engine, highest: int) -> None:
+    limits = Limits(subflows=3, add_addr_accepted=3)
+    engine.handle(ev.EndpointsRead(endpoints=[OURS], limits=limits, highest_limit=highest), START)
+    asked_for = []
+    for number in range(2, 100):
+        outcome = engine.handle(address(f"10.0.1.{number}"), START)
+        asked_for += [d.command for d in outcome.decisions if isinstance(d.command, SetLimits)]
+    assert max(command.subflows for command in asked_for) == highest
