@@ -56,7 +56,12 @@ def stopped(running: RunningDaemon) -> Iterator[None]:
 
 
 def dropped(lab: Lab, running: RunningDaemon, protocol: int) -> int:
-    """How many messages the kernel could not give to the daemon's sockets of a protocol."""
+    """How many messages the daemon's sockets of a netlink protocol had no room for."""
+    return _sum(lab, running, protocol, column=8)
+
+
+def _sum(lab: Lab, running: RunningDaemon, protocol: int, *, column: int) -> int:
+    """Of a column of /proc/net/netlink, over the daemon's sockets of a protocol."""
     with lab.client.entered():
         rows = [line.split() for line in Path("/proc/net/netlink").read_text().splitlines()[1:]]
     inodes = {
@@ -65,9 +70,7 @@ def dropped(lab: Lab, running: RunningDaemon, protocol: int) -> int:
         if link.startswith("socket:[")
     }
     return sum(
-        int(drops)
-        for _, protocol_, _, _, _, _, _, _, drops, inode in rows
-        if int(protocol_) == protocol and int(inode) in inodes
+        int(row[column]) for row in rows if int(row[1]) == protocol and int(row[9]) in inodes
     )
 
 
@@ -79,14 +82,19 @@ def _link(descriptor: Path) -> str:
 
 def listen_until_dropped(lab: Lab, running: RunningDaemon) -> None:
     """Opens and closes MPTCP listeners until the socket for path-manager events overflows."""
+    before = _sum(lab, running, NETLINK_GENERIC, column=4)
     for count in range(1, RECEIVE_BUFFER // 512):
         with lab.client.entered():
             listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
         with listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen()
-        if count % 1000 == 0 and dropped(lab, running, NETLINK_GENERIC):
-            return
+        if count % 1000 == 0:
+            if dropped(lab, running, NETLINK_GENERIC):
+                return
+            # Two events each, of some 700 bytes with what the kernel keeps of them.
+            if _sum(lab, running, NETLINK_GENERIC, column=4) < before + 500_000:
+                pytest.skip("this kernel tells nothing of listeners")
     pytest.fail("the socket took it all")
 
 
