@@ -11,7 +11,6 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab
 from tests.netns.daemon_host import PATIENCE_S, daemon_in
-from tests.netns.mptcp_peers import listen
 from tests.netns.own_plugins import plugin_folder
 from tests.netns.plugin_host import plugin_host
 from tests.waiting import until
@@ -24,7 +23,7 @@ from mptcpd_ebpf.plugin import Plugin, RemoveEndpoint, RequestSample
 class Asks(Plugin):
     name = "asks"
 
-    def listener_created(self, ctx, address):
+    def new_local_address(self, ctx, address):
         yield RequestSample(reason="look")
         yield RemoveEndpoint(address_id=77, reason="after the sample was asked for")
 
@@ -55,12 +54,13 @@ def test_a_sample_that_fails_holds_nothing_up(mptcp_lab: Lab, tmp_path: Path, pr
         def told(words: str) -> None:
             until(lambda: words in running.log, f"{words!r}\n{running.log}", PATIENCE_S)
 
+        add = ["ip", "address", "add", "dev", mptcp_lab.paths[0].client_if]
         with no_more_descriptors(running.process.pid):
-            listen(mptcp_lab.client, "127.0.0.1").close()
+            mptcp_lab.client.run([*add, "192.0.2.1/32"])
             told("remove endpoint 77: after the sample was asked for")
             told("the subflows could not be read, nothing is decided from them: ")
             assert "remove endpoint 78" not in running.log
-        listen(mptcp_lab.client, "127.0.0.1").close()
+        mptcp_lab.client.run([*add, "192.0.2.2/32"])
         told("remove endpoint 78: the sample is there")
         assert "Traceback" not in running.log
         assert "kept out" not in running.log
