@@ -106,8 +106,8 @@ class Mptcpify:
         self._libbpf: Libbpf | None = None
         self._object = self._link = 0
         self._shared: mmap.mmap | None = None
-        _check_machine()
         constants = selection.constants()
+        _check_machine()
         try:
             path = resources.bpf_object("mptcpify")
         except FileNotFoundError as error:

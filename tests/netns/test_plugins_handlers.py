@@ -154,7 +154,9 @@ def test_what_happens_to_the_local_network(tmp_path: Path, testimony: Testimony)
         (link,) = testimony.until("new_interface", lambda link: link["name"] == "a")
         assert (link["up"], link["running"], link["loopback"]) == (False, False, False)
         host.ip("link set dev a up")
-        (link,) = testimony.until("update_interface", lambda link: link["running"])
+        (link,) = testimony.until(
+            "update_interface", lambda link: link["running"] and link["name"] == "a"
+        )
         assert (link["name"], link["up"]) == ("a", True)
         host.ip("addr add 10.0.1.1/24 dev a")
         (address,) = testimony.until("new_local_address", lambda a: a["ip"] == "10.0.1.1")

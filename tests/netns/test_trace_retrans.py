@@ -45,6 +45,8 @@ def test_a_dead_path_is_blamed_for_reinjections(lab: Lab) -> None:
             lambda line: line["event"] == "reinjected" and line["blamed_timeouts"] > 0,
             "reinjection after timeouts",
         )
+        # Later ones go over the dead path, too, which has healed then.
+        reinjected = {line["data_seq"] for line in told.all("reinjected")}
         dead.heal()
         bulk.stop()
         summary = told.end()
@@ -56,7 +58,7 @@ def test_a_dead_path_is_blamed_for_reinjections(lab: Lab) -> None:
         for option in segment.mptcp
         if isinstance(option, DSS) and option.has_map
     }
-    assert {line["data_seq"] for line in told.all("reinjected")} <= mapped
+    assert reinjected <= mapped
     blamed = [line for line in told.all("reinjected") if line["blamed_timeouts"]]
     for line in blamed:
         assert line["blamed"].startswith(dead.client_ip + ":")
