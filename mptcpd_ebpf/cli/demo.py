@@ -44,9 +44,8 @@ def command(as_json: bool, picture: Path) -> None:
             f"--picture {picture}: that folder cannot be written; choose another place",
             ExitCode.USAGE,
         )
-    # The lab, rich and matplotlib: only this command pays for them.
+    # The lab and rich: only this command pays for them.
     from mptcpd_ebpf.demo import findings, live, scenario
-    from mptcpd_ebpf.demo.picture import draw
     from mptcpd_ebpf.lab import LabError, UnavailableError
 
     signal.signal(signal.SIGTERM, _end)
@@ -64,12 +63,19 @@ def command(as_json: bool, picture: Path) -> None:
     except LabError as error:
         raise Failure(str(error), ExitCode.CHECK_FAILED) from None
     report = findings.compare(without, managed)
-    draw(without, managed, picture)
     if as_json:
         click.echo(json.dumps(report))
     else:
         click.echo(table(report))
         click.echo(findings.conclusion(report))
+    # Last, so that a machine on which matplotlib cannot run loses nothing but the picture.
+    try:
+        from mptcpd_ebpf.demo.picture import draw
+    except (ImportError, RuntimeError) as error:  # NumPy raises the latter below x86-64-v2
+        words = f"the picture cannot be drawn on this machine: {error}"
+        raise Failure(words, ExitCode.CHECK_FAILED) from None
+    draw(without, managed, picture)
+    if not as_json:
         click.echo(f"Picture: {picture}")
 
 

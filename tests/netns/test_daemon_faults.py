@@ -58,6 +58,10 @@ def lab(make_mptcp_lab: MakeLab) -> Lab:
         [LabPath(delay_ms=10, rate_mbit=20), LabPath(delay_ms=40, rate_mbit=20)], seed=1
     )
     lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    for host in lab.hosts.values():
+        # What follows a hole must fit into the receive buffer until the hole is filled: a
+        # full one takes not even what would fill it, and the connection stands still.
+        host.sysctl("ipv4.tcp_rmem", "4096 4194304 6291456")
     return lab
 
 

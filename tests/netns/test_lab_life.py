@@ -82,7 +82,6 @@ def test_what_a_killed_owner_leaves_is_removed_by_the_next_lab_alone() -> None:
         alive.end(signal.SIGINT)
 
 
-@pytest.mark.starts_anew
 def test_sigterm_takes_the_demo_s_lab_down(tmp_path: FilePath) -> None:
     argv = [sys.executable, "-c", "from mptcpd_ebpf.cli import main; main()", "demo"]
     with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.DEVNULL) as demo:

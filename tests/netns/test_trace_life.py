@@ -39,7 +39,11 @@ def test_a_connection_its_join_and_its_end(lab: Lab) -> None:
     assert closed["subflows"] == 2
     assert closed["bytes_sent"] >= 10_005
     assert closed["bytes_received"] >= 10_005
-    assert {line["why"] for line in told.all("ended")} == {"closed by this host"}
+    # Both ends close at once: whose FIN is first, each subflow decides for itself.
+    assert {line["why"] for line in told.all("ended")} <= {
+        "closed by the peer",
+        "closed by this host",
+    }
 
 
 def test_the_peer_closes_and_the_server_sees_its_side(lab: Lab) -> None:

@@ -76,7 +76,8 @@ def _keep_talking_while_resetting(lab: Lab, ends: object) -> None:
     talker = threading.Thread(target=talking)
     talker.start()
     try:
-        assert lab.paths[1].inject_resets() + lab.paths[0].inject_resets() >= 1
+        # Not both: what is written to a connection without subflows stays unanswered.
+        assert lab.paths[1].inject_resets() or lab.paths[0].inject_resets()
     finally:
         done.set()
         talker.join()
