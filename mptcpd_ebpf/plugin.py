@@ -32,7 +32,7 @@ from mptcpd_ebpf.core.endpoints import (
 )
 from mptcpd_ebpf.core.events import AlarmRaised
 from mptcpd_ebpf.core.joining_plugin import JoiningPlugin
-from mptcpd_ebpf.core.joins import STRAY, Joins, Want, tell_peer
+from mptcpd_ebpf.core.joins import SHORT_LIFE, STRAY, Joins, Want, tell_peer
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
 from mptcpd_ebpf.core.model import (
     Connection,
@@ -54,6 +54,7 @@ __all__ = [
     "HIGHEST_LIMIT",
     "MS",
     "SECOND",
+    "SHORT_LIFE",
     "STRAY",
     "AddEndpoint",
     "AddressIds",

@@ -28,6 +28,7 @@ from msgspec import Meta
 from mptcpd_ebpf.plugin import (
     MS,
     SECOND,
+    SHORT_LIFE,
     AlarmKind,
     AlarmRaised,
     Command,
@@ -83,6 +84,8 @@ class Reconnect(JoiningPlugin):
         self.silent: dict[int, dict[SubflowKey, int]] = {}
         """By token: subflows that nothing comes back on, and how many there shall be between
         their addresses while another one is tried."""
+        self.successors: dict[int, set[SubflowKey]] = {}
+        """By token: subflows in whose favour a silent one was given up."""
         self.joins = Joins(
             self.ids,
             first_pause=self.options.first_pause_ms * MS,
@@ -134,6 +137,7 @@ class Reconnect(JoiningPlugin):
         for other in self._silent(connection):
             if _pair(other) == _pair(subflow):
                 del self.silent[connection.token][other.key]
+                self.successors.setdefault(connection.token, set()).add(subflow.key)
                 reason = (
                     "it is silent, but a new handshake was answered: a NAT or firewall forgot "
                     "it, or the path was down"
@@ -148,7 +152,7 @@ class Reconnect(JoiningPlugin):
             return
         pair = _pair(subflow)
         lost = self.lost.setdefault(connection.token, {})
-        cause = _cause(subflow)
+        cause = self._taken_back(ctx, subflow) or _cause(subflow)
         beside = any(_pair(other) == pair for other in self._silent(connection))
         if beside or self.joins.is_leaving(subflow) or (cause is None and pair not in lost):
             # Tried beside a silent one, or closed in order; but a join of ours that failed is
@@ -163,6 +167,21 @@ class Reconnect(JoiningPlugin):
             yield from self.joins.closed(ctx, subflow, pause=pause)
         yield from self.keep(ctx, connection)
 
+    def _taken_back(self, ctx: Context, subflow: Subflow) -> tuple[str, int | None] | None:
+        """Whether the peer answered a successor's SYN and then did not want it.
+
+        A peer at its limit does so, which the one given up may have held it at, and Linux 6.1
+        and 6.12 while data waits out of order: neither is for good.
+        """
+        successors = self.successors.get(subflow.token, set())
+        if subflow.key not in successors:
+            return None
+        successors.remove(subflow.key)
+        opened_at = subflow.opened_at
+        if opened_at is not None and ctx.now - opened_at >= SHORT_LIFE:
+            return None
+        return "the peer answered its successor, and took it back", None
+
     def by_hand(self, ctx: Context, command: KernelCommand) -> Iterable[Command]:
         """What a person destroys is not lost, and what is lost besides is made anew."""
         return ()
@@ -174,6 +193,7 @@ class Reconnect(JoiningPlugin):
     def connection_closed(self, ctx: Context, connection: Connection) -> Iterable[Command]:
         self.lost.pop(connection.token, None)
         self.silent.pop(connection.token, None)
+        self.successors.pop(connection.token, None)
         return super().connection_closed(ctx, connection)
 
 
