@@ -135,7 +135,7 @@ def compile_functions(
     return msgspec.json.decode(done.stdout, type=dict[str, bytes])
 
 
-def _serve() -> None:
+def main() -> None:
     """The child process: an `Order` comes in, the instructions of its functions go out."""
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
     try:
@@ -150,4 +150,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    main()

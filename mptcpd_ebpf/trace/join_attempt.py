@@ -22,8 +22,9 @@ COUNTED = {
     "or the path manager did not want it",
 }
 """Counters of refusals by this host, and what each means."""
-_OF_OWN_JOINS = {"MPJoinSynAckHMacFailure"}
-"""Those of them that count joins which this host began."""
+_OF_SYN_ACK = "MPJoinSynAckHMacFailure"
+_OF_OWN_JOINS = {_OF_SYN_ACK, "MPJoinAckHMacFailure"}
+"""Those of them that count joins which this host began: Linux 6.18.15 takes the second."""
 _OF_SYN = {"MPJoinNoTokenFound", "MismatchPortSynRx"}
 """Those that count joins refused before their third packet."""
 NEVER_LEFT = {
@@ -60,7 +61,12 @@ def fits(counter: str, attempt: Attempt) -> bool:
     """Whether a counter of refusals is one of joins in this direction and so far."""
     if not attempt.incoming:
         return counter in _OF_OWN_JOINS
-    return counter not in _OF_OWN_JOINS and (counter in _OF_SYN) != bool(attempt.third)
+    return counter != _OF_SYN_ACK and (counter in _OF_SYN) != bool(attempt.third)
+
+
+def meaning(counter: str, attempt: Attempt) -> str:
+    """What a counter that fits says of the join."""
+    return COUNTED[counter if attempt.incoming else _OF_SYN_ACK]
 
 
 def peers_reason(attempt: Attempt, code: int | None) -> str:
@@ -72,7 +78,8 @@ def peers_reason(attempt: Attempt, code: int | None) -> str:
             "or the connection was ending there",
             2: "it lacks resources",
             3: "it may be: its limit of subflows, its policy, a wrong HMAC, "
-            "or the connection was ending there",
+            "the connection was ending there, or data waited there out of order "
+            "(Linux 6.1 and 6.12)",
             5: "it holds the path for unacceptable",
             6: "it suspects a middlebox",
         }

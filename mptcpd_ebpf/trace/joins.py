@@ -28,6 +28,7 @@ from mptcpd_ebpf.trace.join_attempt import (
     Attempt,
     error_reason,
     fits,
+    meaning,
     peers_reason,
     silent,
 )
@@ -129,17 +130,17 @@ class Joins:
         ]
         evidence += [f"counter {name} moved" for name in moved]
         if len(moved) > 1:
-            candidates = ", or ".join(COUNTED[name] for name in moved)
+            candidates = ", or ".join(dict.fromkeys(meaning(name, attempt) for name in moved))
             return "refused", f"several joins were refused at once; this one: {candidates}"
         for name in moved:
             self._explained[name] += 1
             if name == "MPJoinRejected":
                 return "refused", self._rejected(token, at, evidence)
-            if name == "MPJoinAckHMacFailure" and "MPJoinRejected" not in now:
+            if attempt.incoming and name == "MPJoinAckHMacFailure" and "MPJoinRejected" not in now:
                 # Such a kernel (before 6.15) counts all refusals of the third packet here.
                 why = self._known_rejection(token, at, evidence)
-                return "refused", why or COUNTED[name]
-            return "refused", COUNTED[name]
+                return "refused", why or meaning(name, attempt)
+            return "refused", meaning(name, attempt)
         if not attempt.incoming:
             if attempt.notes:
                 return "refused", attempt.notes[0]
@@ -164,8 +165,9 @@ class Joins:
     def _rejected(self, token: int | None, at: int, evidence: list[str]) -> str:
         """Why this host did not accept a join whose token and HMAC were right."""
         return self._known_rejection(token, at, evidence) or (
-            "not the limit of subflows; it may be: the connection was not fully established yet, "
-            "it was ending, or the limit was changed since"
+            "not the limit of subflows; it may be: data waited out of order (Linux 6.1 and "
+            "6.12), the connection was not fully established yet, it was ending, or the limit "
+            "was changed since"
         )
 
     def _known_rejection(self, token: int | None, at: int, evidence: list[str]) -> str | None:

@@ -244,7 +244,7 @@ def _ends(running: RunningDaemon, local_ip: str) -> tuple[str, str]:
 def test_refresh_replaces_the_slowest(make_mptcp_lab: Made, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5, rate_mbit=20, loss_percent=2)])
     lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
-    options = {"subflows": 3, "interval_s": 1, "lag_percent": 100, "least_kib": 64}
+    options: dict[str, Any] = {"subflows": 3, "interval_s": 1, "lag_percent": 100, "least_kib": 64}
     with managed(lab, tmp_path, "refresh", **options) as running:
         # With pauses: Linux 6.1 and 6.12 take no join while they wait for what was lost.
         traffic = lab.start(RequestResponse(size=32_768, interval_ms=20 * INTERVAL_MS))

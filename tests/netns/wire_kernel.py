@@ -24,6 +24,9 @@ NEWER = {
     "MPJoinSynTx",
 }
 
+WRONG_HMAC = ("MPJoinSynAckHMacFailure", "MPJoinAckHMacFailure")
+"""What counts a SYN/ACK with a wrong HMAC; the second one on Linux 6.18.15."""
+
 
 class Counters:
     """How a host's MPTcpExt counters changed since the making of this object."""
