@@ -158,10 +158,18 @@ def snapshot(*, with_owners: bool = True) -> Snapshot:
         token = number(details.get(_TOKEN_LOC, b""))
         if token not in sockets:
             continue  # plain TCP, or its connection ended between the dumps
+        if row.state == _TCP_SYN_SENT == sockets[token].state:
+            continue  # not connected yet
         flags = number(details.get(_FLAGS, b""))
         if not flags & _JOIN:
             server_side[token] = not flags & _MCAP_LOC
         subflows.append((row, details, token, flags))
+    standing = {token for _, _, token, _ in subflows}
+    sockets = {
+        token: row
+        for token, row in sockets.items()
+        if row.state != _TCP_SYN_SENT or token in standing
+    }
     by_token = {token: _owner(row) for token, row in sockets.items()}
     if with_owners:
         # A connection that nobody has accepted yet is no process's; its listener always is.
@@ -231,10 +239,15 @@ def _listener(listening: dict[SockAddr, _Row], local: SockAddr) -> _Row | None:
 
 
 def _mptcp_sockets(requester: Requester, *, fallen: bool = False) -> dict[int, _Row]:
-    """MPTCP sockets that are connected and did not fall back to TCP, or did, by token."""
+    """MPTCP sockets that did not fall back to TCP, or did, by token.
+
+    Those that connect are among them: while a process is still inside connect(2) the MPTCP
+    socket lags behind its first subflow (mptcp_propagate_state in net/mptcp/protocol.c).
+    """
     found: dict[int, _Row] = {}
+    states = _LIVE if fallen else _LIVE | 1 << _TCP_SYN_SENT
     for family in (socket.AF_INET, socket.AF_INET6):
-        for row in _dump(requester, family, _IPPROTO_MPTCP, _LIVE):
+        for row in _dump(requester, family, _IPPROTO_MPTCP, states):
             info = row.rest.get(_INET_DIAG_INFO, b"")
             if len(info) >= _MPTCP_FLAGS_AND_TOKEN.size:
                 flags, token = _MPTCP_FLAGS_AND_TOKEN.unpack_from(info)

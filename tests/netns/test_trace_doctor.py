@@ -132,7 +132,7 @@ def test_of_three_paths_the_dead_one_is_named() -> None:
         with sending(ends), reading(ends, 65536):
             found = examine(lab, token_of(ends.client), lab.paths[1].blackhole)
         dead = lab.paths[1].client_ip
-    assert next(iter(found)) == "dead-path"
+    assert next(iter(found)) == "dead-path", found
     assert dead in found["dead-path"]["words"]
 
 
@@ -141,7 +141,7 @@ def test_loss_on_one_path() -> None:
         lab.paths[0].set(loss_percent=6, direction="up")
         found = of_bulk(lab)
         lossy = lab.paths[0].client_ip
-    assert next(iter(found)) == "loss"
+    assert next(iter(found)) == "loss", found
     assert lossy in found["loss"]["words"]
 
 
@@ -149,7 +149,7 @@ def test_a_dead_path() -> None:
     with a_lab(HEALTHY) as lab:
         found = of_bulk(lab, lab.paths[0].blackhole)
         dead = lab.paths[0].client_ip
-    assert next(iter(found)) == "dead-path"
+    assert next(iter(found)) == "dead-path", found
     assert dead in found["dead-path"]["words"]
 
 
@@ -174,7 +174,7 @@ def test_a_peer_that_does_not_read() -> None:
         ends.server.setsockopt(SOL_SOCKET, SO_RCVBUF, 65536)
         with sending(ends):
             found = examine(lab, token_of(ends.client))
-    assert next(iter(found)) == "peer"
+    assert next(iter(found)) == "peer", found
 
 
 def test_a_peer_that_reads_slowly() -> None:
@@ -182,7 +182,7 @@ def test_a_peer_that_reads_slowly() -> None:
         ends.server.setsockopt(SOL_SOCKET, SO_RCVBUF, 65536)
         with sending(ends), reading(ends, 10_000, 0.05):
             found = examine(lab, token_of(ends.client))
-    assert next(iter(found)) == "peer"
+    assert next(iter(found)) == "peer", found
 
 
 def test_only_one_subflow() -> None:
@@ -227,7 +227,7 @@ def test_a_connection_that_is_reset_meanwhile() -> None:
             ends.server.close()
 
         found = examine(lab, token, abort)
-    assert next(iter(found)) == "ended"
+    assert next(iter(found)) == "ended", found
     assert any("reset by the peer" in each for each in found["ended"]["evidence"])
 
 
