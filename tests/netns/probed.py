@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -129,9 +129,17 @@ class Ends(NamedTuple):
 
 @contextmanager
 def connection(
-    lab: Lab, *, family: int = socket.AF_INET, listen_on: str = "", send_buffer: int | None = None
+    lab: Lab,
+    *,
+    family: int = socket.AF_INET,
+    listen_on: str = "",
+    send_buffer: int | None = None,
+    receive_buffer: int | None = None,
 ) -> Iterator[Ends]:
-    """An MPTCP connection over the first path, cubic, fully established."""
+    """An MPTCP connection over the first path, cubic, fully established.
+
+    `send_buffer` is the client's, `receive_buffer` the server's, both in bytes.
+    """
     path = lab.paths[0]
     with lab.server.entered():
         six = ":" in listen_on
@@ -139,6 +147,8 @@ def connection(
             socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP
         )
     with listener:
+        if receive_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         listener.bind((listen_on or "0.0.0.0", 0))
         listener.listen()
         with lab.client.entered():
@@ -166,6 +176,16 @@ def exchange(ends: Ends, payload: bytes) -> None:
             while left:
                 left -= len(receiver.recv(left))
             sent.result()
+
+
+def abort(closing: socket.socket, other: socket.socket) -> None:
+    """Resets a connection at rest (SO_LINGER 0); skips the test where the kernel does not."""
+    closing.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+    closing.close()
+    other.settimeout(DEADLINE_S)
+    with suppress(ConnectionResetError):
+        if other.recv(1) == b"":
+            pytest.skip("this kernel closes in order in spite of SO_LINGER")
 
 
 class TcpInfo(NamedTuple):

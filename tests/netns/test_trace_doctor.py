@@ -3,20 +3,18 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from socket import SO_LINGER, SO_RCVBUF, SOL_SOCKET
 
 import pytest
 
 from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse
 from mptcpd_ebpf.lab.traffic.sockets import token_of
-from tests.netns.probed import Ends, allow_joins, connection
+from tests.netns.probed import Ends, abort, allow_joins, connection
 from tests.netns.tracing import MAIN, Line, tracing
 from tests.waiting import SLOWNESS
 
@@ -138,7 +136,7 @@ def test_of_three_paths_the_dead_one_is_named() -> None:
 
 def test_loss_on_one_path() -> None:
     with a_lab(HEALTHY) as lab:
-        lab.paths[0].set(loss_percent=6, direction="up")
+        lab.paths[0].set(loss_percent=3, direction="up")
         found = of_bulk(lab)
         lossy = lab.paths[0].client_ip
     assert next(iter(found)) == "loss", found
@@ -170,18 +168,20 @@ def test_a_long_queue() -> None:
 
 
 def test_a_peer_that_does_not_read() -> None:
-    with a_lab(HEALTHY) as lab, connection(lab) as ends:
-        ends.server.setsockopt(SOL_SOCKET, SO_RCVBUF, 65536)
-        with sending(ends):
-            found = examine(lab, token_of(ends.client))
+    with a_lab(HEALTHY) as lab, connection(lab, receive_buffer=65536) as ends, sending(ends):
+        found = examine(lab, token_of(ends.client))
     assert next(iter(found)) == "peer", found
 
 
 def test_a_peer_that_reads_slowly() -> None:
-    with a_lab([Path(delay_ms=5), Path(delay_ms=5)]) as lab, connection(lab) as ends:
-        ends.server.setsockopt(SOL_SOCKET, SO_RCVBUF, 65536)
-        with sending(ends), reading(ends, 10_000, 0.05):
-            found = examine(lab, token_of(ends.client))
+    paths = [Path(delay_ms=5), Path(delay_ms=5)]
+    with (
+        a_lab(paths) as lab,
+        connection(lab, receive_buffer=65536) as ends,
+        sending(ends),
+        reading(ends, 10_000, 0.05),
+    ):
+        found = examine(lab, token_of(ends.client))
     assert next(iter(found)) == "peer", found
 
 
@@ -222,11 +222,7 @@ def test_a_connection_that_is_reset_meanwhile() -> None:
     with a_lab(HEALTHY) as lab, connection(lab) as ends:
         token = token_of(ends.client)
 
-        def abort() -> None:
-            ends.server.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("=ii", 1, 0))
-            ends.server.close()
-
-        found = examine(lab, token, abort)
+        found = examine(lab, token, lambda: abort(ends.server, ends.client))
     assert next(iter(found)) == "ended", found
     assert any("reset by the peer" in each for each in found["ended"]["evidence"])
 

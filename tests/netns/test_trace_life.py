@@ -2,15 +2,13 @@
 """What `trace life` tells of real connections is what was done with them."""
 
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path as FilePath
-from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
 
 from mptcpd_ebpf.lab import Lab, Path
-from tests.netns.probed import allow_joins, connection, exchange
+from tests.netns.probed import abort, allow_joins, connection, exchange
 from tests.netns.tracing import tracing
 from tests.waiting import SLOWNESS, until
 
@@ -66,8 +64,7 @@ def test_the_peer_closes_and_the_server_sees_its_side(lab: Lab) -> None:
 def test_a_reset_is_told_on_both_sides(lab: Lab) -> None:
     with tracing(lab.client, "life") as told, tracing(lab.server, "life") as server_told:
         with connection(lab) as ends:
-            ends.client.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("=ii", 1, 0))
-            ends.client.close()
+            abort(ends.client, ends.server)
         ended = told.event("ended", initial=True)
         server_ended = server_told.event("ended", initial=True)
     assert ended["why"].startswith("reset by this host")
