@@ -13,7 +13,8 @@ the same two addresses, sooner or later by what took it:
 * nothing comes back, but the kernel has not given up yet, for which it takes a quarter of an
   hour (the probes see the timeouts): a second subflow between the same addresses is tried
   beside it.  If its handshake is answered, the silent one is given up: a NAT or firewall
-  in between had forgotten it, or the path was down and is back.
+  in between had forgotten it, or the path was down and is back.  If the peer takes that
+  one back at once, it is tried again after a pause.
 
 Pauses double with each failure.  What we or the peer closed in order is not lost.  Only the
 client side acts.
