@@ -265,7 +265,8 @@ class Adaptive(Plugin):
     def new_subflow(
         self, ctx: Context, connection: Connection, subflow: Subflow
     ) -> Iterator[Command]:
-        if connection.server_side:
+        # What was given up just before its answer was heard is on its way out.
+        if connection.server_side or (subflow.token, subflow.key) in self.book.leaving:
             return
         joined = self.book.joins.pop((connection.token, subflow.local.ip), None)
         if joined is not None and connection.token in self.book.came_back:

@@ -39,6 +39,8 @@ PathName = tuple[str, str]
 SOON = 10 * SECOND
 """A path that falls again so soon after its return has relapsed."""
 UNMEASURED_RTT = 100 * MS
+LONGEST_PATIENCE = 3 * SECOND
+"""With a join that is a connection's only hope."""
 
 
 @dataclass(slots=True)
@@ -68,12 +70,19 @@ class Path:
     relapses: int
     """How often it fell again soon after its return, in a row."""
     clean: int = 0
+    failed: int = 0
+    """Trials in a row that failed."""
     trial: Trial | None = None
 
     @property
     def patience(self) -> int:
         """Nanoseconds after which an unanswered trial has failed."""
         return 2 * self.usual_rtt + 60 * MS
+
+    @property
+    def last_patience(self) -> int:
+        """The same where nothing else is left: it grows, for a late answer beats none."""
+        return min(self.patience << min(self.failed, 10), max(self.patience, LONGEST_PATIENCE))
 
 
 def path_name(subflow: Subflow) -> PathName:
@@ -183,6 +192,7 @@ class Trials:
             verdict = "it has served"
         elif ctx.now <= trial.deadline:
             path.clean += 1
+            path.failed = 0
             path.next_at = ctx.now + 20 * MS
             verdict = f"the trial was answered in {took}"
         else:
@@ -247,8 +257,10 @@ class Trials:
             self._returned[path.name] = (ctx.now, path.relapses)
             yield from self._take_back(ctx, path, connection, remote)
             return
-        path.trial = Trial(connection.token, ctx.now, ctx.now + path.patience)
-        if connection.usable_subflows():
+        bare = not connection.usable_subflows()
+        patience = path.last_patience if bare else path.patience
+        path.trial = Trial(connection.token, ctx.now, ctx.now + patience)
+        if not bare:
             which = f"trial {path.clean + 1} of {path.needed}"
             yield self._join(ctx, path, connection, remote, f"{which}: does it answer in time?")
         else:
@@ -297,6 +309,7 @@ class Trials:
     def _failed(self, ctx: Context, path: Path) -> None:
         path.trial = None
         path.clean = 0
+        path.failed += 1
         path.next_at = ctx.now + path.pause
         path.pause = min(path.pause * 3 // 2, max(self._longest_pause, path.pause))
 

@@ -44,6 +44,8 @@ class Simulation:
         self.extra_rtt = {FIBRE: 0, MOBILE: 0}
         self.errno = 0
         """What the kernel answers to joins."""
+        self.crossing = False
+        """Whether a join's answer crosses the command that gives it up."""
         self.decisions: list[Decision] = []
         self.faults: list[str] = []
         self._due: list[tuple[int, int, ev.Event]] = []
@@ -132,7 +134,14 @@ class Simulation:
             case CreateSubflow() as create:
                 self._join(create)
             case DestroySubflow() as destroy:
-                self._opening.pop((destroy.local, destroy.remote), None)
+                key = (destroy.local, destroy.remote)
+                if not self.crossing:
+                    self._opening.pop(key, None)
+                elif key in self._opening:
+                    joined = ev.SubflowEstablished(
+                        token=destroy.token, local=destroy.local, remote=destroy.remote
+                    )
+                    self._later(0, joined)
                 closed = ev.SubflowClosed(
                     token=destroy.token, local=destroy.local, remote=destroy.remote
                 )

@@ -227,6 +227,32 @@ def test_a_connection_that_lost_all_its_subflows_gets_one_at_once(two_paths: Sim
     assert two_paths.regular(MOBILE)
 
 
+def lose_the_only_one(alone: Simulation) -> None:
+    (last,) = alone.regular(FIBRE)
+    alone.tell(ev.SubflowClosed(token=TOKEN, local=last.local, remote=last.remote, error=104))
+
+
+def test_the_last_hope_has_time_to_be_answered() -> None:
+    """The path's RTT has risen far above the usual one."""
+    alone = Simulation(mobile=False)
+    alone.extra_rtt[FIBRE] = 900 * MS
+    lose_the_only_one(alone)
+    alone.wait(20 * SECOND)
+    assert alone.regular(FIBRE)
+
+
+def test_an_answer_that_crosses_its_giving_up_is_no_return() -> None:
+    alone = Simulation(mobile=False)
+    alone.crossing = True
+    alone.answers[FIBRE] = DEAD
+    lose_the_only_one(alone)
+    alone.wait(5 * SECOND)
+    assert not alone.regular(FIBRE)
+    alone.answers[FIBRE] = FINE
+    alone.wait(5 * SECOND)
+    assert alone.regular(FIBRE)
+
+
 def test_one_that_lost_all_of_them_while_every_path_was_dead_gets_them_again(
     two_paths: Simulation,
 ) -> None:
