@@ -47,7 +47,8 @@ from mptcpd_ebpf.plugin import (
 
 TRANSIENT = 0x1
 """Flag T of MP_TCPRST: the cause may go away (RFC 8684, 3.6)."""
-FOR_GOOD = {3: "administratively prohibited", 6: "middlebox interference"}
+PROHIBITED = 3
+FOR_GOOD = {PROHIBITED: "administratively prohibited", 6: "middlebox interference"}
 """Reasons of MP_TCPRST against which trying again is no use."""
 
 
@@ -86,7 +87,7 @@ class Reconnect(JoiningPlugin):
         """By token: subflows that nothing comes back on, and how many there shall be between
         their addresses while another one is tried."""
         self.successors: dict[int, set[SubflowKey]] = {}
-        """By token: subflows in whose favour a silent one was given up."""
+        """By token: subflows that took the place of one that was lost or silent."""
         self.joins = Joins(
             self.ids,
             first_pause=self.options.first_pause_ms * MS,
@@ -133,12 +134,14 @@ class Reconnect(JoiningPlugin):
     def new_subflow(
         self, ctx: Context, connection: Connection, subflow: Subflow
     ) -> Iterable[Command]:
-        self.lost.get(connection.token, {}).pop(_pair(subflow), None)
+        successors = self.successors.setdefault(connection.token, set())
+        if self.lost.get(connection.token, {}).pop(_pair(subflow), None):
+            successors.add(subflow.key)
         yield from super().new_subflow(ctx, connection, subflow)
         for other in self._silent(connection):
             if _pair(other) == _pair(subflow):
                 del self.silent[connection.token][other.key]
-                self.successors.setdefault(connection.token, set()).add(subflow.key)
+                successors.add(subflow.key)
                 reason = (
                     "it is silent, but a new handshake was answered: a NAT or firewall forgot "
                     "it, or the path was down"
@@ -169,7 +172,7 @@ class Reconnect(JoiningPlugin):
         yield from self.keep(ctx, connection)
 
     def _taken_back(self, ctx: Context, subflow: Subflow) -> tuple[str, int | None] | None:
-        """Whether the peer answered a successor's SYN and then did not want it.
+        """Whether the peer answered a successor's SYN and then did not want it, saying no more.
 
         A peer at its limit does so, which the one given up may have held it at, and Linux 6.1
         and 6.12 while data waits out of order: neither is for good.
@@ -178,8 +181,9 @@ class Reconnect(JoiningPlugin):
         if subflow.key not in successors:
             return None
         successors.remove(subflow.key)
+        says_more = subflow.error or subflow.reset_reason not in (None, PROHIBITED)
         opened_at = subflow.opened_at
-        if opened_at is not None and ctx.now - opened_at >= SHORT_LIFE:
+        if says_more or (opened_at is not None and ctx.now - opened_at >= SHORT_LIFE):
             return None
         return "the peer answered its successor, and took it back", None
 

@@ -68,7 +68,10 @@ def until_made_anew(
         now = behind(path, running, traffic)
         return len(now) == 1 and now != old
 
-    until(done, f"one new subflow in the place of {old}\n{running.log}", PATIENCE_S)
+    try:
+        until(done, "", PATIENCE_S)
+    except AssertionError:
+        raise AssertionError(f"no new subflow in the place of {old}\n{running.log}") from None
 
 
 @pytest.fixture
@@ -84,7 +87,8 @@ def test_a_nat_that_forgot_and_says_nothing(nat_lab: Lab, tmp_path: Path) -> Non
         until_made_anew(second, old, running, traffic)
         assert "is silent; is a new handshake answered?" in running.log
         assert "a NAT or firewall forgot it" in running.log
-        assert "failed" not in running.log, "it works at the first try"
+        # At the first try, unless data waits there out of order (Linux 6.1 and 6.12).
+        assert "failed" not in running.log or "took it back" in running.log
 
 
 def test_a_nat_that_forgot_and_makes_a_new_binding(nat_lab: Lab, tmp_path: Path) -> None:
