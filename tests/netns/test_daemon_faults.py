@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
-from mptcpd_ebpf.lab.wire import DSS, FIN, RST, MPJoinSyn, MPPrio, RemoveAddr, Wire
+from mptcpd_ebpf.lab.wire import DSS, FIN, RST, MPJoinSyn, RemoveAddr, Wire
 from mptcpd_ebpf.lab.wire.segment import Flow, Segment
 from tests.netns.daemon_host import (
     PATIENCE_S,
@@ -81,21 +82,6 @@ def ending(wire: Wire, flow: Flow, since: int) -> Segment:
     return found[0]
 
 
-def backs_up(wire: Wire, join: Segment) -> bool:
-    """Whether a join is backup from its SYN on or, where the kernel cannot, right after."""
-    return join.carries(MPJoinSyn(backup=1)) or bool(
-        wire.matching(MPPrio(backup=1), flow=join.flow, direction="out")
-    )
-
-
-def carries_data(wire: Wire, join: Segment) -> bool:
-    """Whether it became a subflow that data went out on."""
-    return any(
-        segment.flow == join.flow and segment.outgoing and segment.payload_length
-        for segment in wire.segments
-    )
-
-
 def flows(wire: Wire, path: LivePath, running: RunningDaemon, token: int | None) -> list[Flow]:
     """The subflows of a path, as the wire names them."""
     listed = {s["local"] for s in subflows(running, token) if s["interface"] == path.client_if}
@@ -154,10 +140,13 @@ def test_a_bad_path_is_left_and_taken_back_when_it_has_healed(
             since=left.at,
         )
         # On measured grounds: trials, joins that carry nothing, were answered before.
-        others = [join for join in joins if carries_data(wire, join) and not backs_up(wire, join)]
-        trials = [join for join in joins if join not in others]
+        listed = subflows(running, traffic.token)
+        back = [s["local"] for s in listed if s["state"] == "established"]
+        (returned,) = [join for join in joins if str(join.flow.source) in back]
+        trials = [join for join in joins if join.at < returned.at]
         assert trials
-        assert trials[0].at < others[0].at
+        assert not joins_marked() or all(join.carries(MPJoinSyn(backup=1)) for join in trials)
+        assert not returned.carries(MPJoinSyn(backup=1))
         taken_back = until_decided(running, "CreateSubflow", bad.client_ip, decision["id"])
         assert "trial" in " ".join(
             made["reason"]
