@@ -50,13 +50,13 @@ def counted(host: Host, counter: str) -> int:
 def of_bulk(
     lab: Lab, meanwhile: Callable[[], object] = lambda: None, buffer: int | None = None
 ) -> Line:
-    bulk = lab.start(Bulk(drain_s=1, send_buffer=buffer, receive_buffer=buffer))
-    for path in lab.paths:
-        path.wait_for_subflow(10 * SLOWNESS)
-    try:
-        return examine(lab, bulk.token, meanwhile)
-    finally:
-        bulk.kill()
+    """The diagnosis of a client that sends as much as goes, over every path."""
+    with connection(lab, send_buffer=buffer, receive_buffer=buffer) as ends:
+        # Before the transfer: Linux 6.1 and 6.12 take no join while data waits out of order.
+        for path in lab.paths:
+            path.wait_for_subflow(10 * SLOWNESS)
+        with sending(ends), reading(ends, 65536):
+            return examine(lab, token_of(ends.client), meanwhile)
 
 
 @contextmanager
@@ -128,13 +128,8 @@ def test_a_host_that_receives_is_told_to_ask_the_sender() -> None:
 
 
 def test_of_three_paths_the_dead_one_is_named() -> None:
-    paths = [Path(delay_ms=delay, rate_mbit=4) for delay in (5, 10, 25)]
-    with a_lab(paths) as lab, connection(lab) as ends:
-        # Before the transfer: Linux 6.1 and 6.12 take no join while data waits out of order.
-        for path in lab.paths:
-            path.wait_for_subflow(10 * SLOWNESS)
-        with sending(ends), reading(ends, 65536):
-            found = examine(lab, token_of(ends.client), lab.paths[1].blackhole)
+    with a_lab([Path(delay_ms=delay, rate_mbit=4) for delay in (5, 10, 25)]) as lab:
+        found = of_bulk(lab, lab.paths[1].blackhole)
         dead = lab.paths[1].client_ip
     assert next(iter(found)) == "dead-path", found
     assert dead in found["dead-path"]["words"]
