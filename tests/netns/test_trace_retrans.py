@@ -9,7 +9,7 @@ from mptcpd_ebpf.lab import Bulk, Lab, Path
 from mptcpd_ebpf.lab.wire import DSS, Wire
 from tests.netns.probed import allow_joins
 from tests.netns.tracing import tracing
-from tests.waiting import SLOWNESS
+from tests.waiting import SLOWNESS, until
 
 
 @pytest.fixture
@@ -19,19 +19,33 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
+def may_repeat(lab: Lab) -> str:
+    """The client's TCP sockets that wait for an acknowledgement, or may still send."""
+    states = ("established", "close-wait", "fin-wait-1", "closing", "last-ack")
+    return lab.client.run(
+        ["ss", "-Htn", *(word for each in states for word in ("state", each))]
+    ).stdout
+
+
 def test_loss_on_one_path_is_repeated_there_as_on_the_wire(lab: Lab) -> None:
     lossy = lab.paths[0]
     with Wire(lab.client.name, snap=160) as wire, tracing(lab.client, "retrans") as told:
         lossy.set(loss_percent=8, direction="up")
         lab.start(Bulk(bytes=1_500_000)).result()
+        until(lambda: not may_repeat(lab), "nothing is left to be repeated")
         told.end()
-        sent_again = wire.retransmissions(interface=lossy.client_if)
-    segments = [
-        line for line in told.all("retransmitted") if line["local"].startswith(lossy.client_ip)
-    ]
-    assert segments
-    # A super-packet counts once here, by its segments on the wire.
-    assert sum(-(-line["length"] // 1424) for line in segments) == sum(sent_again.values())
+        segments = [
+            line for line in told.all("retransmitted") if line["local"].startswith(lossy.client_ip)
+        ]
+        assert segments
+        # A super-packet counts once here, by its segments on the wire.
+        told_of = sum(-(-line["length"] // 1424) for line in segments)
+
+        def captured() -> int:
+            return sum(wire.retransmissions(interface=lossy.client_if).values())
+
+        until(lambda: captured() >= told_of, "the capture has caught up")
+        assert captured() == told_of
     assert {line["cause"] for line in segments} & {"fast retransmission", "probe of the tail"}
 
 
