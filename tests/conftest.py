@@ -3,7 +3,10 @@
 
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests import ordinary_user
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -11,3 +14,9 @@ settings.load_profile("untimed")
 # A shell without job control starts what runs beside it with SIGINT ignored, which our programs
 # would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what an ordinary user is to do and cannot."""
+    if item.get_closest_marker("ordinary_user") and (obstacle := ordinary_user.obstacle()):
+        pytest.skip(obstacle)

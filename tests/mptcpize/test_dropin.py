@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from mptcpd_ebpf.exitcodes import Failure
 from mptcpd_ebpf.mptcpize import dropin, environment, unit_files, unit_settings
 from tests.mptcpize import systemd_oracle
+from tests.ordinary_user import AS_NOBODY
 
 COMMAND = Path(sys.executable).with_name("mptcpd-ebpf")
 PLAIN = "[Unit]\nDescription=x\n[Service]\nExecStart=/bin/true\n"
-AS_NOBODY = ("setpriv", "--reuid", "65534", "--clear-groups")
 LIBRARY = Path("/usr/lib/ours.so")
 ETC = Path("etc/systemd/system")
 USR = Path("usr/lib/systemd/system")
@@ -300,6 +300,7 @@ def test_the_command_says_what_it_did(root: Path) -> None:
     assert cli("disable", "--root", root, "foo").stdout.startswith("foo.service: disabled")
 
 
+@pytest.mark.ordinary_user
 def test_without_the_right_to_write(root: Path) -> None:
     write(root, {USR / "foo.service": PLAIN})
     for folder in (root, *root.parents):

@@ -15,11 +15,11 @@ from mptcpd_ebpf.schema import Announced, ConnectionView, SubflowView
 from tests.netns.daemon_host import PATIENCE_S, adaptive_in, connections
 from tests.netns.daemon_process import RunningDaemon, command
 from tests.netns.probed import connection, exchange
+from tests.ordinary_user import AS_NOBODY
 from tests.waiting import until
 
 MakeLab = Callable[..., Lab]
 
-UNPRIVILEGED = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
 
 COUNTERS = {
     "segments_out": "data_segs_out",
@@ -131,6 +131,7 @@ def test_an_address_that_the_peer_announced_is_told(
 
 
 @pytest.mark.parametrize("daemon", [False, True], ids=["no daemon", "past a daemon"])
+@pytest.mark.ordinary_user
 def test_without_a_daemon_the_kernel_is_asked(
     make_mptcp_lab: MakeLab, tmp_path: Path, daemon: bool
 ) -> None:
@@ -171,7 +172,7 @@ def test_without_a_daemon_the_kernel_is_asked(
             assert (subflow["lost"], subflow["opened_at"]) == (None, None)
             assert subflow["srtt_us"] > 5000
         # Newer kernels show them to who has CAP_NET_ADMIN alone: then that is said, not "none".
-        seen = command("ls", "--direct", prefix=(*inside, *UNPRIVILEGED))
+        seen = command("ls", "--direct", prefix=(*inside, *AS_NOBODY))
         if seen.returncode == 77:
             assert "CAP_NET_ADMIN" in seen.stderr
         else:

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.netns.daemon_process import NEW_NAMESPACE, command, daemon, refusal
+from tests.ordinary_user import AS_NOBODY
 from tests.waiting import until
-
-UNPRIVILEGED = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
 
 
 def staged(script: str) -> tuple[str, ...]:
@@ -41,8 +40,9 @@ def test_a_kernel_without_mptcp(tmp_path: Path) -> None:
     assert "/proc/sys/net/mptcp" in message
 
 
+@pytest.mark.ordinary_user
 def test_without_cap_net_admin(tmp_path: Path) -> None:
-    code, message = started(tmp_path, prefix=(*NEW_NAMESPACE, *UNPRIVILEGED))
+    code, message = started(tmp_path, prefix=(*NEW_NAMESPACE, *AS_NOBODY))
     assert code == 77
     assert "CAP_NET_ADMIN" in message
     code, message = started(tmp_path, prefix=bounded("bpf", "perfmon"))
@@ -175,13 +175,14 @@ def test_nothing_is_left_behind_and_the_sysctl_is_given_back(tmp_path: Path) -> 
         assert not running.control.exists()
 
 
+@pytest.mark.ordinary_user
 def test_the_control_socket_is_for_its_owner_alone() -> None:
     with tempfile.TemporaryDirectory() as open_to_all:
         Path(open_to_all).chmod(0o755)
         with daemon(Path(open_to_all)) as running:
             control = ("--control", str(running.control))
             for command_name in ("ls", "status", "pause"):
-                code, message = refusal(command_name, *control, prefix=UNPRIVILEGED)
+                code, message = refusal(command_name, *control, prefix=AS_NOBODY)
                 assert code == 77
                 assert "run this as root" in message
 
@@ -193,6 +194,7 @@ def test_no_daemon_there(tmp_path: Path) -> None:
         assert "start 'mptcpd-ebpf daemon'" in message
 
 
+@pytest.mark.ordinary_user
 def test_doctor_names_what_is_missing_and_never_takes_unseen_for_absent() -> None:
     def checks(prefix: tuple[str, ...]) -> tuple[int, dict[str, set[str]]]:
         ended = command("doctor", "--json", prefix=prefix)
@@ -209,7 +211,7 @@ def test_doctor_names_what_is_missing_and_never_takes_unseen_for_absent() -> Non
     assert code == 0
     assert whole["mptcp"] == whole["capabilities"] == whole["netlink"] == {"ok"}
     assert whole["paths"] == {"warn"}
-    code, unseen = checks((*NEW_NAMESPACE, *UNPRIVILEGED))
+    code, unseen = checks((*NEW_NAMESPACE, *AS_NOBODY))
     assert code == 1
     assert unseen["capabilities"] == {"fail", "warn"}
     assert unseen["netlink"] == unseen["probes"] == unseen["other managers"] == {"unknown"}
@@ -225,12 +227,13 @@ def test_doctor_names_what_is_missing_and_never_takes_unseen_for_absent() -> Non
     assert "fail" in fixed["sysctls"]
 
 
+@pytest.mark.ordinary_user
 def test_doctor_names_a_daemon_and_a_stranger_at_work(tmp_path: Path) -> None:
     with daemon(tmp_path) as running:
         ended = command("doctor", prefix=running.inside)
         assert f"process {running.process.pid} serves this network namespace" in ended.stdout
         assert "other managers  none" in ended.stdout
-        unseen = command("doctor", prefix=(*running.inside, *UNPRIVILEGED)).stdout
+        unseen = command("doctor", prefix=(*running.inside, *AS_NOBODY)).stdout
         assert f"process {running.process.pid} serves this network namespace" in unseen
         assert "a process (pid unknown)" not in unseen, "it is that daemon"
         stranger = subprocess.Popen(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mptcpd_ebpf.lab import LabError, keeper, namespaces
+from tests.ordinary_user import AS_NOBODY
 from tests.waiting import SLOWNESS, runs, until
 
 MAIN = [sys.executable, "-c", "from mptcpd_ebpf.cli import main; main()", "lab"]
@@ -215,8 +216,8 @@ def test_sigterm_takes_a_kept_lab_down(file: str) -> None:
     assert not os.path.exists(namespaces.path_of(namespace))
 
 
+@pytest.mark.ordinary_user
 def test_a_lab_is_roots_alone() -> None:
-    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    done = subprocess.run([*drop, *MAIN, "up"], capture_output=True, text=True)
+    done = subprocess.run([*AS_NOBODY, *MAIN, "up"], capture_output=True, text=True)
     assert done.returncode == 77
     assert "a lab is root's" in done.stderr

@@ -22,6 +22,7 @@ from mptcpd_ebpf.lab import (
     UnavailableError,
     namespaces,
 )
+from tests.ordinary_user import AS_NOBODY
 from tests.waiting import SLOWNESS, runs, until
 
 HOLD = """
@@ -199,6 +200,7 @@ def test_the_plugin_costs_a_stranger_nothing(tmp_path: FilePath) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.ordinary_user
 def test_without_root_the_fixture_skips_and_says_why(tmp_path: FilePath) -> None:
     os.chmod(tmp_path, 0o777)
     for parent in list(tmp_path.parents)[:2]:
@@ -206,12 +208,11 @@ def test_without_root_the_fixture_skips_and_says_why(tmp_path: FilePath) -> None
     test = tmp_path / "test_lab.py"
     test.write_text("def test_lab(mptcp_lab):\n    pass\n")
     run = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(test)]
-    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     env = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run([*drop, *run], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run([*AS_NOBODY, *run], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert "no lab here: a lab needs root" in done.stdout
     (tmp_path / "pytest.ini").write_text("[pytest]\nmptcp_lab_required = true\n")
-    done = subprocess.run([*drop, *run], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run([*AS_NOBODY, *run], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert "a lab needs root" in done.stdout
 

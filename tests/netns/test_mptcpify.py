@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ordinary_user import AS_NOBODY
 from tests.waiting import SLOWNESS
 
 COMMAND = str(Path(sys.executable).with_name("mptcpd-ebpf"))
@@ -185,9 +186,10 @@ def test_what_cannot_be_selected(namespace: list[str], selection: list[str]) -> 
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.ordinary_user
 def test_without_privilege(namespace: list[str]) -> None:
     done = subprocess.run(
-        [*namespace, "setpriv", "--reuid", "65534", "--clear-groups", COMMAND, "mptcpify", "--all"],
+        [*namespace, *AS_NOBODY, COMMAND, "mptcpify", "--all"],
         capture_output=True,
         text=True,
     )

@@ -18,15 +18,12 @@ from mptcpd_ebpf import control_client, run_folder
 from mptcpd_ebpf.kernel import netns
 from mptcpd_ebpf.lab import Lab
 from tests.netns.daemon_process import PROGRAM, command
+from tests.ordinary_user import AS_NOBODY, NOBODY
 from tests.waiting import SLOWNESS, until
 
-NOBODY = 65534
 CAPABILITIES = "-all,+net_admin,+bpf,+perfmon"
-AS_NOBODY = (
-    "setpriv",
-    f"--reuid={NOBODY}",
-    f"--regid={NOBODY}",
-    "--clear-groups",
+WITH_CAPABILITIES = (
+    *AS_NOBODY,
     f"--inh-caps={CAPABILITIES}",
     f"--ambient-caps={CAPABILITIES}",
     "--",
@@ -67,7 +64,13 @@ def test_what_a_dead_namespace_left_goes_and_no_other(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("prefix", [("unshare", "--pid", "--fork", "--mount-proc"), AS_NOBODY])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        ("unshare", "--pid", "--fork", "--mount-proc"),
+        pytest.param(WITH_CAPABILITIES, marks=pytest.mark.ordinary_user),
+    ],
+)
 def test_who_does_not_see_all_processes_calls_nothing_dead(prefix: tuple[str, ...]) -> None:
     ask = "from mptcpd_ebpf.kernel import netns; print(netns.dead([1]))"
     python = str(Path(PROGRAM).parent / "python")
@@ -75,6 +78,7 @@ def test_who_does_not_see_all_processes_calls_nothing_dead(prefix: tuple[str, ..
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.mark.ordinary_user
 def test_an_ordinary_users_daemon_needs_only_ambient_capabilities(
     tmp_path: Path, make_mptcp_lab: Callable[..., Lab]
 ) -> None:
@@ -87,7 +91,7 @@ def test_an_ordinary_users_daemon_needs_only_ambient_capabilities(
     log = tmp_path / "log"
     with ExitStack() as stack, log.open("w") as stderr:
         daemon = subprocess.Popen(
-            [*inside, *AS_NOBODY, PROGRAM, "daemon", "--path-manager=adaptive"],
+            [*inside, *WITH_CAPABILITIES, PROGRAM, "daemon", "--path-manager=adaptive"],
             env=environment,
             stderr=stderr,
         )
@@ -96,7 +100,7 @@ def test_an_ordinary_users_daemon_needs_only_ambient_capabilities(
         assert client.sysctl("mptcp.pm_type") == "1"
         mine = tmp_path / run_folder.SYSTEM.name
         assert sorted(file.suffix for file in mine.iterdir()) == [".path-manager", ".sock"]
-        prefix = ("env", f"XDG_RUNTIME_DIR={tmp_path}", *inside, *AS_NOBODY)
+        prefix = ("env", f"XDG_RUNTIME_DIR={tmp_path}", *inside, *WITH_CAPABILITIES)
         status = command("status", "--json", prefix=prefix)
         assert status.returncode == 0, status.stderr
         daemon.send_signal(signal.SIGTERM)
