@@ -246,8 +246,9 @@ def test_refresh_replaces_the_slowest(make_mptcp_lab: Made, tmp_path: Path) -> N
     lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
     options: dict[str, Any] = {"subflows": 3, "interval_s": 1, "lag_percent": 100, "least_kib": 64}
     with managed(lab, tmp_path, "refresh", **options) as running:
-        # With pauses: Linux 6.1 and 6.12 take no join while they wait for what was lost.
-        traffic = lab.start(RequestResponse(size=32_768, interval_ms=20 * INTERVAL_MS))
+        # So much that all carry some of it, but with pauses: Linux 6.1 and 6.12 take no join
+        # while they wait for what was lost.
+        traffic = lab.start(RequestResponse(size=262_144, interval_ms=20 * INTERVAL_MS))
         until(lambda: "it is the slowest" in running.log, "one was replaced", 20)
         until(lambda: len(subflows(running)) == 3, "there are as many as wanted")
         traffic.stop()
