@@ -162,8 +162,12 @@ class Engine:
         """Lets the plugins say their last word; what those in `keep` made shall stay."""
         outcome = Outcome(decisions=[], faults=[], finals=[])
         for plugin in self._plugins.values():
-            self._call(outcome, plugin, "exit", (), now, keep=plugin.name in keep)
+            self._leave(outcome, plugin, now, keep=plugin.name in keep)
         return outcome
+
+    def _leave(self, outcome: Outcome, plugin: Plugin, now: int, *, keep: bool) -> None:
+        with self._guard.last_words():
+            self._call(outcome, plugin, "exit", (), now, keep=keep)
 
     @contextmanager
     def unasked(self) -> Iterator[None]:
@@ -188,7 +192,7 @@ class Engine:
         staying = {plugin.name for plugin in plugins}
         for plugin in self._plugins.values():
             if plugin.name not in kept:
-                self._call(outcome, plugin, "exit", (), now, keep=plugin.name in staying)
+                self._leave(outcome, plugin, now, keep=plugin.name in staying)
         self._serve = serve
         self._install([kept.get(plugin.name, plugin) for plugin in plugins])
         self._begin(outcome, now, kept)

@@ -11,7 +11,8 @@ an address that is no longer on this host carries nothing that could be lost, an
 connection that the userspace path manager has is passed over.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from mptcpd_ebpf.core.commands import (
     ChangeEndpoint,
@@ -37,6 +38,7 @@ class Guard:
         self._rate = destructive_per_second
         self._tokens = float(destructive_per_second)
         self._filled_at = 0
+        self._limited = True
         self._leaving: dict[tuple[int, SubflowKey], int] = {}
         self._paid: dict[tuple[int, SubflowKey], None] = {}
         """Those that leave because their address id was withdrawn, and are not destroyed yet."""
@@ -45,6 +47,15 @@ class Guard:
         """What was saved up beyond the new rate is lost."""
         self._rate = destructive_per_second
         self._tokens = min(self._tokens, float(destructive_per_second))
+
+    @contextmanager
+    def last_words(self) -> Iterator[None]:
+        """Meanwhile no rate holds: who leaves puts back all that is his, however much it is."""
+        self._limited = False
+        try:
+            yield
+        finally:
+            self._limited = True
 
     def refusal(self, command: Command, world: World, now: int) -> str | None:
         """Why `command` must not be carried out; None if it may."""
@@ -146,6 +157,8 @@ class Guard:
             self._paid.pop(name, None)
 
     def _take_token(self, now: int) -> bool:
+        if not self._limited:
+            return True
         refill = (now - self._filled_at) / SECOND * self._rate
         self._tokens = min(float(self._rate), self._tokens + refill)
         self._filled_at = now

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """No command takes a connection's last usable subflow, alone or together with others."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from mptcpd_ebpf.core import events as ev
@@ -8,6 +10,7 @@ from mptcpd_ebpf.core.commands import (
     Command,
     CreateSubflow,
     DestroySubflow,
+    RemoveEndpoint,
     RequestSample,
     SetBackup,
     WithdrawAddress,
@@ -15,6 +18,7 @@ from mptcpd_ebpf.core.commands import (
 from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.guard import SETTLE, Guard
 from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey, World
+from mptcpd_ebpf.core.plugin import Context, Plugin
 from tests.core.scenario import (
     FIBRE,
     RADIO,
@@ -226,3 +230,23 @@ def test_memory_is_bounded_by_a_second_of_destruction() -> None:
         model.connections[number] = model.connections.pop(TOKEN)
         guard.refusal(destroy(FIBRE, token=number), model, START + number * SECOND // 10)
         assert sum(leftovers(guard).values()) <= 11
+
+
+def test_what_is_put_back_at_the_end_is_not_rationed() -> None:
+    class Leaving(Plugin):
+        name = "leaving"
+
+        def exit(self, ctx: Context) -> Iterator[Command]:
+            for number in range(1, 9):
+                yield RemoveEndpoint(address_id=number, ip="", reason="the daemon leaves")
+
+    engine = Engine([Leaving()], lambda _: None, destructive_per_second=1)
+    assert refused(engine.reconfigure([Leaving()], lambda _: None, START)) == [None] * 8
+    assert refused(engine.stop(START)) == [None] * 8
+    asked = [
+        ev.CommandAsked(command=RemoveEndpoint(address_id=n, ip="", reason="")) for n in (1, 2)
+    ]
+    assert [refused(engine.handle(each, START)) for each in asked] == [
+        [None],
+        ["more than 1 destructive commands a second"],
+    ]
