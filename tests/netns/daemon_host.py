@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mptcpd_ebpf import control_client
-from mptcpd_ebpf.lab import Host, LivePath
+from mptcpd_ebpf.lab import Host, Lab, LivePath
 from tests.netns.daemon_process import RunningDaemon, daemon
 from tests.waiting import SLOWNESS, until
 
@@ -34,6 +34,16 @@ def daemon_in(
         prefix += ["unshare", "--mount", "--", "sh", "-ec", f'{staged}; exec "$@"', "sh"]
     with daemon(folder, *arguments, prefix=prefix) as running:
         yield running
+
+
+def make_room_behind_holes(lab: Lab) -> None:
+    """For connections that a fault leaves with a hole in their data, before they are made.
+
+    What follows must fit into the receive buffer until the hole is filled: a full one takes
+    not even what would fill it, and the connection stands still for good (docs/kernel.md).
+    """
+    for host in lab.hosts.values():
+        host.sysctl("ipv4.tcp_rmem", "4096 4194304 6291456")
 
 
 @contextlib.contextmanager

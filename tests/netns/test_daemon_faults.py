@@ -23,6 +23,7 @@ from tests.netns.daemon_host import (
     carrying,
     daemon_in,
     decisions,
+    make_room_behind_holes,
     status,
     subflows,
     until_carried_by,
@@ -59,10 +60,7 @@ def lab(make_mptcp_lab: MakeLab) -> Lab:
         [LabPath(delay_ms=10, rate_mbit=20), LabPath(delay_ms=40, rate_mbit=20)], seed=1
     )
     lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
-    for host in lab.hosts.values():
-        # What follows a hole must fit into the receive buffer until the hole is filled: a
-        # full one takes not even what would fill it, and the connection stands still.
-        host.sysctl("ipv4.tcp_rmem", "4096 4194304 6291456")
+    make_room_behind_holes(lab)
     return lab
 
 

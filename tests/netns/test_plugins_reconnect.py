@@ -14,7 +14,13 @@ from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
 from mptcpd_ebpf.lab.traffic.running import Running
 from mptcpd_ebpf.lab.wire import Peer
-from tests.netns.daemon_host import PATIENCE_S, daemon_in, decisions, subflows
+from tests.netns.daemon_host import (
+    PATIENCE_S,
+    daemon_in,
+    decisions,
+    make_room_behind_holes,
+    subflows,
+)
 from tests.netns.daemon_process import RunningDaemon
 from tests.netns.mptcp_peers import IPPROTO_MPTCP
 from tests.waiting import INTERVAL_MS, until
@@ -30,6 +36,7 @@ def two_subflows(
 ) -> Iterator[tuple[RunningDaemon, Traffic]]:
     """A connection over the first path, a subflow by hand over the second, and a daemon."""
     lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    make_room_behind_holes(lab)
     file = folder / "c.yaml"
     file.write_text("path_manager: reconnect\nplugins: {reconnect: {first_pause_ms: 100}}\n")
     with daemon_in(lab.client, folder, "--probes=core", "--config", str(file)) as running:
