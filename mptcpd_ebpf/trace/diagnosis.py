@@ -34,6 +34,10 @@ _QUEUE_US = 100_000
 _STANDING = 0.5
 """Share of the looks at which a queue must have been long: every machine stumbles once."""
 _DEAD_US = 500_000
+_REFUSALS = 2
+"""Looks at which the peer had answered a retransmission and taken nothing of it."""
+_REFUSED = 0.95
+"""Weight of a peer that takes nothing: nothing moves any more."""
 _IDLE = 0.5
 
 
@@ -56,8 +60,10 @@ class Path:
     worst_timeouts: int = 0
     worst_silence_us: int = 0
     """The longest silence seen with data in flight."""
-    chosen: int = 0
-    """How often the scheduler chose it."""
+    refused: int = 0
+    """Looks at which something had come back after retransmissions that got nowhere."""
+    received: int = 0
+    """Bytes that came from the peer."""
     ended: bool = False
 
     @property
@@ -74,10 +80,29 @@ class Path:
         return self.grown("bytes_sent")
 
     @property
+    def is_refused(self) -> bool:
+        """Whether the path works, and the peer has no room for what comes over it.
+
+        Without data of the peer's, what comes back is that he got the retransmission.
+        """
+        return self.refused >= _REFUSALS and not self.received
+
+    @property
     def loses(self) -> bool:
         """Whether more was sent again than happens to a healthy path."""
         segments, repeated = self.grown("segments_out"), self.grown("retransmits")
-        return repeated >= _MOST_RETRANSMITS and repeated >= _LOSSY * segments
+        many = repeated >= _MOST_RETRANSMITS and repeated >= _LOSSY * segments
+        return many and not self.is_refused
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether retransmissions go unanswered.
+
+        The kernel also marks stale what idles while the peer does not read.
+        """
+        silent = self.worst_timeouts >= 2 and self.worst_silence_us >= _DEAD_US
+        stale = self.last.stale and self.worst_timeouts > 0
+        return bool(silent or stale) and not self.is_refused
 
     def has_queue(self, lasted_us: int) -> bool:
         """Whether packets wait on it: it carries what it can, and more would only wait longer.
@@ -108,10 +133,23 @@ def lost_freely(before: Measurement, after: Measurement) -> int:
     return lost if free and 0 < lost <= _FEW else 0
 
 
-def has_long_queue(seen: Measurement) -> bool:
-    """Whether round trips take far longer than the path itself does."""
-    srtt, least = seen.srtt_us or 0, seen.min_rtt_us or 0
-    return bool(least) and srtt > max(_QUEUE_FACTOR * least, least + _QUEUE_US)
+def came_back(seen: Measurement) -> bool:
+    """Whether something came back since the retransmission before the last.
+
+    The timer doubles with each of them: the last was sent at most its time ago, and the one
+    before that half of it earlier.
+    """
+    return (seen.timeouts or 0) >= 2 and 2 * (seen.idle_us or 0) < (seen.rto_us or 0)
+
+
+def has_long_queue(before: Measurement, after: Measurement) -> bool:
+    """Whether round trips take far longer than the path itself does.
+
+    One that moves nothing keeps the round-trip time that it had when it last did.
+    """
+    moves = (after.delivered or 0) > (before.delivered or 0)
+    srtt, least = after.srtt_us or 0, after.min_rtt_us or 0
+    return moves and bool(least) and srtt > max(_QUEUE_FACTOR * least, least + _QUEUE_US)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +158,8 @@ class Observation:
 
     lasted_us: int
     paths: list[Path]
-    rounds: int = 0
     window_us: int = 0
     """Time in which the peer's window was closed and data waited."""
-    received: int = 0
-    """Bytes that came from the peer."""
     endings: list[str] = field(default_factory=list)
     """Why subflows ended meanwhile."""
 
@@ -169,9 +204,7 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
     last = path.last
     stalled = path.grown("stalled_us") / seen.lasted_us
     segments, repeated = path.grown("segments_out"), path.grown("retransmits")
-    dead = path.worst_timeouts >= 2 and path.worst_silence_us >= _DEAD_US
-    # The kernel also marks stale what idles while the peer does not read.
-    if dead or (last.stale and path.worst_timeouts):
+    if path.is_dead:
         findings.append(
             Finding(
                 "dead-path",
@@ -212,7 +245,7 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
                 ],
             )
         )
-    if path.queued >= _STANDING and not dead:
+    if path.queued >= _STANDING and not path.is_dead:
         findings.append(
             Finding(
                 "queue",
@@ -239,7 +272,8 @@ def _holds_up(path: Path, seen: Observation) -> bool:
     nearest = min(each.last.min_rtt_us or 0 for each in seen.paths)
     carries_all_it_can = path.full >= _IDLE or (path.last.min_rtt_us or 0) > _SLOWER * nearest
     slower = (path.last.srtt_us or 0) > _SLOWER * fastest and carries_all_it_can
-    return path.busy >= _IDLE and (slower or path.loses or path.worst_timeouts > 0)
+    loses = path.loses or path.worst_timeouts > 0
+    return path.busy >= _IDLE and (slower or loses) and not path.is_refused
 
 
 def _window(seen: Observation) -> list[Finding]:
@@ -251,10 +285,11 @@ def _window(seen: Observation) -> list[Finding]:
         else:
             quiet += path.grown("stalled_us")
     share = max(seen.window_us, quiet) / seen.lasted_us
-    dead = any(path.worst_timeouts >= 2 for path in seen.paths)
+    refused = [path for path in seen.paths if path.is_refused]
+    dead = any(path.worst_timeouts >= 2 and not path.is_refused for path in seen.paths)
     full = any(path.has_queue(seen.lasted_us) for path in seen.paths if path.busy >= _IDLE)
     if (
-        (share < _WINDOW and quiet / seen.lasted_us < _STALLED)
+        (share < _WINDOW and quiet / seen.lasted_us < _STALLED and not refused)
         or holdup / seen.lasted_us >= _STALLED
         or dead
         or full
@@ -263,9 +298,16 @@ def _window(seen: Observation) -> list[Finding]:
     return [
         Finding(
             "peer",
-            0.3 + 0.6 * share,
+            _REFUSED if refused else 0.3 + 0.6 * share,
             "the peer's application does not read fast enough, or its buffer is too small",
-            [f"its window was closed with data waiting for {100 * share:.0f} % of the time"],
+            [
+                *(
+                    f"it answers over {path.name} and takes nothing: {path.worst_timeouts} "
+                    "retransmission timeouts in a row"
+                    for path in refused
+                ),
+                f"its window was closed with data waiting for {100 * share:.0f} % of the time",
+            ],
         )
     ]
 
@@ -289,12 +331,13 @@ def _nothing_wrong(seen: Observation) -> Finding:
     full = max((path.full for path in seen.paths), default=0.0)
     sent = sum(path.sent for path in seen.paths)
     mbit = 8 * sent / seen.lasted_us
-    if seen.received > _RECEIVES * sent and busy < _IDLE:
+    received = sum(path.received for path in seen.paths)
+    if received > _RECEIVES * sent and busy < _IDLE:
         return Finding(
             "receiving",
             0.3,
             "the data comes from the peer: what limits it is seen there",
-            [f"{8 * seen.received / seen.lasted_us:.2f} Mbit/s received, {mbit:.2f} sent"],
+            [f"{8 * received / seen.lasted_us:.2f} Mbit/s received, {mbit:.2f} sent"],
         )
     if busy < _IDLE or full < _IDLE:
         return Finding(

@@ -7,6 +7,7 @@ by `diagnosis`.
 """
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
 
 from mptcpd_ebpf.core.events import SubflowEnded
@@ -16,6 +17,7 @@ from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.trace.diagnosis import (
     Observation,
     Path,
+    came_back,
     diagnose,
     has_long_queue,
     lost_freely,
@@ -46,12 +48,15 @@ class Watched:
     queued: int = 0
     worst_timeouts: int = 0
     worst_silence_us: int = 0
+    refused: int = 0
     ended: bool = False
 
     def look(self, seen: Measurement) -> None:
         if (seen.lost or 0) > (self.last.lost or 0):
             self.losing += 1
             self.lost_freely += lost_freely(self.last, seen)
+        self.refused += came_back(seen)
+        self.queued += has_long_queue(self.last, seen)
         self.last = seen
         self.looks += 1
         in_flight = seen.in_flight or 0
@@ -60,10 +65,9 @@ class Watched:
             self.worst_silence_us = max(self.worst_silence_us, seen.idle_us or 0)
         if in_flight and 5 * in_flight >= 4 * (seen.cwnd or 0):
             self.full += 1
-        self.queued += has_long_queue(seen)
         self.worst_timeouts = max(self.worst_timeouts, seen.timeouts or 0)
 
-    def path(self) -> Path:
+    def path(self, received: int = 0) -> Path:
         looks = max(1, self.looks)
         return Path(
             first=self.first,
@@ -75,13 +79,19 @@ class Watched:
             queued=self.queued / looks,
             worst_timeouts=self.worst_timeouts,
             worst_silence_us=self.worst_silence_us,
+            refused=self.refused,
+            received=received,
             ended=self.ended,
         )
 
 
-def _received(token: int) -> int:
-    """Bytes that came on all live subflows so far."""
-    return sum(each.bytes_received or 0 for each in diag.subflows() if each.token == token)
+def _received(token: int) -> Counter[int]:
+    """Bytes that came on each live subflow so far, by cookie; the probes do not say it."""
+    counts: Counter[int] = Counter()
+    for each in diag.subflows():
+        if each.token == token and each.cookie:
+            counts[each.cookie] += each.bytes_received or 0
+    return counts
 
 
 def list_connections(trace: Trace) -> None:
@@ -175,6 +185,7 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
 
     def summary() -> None:
         now = trace.now()
+        received = _received(token) - received_before
         table = kernel.table("rounds", _CONNECTION, "trace_rounds")
         round_ = next(iter(table.values()), None)
         window_ns = 0
@@ -184,10 +195,8 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
                 window_ns += now - round_["window_since"]
         seen = Observation(
             lasted_us=max(1, (now - trace.began) // 1000),
-            paths=[entry.path() for entry in watched.values()],
-            rounds=round_["rounds"] if round_ else 0,
+            paths=[entry.path(received[cookie]) for cookie, entry in watched.items()],
             window_us=window_ns // 1000,
-            received=_received(token) - received_before,
             endings=endings,
         )
         findings = diagnose(seen)

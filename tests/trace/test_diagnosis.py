@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The rules of the diagnosis: each cause on its evidence, none without."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.trace.diagnosis import (
     Observation,
     Path,
+    came_back,
     diagnose,
     has_long_queue,
     lost_freely,
 )
 
 SECOND = 1_000_000
+OF_THE_PATH = {each.name for each in dataclasses.fields(Path)} - {"first", "last"}
 
 
 def measured(**fields: Any) -> Measurement:
@@ -31,8 +34,7 @@ def measured(**fields: Any) -> Measurement:
 
 
 def path(*, busy: float = 1.0, full: float = 1.0, **fields: Any) -> Path:
-    names = ("worst_timeouts", "worst_silence_us", "ended", "losing", "lost_freely", "queued")
-    own = {name: fields.pop(name) for name in names if name in fields}
+    own = {name: fields.pop(name) for name in OF_THE_PATH if name in fields}
     growth = {"bytes_sent": 1_000_000, "segments_out": 1000, **fields}
     return Path(first=measured(), last=measured(**growth), busy=busy, full=full, **own)
 
@@ -89,6 +91,30 @@ def test_the_peer_is_blamed_for_its_window_unless_a_path_is() -> None:
     assert causes(quiet, path(busy=0.1), window_us=500_000) == ["peer"]
 
 
+def test_a_peer_that_answers_and_takes_nothing_has_no_room() -> None:
+    silent: dict[str, Any] = {
+        "worst_timeouts": 4, "worst_silence_us": SECOND, "stale": True,
+        "retransmits": 9, "segments_out": 100, "lost": 50, "losing": 0.9, "stalled_us": SECOND,
+    }  # fmt: skip
+    assert causes(path(**silent, refused=2), path(busy=0.0)) == ["peer"]
+    # Once may be an answer that was late; and the peer's data is none.
+    assert causes(path(**silent, refused=1), path(busy=0.0))[0] == "dead-path"
+    assert causes(path(**silent, refused=2, received=1), path(busy=0.0))[0] == "dead-path"
+
+
+def test_who_answers_each_retransmission_and_who_none() -> None:
+    """The retransmission timer of Linux: 200 ms, doubled each time."""
+    for at_us in range(0, 30 * SECOND, 50_000):
+        sent = [200_000 * (2**n - 1) for n in range(1, 12)]
+        done = [each for each in sent if each <= at_us]
+        timer = {"timeouts": len(done), "rto_us": 200_000 * 2 ** len(done)}
+        assert not came_back(measured(**timer, idle_us=at_us))
+        answers = [each + 20_000 for each in done if each + 20_000 <= at_us]
+        answered = measured(**timer, idle_us=at_us - max(answers, default=0))
+        soon = len(done) >= 2 and at_us - done[-1] < timer["rto_us"] // 2
+        assert came_back(answered) >= soon
+
+
 def test_a_queue_that_the_transfer_itself_overflowed_once_is_no_loss() -> None:
     overshot = path(retransmits=100, lost=100, losing=0.2, lost_freely=10)
     assert causes(overshot, path()) == ["capacity"]
@@ -104,9 +130,14 @@ def test_losses_that_no_full_queue_explains(lost: int, srtt_us: int, freely: int
 
 
 def test_a_queue_is_long_beside_the_path_s_own_round_trip() -> None:
-    assert has_long_queue(measured(srtt_us=120_000))
-    assert not has_long_queue(measured(srtt_us=100_000))
-    assert not has_long_queue(measured(srtt_us=150_000, min_rtt_us=50_000))
+    def waits(**fields: Any) -> bool:
+        return has_long_queue(measured(delivered=7), measured(**{"delivered": 8, **fields}))
+
+    assert waits(srtt_us=120_000)
+    assert not waits(srtt_us=100_000)
+    assert not waits(srtt_us=150_000, min_rtt_us=50_000)
+    # The peer took nothing since: this is how it was before.
+    assert not waits(srtt_us=120_000, delivered=7)
 
 
 def test_an_equally_fast_path_without_loss_is_not_blamed_for_stalls() -> None:
@@ -134,8 +165,8 @@ def test_a_slow_path_comes_after_the_queue_that_makes_it_slow() -> None:
 
 
 def test_what_the_peer_sends_is_not_judged_here() -> None:
-    quiet = path(busy=0.1, bytes_sent=1000)
-    assert causes(quiet, quiet, received=5_000_000) == ["receiving"]
+    quiet = path(busy=0.1, bytes_sent=1000, received=2_500_000)
+    assert causes(quiet, quiet) == ["receiving"]
 
 
 def test_one_path_and_backups_are_told_besides() -> None:
