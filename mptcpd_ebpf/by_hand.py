@@ -20,9 +20,9 @@ import msgspec
 from mptcpd_ebpf import view, words
 from mptcpd_ebpf.core.address import SockAddr, canonical, parse_sockaddr
 from mptcpd_ebpf.core.address_ids import HIGHEST_ID
-from mptcpd_ebpf.core.commands import KernelCommand
+from mptcpd_ebpf.core.commands import AddEndpoint, ChangeEndpoint, KernelCommand, SetLimits
 from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits, endpoint_flags
-from mptcpd_ebpf.kernel import diag
+from mptcpd_ebpf.kernel import diag, sysctl
 from mptcpd_ebpf.kernel.errors import NetlinkRefused
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.schema import SCHEMA, CarriedOut, Endpoints, LimitsView
@@ -90,7 +90,10 @@ def address_id(pm: PmClient, token: int, ip: str) -> int:
 def carried_out(
     command: KernelCommand, through: str, errno: int | None, explanation: str
 ) -> CarriedOut:
-    """What became of a command; `errno` is None if the kernel was never asked."""
+    """What became of a command; `errno` is None if the kernel was never asked.
+
+    To be called in the namespace of the command.
+    """
     return {
         "schema": SCHEMA,
         "action": words.action(command),
@@ -98,7 +101,20 @@ def carried_out(
         "through": through,
         "errno": errno,
         "explanation": explanation or None,
+        "caveat": None if explanation else _caveat(command),
     }
+
+
+def _caveat(command: KernelCommand) -> str | None:
+    if not isinstance(command, AddEndpoint | ChangeEndpoint | SetLimits):
+        return None
+    path_manager = sysctl.PathManagerSetting().current()
+    if path_manager == "kernel":
+        return None
+    return (
+        f"new connections take no notice of it: the {path_manager} path manager is theirs "
+        "(net.mptcp.path_manager, pm_type)"
+    )
 
 
 def endpoints(found: list[Endpoint]) -> Endpoints:

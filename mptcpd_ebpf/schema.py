@@ -131,6 +131,8 @@ class CarriedOut(TypedDict):
     """The kernel's answer, 0 if it is done; null if the daemon did not send it."""
     explanation: str | None
     """Why it is not done, in one line; null if it is."""
+    caveat: str | None
+    """Why it is done and new connections take no notice; null if they do."""
 
 
 class EndpointView(TypedDict):

@@ -92,3 +92,5 @@ def finish(done: CarriedOut, as_json: bool) -> None:
         )
     if not as_json:
         click.echo(f"{done['action']}: done by the {done['through']}")
+    if done["caveat"] is not None:
+        click.echo(f"mptcpd-ebpf: {done['caveat']}", err=True)

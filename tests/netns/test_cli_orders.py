@@ -100,6 +100,28 @@ def test_endpoints_and_limits(mptcp_lab: Lab, through: tuple[str, Ask]) -> None:
     assert client.run(["ip", "mptcp", "limits"]).stdout.split()[3] == "7"
 
 
+@pytest.mark.parametrize(
+    ("order", "by_kernel_alone"),
+    [
+        (("endpoint", "add", "10.9.9.9"), True),
+        (("limits", "--subflows", "3"), True),
+        (("endpoint", "flush"), False),
+    ],
+)
+def test_whom_an_order_does_not_concern_is_told(
+    mptcp_lab: Lab, through: tuple[str, Ask], order: tuple[str, ...], by_kernel_alone: bool
+) -> None:
+    _, ask = through
+    assert ask(*order).stderr == ""
+    ask("endpoint", "flush")
+    mptcp_lab.client.run(["sysctl", "-qw", "net.mptcp.pm_type=1"])
+    ended = ask(*order, "--json")
+    assert ended.returncode == 0
+    caveat = json.loads(ended.stdout)["caveat"]
+    assert bool(caveat) is by_kernel_alone
+    assert ended.stderr == (f"mptcpd-ebpf: {caveat}\n" if caveat else "")
+
+
 def test_what_the_kernel_refuses_is_explained_and_exits_1(
     mptcp_lab: Lab, through: tuple[str, Ask]
 ) -> None:
