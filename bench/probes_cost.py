@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path as FilePath
 
 from bench._figures import Figure, median_at_most, median_interval, spread, table
+from mptcpd_ebpf.kernel.fdinfo import program_fields
 from mptcpd_ebpf.lab import Bulk, Lab, Path
 from mptcpd_ebpf.probes import Probes
 from mptcpd_ebpf.probes.libbpf import Libbpf
@@ -81,8 +82,7 @@ def _empty() -> Iterator[dict[str, int]]:
 
 def _spent(descriptor: int) -> tuple[int, int]:
     """Nanoseconds and calls of a program so far."""
-    text = FilePath(f"/proc/self/fdinfo/{descriptor}").read_text()
-    fields = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
+    fields = program_fields(descriptor)
     return int(fields["run_time_ns"]), int(fields["run_cnt"])
 
 

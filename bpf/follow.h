@@ -92,13 +92,16 @@ static __always_inline void segment_came(struct sock *sk, struct tcp_sock *tp, s
 	if (!due(sk, tp) && !wrong)
 		return;
 	subflow = find(sk);
-	if (!subflow && TELLS_ENDS_OF_OLDER) {
+	if (!subflow && TELLS_ENDS_OF_OLDER)
 		subflow = follow(sk, NULL);
-		if (subflow)
-			subflow->established = 1;
+	if (!subflow)
+		return;
+	/* It may be older than the probes, or the kernel skipped the run that would have told. */
+	if (!subflow->established) {
+		subflow->established = 1;
+		name(&subflow->m, sk);
 	}
-	if (subflow)
-		look(subflow, tp, true, wrong);
+	look(subflow, tp, true, wrong);
 }
 
 /* The scheduler is about to choose where to send: what a dead path still lets be seen. */

@@ -18,6 +18,7 @@ from mptcpd_ebpf.core.events import Event, Resynchronised
 from mptcpd_ebpf.core.measurement import Measurement, Thresholds
 from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel import diag, netns, owners, resync
+from mptcpd_ebpf.kernel.fdinfo import skipped_runs
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.rtnetlink import RouteEvents
 from mptcpd_ebpf.schema import ProbesView
@@ -133,11 +134,11 @@ class Ears:
         return self._probes is not None and self._probes.sees_all
 
     def status(self) -> ProbesView:
-        return {
-            "backend": self.backend.value,
-            "reason": self.choice,
-            "lost": self._probes.lost if self._probes is not None else None,
-        }
+        lost = None
+        if self._probes is not None:
+            skipped = skipped_runs(self._probes.programs().values())
+            lost = {**self._probes.lost, "runs_skipped": skipped}
+        return {"backend": self.backend.value, "reason": self.choice, "lost": lost}
 
 
 def _with_cgroup(measured: Measurement) -> Measurement:

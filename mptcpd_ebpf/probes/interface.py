@@ -22,6 +22,9 @@ class AnyProbes(Protocol):
     def lost(self) -> dict[str, int]:
         """Records and inserts that were lost, by cause."""
 
+    def programs(self) -> dict[str, int]:
+        """The descriptors of the loaded programs."""
+
     def fileno(self) -> int: ...
 
     def read(self) -> Sequence[AlarmRaised | SubflowEnded]: ...

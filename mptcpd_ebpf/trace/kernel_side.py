@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ctypes import c_bool, c_size_t, c_uint32, c_uint64
 from typing import Any, NamedTuple, Self
 
+from mptcpd_ebpf.kernel.fdinfo import program_fields
 from mptcpd_ebpf.probes.btf import Btf, Layout
 from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF, ProbesUnavailable, may_load
 from mptcpd_ebpf.probes.libbpf import LIBRARY, RING_CALLBACK, Libbpf
@@ -292,8 +293,7 @@ def run_time(descriptors: Iterable[int]) -> Cost:
     """What programs cost since their statistics were enabled."""
     calls = nanoseconds = 0
     for descriptor in descriptors:
-        with open(f"/proc/self/fdinfo/{descriptor}") as file:
-            fields = dict(line.split(":\t", 1) for line in file if ":\t" in line)
+        fields = program_fields(descriptor)
         calls += int(fields.get("run_cnt", 0))
         nanoseconds += int(fields.get("run_time_ns", 0))
     return Cost(calls, nanoseconds)

@@ -137,19 +137,19 @@ def test_a_bad_path_is_left_and_taken_back_when_it_has_healed(
             token=traffic.token,
             since=left.at,
         )
-        # On measured grounds: trials, joins that carry nothing, were answered before.
+        # On measured grounds: trials, joins that carry nothing, were answered before.  The
+        # return itself may have been made anew meanwhile, on a slow host.
         listed = subflows(running, traffic.token)
         back = [s["local"] for s in listed if s["state"] == "established"]
         (returned,) = [join for join in joins if str(join.flow.source) in back]
-        trials = [join for join in joins if join.at < returned.at]
-        assert trials
-        assert not joins_marked() or all(join.carries(MPJoinSyn(backup=1)) for join in trials)
         assert not returned.carries(MPJoinSyn(backup=1))
+        assert joins.index(returned) > 0
+        created = decisions(running, "CreateSubflow", ip=bad.client_ip)
+        why = [made["reason"] for made in created]
+        assert not joins_marked() or joins[0].carries(MPJoinSyn(backup=1)), why
         taken_back = until_decided(running, "CreateSubflow", bad.client_ip, decision["id"])
         assert "trial" in " ".join(
-            made["reason"]
-            for made in decisions(running, "CreateSubflow", ip=bad.client_ip)
-            if made["id"] >= taken_back["id"]
+            made["reason"] for made in created if made["id"] >= taken_back["id"]
         )
         assert traffic.stop().unanswered == 0
 

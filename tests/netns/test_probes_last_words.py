@@ -13,6 +13,7 @@ from pathlib import Path as Path_
 import pytest
 
 from mptcpd_ebpf.core.events import SubflowEnded
+from mptcpd_ebpf.kernel.fdinfo import skipped_runs
 from mptcpd_ebpf.lab import Lab, Path, RequestResponse, ShortConnections
 from mptcpd_ebpf.probes import Probes
 from tests.netns.probed import (
@@ -42,7 +43,7 @@ def test_a_full_ring_buffer_loses_no_last_word(lab: Lab) -> None:
         lab.start(ShortConnections(count=CONNECTIONS)).result()
         wait_for(lambda: not sample(lab.client, probes), "end of all subflows")
         events = probes.read()
-        lost = probes.lost
+        lost, skipped = probes.lost, skipped_runs(probes.programs().values())
         assert probes.entries() == {"subflows": 0, "connections": 0, "listeners": 0}
         assert probes.read() == []
     assert all(isinstance(event, SubflowEnded) for event in events)
@@ -50,8 +51,9 @@ def test_a_full_ring_buffer_loses_no_last_word(lab: Lab) -> None:
     assert len(seen) == CONNECTIONS
     assert set(Counter(each.local for each in seen).values()) == {1}
     assert len({each.cookie for each in seen}) == CONNECTIONS
-    whole = [(each.closed, bool(each.bytes_sent), bool(each.opened_at)) for each in seen]
-    assert Counter(whole) == {(True, True, True): CONNECTIONS}
+    assert not [each for each in seen if not (each.closed and each.bytes_sent)]
+    # Who waits behind a run that was interrupted is first seen when it has been opened.
+    assert sum(each.opened_at is None for each in seen) <= skipped
     assert lost["last_words_kept"] > CONNECTIONS // 2, "the ring was not small enough to test"
     assert lost["subflows_refused"] == lost["connections_refused"] == 0
 
