@@ -19,7 +19,7 @@ from mptcpd_ebpf.lab import Path as LabPath
 from mptcpd_ebpf.lab.wire import AddAddr, MPJoinSyn, RemoveAddr, Wire
 from tests.core.scenario import TCP_ESTABLISHED
 from tests.netns.daemon_process import RunningDaemon, daemon
-from tests.waiting import INTERVAL_MS, until
+from tests.waiting import INTERVAL_MS, SLOWNESS, until
 
 Made = Callable[..., Lab]
 
@@ -223,7 +223,7 @@ def test_reconnect_makes_anew_what_was_reset(make_mptcp_lab: Made, tmp_path: Pat
         )
         assert added.returncode == 0, added.stderr
         expect(running, *both)
-        assert one.inject_resets() > 0
+        assert one.inject_resets(within_s=SLOWNESS) > 0
         until(lambda: "a reset without a word" in running.log, "the cause is told")
         expect(running, *both)
         # What goes in order is not lost.
