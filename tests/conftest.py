@@ -11,9 +11,10 @@ from tests import ordinary_user
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-# A shell without job control starts what runs beside it with SIGINT ignored, which our programs
-# would inherit.
+# A shell without job control starts what runs beside it with SIGINT ignored, nohup with SIGHUP,
+# which the programs that we start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
