@@ -8,7 +8,6 @@ closed again in the reverse order, whatever ends it.
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
 
 from mptcpd_ebpf import early_signals, logs, plugin_loader, plugin_set, run_folder
 from mptcpd_ebpf.budget import HandlerBudget
@@ -22,6 +21,7 @@ from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NamespaceTaken
 from mptcpd_ebpf.kernel.lock import NamespaceLock
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.service_notify import feed_watchdog, notify
+from mptcpd_ebpf.signal_inbox import SignalInbox
 
 log = logging.getLogger("mptcpd-ebpf")
 
@@ -46,45 +46,39 @@ def run(settings: Settings) -> int:
         raise Failure(str(error), ExitCode.PRIVILEGE) from None
 
 
-def _take(number: signal.Signals, act: Callable[[], None]) -> None:
-    """Has the loop do something when a signal comes, without a word about signals that follow
-    each other faster than it looks: Python would print a traceback for each."""
-    asyncio.get_running_loop().add_signal_handler(number, act)
-    # None may come while there is nowhere to write it to.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        pipe = signal.set_wakeup_fd(-1)
-        signal.set_wakeup_fd(pipe, warn_on_full_buffer=False)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> int:
     stopping = asyncio.Event()
     plugins = plugin_set.build(config)
-    with Ears.open(config.probes) as ears, PmClient() as hands:
+    with (
+        Ears.open(config.probes) as ears,
+        PmClient() as hands,
+        SignalInbox(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+    ):
         daemon = Daemon(settings, config, ears, hands, budget)
 
-        def reload() -> None:
-            if not stopping.is_set():  # what ends is not made anew
+        def heed() -> None:
+            came = signals.take()
+            if came & {signal.SIGTERM, signal.SIGINT}:
+                stopping.set()
+            # What ends is not made anew.
+            if signal.SIGHUP in came and not stopping.is_set():
                 daemon.reload_or_complain()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            _take(number, stopping.set)
         control = ControlServer(daemon, config.metrics)
         await control.start(config.control or str(run_folder.here(SOCKET)))
         try:
             daemon.start(control, plugins)
             try:
                 # Only now is there something to reload.
-                _take(signal.SIGHUP, reload)
                 if early_signals.hangup_came():
-                    reload()
+                    daemon.reload_or_complain()
+                asyncio.get_running_loop().add_reader(signals, heed)
                 notify("READY=1")
                 feed_watchdog()
                 await stopping.wait()
                 notify("STOPPING=1")
             finally:
+                asyncio.get_running_loop().remove_reader(signals)
                 daemon.stop()
         finally:
             control.close()

@@ -15,15 +15,15 @@ prints one object a line with `schema`, `trace` (the tool), `event` and `at`
 import json
 import selectors
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Protocol, Self, TextIO, TypeVar
 
 from mptcpd_ebpf.kernel import counters, netns
 from mptcpd_ebpf.probes import ProbesUnavailable
+from mptcpd_ebpf.signal_inbox import SignalInbox
 from mptcpd_ebpf.trace.kernel_side import Cost, KernelSide
 from mptcpd_ebpf.trace.scope import Directory, Scope, Subject
 
@@ -72,7 +72,7 @@ class Trace:
         self._shift_ns = time.time_ns() - self.began
 
     def __enter__(self) -> Self:
-        self._stopped = self._stack.enter_context(_stopped_by_signals())
+        self._stopped = self._stack.enter_context(SignalInbox(signal.SIGINT, signal.SIGTERM))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -207,22 +207,3 @@ class Trace:
             lost=lost,
             overhead={"events": calls, "ns_per_event": round(each), "cpu_percent": share},
         )
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[socket.socket]:
-    """A socket that becomes readable at SIGINT or SIGTERM."""
-    read, write = socket.socketpair()
-    write.setblocking(False)
-    with read, write:
-        before = {
-            number: signal.signal(number, lambda *_: None)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        wakeup = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-        try:
-            yield read
-        finally:
-            signal.set_wakeup_fd(wakeup)
-            for number, handler in before.items():
-                signal.signal(number, handler)
