@@ -73,6 +73,20 @@ def test_what_the_kernel_clears_before_the_application_closes_is_still_told(lab:
     assert ended.measurement.srtt_us
 
 
+def test_runs_that_the_kernel_skips_cost_no_last_word(
+    lab: Lab, tmp_path: Path_, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it had run none of the programs at the moments when subflows are established."""
+    compile_probes_with("established(sk)=", tmp_path, monkeypatch)
+    with probing(lab.client, thresholds=QUIET) as probes:
+        lab.start(ShortConnections(count=20)).result()
+        wait_for(lambda: not sample(lab.client, probes), "end of all subflows")
+        events = probes.read()
+    seen = [event.measurement for event in events if isinstance(event, SubflowEnded)]
+    assert len(seen) == 20
+    assert all(each.local.port and each.bytes_sent for each in seen)
+
+
 def test_a_connection_that_was_refused_leaves_nothing(lab: Lab) -> None:
     with probing(lab.client, thresholds=QUIET) as probes:
         with connection(lab) as ends:
