@@ -36,8 +36,6 @@ _STANDING = 0.5
 _DEAD_US = 500_000
 _REFUSALS = 2
 """Looks at which the peer had answered a retransmission and taken nothing of it."""
-_REFUSED = 0.95
-"""Weight of a peer that takes nothing: nothing moves any more."""
 _IDLE = 0.5
 
 
@@ -83,7 +81,7 @@ class Path:
     def is_refused(self) -> bool:
         """Whether the path works, and the peer has no room for what comes over it.
 
-        Without data of the peer's, what comes back is that he got the retransmission.
+        Where the peer sends no data, what comes back is that the retransmission arrived.
         """
         return self.refused >= _REFUSALS and not self.received
 
@@ -298,7 +296,7 @@ def _window(seen: Observation) -> list[Finding]:
     return [
         Finding(
             "peer",
-            _REFUSED if refused else 0.3 + 0.6 * share,
+            0.95 if refused else 0.3 + 0.6 * share,  # nothing moves any more
             "the peer's application does not read fast enough, or its buffer is too small",
             [
                 *(
