@@ -184,8 +184,12 @@ def test_filters(lab: Lab, talkers: tuple[Talker, Talker], tool: str, event: str
     meant, other = talkers
     ports = [each.exchange() for each in talkers]
     with lab.client.entered():
-        by_port = {each.local.port: f"{each.token:08x}" for each in diag.subflows()}
-    mine, others = (by_port[port] for port in ports)
+        # Two connections may have one local port where they go to different addresses.
+        by_ends = {(each.local.port, each.remote.ip): each for each in diag.subflows()}
+    mine, others = (
+        f"{by_ends[port, talker.server].token:08x}"
+        for port, talker in zip(ports, talkers, strict=True)
+    )
     with ExitStack() as stack:
         chosen: list[tuple[str, ...]] = [(), *meant.filters(mine)]
         at_client = ("--netns", lab.client.name)
