@@ -123,19 +123,19 @@ def connected(client: Peer, server: Peer, ip: str, *, bind_to: str = "") -> Iter
         with client.host.entered():
             near = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP))
         near.settimeout(DEADLINE_S)
-        at = listener.getsockname()[1]
-        near.connect((ip, at))
+        far_port = listener.getsockname()[1]
+        near.connect((ip, far_port))
         far = stack.enter_context(listener.accept()[0])
         far.settimeout(DEADLINE_S)
         for sender, receiver in ((near, far), (far, near)):
             sender.sendall(b"x")
             receiver.recv(1)
-        port = near.getsockname()[1]
+        near_port = near.getsockname()[1]
         # The client's port alone may be that of an earlier connection, to another listener.
         at_client = client.heard.wait(
-            ConnectionEstablished, lambda e: (e.local.port, e.remote.port) == (port, at)
+            ConnectionEstablished, lambda e: (e.local.port, e.remote.port) == (near_port, far_port)
         )
         at_server = server.heard.wait(
-            ConnectionEstablished, lambda e: (e.remote.port, e.local.port) == (port, at)
+            ConnectionEstablished, lambda e: (e.remote.port, e.local.port) == (near_port, far_port)
         )
         yield Pair(near, far, at_client, at_server)

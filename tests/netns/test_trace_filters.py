@@ -37,7 +37,7 @@ while True:
     left = {CHUNK}
     while left:
         left -= len(client.recv(left))
-    print(client.getsockname()[1], flush=True)
+    print("done", flush=True)
     if "close" in sys.stdin.readline():
         break
 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
@@ -74,13 +74,13 @@ class Talker:
     server: str
     cgroup: File | None
 
-    def exchange(self) -> int:
-        """Connects, if it has not yet; sends and receives.  Returns the local port."""
+    def exchange(self) -> None:
+        """Connects, if it has not yet; sends and receives."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("on\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        assert self.process.stdout.readline() == "done\n"
 
     def abort(self) -> None:
         assert self.process.stdin is not None
@@ -182,14 +182,11 @@ def tokens(told: Tracing) -> set[str]:
 def test_filters(lab: Lab, talkers: tuple[Talker, Talker], tool: str, event: str | None) -> None:
     """A tool, and the event by which it tells of a connection (None: by its summary)."""
     meant, other = talkers
-    ports = [each.exchange() for each in talkers]
+    for talker in talkers:
+        talker.exchange()
     with lab.client.entered():
-        # Two connections may have one local port where they go to different addresses.
-        by_ends = {(each.local.port, each.remote.ip): each for each in diag.subflows()}
-    mine, others = (
-        f"{by_ends[port, talker.server].token:08x}"
-        for port, talker in zip(ports, talkers, strict=True)
-    )
+        by_server = {each.remote.ip: f"{each.token:08x}" for each in diag.subflows()}
+    mine, others = (by_server[each.server] for each in talkers)
     with ExitStack() as stack:
         chosen: list[tuple[str, ...]] = [(), *meant.filters(mine)]
         at_client = ("--netns", lab.client.name)
