@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench._machine import load, machine
-from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.lab import LabError
+from mptcpd_ebpf.runtime.exit_codes import ExitCode
 
 FOLDER = Path(__file__).resolve().parent
 DOCUMENT = FOLDER.parent / "docs" / "benchmarks.md"

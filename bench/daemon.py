@@ -22,7 +22,7 @@ from typing import Any
 
 from bench._figures import Figure, median_at_most, spread, table
 from bench._machine import resident_mib
-from mptcpd_ebpf import control_client
+from mptcpd_ebpf.control import client
 from mptcpd_ebpf.core.events import SubflowClosed
 from mptcpd_ebpf.demo import scenario
 from mptcpd_ebpf.kernel.pm_events import PmEvents
@@ -71,7 +71,7 @@ def _starts(lab: Lab, count: int) -> tuple[list[float], list[float]]:
             begin = time.monotonic_ns()
             with scenario.daemon(lab, "adaptive", f"{folder}/{number}") as control:
                 times.append((time.monotonic_ns() - begin) / 1e6)
-                memory.append(resident_mib(control_client.get(control, "/v1/status")["pid"]))
+                memory.append(resident_mib(client.get(control, "/v1/status")["pid"]))
     return times, memory
 
 

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from bench._figures import Figure, median_at_most, percentile, spread, table
 from bench._machine import resident_mib
-from mptcpd_ebpf import control_client
+from mptcpd_ebpf.control import client
 from mptcpd_ebpf.demo import findings, scenario
 from mptcpd_ebpf.demo.scenario import FAST, FAULTS, SLOW, Manager, Phase
 from mptcpd_ebpf.lab import Lab, RequestResponse
@@ -127,17 +127,17 @@ def _inject(
         settled=_latencies(messages, begin + SETTLED_NS, heal),
         action_ms=action if action is not None and action <= (heal - begin) / 1e6 else None,
         return_ms=back,
-        resident_mib=resident_mib(control_client.get(control, "/v1/status")["pid"]),
+        resident_mib=resident_mib(client.get(control, "/v1/status")["pid"]),
     )
 
 
 @contextmanager
 def _paused(control: str) -> Iterator[None]:
-    control_client.post(control, "/v1/pause")
+    client.post(control, "/v1/pause")
     try:
         yield
     finally:
-        control_client.post(control, "/v1/resume")
+        client.post(control, "/v1/resume")
 
 
 def _latencies(messages: list[Message], begin: int, end: int) -> list[float]:

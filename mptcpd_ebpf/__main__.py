@@ -5,18 +5,28 @@ A daemon and a trace answer signals before the imports, which take most of their
 """
 
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from mptcpd_ebpf import early_signals
+from mptcpd_ebpf.runtime import startup_signals
+
+if TYPE_CHECKING:
+    from mptcpd_ebpf.config.settings import Settings
 
 
 def main() -> NoReturn:
     """Runs the command line and exits."""
     if sys.argv[1:2] in (["daemon"], ["trace"]):
-        early_signals.take(hangup=sys.argv[1] == "daemon")
+        startup_signals.take(hangup=sys.argv[1] == "daemon")
     from mptcpd_ebpf import cli
 
-    cli.main()
+    cli.main(serve=_serve)
+
+
+def _serve(settings: "Settings") -> int:
+    """Commands may not import the daemon, so the one that runs it gets it from here."""
+    from mptcpd_ebpf.daemon import service
+
+    return service.run(settings)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from msgspec import Struct
 
 from mptcpd_ebpf.core import network
 from mptcpd_ebpf.core.model import World
-from mptcpd_ebpf.kernel import lock, netns, others, rtnetlink, sysctl
+from mptcpd_ebpf.kernel import lock, others, rtnetlink, sysctl
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NotPermitted
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.transport import NETLINK_ROUTE, Requester
+from mptcpd_ebpf.runtime import netns
 
 OLDEST = (5, 19)
 """The first kernel whose userspace path manager has every command (SUBFLOW_DESTROY)."""

@@ -13,7 +13,7 @@ MODULES = (
     "mptcpd_ebpf.plugin",
     "mptcpd_ebpf.lab",
     "mptcpd_ebpf.lab.wire",
-    "mptcpd_ebpf.schema",
+    "mptcpd_ebpf.control.schema",
 )
 
 

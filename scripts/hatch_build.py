@@ -3,7 +3,7 @@
 
 The BPF objects and the preload library (compiled here if they are not there yet), the
 sources that bcc compiles on the spot and the shipped plugins land under
-``mptcpd_ebpf/_data``; ``mptcpd_ebpf.resources`` finds them there or in the source tree.
+``mptcpd_ebpf/_data``; ``mptcpd_ebpf.runtime.resources`` finds them there or in the source tree.
 A wheel therefore installs without a compiler, and is for the architecture it was built on.
 """
 

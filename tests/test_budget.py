@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mptcpd_ebpf import budget
-from mptcpd_ebpf.budget import HandlerBudget, HandlerTooSlow
 from mptcpd_ebpf.core.commands import Command, WakeAt
+from mptcpd_ebpf.daemon import handler_budget
+from mptcpd_ebpf.daemon.handler_budget import HandlerBudget, HandlerTooSlow
 
 DONE: list[Command] = [WakeAt(at=1, reason="done")]
 
 
 @pytest.fixture
 def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandlerBudget]:
-    monkeypatch.setattr(budget, "SECONDS", 0.02)
-    monkeypatch.setattr(budget, "WAITING_SECONDS", 0.1)
-    monkeypatch.setattr(budget, "AGAIN_SECONDS", 0.005)
+    monkeypatch.setattr(handler_budget, "SECONDS", 0.02)
+    monkeypatch.setattr(handler_budget, "WAITING_SECONDS", 0.1)
+    monkeypatch.setattr(handler_budget, "AGAIN_SECONDS", 0.005)
     before = signal.getsignal(signal.SIGALRM)
     with HandlerBudget() as entered:
         yield entered
@@ -75,7 +75,7 @@ def test_waiting_for_the_processor_is_not_held_against_it(
     limited: HandlerBudget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a machine that gives it none: the clock of its own time stands still."""
-    monkeypatch.setattr(budget, "WAITING_SECONDS", 3600)
+    monkeypatch.setattr(handler_budget, "WAITING_SECONDS", 3600)
     monkeypatch.setattr(time, "thread_time", lambda: 0.0)
     alarms = iter(range(10))
 

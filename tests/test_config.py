@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Struct, structs, to_builtins
 
-from mptcpd_ebpf import plugin_loader
-from mptcpd_ebpf.config import (
+from mptcpd_ebpf.config import plugin_loader
+from mptcpd_ebpf.config.settings import (
     Config,
     ConfigError,
     LogLevel,
@@ -22,8 +22,8 @@ from mptcpd_ebpf.config import (
     load,
     parse,
 )
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.yamldoc import Mistake
+from mptcpd_ebpf.config.yaml_document import Mistake
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 SHIPPED = Path(__file__).parent.parent / "etc" / "mptcpd-ebpf.yaml"
 

@@ -18,16 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mptcpd_ebpf import by_hand, control_client, httpserver, metrics
-from mptcpd_ebpf.config import ConfigError, Metrics
-from mptcpd_ebpf.control import ControlServer
-from mptcpd_ebpf.control_socket import SocketFile
-from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.commands import Decision, FlushEndpoints, SetBackup
-from mptcpd_ebpf.core.endpoints import Endpoint, Limits
-from mptcpd_ebpf.core.events import ConnectionClosed
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.schema import (
+from mptcpd_ebpf.config.settings import ConfigError, Metrics
+from mptcpd_ebpf.config.yaml_document import Mistake
+from mptcpd_ebpf.control import client, http, metrics, operator_commands
+from mptcpd_ebpf.control.schema import (
     CarriedOut,
     Connections,
     DecisionView,
@@ -35,7 +29,13 @@ from mptcpd_ebpf.schema import (
     LimitsView,
     Status,
 )
-from mptcpd_ebpf.yamldoc import Mistake
+from mptcpd_ebpf.control.server import ControlServer
+from mptcpd_ebpf.control.socket_file import SocketFile
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.commands import Decision, FlushEndpoints, SetBackup
+from mptcpd_ebpf.core.endpoints import Endpoint, Limits
+from mptcpd_ebpf.core.events import ConnectionClosed
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 EVENTS = "/v1/events"
 OFF = Metrics()
@@ -92,15 +92,15 @@ class Source:
         return []
 
     async def endpoints(self) -> Endpoints:
-        return by_hand.endpoints([Endpoint(ip="10.0.0.1", address_id=3, if_index=1)])
+        return operator_commands.endpoints([Endpoint(ip="10.0.0.1", address_id=3, if_index=1)])
 
     async def limits(self) -> LimitsView:
-        return by_hand.limits(Limits(subflows=2, add_addr_accepted=1))
+        return operator_commands.limits(Limits(subflows=2, add_addr_accepted=1))
 
     async def carry_out(self, fields: dict[str, Any]) -> CarriedOut:
         if fields != FLUSH:
             raise ValueError("fields are wrong")
-        return by_hand.carried_out(FlushEndpoints(reason="test"), "daemon", 0, "")
+        return operator_commands.carried_out(FlushEndpoints(reason="test"), "daemon", 0, "")
 
     async def pause(self) -> None:
         self.paused = True
@@ -156,7 +156,7 @@ def head_and_json(answer: bytes) -> tuple[bytes, Any]:
 
 def test_the_client_gets_what_the_source_has(path: Path) -> None:
     async def use(path: str, source: Source, _server: ControlServer) -> None:
-        get, post = control_client.get, control_client.post
+        get, post = client.get, client.post
         assert await asyncio.to_thread(get, path, "/v1/connections") == await source.connections()
         assert await asyncio.to_thread(get, path, "/v1/status") == source.status()
         assert await asyncio.to_thread(get, path, "/v1/decisions") == {
@@ -171,7 +171,7 @@ def test_the_client_gets_what_the_source_has(path: Path) -> None:
 
 def test_a_person_reads_the_table_and_changes_it(path: Path) -> None:
     async def use(path: str, source: Source, _server: ControlServer) -> None:
-        get, post = control_client.get, control_client.post
+        get, post = client.get, client.post
         assert await asyncio.to_thread(get, path, "/v1/endpoints") == await source.endpoints()
         assert await asyncio.to_thread(get, path, "/v1/limits") == await source.limits()
         for _ in range(2):  # each request has a body of its own
@@ -194,7 +194,7 @@ def test_what_is_no_command_is_told_and_exits_64(path: Path, body: bytes) -> Non
         assert b"400" in status
         assert told["error"]
         with pytest.raises(Failure, match="the daemon refused: ") as failure:
-            await asyncio.to_thread(control_client.post, path, "/v1/command", {"command": "x"})
+            await asyncio.to_thread(client.post, path, "/v1/command", {"command": "x"})
         assert failure.value.exit_code is ExitCode.USAGE
 
     serve(path, use)
@@ -202,9 +202,7 @@ def test_what_is_no_command_is_told_and_exits_64(path: Path, body: bytes) -> Non
 
 def test_the_client_reads_the_stream_until_it_ends(path: Path) -> None:
     async def use(path: str, _source: Source, server: ControlServer) -> None:
-        read = asyncio.create_task(
-            asyncio.to_thread(lambda: [*control_client.stream(path, EVENTS)])
-        )
+        read = asyncio.create_task(asyncio.to_thread(lambda: [*client.stream(path, EVENTS)]))
         while not server._http.has_streams:
             await asyncio.sleep(0.001)
         server.publish(ConnectionClosed(token=5))
@@ -222,7 +220,7 @@ def test_the_client_reads_the_stream_until_it_ends(path: Path) -> None:
 def test_a_refused_reload_tells_every_mistake_and_exits_78(path: Path) -> None:
     async def use(path: str, _source: Source, _server: ControlServer) -> None:
         with pytest.raises(Failure, match="F:1:2: key: is wrong") as caught:
-            await asyncio.to_thread(control_client.post, path, "/v1/reload")
+            await asyncio.to_thread(client.post, path, "/v1/reload")
         assert caught.value.exit_code is ExitCode.CONFIG
 
     serve(path, use)
@@ -278,7 +276,7 @@ def test_a_bad_request_is_told_why(
 
 def test_a_head_without_end_is_not_collected(path: Path) -> None:
     async def use(path: str, _source: Source, _server: ControlServer) -> None:
-        endless = b"GET /v1/status HTTP/1.1\r\nX: " + b"x" * httpserver.MAX_HEAD_BYTES
+        endless = b"GET /v1/status HTTP/1.1\r\nX: " + b"x" * http.MAX_HEAD_BYTES
         assert head_and_json(await ask(path, endless))[0].split(b" ")[1] == b"431"
 
     serve(path, use)
@@ -291,8 +289,8 @@ def test_a_source_that_breaks_answers_500_and_the_server_goes_on(path: Path) -> 
 
         source.connections = broken  # type: ignore[method-assign]
         with pytest.raises(Failure, match="the daemon's log has the cause"):
-            await asyncio.to_thread(control_client.get, path, "/v1/connections")
-        assert await asyncio.to_thread(control_client.get, path, "/v1/status") == source.status()
+            await asyncio.to_thread(client.get, path, "/v1/connections")
+        assert await asyncio.to_thread(client.get, path, "/v1/status") == source.status()
 
     serve(path, use)
 
@@ -353,12 +351,12 @@ def test_a_slow_reader_is_cut_off_and_the_others_are_not(path: Path) -> None:
 
 def test_streams_and_connections_are_bounded(path: Path) -> None:
     async def use(path: str, _source: Source, _server: ControlServer) -> None:
-        streams = [await stream(path) for _ in range(httpserver.MAX_STREAMS)]
+        streams = [await stream(path) for _ in range(http.MAX_STREAMS)]
         refused = await ask(path, b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
         assert head_and_json(refused)[0].split()[1] == b"503"
         idle = [
             await asyncio.open_unix_connection(path)
-            for _ in range(httpserver.MAX_CLIENTS - httpserver.MAX_STREAMS)
+            for _ in range(http.MAX_CLIENTS - http.MAX_STREAMS)
         ]
         reader, writer = await asyncio.open_unix_connection(path)
         answer = await asyncio.wait_for(reader.read(), 10)
@@ -372,7 +370,7 @@ def test_streams_and_connections_are_bounded(path: Path) -> None:
 def test_who_does_not_finish_a_request_is_cut_off(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(httpserver, "REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(http, "REQUEST_SECONDS", 0.05)
 
     async def use(path: str, _source: Source, _server: ControlServer) -> None:
         reader, writer = await asyncio.open_unix_connection(path)
@@ -509,12 +507,12 @@ def test_bad_places_are_named_with_the_way_out(tmp_path: Path) -> None:
 
 def test_the_client_names_what_is_missing(path: Path) -> None:
     with pytest.raises(Failure, match="does not exist; start 'mptcpd-ebpf daemon'") as caught:
-        control_client.get(str(path), "/v1/status")
+        client.get(str(path), "/v1/status")
     assert caught.value.exit_code is ExitCode.NO_DAEMON
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     with pytest.raises(Failure, match="nobody listens") as caught:
-        control_client.get(str(path), "/v1/status")
+        client.get(str(path), "/v1/status")
     assert caught.value.exit_code is ExitCode.NO_DAEMON
 
 
@@ -528,22 +526,22 @@ def test_the_client_survives_a_stranger_at_the_socket(path: Path, answer: bytes)
 
         async with await asyncio.start_unix_server(talk, str(path)):
             with pytest.raises(Failure, match="does not answer as the daemon does") as caught:
-                await asyncio.to_thread(control_client.get, str(path), "/v1/status")
+                await asyncio.to_thread(client.get, str(path), "/v1/status")
             assert caught.value.exit_code is ExitCode.NO_DAEMON
 
     asyncio.run(run())
 
 
 def test_a_silent_daemon_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control_client, "TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.05)
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(str(path))
         deaf.listen()
         with pytest.raises(Failure, match="did not answer") as caught:
-            control_client.get(str(path), "/v1/status")
+            client.get(str(path), "/v1/status")
     assert caught.value.exit_code is ExitCode.NO_DAEMON
 
 
 def test_the_default_path_names_the_network_namespace() -> None:
     inode = os.stat("/proc/self/ns/net").st_ino
-    assert control_client.default_path() == f"/run/mptcpd-ebpf/{inode}.sock"
+    assert client.default_path() == f"/run/mptcpd-ebpf/{inode}.sock"

@@ -5,10 +5,10 @@ import asyncio
 
 import pytest
 
-from mptcpd_ebpf import doubts
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.model import Connection, State, Subflow, World
-from mptcpd_ebpf.doubts import Doubts
+from mptcpd_ebpf.daemon import resync_scheduler
+from mptcpd_ebpf.daemon.resync_scheduler import Doubts
 
 TOKEN = 1
 LOCAL, REMOTE = SockAddr("10.0.1.1", 1), SockAddr("10.0.2.1", 2)
@@ -17,8 +17,8 @@ GONE = Subflow(TOKEN, LOCAL, REMOTE)
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doubts, "SOON_S", 0.01)
-    monkeypatch.setattr(doubts, "NOW_AND_THEN_S", 0.01)
+    monkeypatch.setattr(resync_scheduler, "SOON_S", 0.01)
+    monkeypatch.setattr(resync_scheduler, "NOW_AND_THEN_S", 0.01)
 
 
 def world(*subflows: Subflow) -> World:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mptcpd_ebpf.logs import JournalHandler, journal_entry
+from mptcpd_ebpf.runtime.logging_setup import JournalHandler, journal_entry
 
 
 @pytest.mark.parametrize(

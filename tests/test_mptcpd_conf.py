@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mptcpd_ebpf import config, mptcpd_conf, plugin_loader
 from mptcpd_ebpf.cli.config import command
-from mptcpd_ebpf.config import Config, ConfigError, Settings
+from mptcpd_ebpf.config import mptcpd_conf, plugin_loader
+from mptcpd_ebpf.config.settings import Config, ConfigError, Settings, parse
 from mptcpd_ebpf.core.model import AddressPolicy
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.logs import LogDestination
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+from mptcpd_ebpf.runtime.logging_setup import LogDestination
 
 WHOLE = """\
 # a comment
@@ -142,7 +142,7 @@ def test_config_import_prints_yaml_that_does_the_same(tmp_path: Path, text: str)
     printed = CliRunner().invoke(command, ["import", str(tmp_path / "mptcpd.conf")])
     assert printed.exit_code == 0
     assert isinstance(yaml.safe_load(printed.output), dict)
-    assert config.parse(printed.output, "F") == expected
+    assert parse(printed.output, "F") == expected
 
 
 def test_flags_that_the_command_line_gives_are_not_missed_in_the_file(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_what_bcc_compiles_is_installed_too(installed: Path) -> None:
     python = installed / "lib/mptcpd-ebpf/bin/python"
     program = (
         "from mptcpd_ebpf.probes.bcc_compile import compile_functions\n"
-        "from mptcpd_ebpf.resources import bpf_sources\n"
+        "from mptcpd_ebpf.runtime.resources import bpf_sources\n"
         "print(bpf_sources(), len(compile_functions('int f(void *c) { return 0; }', ['f'])['f']))"
     )
     folder, size = run(python, "-c", program, cwd=installed).split()

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from mptcpd_ebpf import plugin_loader
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.config import plugin_loader
 from mptcpd_ebpf.plugin import Options, Plugin
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from tests.netns.own_plugins import plugin_folder
 
 OWN = """

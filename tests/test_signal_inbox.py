@@ -5,7 +5,7 @@ import os
 import select
 import signal
 
-from mptcpd_ebpf.signal_inbox import SignalInbox
+from mptcpd_ebpf.runtime.signals import SignalInbox
 
 
 def test_one_that_comes_behind_a_flood_is_told() -> None:

@@ -4,8 +4,8 @@
 import pytest
 from msgspec import structs
 
-from mptcpd_ebpf import view
 from mptcpd_ebpf.cli import _text, ls, monitor
+from mptcpd_ebpf.control import views
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import AddEndpoint, CreateSubflow, Decision
 from mptcpd_ebpf.core.events import AlarmRaised
@@ -26,7 +26,7 @@ def world(connection: Connection, *subflows: Subflow) -> World:
 def test_what_nobody_measured_is_null_and_a_dash_never_zero() -> None:
     subflow = Subflow(0xAB, LOCAL, REMOTE)
     connection = Connection(0xAB, LOCAL, REMOTE, state=State.ESTABLISHED)
-    shown = view.connections(world(connection, subflow), EPOCH_NS)
+    shown = views.connections(world(connection, subflow), EPOCH_NS)
     (only,) = shown["connections"]
     assert only["token"] == "000000ab"
     for field in ("server_side", "path_manager", "pid", "comm", "stalled_ms", "bytes_acked"):
@@ -55,7 +55,7 @@ def test_measured_values_keep_their_names_and_units() -> None:
         stalled_us=1500, bytes_acked=7, owner=Owner(pid=9, comm="curl"),
         announced={4: SockAddr("10.9.9.9", 0)},
     )  # fmt: skip
-    (only,) = view.connections(world(connection, subflow), EPOCH_NS)["connections"]
+    (only,) = views.connections(world(connection, subflow), EPOCH_NS)["connections"]
     assert (only["pid"], only["comm"], only["stalled_ms"]) == (9, "curl", 1.5)
     assert only["path_manager"] == "userspace"
     assert only["announced"] == [{"id": 4, "ip": "10.9.9.9", "port": None}]
@@ -72,10 +72,10 @@ def test_measured_values_keep_their_names_and_units() -> None:
 
 def test_what_is_gone_is_not_shown() -> None:
     gone = Connection(1, LOCAL, REMOTE, state=State.CLOSED)
-    assert view.connections(world(gone), EPOCH_NS)["connections"] == []
+    assert views.connections(world(gone), EPOCH_NS)["connections"] == []
     alive = Connection(1, LOCAL, REMOTE, state=State.OPENING)
     subflow = Subflow(1, LOCAL, REMOTE, state=State.CLOSED)
-    (only,) = view.connections(world(alive, subflow), EPOCH_NS)["connections"]
+    (only,) = views.connections(world(alive, subflow), EPOCH_NS)["connections"]
     assert only["subflows"] == []
 
 
@@ -83,7 +83,7 @@ def test_either_sides_backup_is_shown() -> None:
     for ours, peers in ((True, False), (False, True)):
         subflow = Subflow(1, LOCAL, REMOTE, backup=ours, backup_by_peer=peers)
         connection = Connection(1, LOCAL, REMOTE, state=State.ESTABLISHED)
-        shown = view.connections(world(connection, subflow), EPOCH_NS)
+        shown = views.connections(world(connection, subflow), EPOCH_NS)
         assert shown["connections"][0]["subflows"][0]["backup"] is True
         assert " backup " in ls.table(shown)
 
@@ -95,7 +95,7 @@ def test_a_decision_names_its_subflow_as_far_as_its_command_does() -> None:
         Decision(id=1, at=5_500_000_000, plugin="p", command=command, refused="too many")
         for command in (create, endpoint)
     ]
-    first, second = (view.decision(each, EPOCH_NS) for each in made)
+    first, second = (views.decision(each, EPOCH_NS) for each in made)
     assert (first["action"], first["token"]) == ("CreateSubflow", "000000ab")
     assert first["subflow"] == "10.0.0.1 → [2001:db8::1]:80"
     assert first["t"] == 1_000_000_005.5
@@ -106,7 +106,7 @@ def test_a_decision_names_its_subflow_as_far_as_its_command_does() -> None:
 
 def test_an_event_keeps_its_inner_records() -> None:
     measured = Measurement(at=1, token=0xAB, local=LOCAL, remote=REMOTE)
-    shown = view.event(AlarmRaised(kind=AlarmKind.LOSS, measurement=measured, value=30, limit=20))
+    shown = views.event(AlarmRaised(kind=AlarmKind.LOSS, measurement=measured, value=30, limit=20))
     assert (shown["event"], shown["kind"], shown["value"]) == ("AlarmRaised", "loss", 30)
     assert shown["measurement"]["token"] == "000000ab"
     assert shown["measurement"]["remote"] == "[2001:db8::1]:80"
@@ -123,11 +123,11 @@ def test_numbers_as_text() -> None:
 
 def test_a_token_is_hexadecimal_digits_and_nothing_else() -> None:
     for text in ("1a2b3c4d", "1A2B3C4D", "0x1a2b3c4d"):
-        assert view.token_of(text) == 0x1A2B3C4D
-    assert view.token_text(view.token_of("b")) == "0000000b"
+        assert views.token_of(text) == 0x1A2B3C4D
+    assert views.token_text(views.token_of("b")) == "0000000b"
     for wrong in ("", "0x", "0x1_0", "+1", "-1", " 1", "1\n", "123456789", "xyz", 7, None):
         with pytest.raises(ValueError, match="is no token: give the eight hexadecimal digits"):
-            view.token_of(wrong)
+            views.token_of(wrong)
 
 
 @pytest.mark.parametrize(

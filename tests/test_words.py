@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
-from mptcpd_ebpf import words
+from mptcpd_ebpf.control import describe
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import (
     AddEndpoint,
@@ -69,7 +69,7 @@ WORDS: list[tuple[AnyCommand, str]] = [
 
 @pytest.mark.parametrize(("command", "text"), WORDS)
 def test_what_a_command_does(command: AnyCommand, text: str) -> None:
-    assert words.action(command) == text
+    assert describe.action(command) == text
 
 
 def test_no_command_is_without_words() -> None:
@@ -79,6 +79,6 @@ def test_no_command_is_without_words() -> None:
 def test_a_decision_tells_its_author_its_reason_and_whether_it_was_done() -> None:
     made = Decision(id=1, at=0, plugin="adaptive", command=DestroySubflow(**SUBFLOW))
     told = "adaptive: destroy 10.0.1.2:4000 → [2001:db8::1]:80 of 1a2b3c4d: why"
-    assert words.decision(made) == told
+    assert describe.decision(made) == told
     refused = Decision(id=2, at=0, plugin="adaptive", command=made.command, refused="the last one")
-    assert words.decision(refused) == f"{told} [not done: the last one]"
+    assert describe.decision(refused) == f"{told} [not done: the last one]"

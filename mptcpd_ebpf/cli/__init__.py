@@ -10,12 +10,13 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
 
 from mptcpd_ebpf import __version__
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 PROGRAM = "mptcpd-ebpf"
 
@@ -94,12 +95,17 @@ def group() -> None:
     """
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command line and exits."""
+def main(
+    arguments: list[str] | None = None, *, serve: Callable[[Any], int] | None = None
+) -> NoReturn:
+    """Runs the command line and exits.
+
+    `serve` runs the daemon with its `Settings` and returns the exit code.
+    """
     # A reader that goes away (`ls | head`) ends us silently, as it does other tools.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        code: Any = group.main(arguments, PROGRAM, standalone_mode=False)
+        code: Any = group.main(arguments, PROGRAM, standalone_mode=False, obj=serve)
     except Failure as failure:
         code = _say(str(failure), failure.exit_code)
     except _NOTHING_ASKED as error:

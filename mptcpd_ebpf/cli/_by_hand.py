@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import click
 
-from mptcpd_ebpf import view
 from mptcpd_ebpf.cli import _options
+from mptcpd_ebpf.control import views
+from mptcpd_ebpf.control.schema import CarriedOut
 from mptcpd_ebpf.core.address import canonical, parse_sockaddr
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.schema import CarriedOut
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,7 +51,7 @@ def address_and_port(value: str) -> str:
 def token_text(value: str) -> str:
     """A connection's token, in the hexadecimal digits that ``ls`` shows."""
     try:
-        return view.token_text(view.token_of(value))
+        return views.token_text(views.token_of(value))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 

@@ -3,7 +3,7 @@
 
 import click
 
-from mptcpd_ebpf import run_folder
+from mptcpd_ebpf.runtime import run_folder
 
 control = click.option(
     "--control",

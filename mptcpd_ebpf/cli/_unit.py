@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.mptcpize.dropin import Outcome
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 argument = click.argument("unit", metavar="UNIT")
 

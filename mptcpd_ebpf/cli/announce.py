@@ -3,9 +3,9 @@
 
 import click
 
-from mptcpd_ebpf import daemon_or_kernel
 from mptcpd_ebpf.cli import _by_hand
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.control import dispatch
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 ANY = "any"
 
@@ -55,7 +55,7 @@ def command(
     refused.  The daemon does, until the address is withdrawn or the connection ends;
     without a daemon it must be another socket, --no-listener says that there is one.
     """
-    path = daemon_or_kernel.control_path(control, direct)
+    path = dispatch.control_path(control, direct)
     listen = port is not None and not no_listener
     if no_listener and not port:
         raise click.UsageError("--no-listener needs a --port that something listens at")
@@ -65,7 +65,7 @@ def command(
             "--no-listener if an MPTCP socket listens there already",
             ExitCode.NO_DAEMON,
         )
-    done = daemon_or_kernel.carry_out(
+    done = dispatch.carry_out(
         path,
         command="AnnounceAddress",
         token=token,

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from mptcpd_ebpf import mptcpd_conf
 from mptcpd_ebpf.cli import Group
-from mptcpd_ebpf.config import Settings
+from mptcpd_ebpf.config import mptcpd_conf
+from mptcpd_ebpf.config.settings import Settings
 
 
 @click.group(cls=Group)
@@ -30,7 +30,7 @@ def import_(file: Path) -> None:
     """
     import yaml
 
-    from mptcpd_ebpf import plugin_loader, plugin_set
+    from mptcpd_ebpf.config import plugin_loader, plugin_set
 
     # Raises what the daemon would.
     plugin_set.build(Settings(mptcpd_conf=file).load(plugin_loader.options_of))

@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from mptcpd_ebpf import __version__, mptcpd_conf
-from mptcpd_ebpf.config import DEFAULT_FILE, LogLevel, OnExit, ProbeBackend, Settings
-from mptcpd_ebpf.logs import LogDestination
+from mptcpd_ebpf import __version__
+from mptcpd_ebpf.config import mptcpd_conf
+from mptcpd_ebpf.config.settings import DEFAULT_FILE, LogLevel, OnExit, ProbeBackend, Settings
+from mptcpd_ebpf.runtime.logging_setup import LogDestination
 
 Reader = Callable[[str], dict[str, Any]]
 
@@ -164,7 +165,15 @@ def _in_full(argument: str, names: list[str], context: click.Context) -> str:
     help="How much to tell there.",
 )
 @click.option("-d", "--debug", is_flag=True, help="The same as --log-level=debug.")
-def command(file: Path | None, mptcpd_conf: Path | None, debug: bool, **options: Any) -> int:
+@click.pass_obj
+def command(
+    serve: Callable[[Settings], int],
+    /,
+    file: Path | None,
+    mptcpd_conf: Path | None,
+    debug: bool,
+    **options: Any,
+) -> int:
     """Measure subflows and keep connections on good paths.
 
     Serves the network namespace it is started in, until SIGTERM or Ctrl-C; SIGHUP reads
@@ -180,8 +189,6 @@ def command(file: Path | None, mptcpd_conf: Path | None, debug: bool, **options:
 
     mptcpd's command line is accepted as it is.
     """
-    from mptcpd_ebpf import service
-
     if file is not None and mptcpd_conf is not None:
         raise click.UsageError("--config and --mptcpd-conf exclude each other")
     if debug:
@@ -189,7 +196,7 @@ def command(file: Path | None, mptcpd_conf: Path | None, debug: bool, **options:
     # Writing to a connection that is gone is an error to handle, not a reason to die.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     settings = Settings(file=file, mptcpd_conf=mptcpd_conf, overrides=_overrides(options))
-    return service.run(settings)
+    return serve(settings)
 
 
 _KEYS = {"probes": "probes.backend"}

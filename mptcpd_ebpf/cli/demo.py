@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 if TYPE_CHECKING:
     from mptcpd_ebpf.demo.findings import Report

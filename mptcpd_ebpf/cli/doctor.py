@@ -7,8 +7,8 @@ import sys
 import click
 
 from mptcpd_ebpf.cli import _options
-from mptcpd_ebpf.exitcodes import ExitCode
-from mptcpd_ebpf.schema import SCHEMA
+from mptcpd_ebpf.control.schema import SCHEMA
+from mptcpd_ebpf.runtime.exit_codes import ExitCode
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "unknown": "cyan"}
 

@@ -5,12 +5,12 @@ import json
 
 import click
 
-from mptcpd_ebpf import daemon_or_kernel
 from mptcpd_ebpf.cli import Group, _by_hand, _options, _text
+from mptcpd_ebpf.control import dispatch
+from mptcpd_ebpf.control.schema import Endpoints, EndpointView
 from mptcpd_ebpf.core.address import canonical
 from mptcpd_ebpf.core.endpoints import EndpointFlag
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.schema import Endpoints, EndpointView
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 _FLAGS = [flag.name.lower() for flag in EndpointFlag if flag.name and flag is not flag.IMPLICIT]
 
@@ -37,7 +37,7 @@ def command() -> None:
 @_by_hand.reaching
 def show(as_json: bool, control: str | None, direct: bool) -> None:
     """Show the endpoints."""
-    found = daemon_or_kernel.endpoints(daemon_or_kernel.control_path(control, direct))
+    found = dispatch.endpoints(dispatch.control_path(control, direct))
     if as_json:
         click.echo(json.dumps(found))
     elif not found["endpoints"]:
@@ -65,8 +65,8 @@ def add(
     direct: bool,
 ) -> None:
     """Add an endpoint; without any FLAG it is a 'subflow'."""
-    done = daemon_or_kernel.carry_out(
-        daemon_or_kernel.control_path(control, direct),
+    done = dispatch.carry_out(
+        dispatch.control_path(control, direct),
         command="AddEndpoint",
         ip=ip,
         flags=list(flags) or ["subflow"],
@@ -85,9 +85,9 @@ def delete(
     which: str, reason: str | None, as_json: bool, control: str | None, direct: bool
 ) -> None:
     """Remove an endpoint; its subflows are closed, and peers told to forget it."""
-    path = daemon_or_kernel.control_path(control, direct)
+    path = dispatch.control_path(control, direct)
     found = _find(path, which)
-    done = daemon_or_kernel.carry_out(
+    done = dispatch.carry_out(
         path, command="RemoveEndpoint", address_id=found["id"], ip=found["ip"], reason=reason
     )
     _by_hand.finish(done, as_json)
@@ -112,7 +112,7 @@ def change(
 
     FLAG is backup, nobackup, fullmesh or nofullmesh; those not named stay as they are.
     """
-    path = daemon_or_kernel.control_path(control, direct)
+    path = dispatch.control_path(control, direct)
     found = _find(path, which)
     flags = set(found["flags"])
     for flag in changes:
@@ -120,7 +120,7 @@ def change(
             flags.discard(flag.removeprefix("no"))
         else:
             flags.add(flag)
-    done = daemon_or_kernel.carry_out(
+    done = dispatch.carry_out(
         path,
         command="ChangeEndpoint",
         address_id=found["id"],
@@ -135,15 +135,13 @@ def change(
 @_by_hand.ordering
 def flush(reason: str | None, as_json: bool, control: str | None, direct: bool) -> None:
     """Remove every endpoint, whoever made it."""
-    path = daemon_or_kernel.control_path(control, direct)
-    _by_hand.finish(
-        daemon_or_kernel.carry_out(path, command="FlushEndpoints", reason=reason), as_json
-    )
+    path = dispatch.control_path(control, direct)
+    _by_hand.finish(dispatch.carry_out(path, command="FlushEndpoints", reason=reason), as_json)
 
 
 def _find(path: str | None, which: str) -> EndpointView:
     """The one endpoint with this id or address.  Raises `Failure`."""
-    listed = daemon_or_kernel.endpoints(path)["endpoints"]
+    listed = dispatch.endpoints(path)["endpoints"]
     if which.isdecimal():
         found = [each for each in listed if each["id"] == int(which)]
     else:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 _SAMPLE = """\
 paths:

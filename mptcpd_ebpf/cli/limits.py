@@ -5,8 +5,8 @@ import json
 
 import click
 
-from mptcpd_ebpf import daemon_or_kernel
 from mptcpd_ebpf.cli import _by_hand, _options
+from mptcpd_ebpf.control import dispatch
 
 _limit = _by_hand.WholeNumber(0, 2**32 - 1)
 
@@ -29,10 +29,10 @@ def command(
 
     Connections in userspace mode know no limits.
     """
-    path = daemon_or_kernel.control_path(control, direct)
-    found = daemon_or_kernel.limits(path)
+    path = dispatch.control_path(control, direct)
+    found = dispatch.limits(path)
     if subflows is not None or add_addr_accepted is not None:
-        done = daemon_or_kernel.carry_out(
+        done = dispatch.carry_out(
             path,
             command="SetLimits",
             subflows=found["subflows"] if subflows is None else subflows,

@@ -5,10 +5,10 @@ import json
 
 import click
 
-from mptcpd_ebpf import control_client
 from mptcpd_ebpf.cli import _options, _text
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.schema import Connections, ConnectionView, SubflowView
+from mptcpd_ebpf.control import client
+from mptcpd_ebpf.control.schema import Connections, ConnectionView, SubflowView
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 _HEADINGS = ("", "SUBFLOW", "IF", "STATE", "RTT ms", "MIN", "VAR", "SENT", "ACKED",
              "RETRANS", "LOST", "RTO", "CWND", "FLIGHT")  # fmt: skip
@@ -49,22 +49,20 @@ def _asked(control: str | None, direct: bool) -> Connections:
     silence = None
     if not direct:
         try:
-            answer: Connections = control_client.get(
-                control or control_client.default_path(), "/v1/connections"
-            )
+            answer: Connections = client.get(control or client.default_path(), "/v1/connections")
         except Failure as failure:
             if control is not None or failure.exit_code != ExitCode.NO_DAEMON:
                 raise
             silence = failure
         else:
             return answer
-    from mptcpd_ebpf import daemon_or_kernel  # msgspec and more: only where no daemon answers
+    from mptcpd_ebpf.control import dispatch  # msgspec and more: only where no daemon answers
 
     if silence is not None:
-        if daemon_or_kernel.control_path(control, direct) is not None:
+        if dispatch.control_path(control, direct) is not None:
             raise silence
         click.echo("mptcpd-ebpf: no daemon runs here; this is what the kernel tells", err=True)
-    return daemon_or_kernel.connections_of_kernel()
+    return dispatch.connections_of_kernel()
 
 
 def table(answer: Connections) -> str:

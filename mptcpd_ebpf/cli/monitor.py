@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from mptcpd_ebpf import control_client, daemon_or_kernel, view
 from mptcpd_ebpf.cli import _by_hand
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.schema import SCHEMA
+from mptcpd_ebpf.control import client, dispatch, views
+from mptcpd_ebpf.control.schema import SCHEMA
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 
 @click.command()
@@ -30,7 +30,7 @@ def command(token: str | None, as_json: bool, control: str | None, direct: bool)
     Connections, subflows and announced addresses; links, addresses and default routes;
     from a daemon also alarms, what its plugins decide and why.
     """
-    path = daemon_or_kernel.control_path(control, direct)
+    path = dispatch.control_path(control, direct)
     for record in _from_kernel() if path is None else _from_daemon(path):
         if token is not None and record.get("token") != token:
             continue
@@ -42,7 +42,7 @@ def command(token: str | None, as_json: bool, control: str | None, direct: bool)
 
 
 def _from_daemon(path: str) -> Iterator[dict[str, Any]]:
-    for name, data in control_client.stream(path, "/v1/events"):
+    for name, data in client.stream(path, "/v1/events"):
         if name == "event":
             yield _flat(data)
         elif name == "decision":
@@ -57,9 +57,9 @@ def _from_kernel() -> Iterator[dict[str, Any]]:
         with api.PmEvents.open() as connections, api.NetworkMonitor() as network:
             click.echo("listening to the kernel", err=True)
             for event in api.follow(connections, network):
-                yield view.event(event)
+                yield views.event(event)
     except api.KernelError as error:
-        raise Failure(str(error), daemon_or_kernel.exit_code(error)) from None
+        raise Failure(str(error), dispatch.exit_code(error)) from None
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 
 import click
 
-from mptcpd_ebpf import control_client
 from mptcpd_ebpf.cli import _options
+from mptcpd_ebpf.control import client
 
 
 @click.command()
@@ -16,5 +16,5 @@ def command(control: str | None) -> None:
     joins are still accepted; it sends no command until 'resume'.  Subflows stay as
     they are.
     """
-    control_client.post(control or control_client.default_path(), "/v1/pause")
+    client.post(control or client.default_path(), "/v1/pause")
     click.echo("paused")

@@ -3,9 +3,9 @@
 
 import click
 
-from mptcpd_ebpf import control_client
 from mptcpd_ebpf.cli import _options
-from mptcpd_ebpf.schema import Status
+from mptcpd_ebpf.control import client
+from mptcpd_ebpf.control.schema import Status
 
 
 @click.command()
@@ -17,7 +17,7 @@ def command(control: str | None) -> None:
     daemon goes on as before (exit code 78).  Where the control socket and the metrics are
     and which probes are loaded can only be changed by a restart; that is told.
     """
-    status: Status = control_client.post(control or control_client.default_path(), "/v1/reload")
+    status: Status = client.post(control or client.default_path(), "/v1/reload")
     click.echo("reloaded")
     if fixed := ", ".join(status["waits_for_restart"]):
         click.echo(

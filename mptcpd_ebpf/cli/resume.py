@@ -3,13 +3,13 @@
 
 import click
 
-from mptcpd_ebpf import control_client
 from mptcpd_ebpf.cli import _options
+from mptcpd_ebpf.control import client
 
 
 @click.command()
 @_options.control
 def command(control: str | None) -> None:
     """Decide again after 'pause'."""
-    control_client.post(control or control_client.default_path(), "/v1/resume")
+    client.post(control or client.default_path(), "/v1/resume")
     click.echo("resumed")

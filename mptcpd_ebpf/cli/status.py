@@ -6,9 +6,9 @@ import time
 
 import click
 
-from mptcpd_ebpf import control_client
 from mptcpd_ebpf.cli import _options
-from mptcpd_ebpf.schema import Status
+from mptcpd_ebpf.control import client
+from mptcpd_ebpf.control.schema import Status
 
 
 @click.command()
@@ -16,7 +16,7 @@ from mptcpd_ebpf.schema import Status
 @_options.as_json
 def command(control: str | None, as_json: bool) -> None:
     """Show what the daemon is doing: plugins, probes, counts, losses."""
-    status: Status = control_client.get(control or control_client.default_path(), "/v1/status")
+    status: Status = client.get(control or client.default_path(), "/v1/status")
     click.echo(json.dumps(status) if as_json else text(status))
 
 

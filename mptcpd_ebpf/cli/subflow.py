@@ -3,8 +3,8 @@
 
 import click
 
-from mptcpd_ebpf import daemon_or_kernel
 from mptcpd_ebpf.cli import Group, _by_hand
+from mptcpd_ebpf.control import dispatch
 
 
 @click.group(cls=Group)
@@ -45,8 +45,8 @@ def add(
 
     The kernel answers before the handshake: 'monitor' shows whether the peer agreed.
     """
-    done = daemon_or_kernel.carry_out(
-        daemon_or_kernel.control_path(control, direct),
+    done = dispatch.carry_out(
+        dispatch.control_path(control, direct),
         command="CreateSubflow",
         token=token,
         local_ip=ip,
@@ -78,8 +78,8 @@ def delete(
 
     A daemon keeps you from closing the last one that is usable.
     """
-    done = daemon_or_kernel.carry_out(
-        daemon_or_kernel.control_path(control, direct),
+    done = dispatch.carry_out(
+        dispatch.control_path(control, direct),
         command="DestroySubflow",
         token=token,
         local=local,
@@ -106,8 +106,8 @@ def backup(
     direct: bool,
 ) -> None:
     """Mark a subflow as backup, for us and (MP_PRIO) for the peer."""
-    done = daemon_or_kernel.carry_out(
-        daemon_or_kernel.control_path(control, direct),
+    done = dispatch.carry_out(
+        dispatch.control_path(control, direct),
         command="SetBackup",
         token=token,
         local=local,

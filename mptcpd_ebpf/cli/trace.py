@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mptcpd_ebpf.cli import Group
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NotPermitted
 from mptcpd_ebpf.probes import ProbesUnavailable
 from mptcpd_ebpf.probes.core_probes import may_load
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 if TYPE_CHECKING:
     from mptcpd_ebpf.trace.frame import Summary, Trace
@@ -106,7 +106,7 @@ def _run(
     netns: str | None,
     **chosen: Any,
 ) -> None:
-    from mptcpd_ebpf.kernel import netns as namespaces
+    from mptcpd_ebpf.runtime import netns as namespaces
     from mptcpd_ebpf.trace.frame import Trace
     from mptcpd_ebpf.trace.instead import WITHOUT_PROGRAMS, with_way_out
 

@@ -3,8 +3,8 @@
 
 import click
 
-from mptcpd_ebpf import daemon_or_kernel
 from mptcpd_ebpf.cli import _by_hand
+from mptcpd_ebpf.control import dispatch
 
 
 @click.command()
@@ -24,8 +24,8 @@ def command(
     The connection must be in userspace mode; its TOKEN is what 'ls' shows.  A daemon keeps
     you from taking its last usable subflow.
     """
-    done = daemon_or_kernel.carry_out(
-        daemon_or_kernel.control_path(control, direct),
+    done = dispatch.carry_out(
+        dispatch.control_path(control, direct),
         command="WithdrawAddress",
         token=token,
         address_id=address_id,

@@ -8,9 +8,9 @@ time from one chunk of 128 KiB to the next, so lower is faster there too.
 from itertools import pairwise
 from typing import TypedDict
 
+from mptcpd_ebpf.control.schema import SCHEMA, DecisionView
 from mptcpd_ebpf.demo.scenario import Phase, Recording
 from mptcpd_ebpf.lab.traffic import percentiles
-from mptcpd_ebpf.schema import SCHEMA, DecisionView
 
 _LEAVES = ("DestroySubflow", "SetBackup")
 

@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from mptcpd_ebpf.control.schema import Connections, DecisionView, SubflowView
 from mptcpd_ebpf.demo.findings import news
-from mptcpd_ebpf.schema import Connections, DecisionView, SubflowView
 
 _SHOWN_DECISIONS = 8
 _COLUMNS = ("subflow", "interface", "state", "srtt ms", "min ms", "sent again", "lost", "cwnd",

@@ -8,9 +8,9 @@ from typing import Any
 
 import matplotlib
 
+from mptcpd_ebpf.control.schema import SubflowView
 from mptcpd_ebpf.demo.findings import news
 from mptcpd_ebpf.demo.scenario import FAST, SLOW, Phase, Recording, Sample
-from mptcpd_ebpf.schema import SubflowView
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

@@ -17,12 +17,12 @@ from typing import IO, Literal
 
 from msgspec import Struct
 
-from mptcpd_ebpf import control_client
-from mptcpd_ebpf.exitcodes import Failure
+from mptcpd_ebpf.control import client
+from mptcpd_ebpf.control.schema import Connections, DecisionView
 from mptcpd_ebpf.lab import Bulk, Lab, LabError, Path, RequestResponse
 from mptcpd_ebpf.lab.live import LivePath
 from mptcpd_ebpf.lab.traffic import BulkResult, Message
-from mptcpd_ebpf.schema import Connections, DecisionView
+from mptcpd_ebpf.runtime.exit_codes import Failure
 
 Manager = Literal["kernel", "adaptive"]
 
@@ -134,7 +134,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], control: str, log: IO[st
     """Until the daemon answers.  Raises LabError with its own words if it ends instead."""
     while process.poll() is None:
         try:
-            control_client.get(control, "/v1/status")
+            client.get(control, "/v1/status")
         except Failure:
             time.sleep(0.01)
         else:
@@ -150,7 +150,7 @@ def decisions(control: str) -> list[tuple[int, DecisionView]]:
 
 
 def _carried_out(control: str) -> list[DecisionView]:
-    answer = control_client.get(control, "/v1/decisions")["decisions"]
+    answer = client.get(control, "/v1/decisions")["decisions"]
     return [each for each in answer if each["refused"] is None]
 
 
@@ -215,6 +215,6 @@ class _Run:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, SAMPLE_S))
-            connections: Connections = control_client.get(self._control, "/v1/connections")
+            connections: Connections = client.get(self._control, "/v1/connections")
             self._samples.append(Sample(at=time.monotonic_ns(), connections=connections))
             self._watch(phase, connections, _carried_out(self._control))

@@ -5,7 +5,7 @@ They count joins, fallbacks and their reasons, resets, reinjections
 (kernel: net/mptcp/mib.c).  Which ones there are grows with the kernel.
 """
 
-from mptcpd_ebpf.kernel import netns
+from mptcpd_ebpf.runtime import netns
 
 _SECTION = "MPTcpExt:"
 

@@ -22,11 +22,11 @@ from typing import NamedTuple
 from mptcpd_ebpf.core.address import SockAddr, is_ipv6, unmapped
 from mptcpd_ebpf.core.events import LiveConnection
 from mptcpd_ebpf.core.measurement import Measurement, Owner
-from mptcpd_ebpf.kernel import netns
 from mptcpd_ebpf.kernel.errors import NetlinkRefused, errno_words
 from mptcpd_ebpf.kernel.netlink import Request, attributes, number, u32
 from mptcpd_ebpf.kernel.owners import owners
 from mptcpd_ebpf.kernel.transport import NETLINK_SOCK_DIAG, Requester
+from mptcpd_ebpf.runtime import netns
 
 _SOCK_DIAG_BY_FAMILY = 20
 _REQUEST = struct.Struct("=BBBxI48x")

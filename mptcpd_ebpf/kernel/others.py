@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
-from mptcpd_ebpf.kernel import netns
 from mptcpd_ebpf.kernel.generic import Family, family
 from mptcpd_ebpf.kernel.netlink import Request, attributes
 from mptcpd_ebpf.kernel.owners import comm, owners
 from mptcpd_ebpf.kernel.pm import EVENT_GROUP, FAMILY
 from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, NETLINK_SOCK_DIAG, Requester
+from mptcpd_ebpf.runtime import netns
 
 _SOCK_DIAG_BY_FAMILY = 20
 _AF_NETLINK = 16

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 
 from mptcpd_ebpf.core.measurement import Owner
-from mptcpd_ebpf.kernel import netns
+from mptcpd_ebpf.runtime import netns
 
 MAX_LINKS = 200_000
 """Links read at most: about half a second's work."""

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from mptcpd_ebpf.config.yaml_document import Document, KeyPath, dotted
 from mptcpd_ebpf.lab.errors import LabError
 from mptcpd_ebpf.lab.impairment import FIELDS, Impairment
 from mptcpd_ebpf.lab.schedule import Step
 from mptcpd_ebpf.lab.topology import Bottleneck, Path, Topology, named, problems
-from mptcpd_ebpf.yamldoc import Document, KeyPath, dotted
 
 _IMPAIRMENT = (*sorted(FIELDS), "up", "down")
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self, overload
 
+from mptcpd_ebpf.config.yaml_document import dotted
 from mptcpd_ebpf.lab import namespaces
 from mptcpd_ebpf.lab.backends import Backend, choose
 from mptcpd_ebpf.lab.emulation import Link
@@ -47,7 +48,6 @@ from mptcpd_ebpf.lab.wiring import (
     neck_routers,
     router_of,
 )
-from mptcpd_ebpf.yamldoc import dotted
 
 _TERM_GRACE_S = 1.0
 _numbers = itertools.count(1)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.mptcpize import environment, unit_files, unit_settings
 from mptcpd_ebpf.mptcpize.unit_files import Name, Unit
 from mptcpd_ebpf.mptcpize.unit_settings import Settings
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 FILE_NAME = "zz-mptcpd-ebpf.conf"
 _MARK = "# Written by 'mptcpd-ebpf enable"

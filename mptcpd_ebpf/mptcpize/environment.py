@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mptcpd_ebpf import resources
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.runtime import resources
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 PRELOAD = "LD_PRELOAD"
 GODEBUG = "GODEBUG"

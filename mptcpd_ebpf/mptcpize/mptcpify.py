@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from mptcpd_ebpf import resources
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.kernel import netns, sysctl
+from mptcpd_ebpf.kernel import sysctl
 from mptcpd_ebpf.kernel.errors import MptcpMissing
 from mptcpd_ebpf.probes.btf import Btf
 from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF, may_load
 from mptcpd_ebpf.probes.libbpf import LIBRARY, Libbpf
+from mptcpd_ebpf.runtime import netns, resources
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 _HOOK = "update_socket_protocol"
 _INSTEAD = "'mptcpd-ebpf exec PROGRAM' does it for programs that are dynamically linked, or Go's"

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 

@@ -26,7 +26,7 @@ import msgspec
 
 from mptcpd_ebpf.probes.bcc_layouts import kernel_layouts
 from mptcpd_ebpf.probes.btf import BtfError
-from mptcpd_ebpf.resources import bpf_sources
+from mptcpd_ebpf.runtime.resources import bpf_sources
 
 _KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
 _COMPILE_SECONDS = 300

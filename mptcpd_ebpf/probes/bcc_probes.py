@@ -37,7 +37,7 @@ from mptcpd_ebpf.probes.libbpf import Libbpf
 from mptcpd_ebpf.probes.loading import MapFlag, MapType, ProgramType
 from mptcpd_ebpf.probes.outlet import Outlet, count_entries
 from mptcpd_ebpf.probes.records import object_btf
-from mptcpd_ebpf.resources import bpf_object, bpf_sources
+from mptcpd_ebpf.runtime.resources import bpf_object, bpf_sources
 
 _SUBFLOWS, _LISTENERS, _OPENERS = 65536, 4096, 1024
 _GATES = 1024  # bpf/state.h

@@ -26,7 +26,7 @@ from mptcpd_ebpf.probes.btf import Layout
 from mptcpd_ebpf.probes.libbpf import LIBRARY, Libbpf
 from mptcpd_ebpf.probes.outlet import Outlet, count_entries
 from mptcpd_ebpf.probes.records import object_btf
-from mptcpd_ebpf.resources import bpf_object
+from mptcpd_ebpf.runtime.resources import bpf_object
 
 VMLINUX_BTF = "/sys/kernel/btf/vmlinux"
 RING_BYTES = 1 << 20

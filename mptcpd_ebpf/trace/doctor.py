@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement, Owner
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel import diag
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.trace.diagnosis import (
     Observation,
     Path,

@@ -21,9 +21,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Protocol, Self, TextIO, TypeVar
 
-from mptcpd_ebpf.kernel import counters, netns
+from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.probes import ProbesUnavailable
-from mptcpd_ebpf.signal_inbox import SignalInbox
+from mptcpd_ebpf.runtime import netns
+from mptcpd_ebpf.runtime.signals import SignalInbox
 from mptcpd_ebpf.trace.kernel_side import Cost, KernelSide
 from mptcpd_ebpf.trace.scope import Directory, Scope, Subject
 

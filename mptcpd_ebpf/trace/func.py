@@ -13,8 +13,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.probes.records import address
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.func_attach import Attached, Wanted, attach, listed

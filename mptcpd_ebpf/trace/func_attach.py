@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.trace.func_targets import OUR_TRACEPOINTS, Function, SubjectKind, subject
 from mptcpd_ebpf.trace.kernel_side import KernelSide, Refused
 

@@ -19,7 +19,7 @@ from mptcpd_ebpf.kernel.fdinfo import program_fields
 from mptcpd_ebpf.probes.btf import Btf, Layout
 from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF, ProbesUnavailable, may_load
 from mptcpd_ebpf.probes.libbpf import LIBRARY, RING_CALLBACK, Libbpf
-from mptcpd_ebpf.resources import bpf_object
+from mptcpd_ebpf.runtime.resources import bpf_object
 
 Record = dict[str, Any]
 

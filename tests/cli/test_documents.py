@@ -14,10 +14,11 @@ import msgspec
 import pytest
 from msgspec import Struct, structs
 
-from mptcpd_ebpf import plugin_loader, schema
 from mptcpd_ebpf.cli import group
-from mptcpd_ebpf.config import Config
-from mptcpd_ebpf.exitcodes import ExitCode
+from mptcpd_ebpf.config import plugin_loader
+from mptcpd_ebpf.config.settings import Config
+from mptcpd_ebpf.control import schema
+from mptcpd_ebpf.runtime.exit_codes import ExitCode
 
 ROOT = Path(__file__).parent.parent.parent
 MANUAL = ROOT / "docs" / "man" / "mptcpd-ebpf.8"

@@ -126,7 +126,7 @@ HEAVY = {"asyncio", "h11", "yaml", "rich", "prometheus_client", "pyroute2", "sca
     [
         ("import mptcpd_ebpf.cli", HEAVY | {"msgspec", "http"}),
         ("import mptcpd_ebpf.cli.ls, mptcpd_ebpf.cli.pause", HEAVY | {"msgspec"}),
-        ("import mptcpd_ebpf.service", HEAVY - {"asyncio", "h11", "yaml"}),
+        ("import mptcpd_ebpf.daemon.service", HEAVY - {"asyncio", "h11", "yaml"}),
     ],
 )
 def test_a_command_pays_for_its_own_imports_alone(command: str, forbidden: set[str]) -> None:

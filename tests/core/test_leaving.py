@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import DestroySubflow, WithdrawAddress
 from mptcpd_ebpf.core.engine import Engine, Outcome
-from mptcpd_ebpf.plugin_loader import load
 from tests.core.scenario import FIBRE, RADIO, SATELLITE, START, connect
 
 PATHS = (FIBRE, RADIO, SATELLITE)

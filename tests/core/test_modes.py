@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import pytest
 from msgspec.structs import replace
 
+from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import AnnounceAddress, Command, CreateSubflow, KernelCommand
 from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.model import Connection
 from mptcpd_ebpf.core.plugin import Commands, Context, Plugin
-from mptcpd_ebpf.plugin_loader import load
 from tests.core.scenario import (
     FIBRE,
     RADIO,

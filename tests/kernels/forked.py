@@ -46,9 +46,9 @@ Steps = list[Callable[[], None]]
 
 def pytest_configure() -> None:
     """Imports what the programs would."""
-    for name in ("__main__", "service", "plugin", "lab.traffic.process"):
+    for name in ("__main__", "plugin", "lab.traffic.process"):
         importlib.import_module(f"mptcpd_ebpf.{name}")
-    for package in ("cli", "core", "kernel", "trace"):
+    for package in ("cli", "control", "core", "daemon", "kernel", "trace"):
         folder = importlib.import_module(f"mptcpd_ebpf.{package}").__path__
         for module in pkgutil.iter_modules(folder, f"mptcpd_ebpf.{package}."):
             importlib.import_module(module.name)

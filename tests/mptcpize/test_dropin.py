@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mptcpd_ebpf.exitcodes import Failure
 from mptcpd_ebpf.mptcpize import dropin, environment, unit_files, unit_settings
+from mptcpd_ebpf.runtime.exit_codes import Failure
 from tests.mptcpize import systemd_oracle
 from tests.ordinary_user import AS_NOBODY
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mptcpd_ebpf import resources
-from mptcpd_ebpf.exitcodes import Failure
 from mptcpd_ebpf.mptcpize import environment
+from mptcpd_ebpf.runtime import resources
+from mptcpd_ebpf.runtime.exit_codes import Failure
 
 LIBRARY = "/usr/lib/ours.so"
 

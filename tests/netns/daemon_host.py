@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mptcpd_ebpf import control_client
+from mptcpd_ebpf.control import client
 from mptcpd_ebpf.lab import Host, Lab, LivePath
 from tests.netns.daemon_process import RunningDaemon, daemon
 from tests.waiting import SLOWNESS, until
@@ -57,13 +57,13 @@ def adaptive_in(host: Host, folder: Path, *arguments: str) -> Iterator[RunningDa
 
 
 def status(running: RunningDaemon) -> Record:
-    found: Record = control_client.get(str(running.control), "/v1/status")
+    found: Record = client.get(str(running.control), "/v1/status")
     return found
 
 
 def connections(running: RunningDaemon) -> list[Record]:
     """What `ls --json` tells."""
-    found: list[Record] = control_client.get(str(running.control), "/v1/connections")["connections"]
+    found: list[Record] = client.get(str(running.control), "/v1/connections")["connections"]
     return found
 
 
@@ -101,7 +101,7 @@ def until_carried_by(running: RunningDaemon, token: int | None, *paths: LivePath
 
 def decisions(running: RunningDaemon, *actions: str, ip: str | None = None) -> list[Record]:
     """The decisions that were carried out: of these actions, about this address of ours."""
-    found = control_client.get(str(running.control), "/v1/decisions")["decisions"]
+    found = client.get(str(running.control), "/v1/decisions")["decisions"]
     return [
         made
         for made in found
@@ -123,7 +123,7 @@ def until_decided(running: RunningDaemon, action: str, ip: str, after: int = 0) 
 
 def newest(running: RunningDaemon) -> int:
     """The number of the newest decision, 0 if there is none."""
-    found = control_client.get(str(running.control), "/v1/decisions")["decisions"]
+    found = client.get(str(running.control), "/v1/decisions")["decisions"]
     return int(found[-1]["id"]) if found else 0
 
 

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mptcpd_ebpf import run_folder
-from mptcpd_ebpf.kernel import netns
+from mptcpd_ebpf.runtime import netns, run_folder
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mptcpd_ebpf import run_folder
-from mptcpd_ebpf.borrowed_setting import BorrowedSetting
+from mptcpd_ebpf.daemon.pm_sysctl import BorrowedSetting
 from mptcpd_ebpf.kernel.errors import KernelError, NotPermitted
 from mptcpd_ebpf.lab import Host, Lab
+from mptcpd_ebpf.runtime import run_folder
 
 
 @pytest.fixture

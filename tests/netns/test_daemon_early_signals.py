@@ -72,7 +72,9 @@ def test_signals_are_taken_before_the_imports_that_take_long() -> None:
 def test_other_commands_keep_python_s_own_handlers() -> None:
     """A `ls` that is ended says so in its exit code."""
     code = "import os, signal, sys; sys.argv = ['mptcpd-ebpf', 'ls']; "
-    code += "import mptcpd_ebpf.cli as cli; cli.main = lambda: os.kill(os.getpid(), signal.SIGTERM)"
+    code += (
+        "import mptcpd_ebpf.cli as cli; cli.main = lambda **_: os.kill(os.getpid(), signal.SIGTERM)"
+    )
     code += "; from mptcpd_ebpf.__main__ import main; main()"
     ended = subprocess.run([sys.executable, "-c", code], check=False)
     assert ended.returncode == -signal.SIGTERM

@@ -9,9 +9,9 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from mptcpd_ebpf.control.schema import Announced, ConnectionView, SubflowView
 from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.lab import Path as LabPath
-from mptcpd_ebpf.schema import Announced, ConnectionView, SubflowView
 from tests.netns.daemon_host import PATIENCE_S, adaptive_in, connections
 from tests.netns.daemon_process import RunningDaemon, command
 from tests.netns.probed import connection, exchange

@@ -14,7 +14,7 @@ import pytest
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
 from mptcpd_ebpf.lab.wire import MPJoinSyn, Wire
-from mptcpd_ebpf.run_folder import SYSTEM
+from mptcpd_ebpf.runtime.run_folder import SYSTEM
 from tests.netns.daemon_host import (
     PATIENCE_S,
     adaptive_in,

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from mptcpd_ebpf.kernel import counters, lock, netns, others, sysctl
+from mptcpd_ebpf.kernel import counters, lock, others, sysctl
 from mptcpd_ebpf.kernel.errors import NamespaceTaken, NotPermitted
 from mptcpd_ebpf.kernel.lock import NamespaceLock
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.lab import Host, Lab
+from mptcpd_ebpf.runtime import netns
 from tests.netns.mptcp_peers import DEADLINE_S, connected, peer
 
 

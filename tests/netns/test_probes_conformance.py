@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from mptcpd_ebpf.config import ProbeSettings
+from mptcpd_ebpf.config.settings import ProbeSettings
 from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
-from mptcpd_ebpf.ears import Ears
+from mptcpd_ebpf.daemon.event_sources import Ears
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Bulk, Lab, LivePath, Path, RequestResponse, ShortConnections
 from mptcpd_ebpf.probes import Probes, ProbesUnavailable, loading

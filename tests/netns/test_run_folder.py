@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from mptcpd_ebpf import control_client, run_folder
-from mptcpd_ebpf.kernel import netns
+from mptcpd_ebpf.control.client import default_path
 from mptcpd_ebpf.lab import Lab
+from mptcpd_ebpf.runtime import netns, run_folder
 from tests.netns.daemon_process import PROGRAM, command
 from tests.ordinary_user import AS_NOBODY, NOBODY
 from tests.waiting import SLOWNESS, until
@@ -117,9 +117,9 @@ def test_a_command_finds_the_systems_daemon_where_the_user_has_none(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
     name = f"{netns.inode()}.sock"
     mine = tmp_path / "user" / run_folder.SYSTEM.name / name
-    assert control_client.default_path() == str(mine)
+    assert default_path() == str(mine)
     (folder / name).touch()
-    assert control_client.default_path() == str(folder / name)
+    assert default_path() == str(folder / name)
     mine.parent.mkdir(parents=True)
     mine.touch()
-    assert control_client.default_path() == str(mine)
+    assert default_path() == str(mine)

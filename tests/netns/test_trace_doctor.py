@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse
 from mptcpd_ebpf.lab.traffic.sockets import token_of
+from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from tests.netns.probed import Ends, abort, allow_joins, connection
 from tests.netns.tracing import MAIN, Line, tracing
 from tests.waiting import SLOWNESS

@@ -13,8 +13,8 @@ from pathlib import Path as File
 
 import pytest
 
-from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.lab import Lab, Path, ShortConnections
+from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from mptcpd_ebpf.trace.instead import WITHOUT_PROGRAMS
 from mptcpd_ebpf.trace.kernel_side import RING_BYTES, KernelSide
 from tests.netns.daemon_process import PROGRAM

@@ -16,8 +16,8 @@ from pathlib import Path as File
 
 import pytest
 
-from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.lab import Host, Lab, Path
+from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from mptcpd_ebpf.trace.func import TOTAL_KEY
 from mptcpd_ebpf.trace.func_targets import OUR_TRACEPOINTS
 from mptcpd_ebpf.trace.kernel_side import KernelSide

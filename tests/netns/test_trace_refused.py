@@ -11,10 +11,10 @@ from pathlib import Path as File
 import pytest
 
 from mptcpd_ebpf.cli.trace import _run
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Host, Lab, Path, ShortConnections
-from mptcpd_ebpf.resources import bpf_object
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+from mptcpd_ebpf.runtime.resources import bpf_object
 from mptcpd_ebpf.trace import kernel_side
 from mptcpd_ebpf.trace.frame import Trace
 from mptcpd_ebpf.trace.joins import trace_joins

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from mptcpd_ebpf.exitcodes import ExitCode
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Host
+from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from tests.waiting import SLOWNESS, until
 
 DEADLINE_S = 15.0 * SLOWNESS

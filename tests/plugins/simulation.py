@@ -9,6 +9,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 
+from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import (
@@ -21,7 +22,6 @@ from mptcpd_ebpf.core.engine import Engine, Outcome
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
 from mptcpd_ebpf.core.model import Connection, Subflow, SubflowKey
 from mptcpd_ebpf.core.units import MS, SECOND
-from mptcpd_ebpf.plugin_loader import load
 
 START = 1000 * SECOND
 TOKEN = 0x1A2B3C4D

@@ -3,7 +3,7 @@
 
 import pytest
 
-from mptcpd_ebpf import plugin_loader
+from mptcpd_ebpf.config import plugin_loader
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import SetLimits
 from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mptcpd_ebpf import config, plugin_loader
+from mptcpd_ebpf.config import plugin_loader, settings
 from mptcpd_ebpf.core import plugin
 from tests.netns.daemon_process import daemon
 
@@ -48,7 +48,7 @@ def test_the_tested_plugin_and_its_tests(folder: Path) -> None:
 
 def test_the_rules_of_the_guide_are_right() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
-    read = config.parse(text, "guide", options_of=plugin_loader.options_of)
+    read = settings.parse(text, "guide", options_of=plugin_loader.options_of)
     assert [rule.plugin for rule in read.rules] == ["ndiffports", "fullmesh", None, "backup"]
 
 

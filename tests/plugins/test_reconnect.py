@@ -3,13 +3,13 @@
 
 import pytest
 
+from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import Command, CreateSubflow, DestroySubflow
 from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.measurement import AlarmKind
 from mptcpd_ebpf.core.units import SECOND
-from mptcpd_ebpf.plugin_loader import load
 from tests.core.scenario import FIBRE, RADIO, SERVER, START, alarm, connect, joined, left, measured
 
 SUCCESSOR = (SockAddr(RADIO[0].ip, 40012), SERVER)

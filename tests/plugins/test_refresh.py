@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`refresh`: the slowest goes when its successor stands, and only a look of its own judges."""
 
+from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import Command, CreateSubflow, DestroySubflow, RequestSample
 from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.units import SECOND
-from mptcpd_ebpf.plugin_loader import load
 from tests.core.scenario import FIBRE, SERVER, START, connect, joined, left, measured
 
 SECOND_PORT = (SockAddr(FIBRE[0].ip, 40011), SERVER)

@@ -3,10 +3,10 @@
 
 import errno
 
+from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import AnnounceAddress, DestroySubflow, WithdrawAddress
 from mptcpd_ebpf.core.engine import Engine, Outcome
-from mptcpd_ebpf.plugin_loader import load
 from tests.core.scenario import FIBRE, RADIO, START, created, established, joined
 
 

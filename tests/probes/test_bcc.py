@@ -13,7 +13,7 @@ from mptcpd_ebpf.probes.btf import Btf, BtfError, Member, Type
 from mptcpd_ebpf.probes.libbpf import Libbpf
 from mptcpd_ebpf.probes.loading import with_maps
 from mptcpd_ebpf.probes.records import object_btf
-from mptcpd_ebpf.resources import bpf_object
+from mptcpd_ebpf.runtime.resources import bpf_object
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
 from mptcpd_ebpf.probes.btf import Btf, BtfError
 from mptcpd_ebpf.probes.records import Decoder
-from mptcpd_ebpf.resources import bpf_object
+from mptcpd_ebpf.runtime.resources import bpf_object
 
 
 @pytest.fixture(scope="module")

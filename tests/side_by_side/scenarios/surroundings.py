@@ -5,7 +5,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from mptcpd_ebpf.resources import plugin_folder
+from mptcpd_ebpf.runtime.resources import plugin_folder
 from tests.side_by_side.scenario import Scenario, Step
 from tests.side_by_side.scenarios.steps import ONE, A
 from tests.side_by_side.stage import Stage

@@ -4,7 +4,7 @@
 import json
 from typing import Any
 
-from mptcpd_ebpf import control_client
+from mptcpd_ebpf.control import client
 from tests.side_by_side.scenario import Fault, Scenario, Step
 from tests.side_by_side.scenarios.steps import A, B, connect, joined
 from tests.side_by_side.stage import Stage
@@ -50,7 +50,7 @@ def decisions(stage: Stage) -> tuple[str, ...]:
     """What a program can learn of the first address's endpoint, over the control socket."""
     if stage.name == "mptcpd":
         return ()
-    found = control_client.get(str(stage.folder / "ours.sock"), "/v1/decisions")["decisions"]
+    found = client.get(str(stage.folder / "ours.sock"), "/v1/decisions")["decisions"]
     return tuple(
         f"api: {made['plugin']} made an endpoint of {made['command']['ip']}, for {made['reason']}"
         for made in found

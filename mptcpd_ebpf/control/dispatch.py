@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from mptcpd_ebpf import by_hand, control_client, view
+from mptcpd_ebpf.control import client, operator_commands, views
+from mptcpd_ebpf.control.schema import CarriedOut, Connections, Endpoints, LimitsView
 from mptcpd_ebpf.core.tracker import Tracker
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
 from mptcpd_ebpf.kernel import resync
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NetlinkRefused, NotPermitted
 from mptcpd_ebpf.kernel.lock import holder
 from mptcpd_ebpf.kernel.pm_client import PmClient
-from mptcpd_ebpf.schema import CarriedOut, Connections, Endpoints, LimitsView
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def control_path(control: str | None, direct: bool) -> str | None:
     held_by = holder()
     if held_by is None:
         return None
-    path = control_client.default_path()
+    path = client.default_path()
     if not os.path.exists(path):
         raise Failure(
             f"a daemon (process {held_by[0] or '?'}) serves this network namespace, but not at "
@@ -55,15 +55,15 @@ def carry_out(path: str | None, **fields: object) -> CarriedOut:
     """
     given = {name: value for name, value in fields.items() if value is not None}
     if path is not None:
-        done: CarriedOut = control_client.post(path, "/v1/command", given)
+        done: CarriedOut = client.post(path, "/v1/command", given)
         return done
 
     def ask(pm: PmClient) -> CarriedOut:
         try:
-            command = by_hand.parse(given, pm)
+            command = operator_commands.parse(given, pm)
         except ValueError as error:
             raise Failure(str(error), ExitCode.USAGE) from None
-        return by_hand.carried_out(command, "kernel", *pm.execute_now(command))
+        return operator_commands.carried_out(command, "kernel", *pm.execute_now(command))
 
     return _kernel(ask)
 
@@ -71,8 +71,8 @@ def carry_out(path: str | None, **fields: object) -> CarriedOut:
 def endpoints(path: str | None) -> Endpoints:
     """The in-kernel path manager's endpoints.  Raises `Failure`."""
     if path is None:
-        return _kernel(lambda pm: by_hand.endpoints(pm.endpoints()))
-    found: Endpoints = control_client.get(path, "/v1/endpoints")
+        return _kernel(lambda pm: operator_commands.endpoints(pm.endpoints()))
+    found: Endpoints = client.get(path, "/v1/endpoints")
     return found
 
 
@@ -96,7 +96,7 @@ def connections_of_kernel() -> Connections:
     found.subflows.sort(key=lambda each: (not each.initial, each.local_id or 0))
     tracker = Tracker()
     tracker.apply(found, time.monotonic_ns())
-    return view.connections(tracker.world, time.time_ns() - time.monotonic_ns())
+    return views.connections(tracker.world, time.time_ns() - time.monotonic_ns())
 
 
 _CAP_NET_ADMIN = 12
@@ -112,8 +112,8 @@ def _may_see_all() -> bool:
 def limits(path: str | None) -> LimitsView:
     """The in-kernel path manager's limits.  Raises `Failure`."""
     if path is None:
-        return _kernel(lambda pm: by_hand.limits(pm.limits()))
-    found: LimitsView = control_client.get(path, "/v1/limits")
+        return _kernel(lambda pm: operator_commands.limits(pm.limits()))
+    found: LimitsView = client.get(path, "/v1/limits")
     return found
 
 

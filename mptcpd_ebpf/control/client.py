@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
-from mptcpd_ebpf import run_folder
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.runtime import run_folder
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 SOCKET = "sock"
 """The kind of file in `run_folder` that is a control socket."""

@@ -19,10 +19,10 @@ from msgspec.structs import replace
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import AnnounceAddress, KernelCommand, WithdrawAddress
+from mptcpd_ebpf.daemon.state_file import NamespaceNote
 from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.kernel.listeners import Listeners
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer
-from mptcpd_ebpf.namespace_note import NamespaceNote
 
 
 class _Announced(Struct, frozen=True):

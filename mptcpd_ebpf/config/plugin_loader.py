@@ -21,10 +21,10 @@ from types import ModuleType
 
 from msgspec import Struct
 
+from mptcpd_ebpf.config.file_trust import refuse_writable_by_others
 from mptcpd_ebpf.core.plugin import Plugin
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.resources import plugin_folder
-from mptcpd_ebpf.trust import refuse_writable_by_others
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+from mptcpd_ebpf.runtime.resources import plugin_folder
 
 ENTRY_POINTS = "mptcpd_ebpf.plugins"
 

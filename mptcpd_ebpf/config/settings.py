@@ -26,15 +26,15 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from mptcpd_ebpf import mptcpd_conf
+from mptcpd_ebpf.config import mptcpd_conf
+from mptcpd_ebpf.config.file_trust import refuse_writable_by_others
+from mptcpd_ebpf.config.yaml_document import Document, KeyPath, Mistake
 from mptcpd_ebpf.core.address import parse_sockaddr
 from mptcpd_ebpf.core.measurement import Thresholds
 from mptcpd_ebpf.core.model import AddressPolicy
 from mptcpd_ebpf.core.serving import Rule
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.logs import LogDestination
-from mptcpd_ebpf.trust import refuse_writable_by_others
-from mptcpd_ebpf.yamldoc import Document, KeyPath, Mistake
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+from mptcpd_ebpf.runtime.logging_setup import LogDestination
 
 DEFAULT_FILE = Path("/etc/mptcpd-ebpf.yaml")
 """Read by the daemon when no other file is named, if it exists."""

@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from mptcpd_ebpf import run_folder
 from mptcpd_ebpf.kernel.errors import NotPermitted
+from mptcpd_ebpf.runtime import run_folder
 
 _SO_NETNS_COOKIE = 71
 

@@ -10,13 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.commands import AnyCommand, Decision
-from mptcpd_ebpf.core.endpoints import EndpointFlag
-from mptcpd_ebpf.core.events import Event
-from mptcpd_ebpf.core.measurement import Measurement
-from mptcpd_ebpf.core.model import Connection, State, Subflow, World
-from mptcpd_ebpf.schema import (
+from mptcpd_ebpf.control.schema import (
     SCHEMA,
     Announced,
     Connections,
@@ -24,6 +18,12 @@ from mptcpd_ebpf.schema import (
     DecisionView,
     SubflowView,
 )
+from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.commands import AnyCommand, Decision
+from mptcpd_ebpf.core.endpoints import EndpointFlag
+from mptcpd_ebpf.core.events import Event
+from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.core.model import Connection, State, Subflow, World
 
 _PATH_MANAGER = {True: "kernel", False: "userspace", None: None}
 

@@ -14,13 +14,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from mptcpd_ebpf import view
-from mptcpd_ebpf.config import Metrics
-from mptcpd_ebpf.control_socket import SocketFile
-from mptcpd_ebpf.core.commands import Decision
-from mptcpd_ebpf.core.events import Event
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.httpserver import (
+from mptcpd_ebpf.config.settings import Metrics
+from mptcpd_ebpf.control import views
+from mptcpd_ebpf.control.http import (
     STREAM,
     Answer,
     HttpServer,
@@ -29,8 +25,7 @@ from mptcpd_ebpf.httpserver import (
     json_answer,
     server_sent_event,
 )
-from mptcpd_ebpf.kernel.errors import KernelError
-from mptcpd_ebpf.schema import (
+from mptcpd_ebpf.control.schema import (
     SCHEMA,
     CarriedOut,
     Connections,
@@ -39,6 +34,11 @@ from mptcpd_ebpf.schema import (
     LimitsView,
     Status,
 )
+from mptcpd_ebpf.control.socket_file import SocketFile
+from mptcpd_ebpf.core.commands import Decision
+from mptcpd_ebpf.core.events import Event
+from mptcpd_ebpf.kernel.errors import KernelError
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 log = logging.getLogger(__name__)
 
@@ -153,9 +153,9 @@ class ControlServer:
         if not self._http.has_streams:
             return
         if isinstance(item, Decision):
-            chunk = server_sent_event("decision", view.decision(item, epoch_ns()))
+            chunk = server_sent_event("decision", views.decision(item, epoch_ns()))
         else:
-            chunk = server_sent_event("event", view.event(item))
+            chunk = server_sent_event("event", views.event(item))
         self._http.broadcast(chunk)
 
     # --- requests
@@ -200,7 +200,7 @@ class ControlServer:
         return json_answer(self._source.status())
 
     async def _scrape(self, _body: bytes) -> Answer:
-        from mptcpd_ebpf import metrics  # prometheus_client: only a scrape pays for it
+        from mptcpd_ebpf.control import metrics  # prometheus_client: only a scrape pays for it
 
         body = metrics.exposition(self._source.status(), await self._source.connections())
         return Answer(HTTPStatus.OK, body, metrics.CONTENT_TYPE)

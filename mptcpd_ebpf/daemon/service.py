@@ -9,19 +9,20 @@ import asyncio
 import logging
 import signal
 
-from mptcpd_ebpf import early_signals, logs, plugin_loader, plugin_set, run_folder
-from mptcpd_ebpf.budget import HandlerBudget
-from mptcpd_ebpf.config import Config, Settings
-from mptcpd_ebpf.control import ControlServer
-from mptcpd_ebpf.control_client import SOCKET
-from mptcpd_ebpf.daemon import Daemon
-from mptcpd_ebpf.ears import Ears
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.config import plugin_loader, plugin_set
+from mptcpd_ebpf.config.settings import Config, Settings
+from mptcpd_ebpf.control.client import SOCKET
+from mptcpd_ebpf.control.server import ControlServer
+from mptcpd_ebpf.daemon.event_sources import Ears
+from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
+from mptcpd_ebpf.daemon.loop import Daemon
+from mptcpd_ebpf.daemon.sd_notify import feed_watchdog, notify
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NamespaceTaken
 from mptcpd_ebpf.kernel.lock import NamespaceLock
 from mptcpd_ebpf.kernel.pm_client import PmClient
-from mptcpd_ebpf.service_notify import feed_watchdog, notify
-from mptcpd_ebpf.signal_inbox import SignalInbox
+from mptcpd_ebpf.runtime import logging_setup, run_folder, startup_signals
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+from mptcpd_ebpf.runtime.signals import SignalInbox
 
 log = logging.getLogger("mptcpd-ebpf")
 
@@ -32,7 +33,7 @@ def run(settings: Settings) -> int:
     Raises `Failure` for what keeps it from starting.
     """
     config = settings.load(plugin_loader.options_of)
-    logs.set_up(config.log, config.log_level)
+    logging_setup.set_up(config.log, config.log_level)
     for warning in settings.warnings():
         log.warning("%s", warning)
     try:
@@ -70,7 +71,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             daemon.start(control, plugins)
             try:
                 # Only now is there something to reload.
-                if early_signals.hangup_came():
+                if startup_signals.hangup_came():
                     daemon.reload_or_complain()
                 asyncio.get_running_loop().add_reader(signals, heed)
                 notify("READY=1")
@@ -82,5 +83,5 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
                 daemon.stop()
         finally:
             control.close()
-            early_signals.shut()
+            startup_signals.shut()
     return ExitCode.OK

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from msgspec.structs import replace
 
-from mptcpd_ebpf.config import ProbeBackend, ProbeSettings
+from mptcpd_ebpf.config.settings import ProbeBackend, ProbeSettings
+from mptcpd_ebpf.control.schema import ProbesView
 from mptcpd_ebpf.core.events import Event, Resynchronised
 from mptcpd_ebpf.core.measurement import Measurement, Thresholds
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.kernel import diag, netns, owners, resync
+from mptcpd_ebpf.kernel import diag, owners, resync
 from mptcpd_ebpf.kernel.fdinfo import skipped_runs
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.rtnetlink import RouteEvents
-from mptcpd_ebpf.schema import ProbesView
+from mptcpd_ebpf.runtime import netns
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 if TYPE_CHECKING:
     from mptcpd_ebpf.probes.interface import AnyProbes

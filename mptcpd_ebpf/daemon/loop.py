@@ -22,20 +22,20 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from mptcpd_ebpf import (
-    __version__,
-    by_hand,
-    logs,
-    plugin_loader,
-    plugin_set,
-    run_folder,
-    view,
-    words,
+from mptcpd_ebpf import __version__
+from mptcpd_ebpf.config import plugin_loader, plugin_set
+from mptcpd_ebpf.config.settings import Config, OnExit, Settings, fixed_at_start
+from mptcpd_ebpf.control import describe, operator_commands, views
+from mptcpd_ebpf.control.schema import (
+    SCHEMA,
+    CarriedOut,
+    Connections,
+    DecisionView,
+    Endpoints,
+    LimitsView,
+    Status,
 )
-from mptcpd_ebpf.borrowed_setting import BorrowedSetting
-from mptcpd_ebpf.budget import HandlerBudget
-from mptcpd_ebpf.config import Config, OnExit, Settings, fixed_at_start
-from mptcpd_ebpf.control import ControlServer, epoch_ns
+from mptcpd_ebpf.control.server import ControlServer, epoch_ns
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     BY_HAND,
@@ -50,23 +50,17 @@ from mptcpd_ebpf.core.commands import (
 )
 from mptcpd_ebpf.core.engine import Engine, Outcome
 from mptcpd_ebpf.core.plugin import Plugin
-from mptcpd_ebpf.doubts import Doubts
-from mptcpd_ebpf.ears import Ears, Source
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
-from mptcpd_ebpf.hands import Hands
+from mptcpd_ebpf.daemon.command_executor import Hands
+from mptcpd_ebpf.daemon.event_sources import Ears, Source
+from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
+from mptcpd_ebpf.daemon.pm_sysctl import BorrowedSetting
+from mptcpd_ebpf.daemon.resync_scheduler import Doubts
 from mptcpd_ebpf.kernel import others, sysctl
 from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
-from mptcpd_ebpf.schema import (
-    SCHEMA,
-    CarriedOut,
-    Connections,
-    DecisionView,
-    Endpoints,
-    LimitsView,
-    Status,
-)
+from mptcpd_ebpf.runtime import logging_setup, run_folder
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 log = logging.getLogger("mptcpd-ebpf")
 
@@ -319,7 +313,7 @@ class Daemon:
         if by_person:
             self._done_by_hand = (command, answer)
         if answer.errno:
-            log.warning("%s: %s", words.action(command), answer.explanation)
+            log.warning("%s: %s", describe.action(command), answer.explanation)
             if isinstance(command, ConnectionCommand):
                 # Before the answer: whose connection it is not, learns that first.
                 self._queue.append(self._hands.read_modes([command.token]))
@@ -343,7 +337,7 @@ class Daemon:
 
     def _remember(self, decision: Decision) -> None:
         level = logging.DEBUG if decision.command.routine else logging.INFO
-        log.log(level, "%s", words.decision(decision))
+        log.log(level, "%s", describe.decision(decision))
         self._decisions.append(decision)
         if self._control is not None:
             self._control.publish(decision)
@@ -352,7 +346,7 @@ class Daemon:
 
     async def connections(self) -> Connections:
         self._dispatch([ev.Sampled(measurements=self._ears.sample())])
-        return view.connections(self._engine.world, epoch_ns())
+        return views.connections(self._engine.world, epoch_ns())
 
     def status(self) -> Status:
         world = self._engine.world
@@ -378,10 +372,10 @@ class Daemon:
         }
 
     def decisions(self) -> list[DecisionView]:
-        return [view.decision(decision, epoch_ns()) for decision in self._decisions]
+        return [views.decision(decision, epoch_ns()) for decision in self._decisions]
 
     async def carry_out(self, fields: dict[str, Any]) -> CarriedOut:
-        command = by_hand.parse(fields, self._pm)
+        command = operator_commands.parse(fields, self._pm)
         if isinstance(command, TableCommand):
             # The guard must know the table; nobody may have read it yet.
             self._dispatch(self._read_table())
@@ -392,14 +386,14 @@ class Daemon:
             self._dispatch([self._hands.read_endpoints()])
         if done is None:
             refused = next(d.refused for d in reversed(self._decisions) if d.plugin == BY_HAND)
-            return by_hand.carried_out(command, "daemon", None, refused or "")
-        return by_hand.carried_out(done[0], "daemon", *done[1])
+            return operator_commands.carried_out(command, "daemon", None, refused or "")
+        return operator_commands.carried_out(done[0], "daemon", *done[1])
 
     async def endpoints(self) -> Endpoints:
-        return by_hand.endpoints(self._pm.endpoints())
+        return operator_commands.endpoints(self._pm.endpoints())
 
     async def limits(self) -> LimitsView:
-        return by_hand.limits(self._pm.limits())
+        return operator_commands.limits(self._pm.limits())
 
     async def pause(self) -> None:
         log.info("paused: nothing is decided until 'mptcpd-ebpf resume'")
@@ -419,7 +413,7 @@ class Daemon:
         self._config = config
         self._ears.set_thresholds(config.probes.thresholds)
         self._install(plugins)
-        logs.set_up(config.log, config.log_level)
+        logging_setup.set_up(config.log, config.log_level)
         for warning in self._settings.warnings():
             log.warning("%s", warning)
         log.info("configuration reloaded")

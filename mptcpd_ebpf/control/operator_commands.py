@@ -17,7 +17,8 @@ from typing import Any
 
 import msgspec
 
-from mptcpd_ebpf import view, words
+from mptcpd_ebpf.control import describe, views
+from mptcpd_ebpf.control.schema import SCHEMA, CarriedOut, Endpoints, LimitsView
 from mptcpd_ebpf.core.address import SockAddr, canonical, parse_sockaddr
 from mptcpd_ebpf.core.address_ids import HIGHEST_ID
 from mptcpd_ebpf.core.commands import AddEndpoint, ChangeEndpoint, KernelCommand, SetLimits
@@ -25,7 +26,6 @@ from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits, endpoint_
 from mptcpd_ebpf.kernel import diag, sysctl
 from mptcpd_ebpf.kernel.errors import NetlinkRefused
 from mptcpd_ebpf.kernel.pm_client import PmClient
-from mptcpd_ebpf.schema import SCHEMA, CarriedOut, Endpoints, LimitsView
 
 REASON = "asked for by hand"
 
@@ -96,8 +96,8 @@ def carried_out(
     """
     return {
         "schema": SCHEMA,
-        "action": words.action(command),
-        "command": view.fields(command),
+        "action": describe.action(command),
+        "command": views.fields(command),
         "through": through,
         "errno": errno,
         "explanation": explanation or None,
@@ -126,7 +126,7 @@ def endpoints(found: list[Endpoint]) -> Endpoints:
                 "id": endpoint.address_id,
                 "ip": endpoint.ip,
                 "port": endpoint.port or None,
-                "flags": view.flag_names(endpoint.flags),
+                "flags": views.flag_names(endpoint.flags),
                 "interface": _interface_name(endpoint.if_index),
                 "if_index": endpoint.if_index or None,
             }
@@ -157,7 +157,7 @@ def _interface_name(if_index: int) -> str | None:
 
 def _token(value: Any) -> int:
     try:
-        return view.token_of(value)
+        return views.token_of(value)
     except ValueError as error:
         raise ValueError(f"token: {error}") from None
 

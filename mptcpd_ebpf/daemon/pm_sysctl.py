@@ -7,8 +7,8 @@ leaves something for the next start to put right.
 
 import msgspec
 
+from mptcpd_ebpf.daemon.state_file import NamespaceNote
 from mptcpd_ebpf.kernel import sysctl
-from mptcpd_ebpf.namespace_note import NamespaceNote
 
 
 class _Borrowed(msgspec.Struct, frozen=True):

@@ -23,8 +23,8 @@ from mptcpd_ebpf.core.commands import (
 )
 from mptcpd_ebpf.core.endpoints import CHANGEABLE, Endpoint, EndpointFlag, Limits
 from mptcpd_ebpf.core.events import EndpointsRead
+from mptcpd_ebpf.daemon.state_file import NamespaceNote
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
-from mptcpd_ebpf.namespace_note import NamespaceNote
 
 
 class _Made(Struct, frozen=True):

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from mptcpd_ebpf.schema import Connections, Status, SubflowView
+from mptcpd_ebpf.control.schema import Connections, Status, SubflowView
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -7,7 +7,7 @@ installed wheel under ``mptcpd_ebpf/_data`` (see ``scripts/hatch_build.py``).
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 _INSTALLED = _PACKAGE / "_data"
 
 

@@ -12,8 +12,8 @@ from collections.abc import Container, Iterable
 
 from mptcpd_ebpf.core.commands import CreateSubflow, KernelCommand
 from mptcpd_ebpf.core.events import ConnectionMode, EndpointsRead, ModesRead
-from mptcpd_ebpf.doors import Doors
-from mptcpd_ebpf.endpoint_ledger import EndpointLedger
+from mptcpd_ebpf.daemon.announced_listeners import Doors
+from mptcpd_ebpf.daemon.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.kernel.detour import detour
 from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.kernel.pm import joins_marked

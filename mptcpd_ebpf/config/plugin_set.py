@@ -7,12 +7,12 @@ from typing import get_args
 
 import msgspec
 
-from mptcpd_ebpf import plugin_loader
-from mptcpd_ebpf.config import Config
+from mptcpd_ebpf.config import plugin_loader
+from mptcpd_ebpf.config.settings import Config
 from mptcpd_ebpf.core.model import World
 from mptcpd_ebpf.core.plugin import Mode, Plugin
 from mptcpd_ebpf.core.serving import Serving
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 
 def build(config: Config) -> list[Plugin]:

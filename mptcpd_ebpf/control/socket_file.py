@@ -10,9 +10,9 @@ import os
 import socket
 import stat
 
-from mptcpd_ebpf import run_folder
-from mptcpd_ebpf.control_client import check_length
-from mptcpd_ebpf.exitcodes import ExitCode, Failure
+from mptcpd_ebpf.control.client import check_length
+from mptcpd_ebpf.runtime import run_folder
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from mptcpd_ebpf.config.yaml_document import Mistake
 from mptcpd_ebpf.core.endpoints import endpoint_flags
 from mptcpd_ebpf.core.model import AddressPolicy
-from mptcpd_ebpf.yamldoc import Mistake
 
 MAX_BYTES = 64 * 1024
 

@@ -13,7 +13,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from mptcpd_ebpf.kernel import netns
+from mptcpd_ebpf.runtime import netns
 
 SYSTEM = Path("/run/mptcpd-ebpf")
 
