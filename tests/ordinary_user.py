@@ -4,12 +4,12 @@
 import functools
 import subprocess
 import sys
-from pathlib import Path
+
+from tests.tree import ROOT
 
 NOBODY = 65534
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
 """Before a command, or before more options of setpriv."""
-TREE = Path(__file__).parent.parent
 
 
 @functools.cache
@@ -18,4 +18,4 @@ def obstacle() -> str | None:
     look = [*AS_NOBODY, sys.executable, "-c", "import mptcpd_ebpf"]
     if subprocess.run(look, cwd="/", capture_output=True).returncode == 0:
         return None
-    return f"an ordinary user cannot look into {TREE}, for a folder above it is closed to him"
+    return f"an ordinary user cannot look into {ROOT}, for a folder above it is closed to him"

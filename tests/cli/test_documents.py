@@ -19,8 +19,8 @@ from mptcpd_ebpf.config import plugin_loader
 from mptcpd_ebpf.config.settings import Config
 from mptcpd_ebpf.control import schema
 from mptcpd_ebpf.runtime.exit_codes import ExitCode
+from tests.tree import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 MANUAL = ROOT / "docs" / "man" / "mptcpd-ebpf.8"
 FILE_MANUAL = ROOT / "docs" / "man" / "mptcpd-ebpf.yaml.5"
 CONFIGURATION = ROOT / "docs" / "configuration.md"

@@ -4,7 +4,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from random import Random
 
 import msgspec
@@ -14,8 +13,7 @@ from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.events import AnyEvent, Event
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
 from tests.core.scenario import MS, SERVER, START
-
-ROOT = Path(__file__).parents[2]
+from tests.tree import ROOT
 
 REPLAY = """
 import sys

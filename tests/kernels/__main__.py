@@ -3,7 +3,7 @@
 
     make test-kernels                                       all kernels, the whole of tests/netns
     make test-kernels ARGS='6.1 newest --subset'            what continuous integration runs
-    make test-kernels ARGS='6.12 -- tests/netns/test_exec.py -k preload'
+    make test-kernels ARGS='6.12 -- tests/netns/mptcpize/test_exec.py -k preload'
     make test-kernels ARGS='6.18 --run "mptcpd-ebpf doctor"'
 
 What follows ``--`` goes to the guest's pytest in place of ``tests/netns``.  Consoles and
@@ -20,11 +20,11 @@ import threading
 from collections.abc import Iterator
 
 from tests.kernels import boots, debian, machine, table
-from tests.kernels.boots import TREE
 from tests.kernels.debian import UnavailableError
+from tests.tree import ROOT
 
-FOLDER = TREE / "build" / "kernels"
-SUBSET = TREE / "tests" / "kernels" / "subset.txt"
+FOLDER = ROOT / "build" / "kernels"
+SUBSET = ROOT / "tests" / "kernels" / "subset.txt"
 
 
 def main() -> int:
@@ -91,9 +91,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compiled(tests: list[str]) -> bool:
     """Compiles here what the guests import, which takes them minutes; False if that fails."""
-    subprocess.run([sys.executable, "-m", "compileall", "-q", "mptcpd_ebpf"], cwd=TREE, check=True)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "mptcpd_ebpf"], cwd=ROOT, check=True)
     collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-q", *tests]
-    done = subprocess.run(collect, cwd=TREE, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(collect, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         print(f"{done.stdout}test-kernels: pytest cannot collect the tests", file=sys.stderr)
     return not done.returncode
@@ -165,8 +165,8 @@ def _show(options: argparse.Namespace) -> int:
 def _install() -> None:
     """Installs what a machine needs and is not there; raises UnavailableError."""
     if machine.missing_programs():
-        packages = TREE / "scripts" / "apt-packages-kernels"
-        done = subprocess.run([TREE / "scripts" / "apt-install", packages], check=False)
+        packages = ROOT / "scripts" / "apt-packages-kernels"
+        done = subprocess.run([ROOT / "scripts" / "apt-install", packages], check=False)
         if done.returncode or machine.missing_programs():
             missing = ", ".join(machine.missing_programs()) or "packages"
             raise UnavailableError(f"{missing} could not be installed from {packages.name}")

@@ -11,13 +11,13 @@ from pathlib import Path
 from tests.kernels import machine, table
 from tests.kernels.debian import Kernel
 from tests.kernels.report import PORT
+from tests.tree import ROOT
 
-TREE = Path(__file__).resolve().parents[2]
 SLOWNESS = 8
 """How much longer than on the host a test may take when every instruction is emulated."""
 TEST_SECONDS = 120 * SLOWNESS
 """Limit of one test; 120 is pyproject.toml's, on the host."""
-_GUEST = TREE / "tests" / "kernels" / "guest.sh"
+_GUEST = ROOT / "tests" / "kernels" / "guest.sh"
 _PYTEST = [
     *("python", "-m", "pytest", "--color=no", "-p", "no:cacheprovider"),
     *("-p", "tests.kernels.report", "-p", "tests.kernels.forked"),
@@ -37,7 +37,7 @@ def show(
     ended = "exit code "
     words = ["bash", "-c", f'exec >{PORT} 2>&1; bash -c "$0"; echo "{ended}$?"', command]
     trouble = machine.run(
-        kernel, _guest(kernel, words), [TREE], folder, processors, limit_s, limit_s
+        kernel, _guest(kernel, words), [ROOT], folder, processors, limit_s, limit_s
     )
     text = report.read_text(errors="replace")
     said, reached, code = text.rpartition(ended)
@@ -45,7 +45,7 @@ def show(
 
 
 def _guest(kernel: Kernel, command: list[str]) -> list[str]:
-    script = ["/bin/bash", str(_GUEST), str(kernel.modules), str(kernel.headers), str(TREE)]
+    script = ["/bin/bash", str(_GUEST), str(kernel.modules), str(kernel.headers), str(ROOT)]
     return [*script, str(SLOWNESS), *command]
 
 
@@ -66,7 +66,7 @@ def run(
         trouble = machine.run(
             kernel,
             _guest(kernel, command),
-            [TREE],
+            [ROOT],
             folder,
             processors,
             left,

@@ -2,7 +2,7 @@
 """Tokens, data sequence numbers, HMACs and checksums against what a kernel computed.
 
 The values are those of conversations with a Linux 6.18 kernel, which sent or accepted
-them; tests/netns/test_wire_peer.py holds such conversations anew.
+them; tests/netns/lab/wire/test_peer.py holds such conversations anew.
 """
 
 import pytest

@@ -12,8 +12,9 @@ import pytest
 from mptcpd_ebpf.config import plugin_loader, settings
 from mptcpd_ebpf.core import plugin
 from tests.netns.daemon_process import daemon
+from tests.tree import ROOT
 
-GUIDE = (Path(__file__).parent.parent.parent / "docs" / "plugins.md").read_text()
+GUIDE = (ROOT / "docs" / "plugins.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", GUIDE, re.DOTALL))
 
 

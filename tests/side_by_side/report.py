@@ -4,12 +4,11 @@
 It is made of what the scenarios state, which their test has proved on both daemons.
 """
 
-from pathlib import Path
-
 from tests.side_by_side.scenario import ELSEWHERE, Fault, Scenario, Seen
 from tests.side_by_side.stage import Manager
+from tests.tree import ROOT
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "migrating-from-mptcpd.md"
+DOCUMENT = ROOT / "docs" / "migrating-from-mptcpd.md"
 BEGIN = "<!-- side by side: made by python -m tests.side_by_side --write -->"
 END = "<!-- side by side: end -->"
 

@@ -24,8 +24,9 @@ from mptcpd_ebpf.config.settings import (
 )
 from mptcpd_ebpf.config.yaml_document import Mistake
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+from tests.tree import ROOT
 
-SHIPPED = Path(__file__).parent.parent / "etc" / "mptcpd-ebpf.yaml"
+SHIPPED = ROOT / "etc" / "mptcpd-ebpf.yaml"
 
 
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,7 +21,7 @@ from mptcpd_ebpf.trace.joins import trace_joins
 from mptcpd_ebpf.trace.life import trace_life
 from mptcpd_ebpf.trace.scope import Scope
 from tests.netns.probed import allow_joins, connection, exchange
-from tests.netns.test_trace_frame import WITHOUT_BPF
+from tests.netns.trace.test_frame import WITHOUT_BPF
 from tests.netns.tracing import MAIN, Tracing
 
 

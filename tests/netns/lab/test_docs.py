@@ -11,9 +11,9 @@ import pytest
 from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.lab.file import loads
 from mptcpd_ebpf.lab.schedule import FAULTS
+from tests.tree import ROOT
 from tests.waiting import SLOWNESS
 
-ROOT = pathlib.Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "lab.md"
 
 

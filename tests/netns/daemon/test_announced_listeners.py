@@ -22,6 +22,7 @@ from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Host, Lab
 from tests.netns.daemon_process import RunningDaemon, command, daemon
 from tests.netns.mptcp_peers import Pair, Peer, connected, listen, peer
+from tests.tree import ROOT
 from tests.waiting import SLOWNESS, until
 
 
@@ -176,7 +177,7 @@ def test_without_a_daemon_nobody_could_go_on_listening(mptcp_lab: Lab) -> None:
 
 
 def test_the_unit_s_capabilities_are_enough_for_every_port(mptcp_lab: Lab, tmp_path: Path) -> None:
-    unit = Path(__file__).parents[2] / "systemd" / "mptcpd-ebpf.service"
+    unit = ROOT / "systemd" / "mptcpd-ebpf.service"
     (names,) = re.findall("^CapabilityBoundingSet=(.*)", unit.read_text(), re.MULTILINE)
     kept = "".join(f",+{name.removeprefix('CAP_').lower()}" for name in names.split())
     ip = mptcp_lab.paths[1].server_ip

@@ -19,6 +19,7 @@ from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.runtime import netns, run_folder
 from tests.netns.daemon_process import PROGRAM, command
 from tests.ordinary_user import AS_NOBODY, NOBODY
+from tests.tree import ROOT
 from tests.waiting import SLOWNESS, until
 
 CAPABILITIES = "-all,+net_admin,+bpf,+perfmon"
@@ -48,7 +49,7 @@ def test_what_a_dead_namespace_left_goes_and_no_other(tmp_path: Path) -> None:
     own_view = ("unshare", "--pid", "--fork", "--mount-proc")
     told = subprocess.run(
         [*own_view, python, "-m", "tests.netns.sweeping", str(tmp_path)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         check=True,
     )

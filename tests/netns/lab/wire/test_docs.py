@@ -7,8 +7,9 @@ import re
 import pytest
 
 from mptcpd_ebpf.lab import Lab, Path
+from tests.tree import ROOT
 
-GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "lab-wire.md"
+GUIDE = ROOT / "docs" / "lab-wire.md"
 
 
 def test_the_guide_s_listings_run(

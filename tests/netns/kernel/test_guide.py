@@ -9,9 +9,10 @@ from pathlib import Path
 from mptcpd_ebpf import api
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.lab import Lab, RequestResponse
+from tests.tree import ROOT
 from tests.waiting import SLOWNESS, until
 
-GUIDE = (Path(__file__).parent.parent.parent / "docs" / "kernel.md").read_text()
+GUIDE = (ROOT / "docs" / "kernel.md").read_text()
 
 
 def example() -> str:

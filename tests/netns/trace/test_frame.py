@@ -17,10 +17,10 @@ from mptcpd_ebpf.lab import Lab, Path, ShortConnections
 from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from mptcpd_ebpf.trace.instead import WITHOUT_PROGRAMS
 from mptcpd_ebpf.trace.kernel_side import RING_BYTES, KernelSide
+from tests.netns.daemon.test_startup_signals import catches as handles
 from tests.netns.daemon_process import PROGRAM
 from tests.netns.probed import connection
-from tests.netns.test_daemon_early_signals import catches as handles
-from tests.netns.test_probes_lockdown import CAST, translated
+from tests.netns.probes.test_lockdown import CAST, translated
 from tests.netns.tracing import DEADLINE_S, MAIN, tracing
 from tests.waiting import until
 
