@@ -25,7 +25,7 @@ import asyncio
 import select
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Protocol, Self
+from typing import Self
 
 from mptcpd_ebpf.core import network
 from mptcpd_ebpf.core.address import SockAddr, parse_sockaddr
@@ -70,6 +70,7 @@ from mptcpd_ebpf.core.model import DefaultRoute, Link, LocalAddress, World
 from mptcpd_ebpf.kernel import rtnetlink
 from mptcpd_ebpf.kernel.diag import Snapshot, snapshot
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NetlinkRefused, NotPermitted
+from mptcpd_ebpf.kernel.event_source import EventSource
 from mptcpd_ebpf.kernel.listeners import Listeners
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 from mptcpd_ebpf.kernel.pm_events import PmEvents
@@ -96,6 +97,7 @@ __all__ = [
     "Endpoint",
     "EndpointFlag",
     "Event",
+    "EventSource",
     "EventsLost",
     "FlushEndpoints",
     "KernelCommand",
@@ -124,7 +126,6 @@ __all__ = [
     "SetLimits",
     "Snapshot",
     "SockAddr",
-    "Source",
     "SubflowClosed",
     "SubflowEstablished",
     "SubflowPriority",
@@ -136,19 +137,7 @@ __all__ = [
 ]
 
 
-class Source(Protocol):
-    """What events are read from: `PmEvents`, `RouteEvents`, `NetworkMonitor`."""
-
-    def fileno(self) -> int:
-        """Readable when events wait."""
-        ...
-
-    def read(self) -> list[Event]:
-        """The events that wait; never blocks for want of them."""
-        ...
-
-
-def follow(*sources: Source, timeout_s: float | None = None) -> Iterator[Event]:
+def follow(*sources: EventSource, timeout_s: float | None = None) -> Iterator[Event]:
     """Events of all sources as they come; ends after `timeout_s` without any, else never."""
     while True:
         quiet_until = None if timeout_s is None else time.monotonic() + timeout_s
@@ -164,7 +153,7 @@ def follow(*sources: Source, timeout_s: float | None = None) -> Iterator[Event]:
                     yield event
 
 
-async def follow_async(*sources: Source) -> AsyncIterator[Event]:
+async def follow_async(*sources: EventSource) -> AsyncIterator[Event]:
     """Events of all sources as they come, for asyncio; ends only by being cancelled or closed."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()

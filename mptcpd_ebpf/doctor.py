@@ -29,7 +29,7 @@ OLDEST = (5, 19)
 """The first kernel whose userspace path manager has every command (SUBFLOW_DESTROY)."""
 
 
-class Outcome(StrEnum):
+class Status(StrEnum):
     OK = "ok"
     WARN = "warn"
     """The daemon runs, with less than it could."""
@@ -43,7 +43,7 @@ class Check(Struct, frozen=True):
     """One finding."""
 
     name: str
-    status: Outcome
+    status: Status
     detail: str
     """What was found, one line."""
     way_out: str | None = None
@@ -57,12 +57,12 @@ def examine() -> Iterator[Check]:
             for status, detail, way_out in check():
                 yield Check(name, status, detail, way_out)
         except NotPermitted as error:
-            yield Check(name, Outcome.UNKNOWN, str(error), _AS_ROOT)
+            yield Check(name, Status.UNKNOWN, str(error), _AS_ROOT)
         except (KernelError, OSError) as error:
-            yield Check(name, Outcome.UNKNOWN, f"cannot be read: {error}", _AS_ROOT)
+            yield Check(name, Status.UNKNOWN, f"cannot be read: {error}", _AS_ROOT)
 
 
-Finding = tuple[Outcome, str, str | None]
+Finding = tuple[Status, str, str | None]
 _AS_ROOT = "run 'mptcpd-ebpf doctor' as root to know"
 
 
@@ -70,34 +70,34 @@ def _kernel() -> Iterator[Finding]:
     release = platform.release()
     found = re.match(r"(\d+)\.(\d+)", release)
     if found is None:
-        yield Outcome.UNKNOWN, f"{release}: no version that could be compared", None
+        yield Status.UNKNOWN, f"{release}: no version that could be compared", None
     elif (int(found[1]), int(found[2])) < OLDEST:
         need = ".".join(map(str, OLDEST))
-        yield Outcome.FAIL, f"Linux {release}", f"boot Linux {need} or newer"
+        yield Status.FAIL, f"Linux {release}", f"boot Linux {need} or newer"
     else:
-        yield Outcome.OK, f"Linux {release} on {platform.machine()}", None
+        yield Status.OK, f"Linux {release} on {platform.machine()}", None
 
 
 def _mptcp() -> Iterator[Finding]:
     try:
         enabled = sysctl.enabled()
     except MptcpMissing as error:
-        yield Outcome.FAIL, str(error), "boot a kernel with CONFIG_MPTCP=y"
+        yield Status.FAIL, str(error), "boot a kernel with CONFIG_MPTCP=y"
         return
     if enabled:
-        yield Outcome.OK, "enabled in this network namespace", None
+        yield Status.OK, "enabled in this network namespace", None
     else:
-        yield Outcome.FAIL, "net.mptcp.enabled is 0", "sysctl -w net.mptcp.enabled=1"
+        yield Status.FAIL, "net.mptcp.enabled is 0", "sysctl -w net.mptcp.enabled=1"
 
 
 def _sysctls() -> Iterator[Finding]:
     values = sysctl.read_all()
     shown = ("path_manager", "pm_type", "scheduler", "stale_loss_cnt", "checksum_enabled")
     text = ", ".join(f"{name}={values[name]}" for name in shown if name in values)
-    yield Outcome.OK if text else Outcome.UNKNOWN, text or "net.mptcp.* cannot be read", None
+    yield Status.OK if text else Status.UNKNOWN, text or "net.mptcp.* cannot be read", None
     if values.get("allow_join_initial_addr_port") == "0":
         yield (
-            Outcome.WARN,
+            Status.WARN,
             "net.mptcp.allow_join_initial_addr_port is 0: peers are asked not to join",
             "sysctl -w net.mptcp.allow_join_initial_addr_port=1, unless a load balancer needs it",
         )
@@ -120,12 +120,12 @@ def _writable(file: Path) -> Finding:
     except OSError as error:
         if error.errno == errno.EROFS:
             return (
-                Outcome.FAIL,
+                Status.FAIL,
                 f"{file} is read-only: the daemon cannot choose the userspace path manager",
                 "mount /proc/sys writable here, or set it from outside",
             )
-        return Outcome.UNKNOWN, f"{file}: {error.strerror}", _AS_ROOT
-    return Outcome.OK, f"{file} can be set", None
+        return Status.UNKNOWN, f"{file}: {error.strerror}", _AS_ROOT
+    return Status.OK, f"{file} can be set", None
 
 
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -138,40 +138,40 @@ def _capabilities() -> Iterator[Finding]:
     held = {name for name, bit in _CAPABILITIES.items() if effective >> bit & 1}
     if "CAP_NET_ADMIN" not in held:
         yield (
-            Outcome.FAIL,
+            Status.FAIL,
             "CAP_NET_ADMIN is missing: the daemon can neither hear nor steer connections",
             "run as root, or grant it (systemd: AmbientCapabilities=)",
         )
     wanted = {"CAP_BPF", "CAP_PERFMON"}
     if "CAP_SYS_ADMIN" not in held and not wanted <= held:
         yield (
-            Outcome.WARN,
+            Status.WARN,
             f"{' and '.join(sorted(wanted - held))} missing: no probes, alarms never come",
             "run as root, or grant them (systemd: AmbientCapabilities=)",
         )
     if Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
         yield (
-            Outcome.WARN,
+            Status.WARN,
             "in a user namespace: the kernel loads no probes from here",
             "start the daemon from the host",
         )
     if held >= wanted | {"CAP_NET_ADMIN"}:
-        yield Outcome.OK, "CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON", None
+        yield Status.OK, "CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON", None
 
 
 def _netlink() -> Iterator[Finding]:
     with PmEvents.open():
-        yield Outcome.OK, "path-manager events can be subscribed to", None
+        yield Status.OK, "path-manager events can be subscribed to", None
 
 
 def _btf() -> Iterator[Finding]:
     file = Path("/sys/kernel/btf/vmlinux")
     if file.exists():
-        yield Outcome.OK, f"{file} is there", None
+        yield Status.OK, f"{file} is there", None
     elif not Path("/sys/kernel").is_dir():
-        yield Outcome.UNKNOWN, "/sys is not mounted here", "mount -t sysfs sysfs /sys"
+        yield Status.UNKNOWN, "/sys is not mounted here", "mount -t sysfs sysfs /sys"
     else:
-        yield Outcome.WARN, f"{file} is missing: no probes", "use CONFIG_DEBUG_INFO_BTF=y"
+        yield Status.WARN, f"{file} is missing: no probes", "use CONFIG_DEBUG_INFO_BTF=y"
 
 
 def _lockdown() -> Iterator[Finding]:
@@ -180,13 +180,13 @@ def _lockdown() -> Iterator[Finding]:
         mode = re.search(r"\[(\w+)\]", file.read_text())
     except OSError as error:
         yield (
-            Outcome.UNKNOWN,
+            Status.UNKNOWN,
             f"{file}: {error.strerror}",
             "as root: mount -t securityfs securityfs /sys/kernel/security; the probes work "
             "in every mode",
         )
         return
-    yield Outcome.OK, f"{mode[1] if mode else 'none'}; the probes work in every mode", None
+    yield Status.OK, f"{mode[1] if mode else 'none'}; the probes work in every mode", None
 
 
 def _probes() -> Iterator[Finding]:
@@ -194,13 +194,13 @@ def _probes() -> Iterator[Finding]:
 
     try:
         with Probes.open(netns=netns.inode()) as probes:
-            yield Outcome.OK, f"loaded and attached: {probes.report}", None
+            yield Status.OK, f"loaded and attached: {probes.report}", None
     except ProbesUnavailable as error:
         if os.geteuid() != 0:
-            yield Outcome.UNKNOWN, str(error), _AS_ROOT
+            yield Status.UNKNOWN, str(error), _AS_ROOT
         else:
             yield (
-                Outcome.WARN,
+                Status.WARN,
                 str(error),
                 "without probes paths are managed from netlink alone: RTT, loss and stalls are "
                 "not seen",
@@ -210,9 +210,9 @@ def _probes() -> Iterator[Finding]:
 def _daemon() -> Iterator[Finding]:
     holder = lock.holder()
     if holder is None:
-        yield Outcome.OK, "none runs in this network namespace", None
+        yield Status.OK, "none runs in this network namespace", None
     else:
-        yield Outcome.OK, f"process {holder[0]} serves this network namespace", None
+        yield Status.OK, f"process {holder[0]} serves this network namespace", None
 
 
 def _others() -> Iterator[Finding]:
@@ -225,13 +225,13 @@ def _others() -> Iterator[Finding]:
     for manager in found:
         who = f"{manager.comm or 'a process'} (pid {manager.pid or 'unknown'})"
         what = "hears" if manager.subscribed else "may set endpoints for"
-        yield Outcome.WARN, f"{who} {what} this namespace's MPTCP", manager.advice
+        yield Status.WARN, f"{who} {what} this namespace's MPTCP", manager.advice
     if found:
         return
     if os.geteuid() != 0:
-        yield Outcome.UNKNOWN, "none seen, but other users' processes are out of sight", _AS_ROOT
+        yield Status.UNKNOWN, "none seen, but other users' processes are out of sight", _AS_ROOT
     else:
-        yield Outcome.OK, "none", None
+        yield Status.OK, "none", None
 
 
 def _paths() -> Iterator[Finding]:
@@ -245,10 +245,10 @@ def _paths() -> Iterator[Finding]:
         by_name.setdefault(name, []).append(address.ip)
     text = "; ".join(f"{name} {', '.join(ips)}" for name, ips in by_name.items())
     if len(by_name) > 1:
-        yield Outcome.OK, text, None
+        yield Status.OK, text, None
     else:
         yield (
-            Outcome.WARN,
+            Status.WARN,
             f"{text or 'no interface is up with an address'}: no second path from here",
             "bring up a second uplink with an address of its own",
         )

@@ -45,8 +45,7 @@ from mptcpd_ebpf.core.model import (
     World,
 )
 from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
-from mptcpd_ebpf.core.trials import Path as AwayPath
-from mptcpd_ebpf.core.trials import PathName, Trials, join_target, path_name, usual_rtt
+from mptcpd_ebpf.core.trials import AwayPath, PathName, Trials, join_target, path_name, usual_rtt
 from mptcpd_ebpf.core.units import MS, SECOND
 
 __all__ = [

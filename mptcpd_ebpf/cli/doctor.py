@@ -49,5 +49,5 @@ def command(as_json: bool) -> int:
             {name: getattr(check, name) for name in check.__struct_fields__} for check in checks
         ]
         click.echo(json.dumps({"schema": SCHEMA, "checks": fields}))
-    failed = any(check.status is doctor.Outcome.FAIL for check in checks)
+    failed = any(check.status is doctor.Status.FAIL for check in checks)
     return ExitCode.CHECK_FAILED if failed else ExitCode.OK

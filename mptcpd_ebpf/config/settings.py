@@ -47,7 +47,7 @@ COMMAND_LINE = "command line"
 
 # No Meta(pattern=…) anywhere: msgspec frees a pattern that it still uses, and crashes
 # (https://github.com/msgspec/msgspec/issues/717).
-Name = Annotated[str, Meta(min_length=1, max_length=64)]
+PluginName = Annotated[str, Meta(min_length=1, max_length=64)]
 """A plugin's name, which is also its file's."""
 
 Pattern = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -108,7 +108,7 @@ class Metrics(_Section, frozen=True):
     """Also answer it on this TCP address, ``ip:port``; needs `enabled`."""
 
 
-class Limits(_Section, frozen=True):
+class RateLimits(_Section, frozen=True):
     destructive_per_second: Annotated[int, Meta(ge=0, le=1000)] = 10
     """Subflows destroyed or demoted and endpoints removed, per second, over all plugins."""
 
@@ -116,15 +116,15 @@ class Limits(_Section, frozen=True):
 class Config(_Section, frozen=True):
     """One whole configuration; the defaults observe and manage nothing."""
 
-    path_manager: Name | list[Name] | None = None
+    path_manager: PluginName | list[PluginName] | None = None
     """The plugins that decide; connections that no rule gives away go to the first.  None, and
     nothing else that names a plugin: observe only."""
-    load_plugins: list[Name] = []
+    load_plugins: list[PluginName] = []
     """More plugins.  They hear of links and addresses, and serve what rules give them; without
     `path_manager`, the one with the highest priority serves all else."""
     rules: list[Rule] = []
     """Which plugin serves a connection: the first rule that fits."""
-    plugins: dict[Name, dict[str, Any]] = {}
+    plugins: dict[PluginName, dict[str, Any]] = {}
     """Options by plugin, checked against the plugin's own ``Options``."""
     plugin_dir: str | None = None
     """A folder searched for plugins before the shipped ones."""
@@ -137,7 +137,7 @@ class Config(_Section, frozen=True):
     on_exit: OnExit = OnExit.REMOVE
     log: LogDestination = LogDestination.STDERR
     log_level: LogLevel = LogLevel.INFO
-    limits: Limits = Limits()
+    limits: RateLimits = RateLimits()
 
     @property
     def path_managers(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ connections, streams, the size of a request, the time to send it and to read its
 answer, the backlog of a stream.  Nobody is waited for: a client that does not read
 fills its own socket and loses it.
 
-A path's handler returns a whole `Answer`; a path whose handler is `STREAM` answers with
+A path's handler returns a whole `Response`; a path whose handler is `STREAM` answers with
 server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html),
 fed by `HttpServer.broadcast`.
 """
@@ -34,14 +34,14 @@ MAX_BACKLOG_BYTES = 256 * 1024
 """Bytes of a stream that its reader may leave unread."""
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     status: HTTPStatus
     body: bytes
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Handler = Callable[[bytes], Awaitable[Answer]]
+Handler = Callable[[bytes], Awaitable[Response]]
 """Gets the request's body."""
 STREAM = "stream"
 """Stands for the handler of a path that streams."""
@@ -50,13 +50,13 @@ Routes = dict[tuple[str, str], Handler | str]
 """Handlers by method and path."""
 
 
-def json_answer(data: Any, status: HTTPStatus = HTTPStatus.OK) -> Answer:
+def json_response(data: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
     """`data` as JSON, with a last newline for terminals."""
-    return Answer(status, msgspec.json.encode(data) + b"\n")
+    return Response(status, msgspec.json.encode(data) + b"\n")
 
 
-def error_answer(status: HTTPStatus, reason: str) -> Answer:
-    return json_answer({"error": reason}, status)
+def error_response(status: HTTPStatus, reason: str) -> Response:
+    return json_response({"error": reason}, status)
 
 
 def server_sent_event(name: str, data: Any) -> bytes:
@@ -137,7 +137,7 @@ class _Client(asyncio.Protocol):
         if self._server.admit(self):
             self._arm()
         else:
-            self._send(error_answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections"))
+            self._send(error_response(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections"))
             transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -158,7 +158,7 @@ class _Client(asyncio.Protocol):
                 event = self._http.next_event()
             except h11.RemoteProtocolError as error:
                 status = HTTPStatus(error.error_status_hint)
-                self._refuse(error_answer(status, f"not HTTP: {error}"))
+                self._refuse(error_response(status, f"not HTTP: {error}"))
                 return
             if isinstance(event, h11.Request):
                 self._request = event
@@ -169,7 +169,7 @@ class _Client(asyncio.Protocol):
                 self._body += event.data
                 if len(self._body) > MAX_BODY_BYTES:
                     reason = f"a request's body may have {MAX_BODY_BYTES} bytes"
-                    self._refuse(error_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason))
+                    self._refuse(error_response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason))
                     return
             elif isinstance(event, h11.EndOfMessage):
                 assert self._request is not None
@@ -189,34 +189,34 @@ class _Client(asyncio.Protocol):
             self._begin_stream()
         elif handler is not None:
             self._answering = True
-            # Not even an end of file is read meanwhile: a half-closed client gets its answer.
+            # Not even an end of file is read meanwhile: a half-closed client gets its response.
             self._transport.pause_reading()
-            self._server.run(self._answer(handler, bytes(self._body), f"{method} {path}"))
+            self._server.run(self._respond(handler, bytes(self._body), f"{method} {path}"))
         else:
             self._send(self._no_such(method, path))
             self._next()
 
-    def _no_such(self, method: str, path: str) -> Answer:
+    def _no_such(self, method: str, path: str) -> Response:
         allowed = sorted(known for known, at in self._routes if at == path)
         if allowed:
             reason = f"{path} knows {', '.join(allowed)}, not {method}"
-            answer = error_answer(HTTPStatus.METHOD_NOT_ALLOWED, reason)
-            return answer._replace(headers=(("Allow", ", ".join(allowed)),))
+            response = error_response(HTTPStatus.METHOD_NOT_ALLOWED, reason)
+            return response._replace(headers=(("Allow", ", ".join(allowed)),))
         paths = ", ".join(sorted({at for _, at in self._routes}))
-        return error_answer(HTTPStatus.NOT_FOUND, f"no such path; there are {paths}")
+        return error_response(HTTPStatus.NOT_FOUND, f"no such path; there are {paths}")
 
-    async def _answer(self, handler: Handler, body: bytes, what: str) -> None:
+    async def _respond(self, handler: Handler, body: bytes, what: str) -> None:
         try:
-            answer = await handler(body)
+            response = await handler(body)
         except Exception:
             log.exception("control socket: %s failed", what)
-            answer = error_answer(
+            response = error_response(
                 HTTPStatus.INTERNAL_SERVER_ERROR, "the daemon's log has the cause"
             )
         self._answering = False
         if self._transport.is_closing():
             return
-        self._send(answer)
+        self._send(response)
         self._transport.resume_reading()
         self._next()
         self._advance()
@@ -230,23 +230,23 @@ class _Client(asyncio.Protocol):
             self._arm()  # the answer must be read in time, too
             self._transport.close()
 
-    def _refuse(self, answer: Answer) -> None:
+    def _refuse(self, response: Response) -> None:
         """Answers a request that is not read to its end, and hangs up."""
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._send(answer)
+            self._send(response)
         self._transport.close()
 
     # --- answers
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, response: Response) -> None:
         headers = [
-            ("Content-Type", answer.content_type),
-            ("Content-Length", str(len(answer.body))),
-            *answer.headers,
+            ("Content-Type", response.content_type),
+            ("Content-Length", str(len(response.body))),
+            *response.headers,
         ]
-        self._write(h11.Response(status_code=answer.status, headers=headers))
+        self._write(h11.Response(status_code=response.status, headers=headers))
         if self._request is None or self._request.method != b"HEAD":
-            self._write(h11.Data(data=answer.body))
+            self._write(h11.Data(data=response.body))
         self._write(h11.EndOfMessage())
 
     def _write(self, event: Any) -> None:
@@ -259,7 +259,7 @@ class _Client(asyncio.Protocol):
     def _begin_stream(self) -> None:
         if not self._server.admit_stream(self):
             reason = f"{MAX_STREAMS} streams are open already"
-            self._send(error_answer(HTTPStatus.SERVICE_UNAVAILABLE, reason))
+            self._send(error_response(HTTPStatus.SERVICE_UNAVAILABLE, reason))
             self._next()
             return
         self._answering = self._streaming = True

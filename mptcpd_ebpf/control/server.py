@@ -18,11 +18,11 @@ from mptcpd_ebpf.config.settings import Metrics
 from mptcpd_ebpf.control import views
 from mptcpd_ebpf.control.http import (
     STREAM,
-    Answer,
     HttpServer,
+    Response,
     Routes,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     server_sent_event,
 )
 from mptcpd_ebpf.control.schema import (
@@ -160,47 +160,47 @@ class ControlServer:
 
     # --- requests
 
-    async def _connections(self, _body: bytes) -> Answer:
-        return json_answer(await self._source.connections())
+    async def _connections(self, _body: bytes) -> Response:
+        return json_response(await self._source.connections())
 
-    async def _status(self, _body: bytes) -> Answer:
-        return json_answer(self._source.status())
+    async def _status(self, _body: bytes) -> Response:
+        return json_response(self._source.status())
 
-    async def _decisions(self, _body: bytes) -> Answer:
-        return json_answer({"schema": SCHEMA, "decisions": self._source.decisions()})
+    async def _decisions(self, _body: bytes) -> Response:
+        return json_response({"schema": SCHEMA, "decisions": self._source.decisions()})
 
-    async def _endpoints(self, _body: bytes) -> Answer:
-        return json_answer(await self._source.endpoints())
+    async def _endpoints(self, _body: bytes) -> Response:
+        return json_response(await self._source.endpoints())
 
-    async def _limits(self, _body: bytes) -> Answer:
-        return json_answer(await self._source.limits())
+    async def _limits(self, _body: bytes) -> Response:
+        return json_response(await self._source.limits())
 
-    async def _command(self, body: bytes) -> Answer:
+    async def _command(self, body: bytes) -> Response:
         try:
             fields = msgspec.json.decode(body, type=dict[str, Any])
-            return json_answer(await self._source.carry_out(fields))
+            return json_response(await self._source.carry_out(fields))
         except (msgspec.DecodeError, ValueError) as error:
-            return error_answer(HTTPStatus.BAD_REQUEST, str(error))
+            return error_response(HTTPStatus.BAD_REQUEST, str(error))
         except KernelError as error:
-            return error_answer(HTTPStatus.CONFLICT, str(error))
+            return error_response(HTTPStatus.CONFLICT, str(error))
 
-    async def _pause(self, _body: bytes) -> Answer:
+    async def _pause(self, _body: bytes) -> Response:
         await self._source.pause()
-        return json_answer(self._source.status())
+        return json_response(self._source.status())
 
-    async def _resume(self, _body: bytes) -> Answer:
+    async def _resume(self, _body: bytes) -> Response:
         await self._source.resume()
-        return json_answer(self._source.status())
+        return json_response(self._source.status())
 
-    async def _reload(self, _body: bytes) -> Answer:
+    async def _reload(self, _body: bytes) -> Response:
         try:
             await self._source.reload()
         except Failure as failure:
-            return error_answer(_STATUS[failure.exit_code], str(failure))
-        return json_answer(self._source.status())
+            return error_response(_STATUS[failure.exit_code], str(failure))
+        return json_response(self._source.status())
 
-    async def _scrape(self, _body: bytes) -> Answer:
+    async def _scrape(self, _body: bytes) -> Response:
         from mptcpd_ebpf.control import metrics  # prometheus_client: only a scrape pays for it
 
         body = metrics.exposition(self._source.status(), await self._source.connections())
-        return Answer(HTTPStatus.OK, body, metrics.CONTENT_TYPE)
+        return Response(HTTPStatus.OK, body, metrics.CONTENT_TYPE)

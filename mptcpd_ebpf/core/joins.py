@@ -52,7 +52,7 @@ class Want(NamedTuple):
     number: int = 1
 
 
-Name = tuple[int, str, SockAddr]
+JoinName = tuple[int, str, SockAddr]
 """Token, our address, the peer's address and port."""
 
 
@@ -81,7 +81,7 @@ class Joins:
         self._ids = ids
         self._first = first_pause
         self._longest = longest_pause
-        self._slots: dict[Name, _Slot] = {}
+        self._slots: dict[JoinName, _Slot] = {}
         self._leaving: dict[tuple[int, SubflowKey], None] = {}
 
     def keep(
@@ -256,7 +256,7 @@ class Joins:
         yield WakeAt(at=slot.next_at, reason="the next try")
 
 
-def _name(subflow: Subflow) -> Name:
+def _name(subflow: Subflow) -> JoinName:
     return (subflow.token, subflow.local.ip, subflow.remote)
 
 

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.core.model import Subflow
-from mptcpd_ebpf.core.sighting import Name, is_about, name_of, same_socket
+from mptcpd_ebpf.core.sighting import SubflowName, is_about, name_of, same_socket
 
 GRACE = 1_000_000_000
 """Nanoseconds that one source waits for the other."""
@@ -63,9 +63,9 @@ class Pairing:
     """What waits, by name and by deadline."""
 
     def __init__(self) -> None:
-        self._early: dict[Name, list[Early]] = {}
-        self._closing: dict[Name, list[Closing]] = {}
-        self._ended: dict[Name, Ended] = {}
+        self._early: dict[SubflowName, list[Early]] = {}
+        self._closing: dict[SubflowName, list[Closing]] = {}
+        self._ended: dict[SubflowName, Ended] = {}
         self._queue: deque[Early | Closing | Ended] = deque()
 
     @property
@@ -102,7 +102,7 @@ class Pairing:
                 return
         waiting.append(self._wait(Early(now + GRACE, measured)))
 
-    def claim(self, name: Name, since: int = 0) -> Measurement | None:
+    def claim(self, name: SubflowName, since: int = 0) -> Measurement | None:
         """A subflow got its name: takes out what the probes said of it.
 
         What they said before `since` was of a former one, and is forgotten.
@@ -155,7 +155,7 @@ class Pairing:
         return entry
 
 
-def _remove(waiting: dict[Name, list[Entry]], name: Name, entry: Entry) -> None:
+def _remove(waiting: dict[SubflowName, list[Entry]], name: SubflowName, entry: Entry) -> None:
     entries = waiting[name]
     entries.remove(entry)
     if not entries:

@@ -7,7 +7,7 @@ from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.measurement import Measurement, Owner
 from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey, World
 
-Name = tuple[int, SubflowKey]
+SubflowName = tuple[int, SubflowKey]
 """Token and addresses; several subflows in turn can bear one name."""
 
 TCP_ESTABLISHED, TCP_SYN_SENT, TCP_SYN_RECV, TCP_CLOSE_WAIT = 1, 2, 3, 8
@@ -31,7 +31,7 @@ def same_socket(one: Measurement, other: Measurement) -> bool:
     return one.cookie is None or other.cookie is None or one.cookie == other.cookie
 
 
-def name_of(subflow: Subflow | Measurement) -> Name:
+def name_of(subflow: Subflow | Measurement) -> SubflowName:
     return (subflow.token, (subflow.local, subflow.remote))
 
 

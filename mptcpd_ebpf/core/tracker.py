@@ -29,7 +29,7 @@ from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey, World
 from mptcpd_ebpf.core.notice import Notice
 from mptcpd_ebpf.core.pairing import Closing, Pairing
 from mptcpd_ebpf.core.sighting import (
-    Name,
+    SubflowName,
     add_up,
     from_join,
     from_measurement,
@@ -48,7 +48,7 @@ class Tracker:
     def __init__(self) -> None:
         self.world = World()
         self._pairing = Pairing()
-        self._joining: dict[Name, None] = {}
+        self._joining: dict[SubflowName, None] = {}
         """Joins that a sample saw under way; netlink names those that succeed."""
         self._buried: dict[int, dict[SubflowKey, None]] = {}
         """By token: subflows taken for closed before netlink said so, which it may yet do."""

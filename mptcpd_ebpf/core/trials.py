@@ -55,7 +55,7 @@ class Trial:
 
 
 @dataclass(slots=True)
-class Path:
+class AwayPath:
     """A path that is away."""
 
     name: PathName
@@ -106,7 +106,7 @@ def join_target(connection: Connection) -> SockAddr | None:
     return None
 
 
-Return = Callable[[Context, Path, Connection, SockAddr], Iterator[Command]]
+Return = Callable[[Context, AwayPath, Connection, SockAddr], Iterator[Command]]
 """What the plugin does with a healed path: path, a connection without it, where to join."""
 
 
@@ -124,7 +124,7 @@ class Trials:
         self._pause = pause
         self._longest_pause = longest_pause
         self._take_back = take_back
-        self._away: dict[PathName, Path] = {}
+        self._away: dict[PathName, AwayPath] = {}
         self._returned: dict[PathName, tuple[int, int]] = {}
         """When a path came back lately, and its relapses by then."""
 
@@ -149,7 +149,7 @@ class Trials:
         next_at = ctx.now if bare else ctx.now + pause
         # A path with a long RTT must come back in seconds too: fewer trials fit.
         needed = max(1, min(needed, 3 * SECOND // (usual + 50 * MS)))
-        self._away[name] = Path(name, why, ctx.now, usual, needed, pause, next_at, relapses)
+        self._away[name] = AwayPath(name, why, ctx.now, usual, needed, pause, next_at, relapses)
         yield WakeAt(at=next_at, reason="the next trial")
 
     def tell_peer(
@@ -236,7 +236,7 @@ class Trials:
             else:
                 yield from self._try(ctx, path)
 
-    def _try(self, ctx: Context, path: Path) -> Iterator[Command]:
+    def _try(self, ctx: Context, path: AwayPath) -> Iterator[Command]:
         if not any(_could_join(connection, path) for connection in ctx.served()):
             # Nobody is left who could try it: forget, the next connection starts afresh.
             del self._away[path.name]
@@ -268,7 +268,7 @@ class Trials:
             yield self._join(ctx, path, connection, remote, reason, trial=False)
         yield WakeAt(at=path.trial.deadline, reason="the trial's end")
 
-    def _scout(self, ctx: Context, path: Path) -> tuple[Connection, SockAddr] | None:
+    def _scout(self, ctx: Context, path: AwayPath) -> tuple[Connection, SockAddr] | None:
         """A connection that can try the path without risk, and where it would join."""
         local_ip, _ = path.name
         if not any(address.ip == local_ip for address in ctx.world.usable_addresses()):
@@ -287,7 +287,7 @@ class Trials:
     def _join(
         self,
         ctx: Context,
-        path: Path,
+        path: AwayPath,
         connection: Connection,
         remote: SockAddr,
         reason: str,
@@ -306,7 +306,7 @@ class Trials:
             routine=trial,
         )
 
-    def _failed(self, ctx: Context, path: Path) -> None:
+    def _failed(self, ctx: Context, path: AwayPath) -> None:
         path.trial = None
         path.clean = 0
         path.failed += 1
@@ -314,7 +314,7 @@ class Trials:
         path.pause = min(path.pause * 3 // 2, max(self._longest_pause, path.pause))
 
 
-def _could_join(connection: Connection, path: Path) -> bool:
+def _could_join(connection: Connection, path: AwayPath) -> bool:
     target = join_target(connection)
     return target is not None and target.ip == path.name[1] and not connection.server_side
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import AnnounceAddress, KernelCommand, WithdrawAddress
-from mptcpd_ebpf.daemon.state_file import NamespaceNote
+from mptcpd_ebpf.daemon.state_file import StateFile
 from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.kernel.listeners import Listeners
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer
@@ -34,7 +34,7 @@ class _Announced(Struct, frozen=True):
     port: int
 
 
-class Doors:
+class AnnouncedListeners:
     """The doors of all connections of the daemon's network namespace.
 
     While open they are watched by the running event loop, which turns strangers away.
@@ -45,7 +45,7 @@ class Doors:
         self._behind: dict[tuple[int, int], SockAddr] = {}
         """By token and address id."""
         self._watched: set[int] = set()
-        self._file = NamespaceNote("doors", list[_Announced])
+        self._file = StateFile("doors", list[_Announced])
         self._unsaved = False
 
     def reopen(self, tokens: Container[int]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from mptcpd_ebpf.core.commands import (
 )
 from mptcpd_ebpf.core.endpoints import CHANGEABLE, Endpoint, EndpointFlag, Limits
 from mptcpd_ebpf.core.events import EndpointsRead
-from mptcpd_ebpf.daemon.state_file import NamespaceNote
+from mptcpd_ebpf.daemon.state_file import StateFile
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 
 
@@ -57,8 +57,8 @@ class EndpointLedger:
     """Carries out commands on the table and notes what came of them."""
 
     def __init__(self, hands: PmClient) -> None:
-        self._hands = hands
-        self._file = NamespaceNote("endpoints", _Ledger)
+        self._executor = hands
+        self._file = StateFile("endpoints", _Ledger)
         self._ledger = self._file.read() or _Ledger()
         self._unsaved = False
 
@@ -66,8 +66,8 @@ class EndpointLedger:
         """Carries out any command; those on endpoints and limits are noted."""
         before = self._ledger.limits_before
         if isinstance(command, SetLimits) and before is None:
-            before = self._hands.limits()
-        answer = self._hands.execute_now(command)
+            before = self._executor.limits()
+        answer = self._executor.execute_now(command)
         if answer.errno:
             return answer
         ledger = self._ledger
@@ -96,7 +96,7 @@ class EndpointLedger:
 
     def execute_by_hand(self, command: KernelCommand) -> CommandAnswer:
         """Carries out a person's command: what it makes or sets is not ours."""
-        answer = self._hands.execute_now(command)
+        answer = self._executor.execute_now(command)
         if answer.errno:
             return answer
         if isinstance(command, SetLimits):
@@ -118,8 +118,8 @@ class EndpointLedger:
 
     def read(self) -> EndpointsRead:
         """The table as it is now.  Raises NetlinkRefused."""
-        limits = self._hands.limits()
-        endpoints = [self._marked(endpoint) for endpoint in self._hands.endpoints()]
+        limits = self._executor.limits()
+        endpoints = [self._marked(endpoint) for endpoint in self._executor.endpoints()]
         ours = [_made(endpoint) for endpoint in endpoints if endpoint.ours]
         stale = self._ledger.limits_ours != limits
         if ours != self._ledger.endpoints or (stale and self._ledger.limits_ours is not None):
@@ -130,7 +130,7 @@ class EndpointLedger:
         return EndpointsRead(
             endpoints=endpoints,
             limits=limits,
-            highest_limit=self._hands.highest_limit(),
+            highest_limit=self._executor.highest_limit(),
             limits_before=self._ledger.limits_before,
         )
 

@@ -6,10 +6,10 @@ the kernel refuses joins while nobody listens.  Without probes the daemon still 
 netlink; what only probes can measure is then unknown.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
 
@@ -18,6 +18,7 @@ from mptcpd_ebpf.control.schema import ProbesView
 from mptcpd_ebpf.core.events import Event, Resynchronised
 from mptcpd_ebpf.core.measurement import Measurement, Thresholds
 from mptcpd_ebpf.kernel import diag, owners, resync
+from mptcpd_ebpf.kernel.event_source import EventSource
 from mptcpd_ebpf.kernel.fdinfo import skipped_runs
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.rtnetlink import RouteEvents
@@ -32,21 +33,13 @@ _ROUNDS = 100
 """Reads of one source at most to empty it: each takes 256 events, a full socket holds 8192."""
 
 
-class Source(Protocol):
-    """Something to wait for and read events from."""
-
-    def fileno(self) -> int: ...
-
-    def read(self) -> Sequence[Event]: ...
-
-
-class Ears:
+class EventSources:
     """Open while used as a context."""
 
     def __init__(
         self,
         here: int,
-        sources: list[Source],
+        sources: list[EventSource],
         probes: "AnyProbes | None",
         backend: ProbeBackend,
         choice: str,
@@ -72,7 +65,7 @@ class Ears:
         with ExitStack() as stack:
             events = stack.enter_context(PmEvents.open())
             routes = stack.enter_context(RouteEvents.open())
-            sources: list[Source] = [events, routes]
+            sources: list[EventSource] = [events, routes]
             probes, backend, choice = _open_probes(settings, here)
             if probes is not None:
                 stack.callback(probes.close)

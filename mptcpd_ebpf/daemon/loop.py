@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The daemon's loop: moves events from the kernel into the core, and commands back.
 
-    ears (netlink, probes) ──▶ engine ──▶ hands (path-manager commands)
+    sources (netlink, probes) ──▶ engine ──▶ hands (path-manager commands)
                                  │
                                  └──▶ log, control socket
 
@@ -50,13 +50,14 @@ from mptcpd_ebpf.core.commands import (
 )
 from mptcpd_ebpf.core.engine import Engine, Outcome
 from mptcpd_ebpf.core.plugin import Plugin
-from mptcpd_ebpf.daemon.command_executor import Hands
-from mptcpd_ebpf.daemon.event_sources import Ears, Source
+from mptcpd_ebpf.daemon.command_executor import CommandExecutor
+from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
-from mptcpd_ebpf.daemon.pm_sysctl import BorrowedSetting
-from mptcpd_ebpf.daemon.resync_scheduler import Doubts
+from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
+from mptcpd_ebpf.daemon.resync_scheduler import ResyncScheduler
 from mptcpd_ebpf.kernel import others, sysctl
 from mptcpd_ebpf.kernel.errors import KernelError
+from mptcpd_ebpf.kernel.event_source import EventSource
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 from mptcpd_ebpf.runtime import logging_setup, run_folder
@@ -68,30 +69,35 @@ REMEMBERED_DECISIONS = 1000
 
 
 class Daemon:
-    """One engine between the ears and the hands; what the control socket asks for."""
+    """One engine between the sources and the hands; what the control socket asks for."""
 
     def __init__(
-        self, settings: Settings, config: Config, ears: Ears, pm: PmClient, budget: HandlerBudget
+        self,
+        settings: Settings,
+        config: Config,
+        sources: EventSources,
+        pm: PmClient,
+        budget: HandlerBudget,
     ) -> None:
         self._settings = settings
         self._started_with = self._config = config
-        self._ears = ears
+        self._sources = sources
         self._pm = pm
-        self._hands = Hands(pm)
+        self._executor = CommandExecutor(pm)
         self._engine = Engine(
             destructive_per_second=config.limits.destructive_per_second,
             seed=int.from_bytes(os.urandom(8)),
             budget=budget,
             joins_marked=joins_marked,
         )
-        self._setting = BorrowedSetting()
+        self._setting = PathManagerSysctl()
         self._mode: str | None = None
         self._queue: deque[ev.Event] = deque()
         self._decisions: deque[Decision] = deque(maxlen=REMEMBERED_DECISIONS)
         self._decided = self._refused = 0
         self._events_lost: dict[str, int] = {}
         self._resync_due = False
-        self._doubts = Doubts(self._read_anew, sees_ends=ears.sees_ends)
+        self._resync = ResyncScheduler(self._read_anew, sees_ends=sources.sees_ends)
         self._started_at = time.time()
         self._timer: asyncio.TimerHandle | None = None
         self._control: ControlServer | None = None
@@ -104,7 +110,7 @@ class Daemon:
         for file in run_folder.sweep():
             log.info("%s removed: its network namespace is no more", file)
         self._set_path_manager(plugins)
-        log.info("probes: %s", self._ears.choice)
+        log.info("probes: %s", self._sources.choice)
         if not sysctl.enabled():
             log.warning(
                 "net.mptcp.enabled is 0: no socket here becomes MPTCP; "
@@ -113,12 +119,12 @@ class Daemon:
         for other in others.others():
             log.warning("%s (pid %s) manages or hears MPTCP here too; %s", *_named(other))
         # The plugins come after the snapshot: their `init` finds all that lives already.
-        self._dispatch([replace(self._ears.snapshot(), at_start=True)])
-        self._hands.reopen_doors(self._engine.world.connections)
+        self._dispatch([replace(self._sources.snapshot(), at_start=True)])
+        self._executor.reopen_doors(self._engine.world.connections)
         self._install(plugins)
-        for source in self._ears.sources:
+        for source in self._sources.sources:
             loop.add_reader(source.fileno(), self._read, source)
-        self._doubts.start()
+        self._resync.start()
         log.info(
             "ready: %s; %d connections live already",
             self._who_is_at_work(),
@@ -130,19 +136,19 @@ class Daemon:
     def stop(self) -> None:
         """Lets the plugins clean up and gives the namespace back."""
         loop = asyncio.get_running_loop()
-        for source in self._ears.sources:
+        for source in self._sources.sources:
             loop.remove_reader(source.fileno())
         with self._engine.unasked():
-            self._dispatch(self._ears.waiting())
+            self._dispatch(self._sources.waiting())
         self._refresh_endpoints()
         keep = self._engine.plugins if self._config.on_exit is OnExit.KEEP else ()
         self._carry_out(self._engine.stop(time.monotonic_ns(), keep))
         # The loop may turn once more, and nobody may be woken then.
-        self._doubts.stop()
+        self._resync.stop()
         if self._timer is not None:
             self._timer.cancel()
-        self._hands.save()
-        self._hands.close()
+        self._executor.save()
+        self._executor.close()
         self._setting.give_back()
         log.info("stopped")
 
@@ -155,7 +161,7 @@ class Daemon:
 
     def _install(self, plugins: Sequence[Plugin]) -> None:
         """Gives the engine the configuration and its plugins, which start from the model."""
-        self._dispatch(self._ears.waiting())
+        self._dispatch(self._sources.waiting())
         self._dispatch([ev.ConfigChanged(config=msgspec.to_builtins(self._config))])
         serve = plugin_set.serving(self._config, plugins, self._engine.world)
         self._refresh_endpoints()
@@ -173,13 +179,13 @@ class Daemon:
 
     def _read_table(self) -> list[ev.Event]:
         """The endpoint table, and who is concerned by what happens to it."""
-        return [*self._read_modes(), self._hands.read_endpoints()]
+        return [*self._read_modes(), self._executor.read_endpoints()]
 
     def _read_modes(self) -> list[ev.Event]:
         """Which path manager has the connections that nobody asked about yet."""
         found = self._engine.world.connections.items()
         tokens = [token for token, connection in found if connection.in_kernel is None]
-        return [self._hands.read_modes(tokens)] if tokens else []
+        return [self._executor.read_modes(tokens)] if tokens else []
 
     def _say_what_stays_with_the_kernel(self) -> None:
         count = sum(bool(c.in_kernel) for c in self._engine.world.connections.values())
@@ -208,7 +214,7 @@ class Daemon:
 
     # --- events in
 
-    def _read(self, source: Source) -> None:
+    def _read(self, source: EventSource) -> None:
         self._dispatch(source.read())
 
     def _dispatch(self, events: Sequence[ev.Event]) -> None:
@@ -221,13 +227,13 @@ class Daemon:
                 if self._queue:
                     self._take_in(self._queue.popleft())
                 else:
-                    self._take_in(self._ears.snapshot())
+                    self._take_in(self._sources.snapshot())
                     self._resync_due = False
         finally:
             # Whatever went wrong with one event, the next deadline must not be missed.
             self._set_timer()
             # A file takes longer than all the commands of a turn: once, and after them.
-            self._hands.save()
+            self._executor.save()
 
     def _take_in(self, event: ev.Event) -> None:
         if isinstance(event, ev.EventsLost):
@@ -235,9 +241,9 @@ class Daemon:
             return
         outcome = self._engine.handle(event, time.monotonic_ns())
         self._carry_out(outcome, event)
-        self._doubts.look_at(outcome.finals, self._engine.world)
+        self._resync.look_at(outcome.finals, self._engine.world)
         if isinstance(event, ev.ConnectionClosed | ev.Resynchronised):
-            self._hands.keep_doors_of(self._engine.world.connections)
+            self._executor.keep_doors_of(self._engine.world.connections)
 
     def _lost(self, event: ev.EventsLost) -> None:
         count = self._events_lost[event.source] = self._events_lost.get(event.source, 0) + 1
@@ -248,7 +254,7 @@ class Daemon:
         if not self._resync_due:
             # All that waits is older than what will be read anew, and must not come after it.
             self._resync_due = True
-            self._queue.extend(self._ears.waiting())
+            self._queue.extend(self._sources.waiting())
 
     def _read_anew(self) -> None:
         if self._engine.world.connections:
@@ -309,14 +315,14 @@ class Daemon:
             return command
         assert not isinstance(command, WakeAt)
         by_person = decision.plugin == BY_HAND
-        command, answer = self._hands.execute(command, by_person=by_person)
+        command, answer = self._executor.execute(command, by_person=by_person)
         if by_person:
             self._done_by_hand = (command, answer)
         if answer.errno:
             log.warning("%s: %s", describe.action(command), answer.explanation)
             if isinstance(command, ConnectionCommand):
                 # Before the answer: whose connection it is not, learns that first.
-                self._queue.append(self._hands.read_modes([command.token]))
+                self._queue.append(self._executor.read_modes([command.token]))
         self._queue.append(
             ev.CommandAnswered(
                 decision_id=decision.id, errno=answer.errno, explanation=answer.explanation
@@ -329,7 +335,7 @@ class Daemon:
         connections = self._engine.world.connections
         unasked = {token: None for token, c in connections.items() if not c.owner_asked}
         try:
-            measured = self._ears.sample(owners_of=unasked if with_owners else None)
+            measured = self._sources.sample(owners_of=unasked if with_owners else None)
         except (OSError, KernelError) as error:
             log.error("the subflows could not be read, nothing is decided from them: %s", error)
             return
@@ -345,7 +351,7 @@ class Daemon:
     # --- what the control socket asks for (`control.ControlSource`)
 
     async def connections(self) -> Connections:
-        self._dispatch([ev.Sampled(measurements=self._ears.sample())])
+        self._dispatch([ev.Sampled(measurements=self._sources.sample())])
         return views.connections(self._engine.world, epoch_ns())
 
     def status(self) -> Status:
@@ -354,7 +360,7 @@ class Daemon:
             "schema": SCHEMA,
             "version": __version__,
             "pid": os.getpid(),
-            "netns": self._ears.netns,
+            "netns": self._sources.netns,
             "started_at": self._started_at,
             "paused": self._engine.paused,
             "waits_for_restart": fixed_at_start(self._started_with, self._config),
@@ -363,7 +369,7 @@ class Daemon:
                 {"name": plugin.name, "excluded": _why(self._engine, plugin.name)}
                 for plugin in self._engine.installed
             ],
-            "probes": self._ears.status(),
+            "probes": self._sources.status(),
             "connections": len(world.connections),
             "subflows": sum(len(c.subflows) for c in world.connections.values()),
             "events_lost": self._events_lost,
@@ -383,7 +389,7 @@ class Daemon:
         self._dispatch([ev.CommandAsked(command=command)])
         done = self._done_by_hand
         if isinstance(command, TableCommand):
-            self._dispatch([self._hands.read_endpoints()])
+            self._dispatch([self._executor.read_endpoints()])
         if done is None:
             refused = next(d.refused for d in reversed(self._decisions) if d.plugin == BY_HAND)
             return operator_commands.carried_out(command, "daemon", None, refused or "")
@@ -411,7 +417,7 @@ class Daemon:
         except KernelError as error:
             raise Failure(str(error), ExitCode.PRIVILEGE) from None
         self._config = config
-        self._ears.set_thresholds(config.probes.thresholds)
+        self._sources.set_thresholds(config.probes.thresholds)
         self._install(plugins)
         logging_setup.set_up(config.log, config.log_level)
         for warning in self._settings.warnings():

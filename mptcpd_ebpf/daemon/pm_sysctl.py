@@ -7,7 +7,7 @@ leaves something for the next start to put right.
 
 import msgspec
 
-from mptcpd_ebpf.daemon.state_file import NamespaceNote
+from mptcpd_ebpf.daemon.state_file import StateFile
 from mptcpd_ebpf.kernel import sysctl
 
 
@@ -16,11 +16,11 @@ class _Borrowed(msgspec.Struct, frozen=True):
     ours: str
 
 
-class BorrowedSetting:
+class PathManagerSysctl:
     """Sets the path manager for new connections and puts the former one back."""
 
     def __init__(self) -> None:
-        self._file = NamespaceNote("path-manager", _Borrowed)
+        self._file = StateFile("path-manager", _Borrowed)
         self._setting = sysctl.PathManagerSetting()
 
     def borrow(self, path_manager: str) -> str:

@@ -22,7 +22,7 @@ SHARE = 0.05
 """Of the time, at most, that readings may take."""
 
 
-class Doubts:
+class ResyncScheduler:
     """Calls `read_anew` from the running event loop.
 
     `sees_ends`: subflows' ends are heard, so that nothing needs to be read without a doubt.

@@ -13,7 +13,7 @@ from mptcpd_ebpf.config import plugin_loader, plugin_set
 from mptcpd_ebpf.config.settings import Config, Settings
 from mptcpd_ebpf.control.client import SOCKET
 from mptcpd_ebpf.control.server import ControlServer
-from mptcpd_ebpf.daemon.event_sources import Ears
+from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
 from mptcpd_ebpf.daemon.loop import Daemon
 from mptcpd_ebpf.daemon.sd_notify import feed_watchdog, notify
@@ -22,7 +22,7 @@ from mptcpd_ebpf.kernel.lock import NamespaceLock
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.runtime import logging_setup, run_folder, startup_signals
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
-from mptcpd_ebpf.runtime.signals import SignalInbox
+from mptcpd_ebpf.runtime.signals import PendingSignals
 
 log = logging.getLogger("mptcpd-ebpf")
 
@@ -51,11 +51,11 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
     stopping = asyncio.Event()
     plugins = plugin_set.build(config)
     with (
-        Ears.open(config.probes) as ears,
+        EventSources.open(config.probes) as sources,
         PmClient() as hands,
-        SignalInbox(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+        PendingSignals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
     ):
-        daemon = Daemon(settings, config, ears, hands, budget)
+        daemon = Daemon(settings, config, sources, hands, budget)
 
         def heed() -> None:
             came = signals.take()

@@ -28,7 +28,7 @@ class _Written(msgspec.Struct, Generic[T], frozen=True):
     content: T
 
 
-class NamespaceNote(Generic[T]):
+class StateFile(Generic[T]):
     """One file, with a record of type `content` in it; `kind` is its ending."""
 
     def __init__(self, kind: str, content: type[T]) -> None:

@@ -8,7 +8,7 @@ emulator; a seed asks for the emulator where tc(8) cannot seed netem.
 
 from typing import Protocol
 
-from mptcpd_ebpf.lab.emulation import Emulation, Link, State
+from mptcpd_ebpf.lab.emulation import EmulatedLink, Emulation, State
 from mptcpd_ebpf.lab.errors import UnavailableError
 from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.impairment import Impairment
@@ -46,7 +46,7 @@ class Backend(Protocol):
 class _Shaper:
     """The token buckets of all links: which are set, and how to change them in place."""
 
-    def __init__(self, links: list[Link]) -> None:
+    def __init__(self, links: list[EmulatedLink]) -> None:
         self.links = links
         self.set: dict[tuple[int, int], list[str]] = {}
         self.gone: set[tuple[int, int]] = set()
@@ -97,7 +97,7 @@ class Netem:
 
     name = "netem"
 
-    def __init__(self, links: list[Link], seed: int | None) -> None:
+    def __init__(self, links: list[EmulatedLink], seed: int | None) -> None:
         self.seed = seed
         self.shaper = _Shaper(links)
         self.emulation = Emulation(links, seed)
@@ -164,7 +164,7 @@ class Nfqueue:
 
     name = "nfqueue"
 
-    def __init__(self, links: list[Link], seed: int | None, instead_of: str = "") -> None:
+    def __init__(self, links: list[EmulatedLink], seed: int | None, instead_of: str = "") -> None:
         self.instead_of = instead_of
         """What had been better and why it does not work, for the error if this does not either."""
         self.shaper = _Shaper(links)
@@ -200,7 +200,9 @@ class Nfqueue:
         self.emulation.close()
 
 
-def choose(name: BackendName, scratch: Host, links: list[Link], seed: int | None) -> Backend:
+def choose(
+    name: BackendName, scratch: Host, links: list[EmulatedLink], seed: int | None
+) -> Backend:
     """The backend to use; `scratch` is a host on whose loopback netem is tried.
 
     Raises UnavailableError if the one that was asked for does not work here.

@@ -25,7 +25,7 @@ State = tuple[Impairment, bool]
 """An impairment, and whether everything is swallowed (blackhole)."""
 
 
-class Link(msgspec.Struct, frozen=True):
+class EmulatedLink(msgspec.Struct, frozen=True):
     """Where the two directions of a path (or a bottleneck) can be impaired."""
 
     name: str
@@ -38,7 +38,7 @@ class Link(msgspec.Struct, frozen=True):
 class Emulation:
     """One emulator process for all links; queue number in a namespace = direction."""
 
-    def __init__(self, links: list[Link], seed: int | None) -> None:
+    def __init__(self, links: list[EmulatedLink], seed: int | None) -> None:
         self.links = links
         self.seed = seed
         self.process: subprocess.Popen[bytes] | None = None
@@ -58,7 +58,7 @@ class Emulation:
         theirs.close()
         self._ask([self._queue(link, side) for link in self.links for side in (UP, DOWN)])
 
-    def _queue(self, link: Link, direction: int) -> dict[str, Any]:
+    def _queue(self, link: EmulatedLink, direction: int) -> dict[str, Any]:
         seed = None if self.seed is None else f"{self.seed} {link.name} {direction}"
         return {"netns": namespaces.path_of(link.host.name), "number": direction, "seed": seed}
 

@@ -3,7 +3,7 @@
 
 `Faults` says what has befallen a path, and each fault lasts until it is taken back by
 its own opposite; `wanted` derives from all of them together what must be up and who has
-addresses; `Interfaces.bring` carries out what differs.  So faults can be combined and
+addresses; `PathInterfaces.bring` carries out what differs.  So faults can be combined and
 ended in any order.
 
 A host loses its carrier when the other end of its cable goes down; its own configuration
@@ -94,7 +94,7 @@ def wanted(faults: Faults, *, bottleneck: bool) -> Wanted:
     )
 
 
-class Outlet:
+class FarEnd:
     """The far end of the second host's cable, which all paths of a bottleneck share."""
 
     def __init__(self) -> None:
@@ -111,24 +111,24 @@ class _Plug(Struct, frozen=True):
     its: str
 
 
-class Interfaces:
-    """The links of path `index`; `outlet` is the same for all paths of a bottleneck."""
+class PathInterfaces:
+    """The links of path `index`; `far_end` is the same for all paths of a bottleneck."""
 
     def __init__(
-        self, index: int, plan: Plan, hosts: dict[str, Host], router: Host, outlet: Outlet
+        self, index: int, plan: Plan, hosts: dict[str, Host], router: Host, far_end: FarEnd
     ) -> None:
         self.index = index
         self.plan = plan
         self.path = plan.topology.paths[index]
         self.hosts = hosts
         self.router = router
-        self._outlet = outlet
+        self._far_end = far_end
         self._faults = Faults()
 
     @property
     def faults(self) -> Faults:
-        """What has befallen them, with what another path of the bottleneck did to the outlet."""
-        return self._faults.carrier("server", on=not self._outlet.off)
+        """What has befallen them, with what another path of the bottleneck did to the far_end."""
+        return self._faults.carrier("server", on=not self._far_end.off)
 
     def bring(self, faults: Faults) -> None:
         """Makes everything so that these faults hold and no others."""
@@ -138,7 +138,7 @@ class Interfaces:
         if old != new:
             self._change(old, new)
         self._faults = faults
-        self._outlet.off = "server" in faults.carrier_off
+        self._far_end.off = "server" in faults.carrier_off
 
     def _change(self, old: Wanted, new: Wanted) -> None:
         for end in ENDS:

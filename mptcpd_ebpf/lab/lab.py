@@ -12,11 +12,11 @@ from typing import Any, Self, overload
 from mptcpd_ebpf.config.yaml_document import dotted
 from mptcpd_ebpf.lab import namespaces
 from mptcpd_ebpf.lab.backends import Backend, choose
-from mptcpd_ebpf.lab.emulation import Link
+from mptcpd_ebpf.lab.emulation import EmulatedLink
 from mptcpd_ebpf.lab.errors import LabError, UnavailableError, in_words
 from mptcpd_ebpf.lab.file import parse
 from mptcpd_ebpf.lab.host import Host
-from mptcpd_ebpf.lab.interfaces import Outlet
+from mptcpd_ebpf.lab.interfaces import FarEnd
 from mptcpd_ebpf.lab.live import LiveLink, LivePath
 from mptcpd_ebpf.lab.middlebox import set_up_nat
 from mptcpd_ebpf.lab.running_schedule import RunningSchedule, action
@@ -209,12 +209,12 @@ class Lab:
         self._wire(plan, everyone)
         self._stack.callback(self.backend.close)
         self.backend.prepare()
-        outlets = {neck.name: Outlet() for neck in self.topology.bottlenecks}
+        far_ends = {neck.name: FarEnd() for neck in self.topology.bottlenecks}
         for index, path in enumerate(self.topology.paths):
             router = self.routers[router_of(path)]
-            outlet = outlets[path.bottleneck] if path.bottleneck else Outlet()
+            far_end = far_ends[path.bottleneck] if path.bottleneck else FarEnd()
             self.paths.append(
-                LivePath(index, plan, everyone, router, self.backend, outlet, self._lock)
+                LivePath(index, plan, everyone, router, self.backend, far_end, self._lock)
             )
         for number, neck in enumerate(self.topology.bottlenecks, len(self.paths)):
             self.bottlenecks[neck.name] = LiveLink(
@@ -223,15 +223,15 @@ class Lab:
         for live in [*self.paths, *self.bottlenecks.values()]:
             live.apply_declared()
 
-    def _links(self) -> list[Link]:
+    def _links(self) -> list[EmulatedLink]:
         """All links that can be impaired, in the numbering of the backend."""
         links = []
         for path in self.topology.paths:
             router = self.routers[router_of(path)]
-            links.append(Link(path.name, router, ((router, FAR), (router, NEAR))))
+            links.append(EmulatedLink(path.name, router, ((router, FAR), (router, NEAR))))
         for neck in self.topology.bottlenecks:
             first, second = (self.routers[label] for label in neck_routers(neck.name))
-            links.append(Link(neck.name, first, ((first, FAR), (second, NEAR))))
+            links.append(EmulatedLink(neck.name, first, ((first, FAR), (second, NEAR))))
         return links
 
     def _wire(self, plan: Plan, everyone: dict[str, Host]) -> None:

@@ -13,7 +13,7 @@ from mptcpd_ebpf.lab.backends import Backend
 from mptcpd_ebpf.lab.emulation import DOWN, UP
 from mptcpd_ebpf.lab.errors import LabError
 from mptcpd_ebpf.lab.impairment import Direction, Impairment, changed
-from mptcpd_ebpf.lab.interfaces import Faults, Interfaces, Outlet
+from mptcpd_ebpf.lab.interfaces import FarEnd, Faults, PathInterfaces
 from mptcpd_ebpf.lab.middlebox import (
     OptionStripper,
     expire_nat,
@@ -147,7 +147,7 @@ class LivePath(LiveLink):
         hosts: dict[str, Host],
         router: Host,
         backend: Backend,
-        outlet: Outlet,
+        far_end: FarEnd,
         lock: RLock,
     ) -> None:
         path = plan.topology.paths[index]
@@ -166,7 +166,7 @@ class LivePath(LiveLink):
         self.client_ip = near[1].v4 or near[1].v6 or ""
         """The first host's address: IPv4, or IPv6 in a lab without IPv4."""
         self.server_ip = far[1].v4 or far[1].v6 or ""
-        self._interfaces = Interfaces(index, plan, hosts, router, outlet)
+        self._interfaces = PathInterfaces(index, plan, hosts, router, far_end)
         self._stripper = OptionStripper(router)
         self._dropped: list[tuple[str, ...]] = [(), ()]
 

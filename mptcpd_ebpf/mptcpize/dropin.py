@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mptcpd_ebpf.mptcpize import environment, unit_files, unit_settings
-from mptcpd_ebpf.mptcpize.unit_files import Name, Unit
+from mptcpd_ebpf.mptcpize.unit_files import Unit, UnitName
 from mptcpd_ebpf.mptcpize.unit_settings import Settings
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
@@ -36,7 +36,7 @@ _HOMES = ("/home", "/root", "/run/user")  # what ProtectHome= hides, systemd.exe
 class Outcome:
     """What `enable` or `disable` did."""
 
-    name: Name
+    name: UnitName
     path: Path
     """The drop-in."""
     changed: bool
@@ -90,7 +90,7 @@ def disable(root: Path, asked: str) -> Outcome:
     return Outcome(name, path, changed, tuple(_still_enabled(root, name)))
 
 
-def _still_enabled(root: Path, name: Name) -> Iterator[str]:
+def _still_enabled(root: Path, name: UnitName) -> Iterator[str]:
     """An instance may also have been enabled by its template."""
     with suppress(Failure):
         for file in unit_files.find(root, name).dropins:
@@ -99,7 +99,7 @@ def _still_enabled(root: Path, name: Name) -> Iterator[str]:
                 yield f"is still enabled by {file}; 'mptcpd-ebpf disable {folder}' ends that"
 
 
-def _path(root: Path, name: Name) -> Path:
+def _path(root: Path, name: UnitName) -> Path:
     return unit_files.chase(root, _FOLDER / f"{name}.d") / FILE_NAME
 
 

@@ -48,7 +48,7 @@ _MAX_LINKS = 40
 
 
 @dataclass(frozen=True)
-class Name:
+class UnitName:
     """A service's name in its parts: ``PREFIX.service``, ``PREFIX@INSTANCE.service``."""
 
     prefix: str
@@ -59,9 +59,9 @@ class Name:
         return f"{self.prefix}{'' if self.instance is None else '@' + self.instance}{_SUFFIX}"
 
     @property
-    def template(self) -> "Name | None":
+    def template(self) -> "UnitName | None":
         """What an instance is made from; None for templates and plain services."""
-        return Name(self.prefix, "") if self.instance else None
+        return UnitName(self.prefix, "") if self.instance else None
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Unit:
     """A service that exists."""
 
     root: Path
-    name: Name
+    name: UnitName
     """Its own name, where it was asked for by an alias."""
     fragment: Path
     """Its unit file, inside `root`."""
@@ -77,7 +77,7 @@ class Unit:
     """Its drop-in files in the order in which systemd applies them, inside `root`."""
 
 
-def parse_name(text: str) -> Name:
+def parse_name(text: str) -> UnitName:
     """A service's name; ``foo`` means ``foo.service``.  Raises `Failure` if it is none."""
     stem, _, kind = text.rpartition(".")
     if kind in _OTHER_TYPES:
@@ -86,10 +86,10 @@ def parse_name(text: str) -> Name:
     match = _NAME.fullmatch(stem)
     if match is None or len(stem + _SUFFIX) > _MAX_NAME:
         raise Failure(f"{text!r}: is no name of a systemd unit", ExitCode.USAGE)
-    return Name(match["prefix"], match["instance"])
+    return UnitName(match["prefix"], match["instance"])
 
 
-def find(root: Path, name: Name) -> Unit:
+def find(root: Path, name: UnitName) -> Unit:
     """The service `name` below `root`.
 
     Raises `Failure` if there is none, or if it is masked.
@@ -152,17 +152,17 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _own_name(asked: Name, fragment: Path) -> Name:
+def _own_name(asked: UnitName, fragment: Path) -> UnitName:
     """An alias is a link whose target has another name; the drop-in belongs to that one."""
     if fragment.suffix != _SUFFIX:
         return asked
     target = parse_name(fragment.name)
     if target.instance == "" and asked.instance:
-        return Name(target.prefix, asked.instance)
+        return UnitName(target.prefix, asked.instance)
     return target
 
 
-def _dropins(root: Path, name: Name) -> tuple[Path, ...]:
+def _dropins(root: Path, name: UnitName) -> tuple[Path, ...]:
     """Sorted by file name over all folders; of equal names only the strongest counts."""
     chosen: dict[str, Path] = {}
     folders = [
@@ -180,9 +180,9 @@ def _dropins(root: Path, name: Name) -> tuple[Path, ...]:
     return tuple(chosen[key] for key in sorted(chosen) if chosen[key].is_file())
 
 
-def _aliases(root: Path, name: Name) -> list[Name]:
+def _aliases(root: Path, name: UnitName) -> list[UnitName]:
     """Other names whose files are links to this service's file."""
-    found: dict[Name, None] = {}
+    found: dict[UnitName, None] = {}
     for folder in SEARCH_PATH:
         directory = chase(root, folder)
         if not directory.is_dir():
@@ -193,14 +193,14 @@ def _aliases(root: Path, name: Name) -> list[Name]:
             with suppress(Failure):  # a broken link elsewhere is not this service's trouble
                 alias = parse_name(entry.name)
                 if alias.instance == "" and name.instance:
-                    alias = Name(alias.prefix, name.instance)
+                    alias = UnitName(alias.prefix, name.instance)
                 target = chase(root, entry.relative_to(root))
                 if alias != name and _own_name(alias, target) == name:
                     found[alias] = None
     return list(found)
 
 
-def _names_read(name: Name) -> Iterator[Name]:
+def _names_read(name: UnitName) -> Iterator[UnitName]:
     """The names whose ``.d`` folders `name` reads, the most specific first."""
     yield name
     if name.template:
@@ -208,4 +208,4 @@ def _names_read(name: Name) -> Iterator[Name]:
     stem = name.prefix.removesuffix("-")
     head, dash, _ = stem.rpartition("-")
     if head and dash:
-        yield from _names_read(Name(head + dash, name.instance or None))
+        yield from _names_read(UnitName(head + dash, name.instance or None))

@@ -39,7 +39,7 @@ class BccUnavailable(Exception):  # noqa: N818 — a state of the machine, not a
     """bcc is not there or refuses; the text says why and what to do."""
 
 
-class Order(msgspec.Struct, frozen=True):
+class CompileJob(msgspec.Struct, frozen=True):
     """What the child process is asked to compile."""
 
     text: str
@@ -114,13 +114,13 @@ def compile_functions(
     Raises BccUnavailable, with the compiler's first words.
     """
     flags = [f"-D{name}={value}" for name, value in (defines or {}).items()]
-    order = Order(
+    job = CompileJob(
         text, [f"-I{bpf_sources()}", *flags], list(functions), str(declares) if declares else None
     )
     try:
         done = subprocess.run(
             [sys.executable, "-m", __spec__.name],
-            input=msgspec.json.encode(order),
+            input=msgspec.json.encode(job),
             capture_output=True,
             timeout=_COMPILE_SECONDS,
             check=False,
@@ -136,14 +136,14 @@ def compile_functions(
 
 
 def main() -> None:
-    """The child process: an `Order` comes in, the instructions of its functions go out."""
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+    """The child process: a `CompileJob` comes in, the instructions of its functions go out."""
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=CompileJob)
     try:
-        text = order.text
-        if order.declares is not None:
-            text = kernel_layouts(Path(order.declares)) + text
-        module = open_bcc(text, order.flags)
-        codes = {name: base64.b64encode(module.dump_func(name)) for name in order.functions}
+        text = job.text
+        if job.declares is not None:
+            text = kernel_layouts(Path(job.declares)) + text
+        module = open_bcc(text, job.flags)
+        codes = {name: base64.b64encode(module.dump_func(name)) for name in job.functions}
     except (BccUnavailable, BtfError, OSError) as error:
         sys.exit(str(error))
     sys.stdout.write(msgspec.json.encode({n: c.decode() for n, c in codes.items()}).decode())

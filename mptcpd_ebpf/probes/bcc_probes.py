@@ -35,7 +35,7 @@ from mptcpd_ebpf.probes.core_probes import (
 )
 from mptcpd_ebpf.probes.libbpf import Libbpf
 from mptcpd_ebpf.probes.loading import MapFlag, MapType, ProgramType
-from mptcpd_ebpf.probes.outlet import Outlet, count_entries
+from mptcpd_ebpf.probes.record_reader import RecordReader, count_entries
 from mptcpd_ebpf.probes.records import object_btf
 from mptcpd_ebpf.runtime.resources import bpf_object, bpf_sources
 
@@ -87,14 +87,14 @@ class BccProbes:
             self._make_maps(ring_bytes)
             self._settings = self._map_memory("thresholds", self._thresholds.size)
             self._sums = self._map_memory("counters", self._counters.size)
-            self._outlet = Outlet(
+            self._reader = RecordReader(
                 libbpf,
                 btf,
                 subflows=self._maps["subflows"],
                 reports=self._maps["reports"],
                 kept=lambda: self.lost["last_words_kept"],
             )
-            stack.callback(self._outlet.close)
+            stack.callback(self._reader.close)
             self._closing = stack.pop_all()
 
     @classmethod
@@ -228,24 +228,24 @@ class BccProbes:
 
     def fileno(self) -> int:
         """A descriptor that is readable when `read` has something to return."""
-        return self._outlet.fileno()
+        return self._reader.fileno()
 
     def read(self) -> list[AlarmRaised | SubflowEnded]:
         """What the probes reported since the last call; as of `Probes.read`."""
-        return self._outlet.read()
+        return self._reader.read()
 
     def sample(self) -> list[Measurement]:
         """The exact present values of the subflows that these probes follow.
 
         Each is measured by a run of the program that user space asks for, one system call.
         """
-        for cookie, _ in list(self._outlet.entries()):
+        for cookie, _ in list(self._reader.entries()):
             loading.run_raw_tracepoint(self._bpf, self._programs["sample"], cookie)
-        decoder = self._outlet.decoder
+        decoder = self._reader.decoder
         return [
             decoder.measurement(entry)
-            for _, entry in self._outlet.entries()
-            if not self._outlet.is_closed(entry)
+            for _, entry in self._reader.entries()
+            if not self._reader.is_closed(entry)
         ]
 
     def set_thresholds(self, thresholds: Thresholds) -> None:

@@ -24,7 +24,7 @@ from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement, Thresholds
 from mptcpd_ebpf.probes.btf import Layout
 from mptcpd_ebpf.probes.libbpf import LIBRARY, Libbpf
-from mptcpd_ebpf.probes.outlet import Outlet, count_entries
+from mptcpd_ebpf.probes.record_reader import RecordReader, count_entries
 from mptcpd_ebpf.probes.records import object_btf
 from mptcpd_ebpf.runtime.resources import bpf_object
 
@@ -90,7 +90,7 @@ class Probes:
         self._bpf = libbpf
         self._object = handle
         self._links: list[int] = []
-        self._outlet: Outlet | None = None
+        self._reader: RecordReader | None = None
         self._shared: mmap.mmap | None = None
         self._btf = object_btf(libbpf, handle)
         self._thresholds = self._btf.layout("thresholds")
@@ -164,7 +164,7 @@ class Probes:
             self._descriptor(".bss"), bpf.bpf_map__value_size(self._map(".bss"))
         )
         self.set_thresholds(thresholds)
-        self._outlet = Outlet(
+        self._reader = RecordReader(
             bpf,
             self._btf,
             subflows=self._descriptor("subflows"),
@@ -224,10 +224,10 @@ class Probes:
         return self._shared, self._variables[name][0]
 
     @property
-    def _out(self) -> Outlet:
-        if self._outlet is None:
+    def _out(self) -> RecordReader:
+        if self._reader is None:
             raise ValueError("the probes are closed")
-        return self._outlet
+        return self._reader
 
     def fileno(self) -> int:
         """A descriptor that is readable when `read` has something to return."""
@@ -285,9 +285,9 @@ class Probes:
         for link in self._links:
             self._bpf.bpf_link__destroy(link)
         self._links.clear()
-        if self._outlet is not None:
-            self._outlet.close()
-            self._outlet = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         if self._shared is not None:
             self._shared.close()
             self._shared = None

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Self
 
 
-class SignalInbox:
+class PendingSignals:
     """Takes signals over while it is entered, in the main thread; readable when some came."""
 
     def __init__(self, *numbers: signal.Signals) -> None:

@@ -40,7 +40,7 @@ _IDLE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Path:
+class PathFigures:
     """One subflow, first and last measurement, and what was seen between."""
 
     first: Measurement
@@ -155,7 +155,7 @@ class Observation:
     """A connection, watched."""
 
     lasted_us: int
-    paths: list[Path]
+    paths: list[PathFigures]
     window_us: int = 0
     """Time in which the peer's window was closed and data waited."""
     endings: list[str] = field(default_factory=list)
@@ -197,7 +197,7 @@ def _ended(seen: Observation) -> list[Finding]:
     return [Finding("ended", 1.0, "the connection ended while it was watched", seen.endings)]
 
 
-def _of_path(path: Path, seen: Observation) -> list[Finding]:
+def _of_path(path: PathFigures, seen: Observation) -> list[Finding]:
     findings = []
     last = path.last
     stalled = path.grown("stalled_us") / seen.lasted_us
@@ -259,7 +259,7 @@ def _of_path(path: Path, seen: Observation) -> list[Finding]:
     return findings
 
 
-def _holds_up(path: Path, seen: Observation) -> bool:
+def _holds_up(path: PathFigures, seen: Observation) -> bool:
     """Whether the stalls that a path is blamed for can be its own doing.
 
     What has nothing in flight holds nobody up; nor does what is as fast as the others and

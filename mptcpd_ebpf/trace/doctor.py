@@ -16,7 +16,7 @@ from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.trace.diagnosis import (
     Observation,
-    Path,
+    PathFigures,
     came_back,
     diagnose,
     has_long_queue,
@@ -67,9 +67,9 @@ class Watched:
             self.full += 1
         self.worst_timeouts = max(self.worst_timeouts, seen.timeouts or 0)
 
-    def path(self, received: int = 0) -> Path:
+    def path(self, received: int = 0) -> PathFigures:
         looks = max(1, self.looks)
-        return Path(
+        return PathFigures(
             first=self.first,
             last=self.last,
             busy=self.busy / looks,

@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self, TextIO, TypeVar
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.probes import ProbesUnavailable
 from mptcpd_ebpf.runtime import netns
-from mptcpd_ebpf.runtime.signals import SignalInbox
+from mptcpd_ebpf.runtime.signals import PendingSignals
 from mptcpd_ebpf.trace.kernel_side import Cost, KernelSide
 from mptcpd_ebpf.trace.scope import Directory, Scope, Subject
 
@@ -33,7 +33,7 @@ SCHEMA = 1
 Summary = Callable[[], None]
 
 
-class Source(Protocol):
+class TraceSource(Protocol):
     """Something of the kernel's that costs and may lose."""
 
     def cost(self) -> Cost: ...
@@ -48,7 +48,7 @@ class Readable(Protocol):
     def fileno(self) -> int: ...
 
 
-S = TypeVar("S", bound=Source)
+S = TypeVar("S", bound=TraceSource)
 
 
 class Trace:
@@ -65,7 +65,7 @@ class Trace:
         """How the tool sees, for the first line: hooks, filters, counters."""
         self._json = as_json
         self._out = out or sys.stdout
-        self._sources: list[Source] = []
+        self._sources: list[TraceSource] = []
         self._readers: list[tuple[Readable, Callable[[], None]]] = []
         self._timers: list[list[Any]] = []
         self._stack = ExitStack()
@@ -73,7 +73,7 @@ class Trace:
         self._shift_ns = time.time_ns() - self.began
 
     def __enter__(self) -> Self:
-        self._stopped = self._stack.enter_context(SignalInbox(signal.SIGINT, signal.SIGTERM))
+        self._stopped = self._stack.enter_context(PendingSignals(signal.SIGINT, signal.SIGTERM))
         return self
 
     def __exit__(self, *_: object) -> None:

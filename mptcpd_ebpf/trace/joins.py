@@ -44,7 +44,7 @@ _GIVEN_UP_NS = 180_000_000_000
 """No SYN is repeated for so long (tcp_syn_retries 6: 127 s)."""
 
 
-class Joins:
+class JoinTrace:
     """Follows handshakes to their ends."""
 
     def __init__(self, trace: Trace) -> None:
@@ -302,7 +302,7 @@ class Joins:
 
 def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
     programs = ("state_changed", "connection_changed")
-    joins: Joins | JoinsByEvents
+    joins: JoinTrace | JoinsByEvents
     try:
         kernel, tap = open_with_tap(trace, programs, constants)
     except ProbesUnavailable as error:
@@ -325,9 +325,9 @@ def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
     return summary
 
 
-def _follow(trace: Trace, kernel: KernelSide, tap: Tap) -> Joins:
+def _follow(trace: Trace, kernel: KernelSide, tap: Tap) -> JoinTrace:
     kinds = kernel.enumeration("trace_kind")
-    joins = Joins(trace)
+    joins = JoinTrace(trace)
     joins.standing.begin(trace.directory.look().subflows)
 
     both = BothSides(kernel, tap)

@@ -43,7 +43,7 @@ class Life:
 
 
 @dataclass
-class Connection:
+class ConnectionLife:
     """What its subflows add up to."""
 
     opened_at: int | None
@@ -67,7 +67,7 @@ class Lives:
         self._kinds = kinds
         self._reasons = reasons
         self._lives: dict[int, Life] = {}
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, ConnectionLife] = {}
         self.ends: Counter[str] = Counter()
         self.connections = 0
 
@@ -139,7 +139,7 @@ class Lives:
         """A subflow of the connection lives; returns whether the filters let it through."""
         connection = self._connections.get(token)
         if connection is None:
-            connection = self._connections[token] = Connection(opened_at)
+            connection = self._connections[token] = ConnectionLife(opened_at)
             bound(self._connections)
         connection.live.add(cookie)
         meant = self._trace.admits(who)

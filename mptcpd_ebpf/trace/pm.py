@@ -40,7 +40,7 @@ endpoint takes its subflows down meanwhile."""
 
 
 @dataclass
-class Command:
+class PmRequest:
     """What a netlink message asks of the path manager."""
 
     name: str
@@ -70,10 +70,10 @@ def _address(nest: bytes) -> tuple[SockAddr | None, str]:
     return place, " ".join(parts)
 
 
-def read_command(message: bytes) -> Command:
+def read_command(message: bytes) -> PmRequest:
     """What a netlink message asks, as far as it can be understood."""
     code = message[HEADER.size]
-    command = Command(Cmd(code).name if code in Cmd.__members__.values() else f"command {code}")
+    command = PmRequest(Cmd(code).name if code in Cmd.__members__.values() else f"command {code}")
     start = HEADER.size + GENERIC_HEADER.size
     try:
         found = attributes(message, start, len(message))
@@ -92,7 +92,7 @@ def read_command(message: bytes) -> Command:
         command.token = number(found[Attr.TOKEN]) if Attr.TOKEN in found else None
         command.asked = " ".join(said)
     except (ValueError, struct.error, OSError):
-        return Command(command.name, asked="malformed")
+        return PmRequest(command.name, asked="malformed")
     return command
 
 
@@ -149,7 +149,7 @@ class Managing:
             said=said or None,
         )
 
-    def _allowed(self, owner: Owner, command: Command) -> bool:
+    def _allowed(self, owner: Owner, command: PmRequest) -> bool:
         """The process that commands must fit, and what it is about."""
         scope = self._trace.scope
         return (

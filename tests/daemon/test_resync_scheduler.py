@@ -8,7 +8,7 @@ import pytest
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.model import Connection, State, Subflow, World
 from mptcpd_ebpf.daemon import resync_scheduler
-from mptcpd_ebpf.daemon.resync_scheduler import Doubts
+from mptcpd_ebpf.daemon.resync_scheduler import ResyncScheduler
 
 TOKEN = 1
 LOCAL, REMOTE = SockAddr("10.0.1.1", 1), SockAddr("10.0.2.1", 2)
@@ -41,7 +41,7 @@ def readings(of: World, *, sees_ends: bool, until: int = 1, tell: int = 1) -> in
             if count == until:
                 done.set()
 
-        watching = Doubts(read_anew, sees_ends=sees_ends)
+        watching = ResyncScheduler(read_anew, sees_ends=sees_ends)
         watching.start()
         for _ in range(tell):
             watching.look_at([GONE], of)
@@ -68,7 +68,7 @@ def test_what_is_settled_meanwhile_is_not_looked_for() -> None:
 
     async def main() -> list[None]:
         readings: list[None] = []
-        watching = Doubts(lambda: readings.append(None), sees_ends=True)
+        watching = ResyncScheduler(lambda: readings.append(None), sees_ends=True)
         for found in (closed, joined):
             watching.look_at([GONE], found)
         closed.connections[TOKEN].state = State.CLOSED

@@ -10,11 +10,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import pytest
 
 from mptcpd_ebpf.core.events import ConnectionEstablished, Event, ListenerCreated
+from mptcpd_ebpf.kernel.event_source import EventSource
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
@@ -27,16 +28,10 @@ DEADLINE_S = 5.0 * SLOWNESS
 E = TypeVar("E", bound=Event)
 
 
-class Source(Protocol):
-    def fileno(self) -> int: ...
-
-    def read(self) -> list[Event]: ...
-
-
 class Heard:
     """Everything a source has said so far; waits for what is to come."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: EventSource) -> None:
         self.source = source
         self.events: list[Event] = []
 

@@ -5,11 +5,11 @@ import os
 import select
 import signal
 
-from mptcpd_ebpf.runtime.signals import SignalInbox
+from mptcpd_ebpf.runtime.signals import PendingSignals
 
 
 def test_one_that_comes_behind_a_flood_is_told() -> None:
-    with SignalInbox(signal.SIGHUP, signal.SIGTERM) as inbox:
+    with PendingSignals(signal.SIGHUP, signal.SIGTERM) as inbox:
         assert not select.select([inbox], [], [], 0)[0]
         assert inbox.take() == set()
         for _ in range(5000):
@@ -22,7 +22,7 @@ def test_one_that_comes_behind_a_flood_is_told() -> None:
 
 def test_handlers_and_the_wakeup_descriptor_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with SignalInbox(signal.SIGTERM):
+    with PendingSignals(signal.SIGTERM):
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
     assert signal.set_wakeup_fd(-1) == -1

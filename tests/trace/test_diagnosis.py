@@ -12,7 +12,7 @@ from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.trace.diagnosis import (
     Observation,
-    Path,
+    PathFigures,
     came_back,
     diagnose,
     has_long_queue,
@@ -20,7 +20,7 @@ from mptcpd_ebpf.trace.diagnosis import (
 )
 
 SECOND = 1_000_000
-OF_THE_PATH = {each.name for each in dataclasses.fields(Path)} - {"first", "last"}
+OF_THE_PATH = {each.name for each in dataclasses.fields(PathFigures)} - {"first", "last"}
 
 
 def measured(**fields: Any) -> Measurement:
@@ -33,13 +33,13 @@ def measured(**fields: Any) -> Measurement:
     )
 
 
-def path(*, busy: float = 1.0, full: float = 1.0, **fields: Any) -> Path:
+def path(*, busy: float = 1.0, full: float = 1.0, **fields: Any) -> PathFigures:
     own = {name: fields.pop(name) for name in OF_THE_PATH if name in fields}
     growth = {"bytes_sent": 1_000_000, "segments_out": 1000, **fields}
-    return Path(first=measured(), last=measured(**growth), busy=busy, full=full, **own)
+    return PathFigures(first=measured(), last=measured(**growth), busy=busy, full=full, **own)
 
 
-def causes(*paths: Path, **fields: Any) -> list[str]:
+def causes(*paths: PathFigures, **fields: Any) -> list[str]:
     seen = Observation(lasted_us=SECOND, paths=list(paths), **fields)
     return [finding.cause for finding in diagnose(seen)]
 
@@ -180,7 +180,7 @@ def test_one_path_and_backups_are_told_besides() -> None:
              max_size=4),
     st.integers(0, SECOND),
 )  # fmt: skip
-def test_there_is_always_an_answer_in_order(paths: list[Path], window_us: int) -> None:
+def test_there_is_always_an_answer_in_order(paths: list[PathFigures], window_us: int) -> None:
     findings = diagnose(Observation(lasted_us=SECOND, paths=paths, window_us=window_us))
     weights = [finding.weight for finding in findings]
     assert weights

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mptcpd_ebpf.daemon.pm_sysctl import BorrowedSetting
+from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
 from mptcpd_ebpf.kernel.errors import KernelError, NotPermitted
 from mptcpd_ebpf.lab import Host, Lab
 from mptcpd_ebpf.runtime import run_folder
@@ -33,7 +33,7 @@ def notes(folder: Path) -> list[Path]:
 
 
 def test_it_is_given_back(host: Host, tmp_path: Path) -> None:
-    ours = BorrowedSetting()
+    ours = PathManagerSysctl()
     assert ours.borrow("userspace") == "kernel"
     assert setting(host) == "1"
     assert [note.name for note in notes(tmp_path)] == [f"{host.netns}.path-manager"]
@@ -46,7 +46,7 @@ def test_it_is_given_back(host: Host, tmp_path: Path) -> None:
 
 def test_what_stood_there_already_is_left(host: Host, tmp_path: Path) -> None:
     host.sysctl("mptcp.pm_type", 1)
-    ours = BorrowedSetting()
+    ours = PathManagerSysctl()
     assert ours.borrow("userspace") == "userspace"
     ours.give_back()
     assert setting(host) == "1"
@@ -54,8 +54,8 @@ def test_what_stood_there_already_is_left(host: Host, tmp_path: Path) -> None:
 
 
 def test_what_a_killed_one_borrowed_the_next_gives_back(host: Host, tmp_path: Path) -> None:
-    BorrowedSetting().borrow("userspace")  # and it dies
-    second = BorrowedSetting()
+    PathManagerSysctl().borrow("userspace")  # and it dies
+    second = PathManagerSysctl()
     assert second.borrow("userspace") == "kernel"
     second.give_back()
     assert setting(host) == "0"
@@ -63,13 +63,13 @@ def test_what_a_killed_one_borrowed_the_next_gives_back(host: Host, tmp_path: Pa
 
 
 def test_one_that_borrows_nothing_gives_back_what_a_killed_one_borrowed(host: Host) -> None:
-    BorrowedSetting().borrow("userspace")
-    BorrowedSetting().give_back()
+    PathManagerSysctl().borrow("userspace")
+    PathManagerSysctl().give_back()
     assert setting(host) == "0"
 
 
 def test_what_somebody_else_chose_meanwhile_stays(host: Host, tmp_path: Path) -> None:
-    ours = BorrowedSetting()
+    ours = PathManagerSysctl()
     ours.borrow("userspace")
     host.sysctl("mptcp.pm_type", 0)
     host.sysctl("mptcp.pm_type", 1)
@@ -91,10 +91,10 @@ def test_a_note_of_another_boot_or_namespace_is_none_of_ours(
     host: Host, tmp_path: Path, field: str, value: object
 ) -> None:
     """An inode number returns; so a note may be of a namespace that is long gone."""
-    BorrowedSetting().borrow("userspace")
+    PathManagerSysctl().borrow("userspace")
     (note,) = notes(tmp_path)
     note.write_text(json.dumps(json.loads(note.read_text()) | {field: value}))
-    ours = BorrowedSetting()
+    ours = PathManagerSysctl()
     assert ours.borrow("userspace") == "userspace"
     ours.give_back()
     assert setting(host) == "1"
@@ -105,7 +105,7 @@ def test_a_note_of_another_boot_or_namespace_is_none_of_ours(
 def test_a_broken_note_is_no_note(host: Host, tmp_path: Path, text: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / f"{host.netns}.path-manager").write_text(text)
-    ours = BorrowedSetting()
+    ours = PathManagerSysctl()
     assert ours.borrow("userspace") == "kernel"
     ours.give_back()
     assert setting(host) == "0"
@@ -113,7 +113,7 @@ def test_a_broken_note_is_no_note(host: Host, tmp_path: Path, text: str) -> None
 
 def test_a_mode_that_this_kernel_does_not_have(host: Host, tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="does not take 'nonsense'"):
-        BorrowedSetting().borrow("nonsense")
+        PathManagerSysctl().borrow("nonsense")
     assert setting(host) == "0"
     assert notes(tmp_path) == []
 
@@ -121,5 +121,5 @@ def test_a_mode_that_this_kernel_does_not_have(host: Host, tmp_path: Path) -> No
 def test_a_folder_that_cannot_hold_the_note(host: Host, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(NotPermitted, match="set XDG_RUNTIME_DIR"):
-        BorrowedSetting().borrow("userspace")
+        PathManagerSysctl().borrow("userspace")
     assert setting(host) == "0"

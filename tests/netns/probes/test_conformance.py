@@ -22,7 +22,7 @@ import pytest
 from mptcpd_ebpf.config.settings import ProbeSettings
 from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
-from mptcpd_ebpf.daemon.event_sources import Ears
+from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Bulk, Lab, LivePath, Path, RequestResponse, ShortConnections
 from mptcpd_ebpf.probes import Probes, ProbesUnavailable, loading
@@ -394,7 +394,7 @@ def test_bcc_serves_the_daemon_where_core_is_refused(
     monkeypatch.setattr(Probes, "open", refuse)
     with connection(lab) as older, lab.client.entered():
         wait_for(lambda: len(diag.snapshot().subflows) == 2, "second subflow")
-        with Ears.open(ProbeSettings(cgroup=str(cgroup))) as ears:
+        with EventSources.open(ProbeSettings(cgroup=str(cgroup))) as ears:
             status = ears.status()
             assert status["backend"] == "bcc"
             assert status["reason"].startswith("compiled by bcc, attached to sock_ops")

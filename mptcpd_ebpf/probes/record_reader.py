@@ -2,7 +2,7 @@
 """What comes out of the probes' maps, however the probes were loaded.
 
 The ring buffer pushes alarms and last words.  A last word that finds it full stays in
-the map of subflows, marked closed, and is harvested with the next `Outlet.read`.
+the map of subflows, marked closed, and is harvested with the next `RecordReader.read`.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _BATCH = 256
 _KEY_BYTES = 64  # more than the largest key takes
 
 
-class Outlet:
+class RecordReader:
     """Reads the maps with these descriptors; `kept` tells how many last words were kept so far.
 
     Raises OSError if the ring buffer cannot be mapped.
