@@ -16,9 +16,11 @@ from typing import Any
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import Command, SetBackup
+from mptcpd_ebpf.core.configuration import CoreConfig
 from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
 from mptcpd_ebpf.core.plugin import Context, Plugin
+from mptcpd_ebpf.testing import configured
 
 NAME = "core-events"
 
@@ -99,7 +101,10 @@ def _time(engine: Engine, events: Sequence[Timed]) -> float:
 
 def _populated(subflows: int, served: str | None) -> tuple[Engine, Names]:
     """Connections of two subflows each."""
-    engine = Engine([Demoter()], lambda _connection: served, destructive_per_second=10**6)
+    plugin = Demoter()
+    engine = Engine(lambda _: plugin)
+    config = CoreConfig(default_plugin=served, destructive_per_second=10**6)
+    engine.handle(configured(plugin, config=config), START)
     names: Names = []
     for token in range(1, subflows // 2 + 1):
         first, second = SockAddr("10.0.1.2", token), SockAddr("10.0.2.2", token)

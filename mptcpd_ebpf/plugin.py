@@ -35,6 +35,8 @@ from mptcpd_ebpf.core.joining_plugin import JoiningPlugin
 from mptcpd_ebpf.core.joins import SHORT_LIFE, STRAY, Joins, Want, tell_peer
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
 from mptcpd_ebpf.core.model import (
+    MS,
+    SECOND,
     Connection,
     DefaultRoute,
     Link,
@@ -46,7 +48,6 @@ from mptcpd_ebpf.core.model import (
 )
 from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
 from mptcpd_ebpf.core.trials import AwayPath, PathName, Trials, join_target, path_name, usual_rtt
-from mptcpd_ebpf.core.units import MS, SECOND
 
 __all__ = [
     "CHANGEABLE",

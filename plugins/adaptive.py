@@ -335,7 +335,7 @@ class Adaptive(Plugin):
                 routine=True,
             )
 
-    def by_hand(self, ctx: Context, command: KernelCommand) -> tuple[()]:
+    def manual_command(self, ctx: Context, command: KernelCommand) -> tuple[()]:
         match command:
             case DestroySubflow() if ctx.serves(command.token):
                 self.book.declined[command.token, command.local.ip] = None

@@ -163,7 +163,7 @@ class AddrAdv(Plugin):
         if not self.under_way and (removed or isinstance(command, AddEndpoint)):
             yield ReadEndpoints(reason="which ids did the kernel choose?")
 
-    def by_hand(self, ctx: Context, command: KernelCommand) -> tuple[()]:
+    def manual_command(self, ctx: Context, command: KernelCommand) -> tuple[()]:
         match command:
             case RemoveEndpoint():
                 table = ctx.world.endpoints

@@ -187,7 +187,7 @@ class Reconnect(JoiningPlugin):
             return None
         return "the peer answered its successor, and took it back", None
 
-    def by_hand(self, ctx: Context, command: KernelCommand) -> Iterable[Command]:
+    def manual_command(self, ctx: Context, command: KernelCommand) -> Iterable[Command]:
         """What a person destroys is not lost, and what is lost besides is made anew."""
         return ()
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import click
 
 from mptcpd_ebpf.cli import _options
-from mptcpd_ebpf.control import views
 from mptcpd_ebpf.control.schema import CarriedOut
 from mptcpd_ebpf.core.address import canonical, parse_sockaddr
+from mptcpd_ebpf.core.token import token_of, token_text
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,15 +48,15 @@ def address_and_port(value: str) -> str:
         raise click.BadParameter(str(error)) from None
 
 
-def token_text(value: str) -> str:
+def hexadecimal_token(value: str) -> str:
     """A connection's token, in the hexadecimal digits that ``ls`` shows."""
     try:
-        return views.token_text(views.token_of(value))
+        return token_text(token_of(value))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
 
-token = click.argument("token", type=token_text, metavar="TOKEN")
+token = click.argument("token", type=hexadecimal_token, metavar="TOKEN")
 local = click.argument("local", type=address_and_port, metavar="LOCAL:PORT")
 remote = click.argument("remote", type=address_and_port, metavar="REMOTE:PORT")
 

@@ -164,6 +164,12 @@ def _in_full(argument: str, names: list[str], context: click.Context) -> str:
     type=click.Choice([level.value for level in LogLevel]),
     help="How much to tell there.",
 )
+@_option(
+    "--record",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write every event and decision to a new file, to be replayed.",
+)
 @click.option("-d", "--debug", is_flag=True, help="The same as --log-level=debug.")
 @click.pass_obj
 def command(
@@ -171,6 +177,7 @@ def command(
     /,
     file: Path | None,
     mptcpd_conf: Path | None,
+    record: Path | None,
     debug: bool,
     **options: Any,
 ) -> int:
@@ -195,7 +202,9 @@ def command(
         options["log_level"] = LogLevel.DEBUG.value
     # Writing to a connection that is gone is an error to handle, not a reason to die.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    settings = Settings(file=file, mptcpd_conf=mptcpd_conf, overrides=_overrides(options))
+    settings = Settings(
+        file=file, mptcpd_conf=mptcpd_conf, overrides=_overrides(options), record=record
+    )
     return serve(settings)
 
 

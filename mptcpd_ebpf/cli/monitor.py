@@ -20,7 +20,10 @@ from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 @click.command()
 @click.option(
-    "--token", metavar="TOKEN", type=_by_hand.token_text, help="Only what concerns this connection."
+    "--token",
+    metavar="TOKEN",
+    type=_by_hand.hexadecimal_token,
+    help="Only what concerns this connection.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, each with a schema.")
 @_by_hand.reaching

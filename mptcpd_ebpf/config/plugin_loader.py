@@ -12,6 +12,7 @@ link on the way to it is his.  The shipped plugins are trusted like the rest of 
 code.
 """
 
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -62,6 +63,17 @@ def load(name: str, plugin_dir: Path | None = None) -> type[Plugin]:
         f"plugin {name}: there is none of that name; known: {', '.join(available(plugin_dir))}",
         ExitCode.CONFIG,
     )
+
+
+def digest(plugin: type[Plugin]) -> str:
+    """Of the plugin's code: a loaded file that has not changed keeps it."""
+    for text, module in _loaded.values():
+        if (
+            plugin.__module__ == module.__name__
+            and getattr(module, plugin.__name__, None) is plugin
+        ):
+            return hashlib.sha256(text).hexdigest()
+    return f"{plugin.__module__}:{plugin.__qualname__}"
 
 
 def options_of(name: str, plugin_dir: Path | None) -> type[Struct]:

@@ -1,42 +1,61 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The plugins that a configuration names: made with their options, fit to work together."""
+"""The plugins that a configuration names: built with their options, fit to work together."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 
 from mptcpd_ebpf.config import plugin_loader
 from mptcpd_ebpf.config.settings import Config
-from mptcpd_ebpf.core.model import World
+from mptcpd_ebpf.core.configuration import CoreConfig, PluginSpec
 from mptcpd_ebpf.core.plugin import Mode, Plugin
-from mptcpd_ebpf.core.serving import Serving
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 
-def build(config: Config) -> list[Plugin]:
+class PluginSet(NamedTuple):
+    """Plugins that are built, and the specs by which the engine asks for them."""
+
+    plugins: dict[str, Plugin]
+    specs: list[PluginSpec]
+
+    @property
+    def mode(self) -> Mode | None:
+        """The path manager that they need for new connections; None if they need none."""
+        return next((p.mode for p in self.plugins.values() if p.mode != "any"), None)
+
+
+def build(config: Config) -> PluginSet:
     """The plugins, with their options.  Raises `Failure` (CONFIG) naming the plugin."""
     folder = Path(config.plugin_dir) if config.plugin_dir else None
-    plugins = []
+    plugins: dict[str, Plugin] = {}
+    specs = []
     for name in config.plugin_names:
-        found = plugin_loader.load(name, folder)
-        modes = get_args(Mode)
-        if found.mode not in modes:
-            raise Failure(
-                f"plugin {name}: its mode is {found.mode!r}; there are {', '.join(modes)}",
-                ExitCode.CONFIG,
-            )
-        options = msgspec.convert(config.plugins.get(name, {}), found.Options)
-        try:
-            plugins.append(found(options))
-        except Exception as error:
-            raise Failure(
-                f"plugin {name}: making it raised {type(error).__name__}: {error}",
-                ExitCode.CONFIG,
-            ) from error
-    _refuse_mixed_modes(plugins)
-    return plugins
+        options = config.plugins.get(name, {})
+        plugins[name], digest = make(name, options, folder)
+        specs.append(PluginSpec(name=name, options=options, digest=digest))
+    _refuse_mixed_modes(list(plugins.values()))
+    return PluginSet(plugins, specs)
+
+
+def make(name: str, options: dict[str, Any], folder: Path | None = None) -> tuple[Plugin, str]:
+    """A plugin and the digest of its source.  Raises `Failure` (CONFIG)."""
+    found = plugin_loader.load(name, folder)
+    modes = get_args(Mode)
+    if found.mode not in modes:
+        raise Failure(
+            f"plugin {name}: its mode is {found.mode!r}; there are {', '.join(modes)}",
+            ExitCode.CONFIG,
+        )
+    try:
+        plugin = found(msgspec.convert(options, found.Options))
+    except Exception as error:
+        raise Failure(
+            f"plugin {name}: making it raised {type(error).__name__}: {error}",
+            ExitCode.CONFIG,
+        ) from error
+    return plugin, plugin_loader.digest(found)
 
 
 def _refuse_mixed_modes(plugins: Sequence[Plugin]) -> None:
@@ -50,13 +69,21 @@ def _refuse_mixed_modes(plugins: Sequence[Plugin]) -> None:
         )
 
 
-def serving(config: Config, plugins: Sequence[Plugin], world: World) -> Serving:
-    """Who serves a connection: by rules, else the named default, else the loaded one that
-    comes first."""
+def core_config(config: Config, plugins: PluginSet) -> CoreConfig:
+    """What the engine is told of a configuration.
+
+    Connections that no rule names a plugin for get the named default, else the loaded plugin of
+    the highest priority.
+    """
     default = config.default_plugin
     if default is None and config.load_plugins:
-        default = max(
-            (plugin for plugin in plugins if plugin.name in config.load_plugins),
-            key=lambda plugin: plugin.priority,
-        ).name
-    return Serving(world, config.rules, default)
+        loaded = [plugins.plugins[name] for name in config.load_plugins]
+        default = max(loaded, key=lambda plugin: plugin.priority).name
+    return CoreConfig(
+        default_plugin=default,
+        rules=config.rules,
+        allowed_interfaces=config.interfaces.allow,
+        denied_interfaces=config.interfaces.deny,
+        addresses=config.addresses,
+        destructive_per_second=config.limits.destructive_per_second,
+    )

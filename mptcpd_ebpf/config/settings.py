@@ -201,6 +201,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """mptcpd's own file, instead of `file`."""
     overrides: dict[str, Any] = {}
     """Dotted keys given on the command line; they beat the file."""
+    record: Path | None = None
+    """A new file that every event and decision is written to (`core.recording`)."""
 
     def load(self, options_of: OptionsOf | None = None) -> Config:
         """Reads the file and the overrides anew.  Raises `ConfigError` with every mistake."""

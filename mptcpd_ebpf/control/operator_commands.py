@@ -23,6 +23,7 @@ from mptcpd_ebpf.core.address import SockAddr, canonical, parse_sockaddr
 from mptcpd_ebpf.core.address_ids import HIGHEST_ID
 from mptcpd_ebpf.core.commands import AddEndpoint, ChangeEndpoint, KernelCommand, SetLimits
 from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits, endpoint_flags
+from mptcpd_ebpf.core.token import token_of
 from mptcpd_ebpf.kernel import diag, sysctl
 from mptcpd_ebpf.kernel.errors import NetlinkRefused
 from mptcpd_ebpf.kernel.pm_client import PmClient
@@ -157,7 +158,7 @@ def _interface_name(if_index: int) -> str | None:
 
 def _token(value: Any) -> int:
     try:
-        return views.token_of(value)
+        return token_of(value)
     except ValueError as error:
         raise ValueError(f"token: {error}") from None
 

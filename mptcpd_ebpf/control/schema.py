@@ -90,6 +90,17 @@ class Connections(TypedDict):
     connections: list[ConnectionView]
 
 
+class CauseView(TypedDict):
+    """What led to a decision."""
+
+    seq: int
+    """Number of the event since the daemon's start."""
+    event: str
+    """Its type: ``AlarmRaised`` …"""
+    rule: str
+    """The plugin handler, or the rule of the core, that answered it."""
+
+
 class DecisionView(TypedDict):
     """A command that a plugin asked for, and what became of it."""
 
@@ -97,6 +108,7 @@ class DecisionView(TypedDict):
     t: float
     """Seconds since 1970 (UTC)."""
     plugin: str
+    cause: CauseView
     action: str
     """The command's name: ``CreateSubflow``, ``DestroySubflow``, ``SetBackup`` …"""
     token: str | None

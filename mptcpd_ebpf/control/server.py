@@ -35,8 +35,8 @@ from mptcpd_ebpf.control.schema import (
     Status,
 )
 from mptcpd_ebpf.control.socket_file import SocketFile
-from mptcpd_ebpf.core.commands import Decision
-from mptcpd_ebpf.core.events import Event
+from mptcpd_ebpf.core.commands import ReadEndpoints, RequestSample
+from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
@@ -148,15 +148,15 @@ class ControlServer:
         if self._file is not None:
             self._file.close()
 
-    def publish(self, item: Event | Decision) -> None:
-        """Tells an event or a decision to whoever streams; never blocks."""
+    def publish(self, record: Record) -> None:
+        """Sends an event and its decisions to all streams; never blocks."""
         if not self._http.has_streams:
             return
-        if isinstance(item, Decision):
-            chunk = server_sent_event("decision", views.decision(item, epoch_ns()))
-        else:
-            chunk = server_sent_event("event", views.event(item))
-        self._http.broadcast(chunk)
+        self._http.broadcast(server_sent_event("event", views.event(record.event)))
+        for decision in record.decisions:
+            if not isinstance(decision.command, RequestSample | ReadEndpoints):
+                told = views.decision(decision, epoch_ns())
+                self._http.broadcast(server_sent_event("decision", told))
 
     # --- requests
 

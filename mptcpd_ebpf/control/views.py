@@ -5,7 +5,8 @@ Pure functions.  The core counts CLOCK_MONOTONIC nanoseconds; people want the ti
 day, so callers pass `epoch_ns`: what to add to get nanoseconds since 1970.
 """
 
-import re
+from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any
 
 from msgspec import Struct
@@ -24,20 +25,56 @@ from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.events import Event
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.core.model import Connection, State, Subflow, World
+from mptcpd_ebpf.core.sighting import (
+    add_up,
+    from_measurement,
+    is_about,
+    is_live,
+    state_of,
+    take_over,
+)
+from mptcpd_ebpf.core.token import token_text
 
 _PATH_MANAGER = {True: "kernel", False: "userspace", None: None}
 
 
-def connections(world: World, epoch_ns: int) -> Connections:
-    """What ``ls`` shows: all but what only waits for the probes' last word."""
+def connections(world: World, epoch_ns: int, measured: Iterable[Measurement] = ()) -> Connections:
+    """What ``ls`` shows: all but what only waits for a final record.
+
+    `measured`: newer measurements, which are shown in place of the model's and leave it as it is.
+    """
+    newer: dict[int, list[Measurement]] = {}
+    for each in measured:
+        newer.setdefault(each.token, []).append(each)
     return {
         "schema": SCHEMA,
         "connections": [
-            _connection(world, connection, epoch_ns)
-            for connection in world.connections.values()
+            _connection(world, _with(newer.get(token, ()), connection, world), epoch_ns)
+            for token, connection in world.connections.items()
             if connection.state is not State.CLOSED
         ],
     }
+
+
+def _with(newer: Sequence[Measurement], connection: Connection, world: World) -> Connection:
+    """A copy of a connection that holds newer measurements; joins that only they show included."""
+    if not newer:
+        return connection
+    shown = copy(connection)
+    shown.subflows = dict(connection.subflows)
+    for each in newer:
+        key = (each.local, each.remote)
+        known = connection.subflows.get(key)
+        if known is None:
+            if is_live(each) and state_of(each) is State.OPENING:
+                shown.subflows[key] = from_measurement(each, world)
+            continue
+        held = known.measured
+        if is_about(each, known) and (held is None or held.at <= each.at):
+            shown.subflows[key] = subflow = copy(known)
+            take_over(subflow, each)
+            add_up(shown, subflow, held, each)
+    return shown
 
 
 def decision(made: Decision, epoch_ns: int) -> DecisionView:
@@ -48,6 +85,7 @@ def decision(made: Decision, epoch_ns: int) -> DecisionView:
         "id": made.id,
         "t": _seconds(made.at + epoch_ns),
         "plugin": made.plugin,
+        "cause": {"seq": made.cause.seq, "event": made.cause.event, "rule": made.cause.rule},
         "action": type(made.command).__name__,
         "token": fields_of.get("token"),
         "subflow": f"{local} → {remote}" if local is not None and remote is not None else None,
@@ -70,22 +108,6 @@ def flag_names(flags: EndpointFlag) -> list[str]:
 def event(happened: Event) -> dict[str, Any]:
     """One event: its fields, tokens in hexadecimal, addresses as text."""
     return {"event": type(happened).__name__, **_plain_struct(happened)}
-
-
-def token_text(token: int) -> str:
-    """A token as it is shown everywhere: eight hexadecimal digits."""
-    return f"{token:08x}"
-
-
-_TOKEN = re.compile(r"(?:0x)?([0-9a-fA-F]{1,8})")
-
-
-def token_of(text: Any) -> int:
-    """The token that people write: up to eight hexadecimal digits.  Raises ValueError."""
-    found = _TOKEN.fullmatch(text) if isinstance(text, str) else None
-    if found is None:
-        raise ValueError(f"{text!r} is no token: give the eight hexadecimal digits that 'ls' shows")
-    return int(found[1], 16)
 
 
 _UNSEEN = Measurement(at=0, token=0, local=SockAddr("", 0), remote=SockAddr("", 0))

@@ -20,8 +20,8 @@ IfIndex = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Limit = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 """What the attributes of include/uapi/linux/mptcp_pm.h can hold."""
 
-BY_HAND = "by hand"
-"""Stands for a plugin's name where a person asked; no plugin can have it, for its space."""
+MANUAL = "manual command"
+"""The author of an operator's commands; no plugin can have this name, since it holds a space."""
 
 
 class Command(Struct, frozen=True, kw_only=True, tag=True, tag_field="command"):
@@ -202,9 +202,13 @@ class ReadEndpoints(Command, frozen=True):
 
 
 class WakeAt(Command, frozen=True):
-    """Asks for the plugin's `wake` handler at `at` (CLOCK_MONOTONIC nanoseconds)."""
+    """Asks for the plugin's `wake` handler at `at` (CLOCK_MONOTONIC nanoseconds).
+
+    With a token, for its `wake_connection` handler, unless the connection is closed by then.
+    """
 
     at: int
+    token: Token | None = None
 
 
 TableCommand = AddEndpoint | RemoveEndpoint | ChangeEndpoint | FlushEndpoints | SetLimits
@@ -216,13 +220,25 @@ KernelCommand = ConnectionCommand | TableCommand
 AnyCommand = KernelCommand | RequestSample | ReadEndpoints | WakeAt
 
 
+class Cause(Struct, frozen=True, kw_only=True):
+    """What led to a decision."""
+
+    seq: int
+    """The number of the event (`Record.seq`)."""
+    event: str
+    """Its type: ``AlarmRaised`` …"""
+    rule: str
+    """The plugin handler, or the rule of the core, that answered it."""
+
+
 class Decision(Struct, frozen=True, kw_only=True):
-    """A command that the engine let through or refused, with its author."""
+    """A command that the engine let through or refused, with its author and its cause."""
 
     id: int
     at: int
     """CLOCK_MONOTONIC, nanoseconds."""
     plugin: str
+    cause: Cause
     command: AnyCommand
     refused: str | None = None
     """Why the engine kept it from the kernel, None if it did not."""

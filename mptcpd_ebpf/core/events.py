@@ -9,12 +9,11 @@ Tokens are the connection's local token in host order.  Address ids are None whe
 the kernel did not say.
 """
 
-from typing import Any
-
 from msgspec import Struct
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import KernelCommand
+from mptcpd_ebpf.core.configuration import CoreConfig, PluginSpec
 from mptcpd_ebpf.core.endpoints import HIGHEST_LIMIT, Endpoint, Limits
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Owner
 
@@ -293,6 +292,8 @@ class CommandAnswered(Event, frozen=True):
     decision_id: int
     errno: int = 0
     explanation: str = ""
+    port: int = 0
+    """The port that was chosen for an announcement, if any."""
 
 
 class EventsLost(Event, frozen=True):
@@ -323,10 +324,32 @@ class Resynchronised(Event, frozen=True):
     """The first reading: its addresses were there before the daemon."""
 
 
-class ConfigChanged(Event, frozen=True):
-    """New configuration, validated; plain data so that a recording can hold it (`config.py`)."""
+class Started(Event, frozen=True):
+    """The first event of a run: what the decisions depend on besides other events."""
 
-    config: dict[str, Any]
+    seed: int
+    """Of the plugins' random numbers."""
+    joins_marked: bool = True
+    """The kernel sets the backup flag of a join itself (not on Linux 6.1)."""
+
+
+class Configured(Event, frozen=True):
+    """A configuration and its plugins, all of them validated, are in force from now on."""
+
+    config: CoreConfig
+    plugins: list[PluginSpec]
+    endpoints: EndpointsRead | None = None
+    """The endpoint table, so that plugins that end remove only what is still theirs."""
+
+
+class PluginExcluded(Event, frozen=True):
+    """A plugin raised or took too long, and is not called until the next configuration."""
+
+    plugin: str
+    handler: str
+    error: str
+    call: int
+    """Number of the handler call since the start: a replay ends the same one."""
 
 
 class Paused(Event, frozen=True):
@@ -334,7 +357,20 @@ class Paused(Event, frozen=True):
 
 
 class Resumed(Event, frozen=True):
-    pass
+    """Plugins begin again, from the model."""
+
+
+class Stopping(Event, frozen=True):
+    """The daemon ends: later events change the model alone, until `Stopped`."""
+
+
+class Stopped(Event, frozen=True):
+    """The last event of a run: plugins put back what they changed."""
+
+    keep: list[str] = []
+    """Plugins whose endpoints stay."""
+    endpoints: EndpointsRead | None = None
+    """As in `Configured`."""
 
 
 AnyEvent = (
@@ -364,7 +400,11 @@ AnyEvent = (
     | CommandAnswered
     | EventsLost
     | Resynchronised
-    | ConfigChanged
+    | Started
+    | Configured
+    | PluginExcluded
     | Paused
     | Resumed
+    | Stopping
+    | Stopped
 )

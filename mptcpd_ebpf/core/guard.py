@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What no plugin may do: take a connection's last usable subflow, or act in a frenzy.
+"""What no plugin may do: take a connection's last usable subflow, or exceed the command rate.
 
 The guard looks at each destructive command before it leaves.  It counts what it has
 let through and the kernel has not yet carried out, so two commands in one turn cannot
@@ -13,6 +13,7 @@ connection that the userspace path manager has is passed over.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 
 from mptcpd_ebpf.core.commands import (
     ChangeEndpoint,
@@ -24,8 +25,7 @@ from mptcpd_ebpf.core.commands import (
     WithdrawAddress,
 )
 from mptcpd_ebpf.core.endpoints import EndpointFlag
-from mptcpd_ebpf.core.model import Connection, Subflow, SubflowKey, World
-from mptcpd_ebpf.core.units import SECOND
+from mptcpd_ebpf.core.model import SECOND, Connection, Subflow, SubflowKey, World
 
 SETTLE = SECOND
 """Nanoseconds after which a destruction that did not show is no longer reckoned with."""
@@ -34,9 +34,9 @@ SETTLE = SECOND
 class Guard:
     """Refuses what would make a connection worse."""
 
-    def __init__(self, destructive_per_second: int) -> None:
+    def __init__(self, destructive_per_second: int = 200) -> None:
         self._rate = destructive_per_second
-        self._tokens = float(destructive_per_second)
+        self._tokens = inf
         self._filled_at = 0
         self._limited = True
         self._leaving: dict[tuple[int, SubflowKey], int] = {}
@@ -44,13 +44,13 @@ class Guard:
         """Those that leave because their address id was withdrawn, and are not destroyed yet."""
 
     def set_rate(self, destructive_per_second: int) -> None:
-        """What was saved up beyond the new rate is lost."""
+        """Commands a second; what was saved up beyond the new rate is lost."""
         self._rate = destructive_per_second
         self._tokens = min(self._tokens, float(destructive_per_second))
 
     @contextmanager
-    def last_words(self) -> Iterator[None]:
-        """Meanwhile no rate holds: who leaves puts back all that is his, however much it is."""
+    def without_rate(self) -> Iterator[None]:
+        """Meanwhile no rate holds: a plugin that ends puts back all that it made."""
         self._limited = False
         try:
             yield

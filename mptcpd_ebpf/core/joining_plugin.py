@@ -125,7 +125,7 @@ class JoiningPlugin(Plugin):
         self.joins.refused(decision)
         return ()
 
-    def by_hand(self, ctx: Context, command: KernelCommand) -> Iterable[Command]:
+    def manual_command(self, ctx: Context, command: KernelCommand) -> Iterable[Command]:
         if isinstance(command, ConnectionCommand) and ctx.serves(command.token):
-            self.joins.by_hand(command)
+            self.joins.manual_command(command)
         return ()

@@ -27,9 +27,8 @@ from mptcpd_ebpf.core.commands import (
     WakeAt,
     WithdrawAddress,
 )
-from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey
+from mptcpd_ebpf.core.model import MS, SECOND, Connection, State, Subflow, SubflowKey
 from mptcpd_ebpf.core.plugin import Context
-from mptcpd_ebpf.core.units import MS, SECOND
 
 ANSWER_WITHIN = 3 * SECOND
 """A join that is not answered by then has failed."""
@@ -138,7 +137,7 @@ class Joins:
             for subflow in of_one:
                 yield self.destroy(subflow, reason)
 
-    def by_hand(self, command: ConnectionCommand) -> None:
+    def manual_command(self, command: ConnectionCommand) -> None:
         """What a person had destroyed is not made again, unless he makes it."""
         match command:
             case DestroySubflow():

@@ -18,6 +18,10 @@ from mptcpd_ebpf.core.measurement import Measurement, Owner
 SubflowKey = tuple[SockAddr, SockAddr]
 """Local and remote address of a subflow; with the token, its name within a namespace."""
 
+MS = 1_000_000
+SECOND = 1000 * MS
+"""Times in the core are CLOCK_MONOTONIC nanoseconds."""
+
 SCOPE_LINK = 253
 SCOPE_HOST = 254
 

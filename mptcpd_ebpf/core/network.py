@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The local network's part of the model: links, addresses, default routes, listeners, endpoints.
 
-Which interfaces and addresses may be used is the configuration's word (`ConfigChanged`).
+Which interfaces and addresses may be used is the configuration's word (`Configured`).
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import convert
-
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.model import AddressPolicy, DefaultRoute, Link, LocalAddress, World
-from mptcpd_ebpf.core.notice import Notice
+from mptcpd_ebpf.core.model import DefaultRoute, Link, LocalAddress, World
+from mptcpd_ebpf.core.plugin import Notice, Plugin
 
 
 def apply(world: World, event: ev.Event) -> list[Notice]:
@@ -36,7 +34,7 @@ def resynchronise(world: World, event: ev.Resynchronised) -> list[Notice]:
     routes = {_route(route) for route in event.routes}
     for route in [known for known in world.routes if known not in routes]:
         del world.routes[route]
-        notices.append(Notice("delete_default_route", (route,)))
+        notices.append(Notice(Plugin.delete_default_route, (route,)))
     for new in event.routes:
         notices += _route_added(world, new)
     return notices
@@ -55,7 +53,7 @@ def _link_changed(world: World, event: ev.LinkChanged) -> list[Notice]:
     if known and world.links[event.if_index] == link:
         return []
     world.links[event.if_index] = link
-    return [Notice("update_interface" if known else "new_interface", (link,))]
+    return [Notice(Plugin.update_interface if known else Plugin.new_interface, (link,))]
 
 
 def _link_removed(world: World, event: ev.LinkRemoved) -> list[Notice]:
@@ -65,11 +63,11 @@ def _link_removed(world: World, event: ev.LinkRemoved) -> list[Notice]:
     notices = []
     for address in [a for a in world.addresses.values() if a.if_index == event.if_index]:
         del world.addresses[address.if_index, address.ip]
-        notices.append(Notice("delete_local_address", (address,)))
+        notices.append(Notice(Plugin.delete_local_address, (address,)))
     for route in [r for r in world.routes if r.if_index == event.if_index]:
         del world.routes[route]
-        notices.append(Notice("delete_default_route", (route,)))
-    notices.append(Notice("delete_interface", (link,)))
+        notices.append(Notice(Plugin.delete_default_route, (route,)))
+    notices.append(Notice(Plugin.delete_interface, (link,)))
     return notices
 
 
@@ -91,12 +89,12 @@ def _address_changed(
     if known == address:
         return []
     world.addresses[key] = address
-    return [Notice("new_local_address", (address,))]
+    return [Notice(Plugin.new_local_address, (address,))]
 
 
 def _address_removed(world: World, event: ev.LocalAddressRemoved) -> list[Notice]:
     address = world.addresses.pop((event.if_index, event.ip), None)
-    return [Notice("delete_local_address", (address,))] if address is not None else []
+    return [Notice(Plugin.delete_local_address, (address,))] if address is not None else []
 
 
 def _route_added(world: World, event: ev.DefaultRouteAdded) -> list[Notice]:
@@ -104,7 +102,7 @@ def _route_added(world: World, event: ev.DefaultRouteAdded) -> list[Notice]:
     if route in world.routes:
         return []
     world.routes[route] = None
-    return [Notice("new_default_route", (route,))]
+    return [Notice(Plugin.new_default_route, (route,))]
 
 
 def _route_removed(world: World, event: ev.DefaultRouteRemoved) -> list[Notice]:
@@ -112,13 +110,13 @@ def _route_removed(world: World, event: ev.DefaultRouteRemoved) -> list[Notice]:
     if route not in world.routes:
         return []
     del world.routes[route]
-    return [Notice("delete_default_route", (route,))]
+    return [Notice(Plugin.delete_default_route, (route,))]
 
 
 def _listener_created(world: World, event: ev.ListenerCreated) -> list[Notice]:
     listeners = world.listeners
     listeners[event.local] = listeners.get(event.local, 0) + 1
-    return [Notice("listener_created", (event.local,))]
+    return [Notice(Plugin.listener_created, (event.local,))]
 
 
 def _listener_closed(world: World, event: ev.ListenerClosed) -> list[Notice]:
@@ -128,14 +126,14 @@ def _listener_closed(world: World, event: ev.ListenerClosed) -> list[Notice]:
         listeners[event.local] = count
     else:
         listeners.pop(event.local, None)
-    return [Notice("listener_closed", (event.local,))]
+    return [Notice(Plugin.listener_closed, (event.local,))]
 
 
-def _config_changed(world: World, event: ev.ConfigChanged) -> list[Notice]:
-    interfaces = event.config.get("interfaces", {})
-    world.allowed_interfaces = interfaces.get("allow", [])
-    world.denied_interfaces = interfaces.get("deny", [])
-    world.address_policy = convert(event.config.get("addresses", {}), AddressPolicy)
+def _configured(world: World, event: ev.Configured) -> list[Notice]:
+    config = event.config
+    world.allowed_interfaces = config.allowed_interfaces
+    world.denied_interfaces = config.denied_interfaces
+    world.address_policy = config.addresses
     return []
 
 
@@ -143,7 +141,7 @@ def _endpoints_read(world: World, event: ev.EndpointsRead) -> list[Notice]:
     world.endpoints = event.endpoints
     world.limits, world.limits_before = event.limits, event.limits_before
     world.highest_limit = event.highest_limit
-    return [Notice("endpoints_read", ())]
+    return [Notice(Plugin.endpoints_read, ())]
 
 
 def _route(event: ev.DefaultRouteAdded | ev.DefaultRouteRemoved) -> DefaultRoute:
@@ -159,6 +157,6 @@ _APPLY: dict[type[ev.Event], Callable[[World, Any], list[Notice]]] = {
     ev.DefaultRouteRemoved: _route_removed,
     ev.ListenerCreated: _listener_created,
     ev.ListenerClosed: _listener_closed,
-    ev.ConfigChanged: _config_changed,
+    ev.Configured: _configured,
     ev.EndpointsRead: _endpoints_read,
 }

@@ -10,7 +10,7 @@ A handler gets a `Context`, must not block and does no input or output: it may b
 again from a recording, and it has to decide the same.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -36,14 +36,18 @@ class Context(NamedTuple):
     """CLOCK_MONOTONIC, nanoseconds."""
     random: Random
     """Seeded by the engine: the only source of chance that replays."""
-    served: Callable[[], list[Connection]]
-    """The live connections that this plugin serves."""
+    connections: Mapping[int, Connection]
+    """By token: the live connections that this plugin serves."""
     keep: bool = False
-    """In `exit`: what the plugin made shall stay, for it or the next daemon takes it up again."""
+    """In `exit`: what the plugin made stays, since it or the next daemon adopts it."""
+
+    def served(self) -> list[Connection]:
+        """The live connections that this plugin serves; costs time in their number."""
+        return list(self.connections.values())
 
     def serves(self, token: int) -> bool:
         """Whether the plugin serves that connection."""
-        return any(connection.token == token for connection in self.served())
+        return token in self.connections
 
 
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -190,10 +194,15 @@ class Plugin:
     # --- its own doing
 
     def wake(self, ctx: Context) -> Commands:
-        """The time of a WakeAt has come.
+        """The time of a WakeAt without a token has come.
 
-        Only the earliest one asked for is kept, and a millisecond is the shortest.
+        Every one is kept; those that are due together cause one call.  A millisecond is the
+        shortest time.
         """
+        return ()
+
+    def wake_connection(self, ctx: Context, connection: Connection) -> Commands:
+        """The time of a WakeAt that names the connection has come; it ends with the connection."""
         return ()
 
     def answered(self, ctx: Context, decision: Decision, errno: int, explanation: str) -> Commands:
@@ -204,11 +213,21 @@ class Plugin:
         """The engine kept one of its commands from the kernel; `decision.refused` says why."""
         return ()
 
-    # --- a person's doing
+    # --- the operator's commands
 
-    def by_hand(self, ctx: Context, command: KernelCommand) -> Commands:
-        """A person had the daemon carry out a command: every plugin is told, once it is done.
+    def manual_command(self, ctx: Context, command: KernelCommand) -> Commands:
+        """The daemon has carried out an operator's command; every plugin is told.
 
         What it changes in connections and endpoints comes as events of its own.
         """
         return ()
+
+
+class Notice(NamedTuple):
+    """One change of the model, as a call of a plugin handler."""
+
+    handler: Callable[..., Commands]
+    """The function of `Plugin` that plugins override."""
+    args: tuple[Any, ...]
+    connection: Connection | None = None
+    """The connection it belongs to; None for what all plugins are told."""

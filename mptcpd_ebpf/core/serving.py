@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which plugin serves a connection: rules in order, the first that fits, or the default.
+"""Rules that assign a connection to a plugin.
 
-A rule fits if everything it names holds.  What nobody knows does not hold; but who owns a
-connection is not known at once (netlink does not tell, a reading of the sockets does), so
-a rule may also answer that it cannot tell yet.
+A rule fits if every condition it names holds.  An unknown attribute does not hold.  The owner of
+a connection is not known at once: netlink does not report it, a dump of the sockets does.  So a
+rule may also answer that it cannot tell yet.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
 class Undecided:
-    """A rule hangs on who owns the connection, and nobody has looked yet."""
+    """A rule depends on the owner of the connection, which has not been looked up yet."""
 
 
 UNDECIDED = Undecided()
@@ -75,25 +75,6 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return _pattern_fits(self.interface, name)
 
 
-class Serving:
-    """Rules and a default, as the engine asks them."""
-
-    def __init__(self, world: World, rules: Sequence[Rule], default: str | None) -> None:
-        self._world = world
-        self._rules = rules
-        self._default = default
-
-    def __call__(self, connection: Connection) -> str | Undecided | None:
-        """The name of the plugin; None leaves the connection to the kernel."""
-        for rule in self._rules:
-            fits = rule.fits(connection, self._world)
-            if isinstance(fits, Undecided):
-                return fits
-            if fits:
-                return rule.plugin
-        return self._default
-
-
 def _address_fits(network: str | None, ports: int | list[int] | None, address: SockAddr) -> bool:
     if ports is not None and address.port not in (ports if isinstance(ports, list) else [ports]):
         return False
@@ -102,3 +83,16 @@ def _address_fits(network: str | None, ports: int | list[int] | None, address: S
 
 def _pattern_fits(pattern: str | None, name: str | None) -> bool:
     return pattern is None or (name is not None and fnmatchcase(name, pattern))
+
+
+def choose(
+    rules: Sequence[Rule], default: str | None, connection: Connection, world: World
+) -> str | Undecided | None:
+    """The name of the plugin for a connection; None leaves it to the kernel."""
+    for rule in rules:
+        fits = rule.fits(connection, world)
+        if isinstance(fits, Undecided):
+            return fits
+        if fits:
+            return rule.plugin
+    return default

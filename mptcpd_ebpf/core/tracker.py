@@ -12,22 +12,30 @@ arrive in no given order.  So:
 Whatever the interleaving, the same events end in the same model.  `pairing` keeps what
 waits.
 
-`apply` and `expire` return notices: the name of a plugin handler (see `plugin`) and
-its arguments, in the order in which things happened.
+`apply` and `expire` return the changes of the model, in the order in which they happened:
+mostly a `Notice`, which names the plugin handler to call.
 """
 
+import errno
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core import network
 from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.commands import (
+    AnnounceAddress,
+    ConnectionCommand,
+    CreateSubflow,
+    KernelCommand,
+    SetBackup,
+)
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey, World
-from mptcpd_ebpf.core.notice import Notice
 from mptcpd_ebpf.core.pairing import Closing, Pairing
+from mptcpd_ebpf.core.plugin import Notice, Plugin
 from mptcpd_ebpf.core.sighting import (
     SubflowName,
     add_up,
@@ -42,8 +50,23 @@ from mptcpd_ebpf.core.sighting import (
 )
 
 
+class SubflowFinal(NamedTuple):
+    """Netlink and probes have both closed a subflow, or one of them did not in time."""
+
+    subflow: Subflow
+
+
+class ModeRead(NamedTuple):
+    """It is known which path manager has a connection (`Connection.in_kernel`)."""
+
+    connection: Connection
+
+
+Change = Notice | SubflowFinal | ModeRead
+
+
 class Tracker:
-    """Applies events to `world`."""
+    """Applies events to `world`, which nothing else writes."""
 
     def __init__(self) -> None:
         self.world = World()
@@ -58,24 +81,52 @@ class Tracker:
         """When `expire` has something to do, in CLOCK_MONOTONIC nanoseconds."""
         return self._pairing.deadline
 
-    def apply(self, event: ev.Event, now: int) -> list[Notice]:
+    def apply(self, event: ev.Event, now: int) -> list[Change]:
         """Brings the world up to date with one event."""
         handler = _APPLY.get(type(event))
         if handler is not None:
             return handler(self, event, now)
-        return network.apply(self.world, event)
+        return list(network.apply(self.world, event))
 
-    def expire(self, now: int) -> list[Notice]:
+    def expire(self, now: int) -> list[Change]:
         """Gives up waiting where `GRACE` has passed."""
-        notices: list[Notice] = []
+        changes: list[Change] = []
         for entry in self._pairing.expired(now):
             if isinstance(entry, Closing):
-                notices.append(Notice("subflow_final", (entry.subflow,)))
+                changes.append(SubflowFinal(entry.subflow))
                 continue
             connection = self.world.connections[entry.subflow.token]
-            notices += self._close_subflow(connection, entry.subflow, now)
+            changes += self._close_subflow(connection, entry.subflow, now)
             self._bury(entry.subflow)
-        return notices
+        return changes
+
+    # --- answers to commands
+
+    def answered(self, command: KernelCommand, error: int, now: int) -> None:
+        """Records what follows from the kernel's answer to a command; `error`: 0 or an errno."""
+        if not isinstance(command, ConnectionCommand):
+            return
+        connection = self.world.connections.get(command.token)
+        if connection is None:
+            return
+        if error:
+            if isinstance(command, CreateSubflow) and error == errno.ENOTCONN:
+                # A connection found by a snapshot, which has carried no data yet or is closing.
+                connection.state = State.OPENING
+            return
+        connection.in_kernel = False
+        match command:
+            case CreateSubflow():
+                connection.joins[command.local_ip, command.remote] = command.backup
+                if command.local_id:
+                    connection.local_ids[command.local_ip] = command.local_id
+            case AnnounceAddress():
+                connection.local_ids[command.ip] = command.address_id
+            case SetBackup():
+                subflow = connection.subflows.get((command.local, command.remote))
+                if subflow is not None:
+                    # The kernel reports only the peer's MP_PRIO, never ours.
+                    subflow.backup, subflow.backup_set_at = command.backup, now
 
     # --- connections
 
@@ -94,13 +145,13 @@ class Tracker:
 
     def _created(
         self, event: ev.ConnectionCreated | ev.ConnectionEstablished, now: int
-    ) -> list[Notice]:
+    ) -> list[Change]:
         held = self.world.connections.get(event.token)
         if held is not None and (held.local, held.remote) == (event.local, event.remote):
             held.server_side, held.deny_join_id0 = event.server_side, event.deny_join_id0
             return []
         # A token that is used again: the end of its former connection was lost.
-        notices = self._connection_closed(ev.ConnectionClosed(token=event.token), now)
+        changes = self._connection_closed(ev.ConnectionClosed(token=event.token), now)
         connection = Connection(
             event.token,
             event.local,
@@ -111,52 +162,52 @@ class Tracker:
         )
         self.world.connections[event.token] = connection
         self._initial_subflow(connection, event.if_index, now)
-        notices.append(Notice("new_connection", (connection,), connection))
-        return notices
+        changes.append(Notice(Plugin.new_connection, (connection,), connection))
+        return changes
 
-    def _established(self, event: ev.ConnectionEstablished, now: int) -> list[Notice]:
-        notices = self._created(event, now)
+    def _established(self, event: ev.ConnectionEstablished, now: int) -> list[Change]:
+        changes = self._created(event, now)
         connection = self.world.connections[event.token]
         if connection.state is not State.ESTABLISHED:
             connection.state = State.ESTABLISHED
-            notices.append(Notice("connection_established", (connection,), connection))
-        return notices
+            changes.append(Notice(Plugin.connection_established, (connection,), connection))
+        return changes
 
-    def _connection_closed(self, event: ev.ConnectionClosed, now: int) -> list[Notice]:
+    def _connection_closed(self, event: ev.ConnectionClosed, now: int) -> list[Change]:
         connection = self.world.connections.pop(event.token, None)
         if connection is None:
             return []
-        notices = []
+        changes = []
         for subflow in list(connection.subflows.values()):
-            notices += self._close_subflow(connection, subflow, now)
+            changes += self._close_subflow(connection, subflow, now)
         self._buried.pop(event.token, None)
         connection.state = State.CLOSED
-        notices.append(Notice("connection_closed", (connection,), connection))
-        return notices
+        changes.append(Notice(Plugin.connection_closed, (connection,), connection))
+        return changes
 
-    def _announced(self, event: ev.AddressAnnounced, now: int) -> list[Notice]:
+    def _announced(self, event: ev.AddressAnnounced, now: int) -> list[Change]:
         connection = self.world.connections.get(event.token)
         if connection is None:
             return []
         address = SockAddr(event.ip, event.port)
         connection.announced[event.address_id] = address
-        return [Notice("new_address", (connection, event.address_id, address), connection)]
+        return [Notice(Plugin.new_address, (connection, event.address_id, address), connection)]
 
-    def _withdrawn(self, event: ev.AddressWithdrawn, now: int) -> list[Notice]:
+    def _withdrawn(self, event: ev.AddressWithdrawn, now: int) -> list[Change]:
         connection = self.world.connections.get(event.token)
         if connection is None:
             return []
         address = connection.announced.pop(event.address_id, None)
-        return [Notice("address_removed", (connection, event.address_id, address), connection)]
+        return [Notice(Plugin.address_removed, (connection, event.address_id, address), connection)]
 
-    def _modes_read(self, event: ev.ModesRead, now: int) -> list[Notice]:
-        notices = []
+    def _modes_read(self, event: ev.ModesRead, now: int) -> list[Change]:
+        changes: list[Change] = []
         for mode in event.modes:
             connection = self.world.connections.get(mode.token)
             if connection is not None and connection.in_kernel is not mode.in_kernel:
                 connection.in_kernel = mode.in_kernel
-                notices.append(Notice("mode_read", (connection,), connection))
-        return notices
+                changes.append(ModeRead(connection))
+        return changes
 
     # --- subflows
 
@@ -175,17 +226,17 @@ class Tracker:
         if subflow.local_id:
             connection.local_ids[subflow.local.ip] = subflow.local_id
 
-    def _subflow_established(self, event: ev.SubflowEstablished, now: int) -> list[Notice]:
+    def _subflow_established(self, event: ev.SubflowEstablished, now: int) -> list[Change]:
         connection = self.world.connections.get(event.token)
         if connection is None:
             return []
         known = connection.subflows.get((event.local, event.remote))
-        notices: list[Notice] = []
+        changes: list[Change] = []
         if known is not None and name_of(known) in self._joining:
             del self._joining[name_of(known)]
         elif known is not None and known.state is State.CLOSED:
             # The same addresses again, and netlink's word on the former ones was lost.
-            notices += self._close_subflow(connection, known, now)
+            changes += self._close_subflow(connection, known, now)
             known = None
         elif known is not None:
             known.local_id, known.remote_id = event.local_id, event.remote_id
@@ -203,10 +254,10 @@ class Tracker:
             self._learn_id(connection, subflow)
             if subflow.state is State.OPENING:
                 subflow.state = State.ESTABLISHED
-        notices.append(Notice("new_subflow", (connection, subflow), connection))
-        return notices
+        changes.append(Notice(Plugin.new_subflow, (connection, subflow), connection))
+        return changes
 
-    def _subflow_closed(self, event: ev.SubflowClosed, now: int) -> list[Notice]:
+    def _subflow_closed(self, event: ev.SubflowClosed, now: int) -> list[Change]:
         connection = self.world.connections.get(event.token)
         if connection is None:
             return []
@@ -224,7 +275,7 @@ class Tracker:
         subflow.reset_reason, subflow.reset_flags = event.reset_reason, event.reset_flags
         return self._close_subflow(connection, subflow, now)
 
-    def _close_subflow(self, connection: Connection, subflow: Subflow, now: int) -> list[Notice]:
+    def _close_subflow(self, connection: Connection, subflow: Subflow, now: int) -> list[Change]:
         del connection.subflows[subflow.key]
         self._joining.pop(name_of(subflow), None)
         self._pairing.settle(subflow)
@@ -232,12 +283,12 @@ class Tracker:
             connection.joins.pop((subflow.local.ip, subflow.remote), None)
             subflow.failed = True
         subflow.state = State.CLOSED
-        notices = [Notice("subflow_closed", (connection, subflow), connection)]
+        changes: list[Change] = [Notice(Plugin.subflow_closed, (connection, subflow), connection)]
         if subflow.measured is not None and subflow.measured.closed:
-            notices.append(Notice("subflow_final", (subflow,)))
+            changes.append(SubflowFinal(subflow))
         else:
             self._pairing.closed(subflow, now)
-        return notices
+        return changes
 
     def _bury(self, subflow: Subflow) -> None:
         self._buried.setdefault(subflow.token, {})[subflow.key] = None
@@ -252,13 +303,13 @@ class Tracker:
             del self._buried[subflow.token]
         return True
 
-    def _subflow_priority(self, event: ev.SubflowPriority, now: int) -> list[Notice]:
+    def _subflow_priority(self, event: ev.SubflowPriority, now: int) -> list[Change]:
         connection = self.world.connections.get(event.token)
         subflow = connection.subflows.get((event.local, event.remote)) if connection else None
         if connection is None or subflow is None:
             return []
         subflow.backup_by_peer = event.backup
-        return [Notice("subflow_priority", (connection, subflow), connection)]
+        return [Notice(Plugin.subflow_priority, (connection, subflow), connection)]
 
     # --- the probes' numbers
 
@@ -277,7 +328,7 @@ class Tracker:
 
     def _observe(
         self, measured: Measurement, now: int
-    ) -> tuple[Connection | None, Subflow | None, list[Notice]]:
+    ) -> tuple[Connection | None, Subflow | None, list[Change]]:
         """Files a measurement where it belongs; with it, whom it concerns if he lives."""
         closing = self._pairing.closing(measured)
         if closing is not None:
@@ -285,7 +336,7 @@ class Tracker:
             if not measured.closed:
                 return None, None, []
             self._pairing.finish(closing)
-            return None, None, [Notice("subflow_final", (closing.subflow,))]
+            return None, None, [SubflowFinal(closing.subflow)]
         connection = self.world.connections.get(measured.token)
         key = (measured.local, measured.remote)
         subflow = connection.subflows.get(key) if connection is not None else None
@@ -298,17 +349,17 @@ class Tracker:
         self._pairing.keep(measured, now)
         return None, None, []
 
-    def _alarm(self, event: ev.AlarmRaised, now: int) -> list[Notice]:
-        connection, subflow, notices = self._observe(event.measurement, now)
+    def _alarm(self, event: ev.AlarmRaised, now: int) -> list[Change]:
+        connection, subflow, changes = self._observe(event.measurement, now)
         if connection is not None and subflow is not None:
-            notices.append(Notice("alarm", (connection, subflow, event), connection))
-        return notices
+            changes.append(Notice(Plugin.alarm, (connection, subflow, event), connection))
+        return changes
 
-    def _ended_subflow(self, event: ev.SubflowEnded, now: int) -> list[Notice]:
+    def _ended_subflow(self, event: ev.SubflowEnded, now: int) -> list[Change]:
         return self._observe(event.measurement, now)[2]
 
-    def _sampled(self, event: ev.Sampled, now: int) -> list[Notice]:
-        notices: list[Notice] = []
+    def _sampled(self, event: ev.Sampled, now: int) -> list[Change]:
+        changes: list[Change] = []
         if event.with_owners:
             for known in self.world.connections.values():
                 known.owner_asked = True
@@ -322,17 +373,17 @@ class Tracker:
                 and self._pairing.closing(measured) is None
             ):
                 self._add_join(connection, measured, now)
-            notices += self._observe(measured, now)[2]
+            changes += self._observe(measured, now)[2]
         if self._joining:
             # A join that was seen under way and is not there any more did not succeed.
             seen = {name_of(measured) for measured in event.measurements}
             for token, key in [name for name in self._joining if name not in seen]:
                 connection = self.world.connections[token]
                 subflow = connection.subflows[key]
-                notices += self._close_subflow(connection, subflow, now)
+                changes += self._close_subflow(connection, subflow, now)
                 self._bury(subflow)
-        notices.append(Notice("sampled", ()))
-        return notices
+        changes.append(Notice(Plugin.sampled, ()))
+        return changes
 
     def _add_join(self, connection: Connection, found: Measurement, now: int) -> None:
         subflow = from_measurement(found, self.world)
@@ -341,30 +392,30 @@ class Tracker:
 
     # --- the whole truth anew
 
-    def _resynchronised(self, event: ev.Resynchronised, now: int) -> list[Notice]:
+    def _resynchronised(self, event: ev.Resynchronised, now: int) -> list[Change]:
         return (
             network.resynchronise(self.world, event)
             + self._resync_gone(event, now)
             + self._resync_present(event, now)
         )
 
-    def _resync_gone(self, event: ev.Resynchronised, now: int) -> list[Notice]:
-        notices: list[Notice] = []
+    def _resync_gone(self, event: ev.Resynchronised, now: int) -> list[Change]:
+        changes: list[Change] = []
         tokens = {live.token: (live.local, live.remote) for live in event.connections}
         live = {name_of(found): found for found in event.subflows if is_live(found)}
         for token, connection in list(self.world.connections.items()):
             if tokens.get(token) != (connection.local, connection.remote):
-                notices += self._connection_closed(ev.ConnectionClosed(token=token), now)
+                changes += self._connection_closed(ev.ConnectionClosed(token=token), now)
                 continue
             for subflow in list(connection.subflows.values()):
                 found = live.get(name_of(subflow))
                 if found is None or not is_still(subflow, found):
-                    notices += self._close_subflow(connection, subflow, now)
+                    changes += self._close_subflow(connection, subflow, now)
                     self._bury(subflow)
-        return notices
+        return changes
 
-    def _resync_present(self, event: ev.Resynchronised, now: int) -> list[Notice]:
-        notices: list[Notice] = []
+    def _resync_present(self, event: ev.Resynchronised, now: int) -> list[Change]:
+        changes: list[Change] = []
         fresh: dict[int, None] = {}
         for live in event.connections:
             if live.token not in self.world.connections:
@@ -375,20 +426,20 @@ class Tracker:
         for found in event.subflows:
             owner = self.world.connections.get(found.token)
             if owner is not None and is_live(found):
-                notices += self._resync_subflow(owner, found, now, told=found.token not in fresh)
+                changes += self._resync_subflow(owner, found, now, told=found.token not in fresh)
         for live in event.connections:
             connection = self.world.connections[live.token]
             if live.token in fresh:
-                notices.append(Notice("new_connection", (connection,), connection))
+                changes.append(Notice(Plugin.new_connection, (connection,), connection))
             if connection.state is State.OPENING:
                 # The kernel does not tell; it refuses a join that comes too early.
                 connection.state = State.ESTABLISHED
-                notices.append(Notice("connection_established", (connection,), connection))
-        return notices
+                changes.append(Notice(Plugin.connection_established, (connection,), connection))
+        return changes
 
     def _resync_subflow(
         self, connection: Connection, found: Measurement, now: int, *, told: bool
-    ) -> list[Notice]:
+    ) -> list[Change]:
         subflow = connection.subflows.get((found.local, found.remote))
         known = subflow is not None and subflow.state is State.ESTABLISHED
         if subflow is None:
@@ -406,7 +457,7 @@ class Tracker:
         if found.backup_by_peer is not None:
             subflow.backup_by_peer = found.backup_by_peer
         if told and subflow.state is State.ESTABLISHED and not known:
-            return [Notice("new_subflow", (connection, subflow), connection)]
+            return [Notice(Plugin.new_subflow, (connection, subflow), connection)]
         return []
 
 
@@ -418,7 +469,7 @@ def _with_port(event: ev.SubflowClosed, connection: Connection) -> ev.SubflowClo
     return replace(event, remote=SockAddr(event.remote.ip, connection.remote.port))
 
 
-_APPLY: dict[type[ev.Event], Callable[[Tracker, Any, int], list[Notice]]] = {
+_APPLY: dict[type[ev.Event], Callable[[Tracker, Any, int], list[Change]]] = {
     ev.ConnectionCreated: Tracker._created,
     ev.ConnectionEstablished: Tracker._established,
     ev.ConnectionClosed: Tracker._connection_closed,

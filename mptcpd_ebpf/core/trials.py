@@ -29,9 +29,8 @@ from mptcpd_ebpf.core.commands import (
     WakeAt,
     WithdrawAddress,
 )
-from mptcpd_ebpf.core.model import Connection, State, Subflow
+from mptcpd_ebpf.core.model import MS, SECOND, Connection, State, Subflow
 from mptcpd_ebpf.core.plugin import Context
-from mptcpd_ebpf.core.units import MS, SECOND
 
 PathName = tuple[str, str]
 """Our address and the peer's."""

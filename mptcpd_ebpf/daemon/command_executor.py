@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The hands: what is decided goes through here to the kernel, and its answer comes back.
+"""Carries out decided commands through the kernel, and returns its answers.
 
 A command may need more than its netlink message: a listening socket for an announced port
 (`AnnouncedListeners`), a record that an endpoint is ours (`EndpointLedger`), or a check of the
@@ -31,25 +31,25 @@ class CommandExecutor:
         self._listeners = AnnouncedListeners()
 
     def execute(
-        self, command: KernelCommand, *, by_person: bool = False
+        self, command: KernelCommand, *, manual: bool = False
     ) -> tuple[KernelCommand, CommandAnswer]:
         """The command as it was carried out, with the port that was chosen, and the answer.
 
-        What a person (`by_person`) makes in the endpoint table is not ours.
+        What an operator's command (`manual`) creates in the endpoint table is not ours.
         """
-        led_astray = self._led_astray(command)
-        if led_astray is not None:
-            return command, led_astray
+        wrong_route = self._wrong_route(command)
+        if wrong_route is not None:
+            return command, wrong_route
         ready = self._listeners.open_for(command)
         if isinstance(ready, CommandAnswer):
             return command, ready
-        execute = self._ledger.execute_by_hand if by_person else self._ledger.execute
+        execute = self._ledger.execute_manual if manual else self._ledger.execute
         answer = execute(ready)
         self._listeners.settle(ready, answer)
         return ready, answer
 
-    def _led_astray(self, command: KernelCommand) -> CommandAnswer | None:
-        """Only a kernel that binds no join to its interface can be."""
+    def _wrong_route(self, command: KernelCommand) -> CommandAnswer | None:
+        """Why a join would leave by another interface, on a kernel that does not bind it."""
         if not isinstance(command, CreateSubflow) or joins_marked():
             return None
         return detour(command)
@@ -69,13 +69,13 @@ class CommandExecutor:
             ]
         )
 
-    def reopen_doors(self, tokens: Container[int]) -> None:
-        """Listens again where an earlier daemon did, for the connections that still live."""
+    def reopen_listeners(self, tokens: Container[int]) -> None:
+        """Listens again where an earlier daemon did, for the connections that still exist."""
         for complaint in self._listeners.reopen(tokens):
             log.warning("an address announced before cannot be joined any more: %s", complaint)
 
-    def keep_doors_of(self, tokens: Container[int]) -> None:
-        """Shuts the doors of all other connections."""
+    def keep_listeners_of(self, tokens: Container[int]) -> None:
+        """Closes the listeners of all other connections."""
         self._listeners.keep_only(tokens)
 
     def save(self) -> None:

@@ -56,8 +56,8 @@ class _Ledger(Struct):
 class EndpointLedger:
     """Carries out commands on the table and notes what came of them."""
 
-    def __init__(self, hands: PmClient) -> None:
-        self._executor = hands
+    def __init__(self, pm: PmClient) -> None:
+        self._pm = pm
         self._file = StateFile("endpoints", _Ledger)
         self._ledger = self._file.read() or _Ledger()
         self._unsaved = False
@@ -66,8 +66,8 @@ class EndpointLedger:
         """Carries out any command; those on endpoints and limits are noted."""
         before = self._ledger.limits_before
         if isinstance(command, SetLimits) and before is None:
-            before = self._executor.limits()
-        answer = self._executor.execute_now(command)
+            before = self._pm.limits()
+        answer = self._pm.execute_now(command)
         if answer.errno:
             return answer
         ledger = self._ledger
@@ -94,16 +94,16 @@ class EndpointLedger:
         self._unsaved = True
         return answer
 
-    def execute_by_hand(self, command: KernelCommand) -> CommandAnswer:
-        """Carries out a person's command: what it makes or sets is not ours."""
-        answer = self._executor.execute_now(command)
+    def execute_manual(self, command: KernelCommand) -> CommandAnswer:
+        """Carries out an operator's command: what it makes or sets is not ours."""
+        answer = self._pm.execute_now(command)
         if answer.errno:
             return answer
         if isinstance(command, SetLimits):
             self._ledger.limits_before = self._ledger.limits_ours = None
             self._unsaved = True
         elif isinstance(command, ChangeEndpoint):
-            # What he changes in ours, where we see it, stays ours to remove.
+            # An endpoint of ours that the operator changes stays ours to remove.
             self._changed(command)
             self._unsaved = True
         return answer
@@ -118,8 +118,8 @@ class EndpointLedger:
 
     def read(self) -> EndpointsRead:
         """The table as it is now.  Raises NetlinkRefused."""
-        limits = self._executor.limits()
-        endpoints = [self._marked(endpoint) for endpoint in self._executor.endpoints()]
+        limits = self._pm.limits()
+        endpoints = [self._marked(endpoint) for endpoint in self._pm.endpoints()]
         ours = [_made(endpoint) for endpoint in endpoints if endpoint.ours]
         stale = self._ledger.limits_ours != limits
         if ours != self._ledger.endpoints or (stale and self._ledger.limits_ours is not None):
@@ -130,7 +130,7 @@ class EndpointLedger:
         return EndpointsRead(
             endpoints=endpoints,
             limits=limits,
-            highest_limit=self._executor.highest_limit(),
+            highest_limit=self._pm.highest_limit(),
             limits_before=self._ledger.limits_before,
         )
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-from mptcpd_ebpf.core.commands import Command
+from mptcpd_ebpf.core.commands import AnyCommand
 
 SECONDS = 0.25
 """Processor time of one handler."""
@@ -49,7 +49,7 @@ class HandlerBudget:
     ) -> None:
         signal.signal(signal.SIGALRM, self._previous)
 
-    def __call__(self, handler: Callable[[], list[Command]]) -> list[Command]:
+    def __call__(self, _call: int, handler: Callable[[], list[AnyCommand]]) -> list[AnyCommand]:
         """Raises HandlerTooSlow for a handler that takes too long, or whatever it raises."""
         self._called, self._ran = time.monotonic(), time.thread_time()
         signal.setitimer(signal.ITIMER_REAL, SECONDS, AGAIN_SECONDS)
@@ -73,6 +73,6 @@ class HandlerBudget:
             raise HandlerTooSlow(f"it did not return for {WAITING_SECONDS * 1000:.0f} ms")
 
 
-def _limited(handler: Callable[[], list[Command]]) -> list[Command]:
+def _limited(handler: Callable[[], list[AnyCommand]]) -> list[AnyCommand]:
     """The frame below which an alarm may strike."""
     return handler()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon's loop: moves events from the kernel into the core, and commands back.
+"""The daemon's loop: moves events from the kernel into the engine, and commands back.
 
-    sources (netlink, probes) ──▶ engine ──▶ hands (path-manager commands)
-                                 │
-                                 └──▶ log, control socket
+    event sources ──▶ engine ──▶ command executor
+                        │
+                        └──▶ observers
 
-One thread, one timer.  Whatever is decided is carried out in the same turn of the
-loop: the kernel handles a path-manager request inside the call, so waiting for the
-answer costs microseconds and keeps everything in order.
+One thread, one timer.  Commands are carried out in the turn of the loop that decided them: the
+kernel handles a path-manager request inside the call, so waiting for the answer costs
+microseconds and keeps everything in order.
 """
 
 import asyncio
@@ -17,99 +17,77 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
-import msgspec
 from msgspec.structs import replace
 
-from mptcpd_ebpf import __version__
 from mptcpd_ebpf.config import plugin_loader, plugin_set
+from mptcpd_ebpf.config.plugin_set import PluginSet
 from mptcpd_ebpf.config.settings import Config, OnExit, Settings, fixed_at_start
-from mptcpd_ebpf.control import describe, operator_commands, views
-from mptcpd_ebpf.control.schema import (
-    SCHEMA,
-    CarriedOut,
-    Connections,
-    DecisionView,
-    Endpoints,
-    LimitsView,
-    Status,
-)
-from mptcpd_ebpf.control.server import ControlServer, epoch_ns
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
-    BY_HAND,
-    Command,
+    MANUAL,
+    AnnounceAddress,
     ConnectionCommand,
     Decision,
     KernelCommand,
     ReadEndpoints,
     RequestSample,
-    TableCommand,
     WakeAt,
 )
-from mptcpd_ebpf.core.engine import Engine, Outcome
-from mptcpd_ebpf.core.plugin import Plugin
+from mptcpd_ebpf.core.engine import Engine
+from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.daemon.command_executor import CommandExecutor
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
+from mptcpd_ebpf.daemon.observers import Observers
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
 from mptcpd_ebpf.daemon.resync_scheduler import ResyncScheduler
 from mptcpd_ebpf.kernel import others, sysctl
 from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.kernel.event_source import EventSource
 from mptcpd_ebpf.kernel.pm import joins_marked
-from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
+from mptcpd_ebpf.kernel.pm_client import CommandAnswer
 from mptcpd_ebpf.runtime import logging_setup, run_folder
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 log = logging.getLogger("mptcpd-ebpf")
 
-REMEMBERED_DECISIONS = 1000
 
-
-class Daemon:
-    """One engine between the sources and the hands; what the control socket asks for."""
+class Loop:
+    """One engine between event sources, command executor and observers."""
 
     def __init__(
         self,
         settings: Settings,
         config: Config,
+        plugins: PluginSet,
         sources: EventSources,
-        pm: PmClient,
+        executor: CommandExecutor,
         budget: HandlerBudget,
+        observers: Observers,
     ) -> None:
         self._settings = settings
         self._started_with = self._config = config
+        self._plugins = plugins
         self._sources = sources
-        self._pm = pm
-        self._executor = CommandExecutor(pm)
-        self._engine = Engine(
-            destructive_per_second=config.limits.destructive_per_second,
-            seed=int.from_bytes(os.urandom(8)),
-            budget=budget,
-            joins_marked=joins_marked,
-        )
-        self._setting = PathManagerSysctl()
+        self._executor = executor
+        self._observers = observers
+        self.engine = Engine(lambda spec: self._plugins.plugins[spec.name], budget)
+        self._sysctl = PathManagerSysctl()
         self._mode: str | None = None
         self._queue: deque[ev.Event] = deque()
-        self._decisions: deque[Decision] = deque(maxlen=REMEMBERED_DECISIONS)
-        self._decided = self._refused = 0
-        self._events_lost: dict[str, int] = {}
         self._resync_due = False
-        self._resync = ResyncScheduler(self._read_anew, sees_ends=sources.sees_ends)
-        self._started_at = time.time()
+        self._resync = ResyncScheduler(self._read_again, sees_ends=sources.sees_ends)
         self._timer: asyncio.TimerHandle | None = None
-        self._control: ControlServer | None = None
-        self._done_by_hand: tuple[KernelCommand, CommandAnswer] | None = None
+        self._manual: tuple[KernelCommand, CommandAnswer] | Decision | None = None
 
-    def start(self, control: ControlServer, plugins: Sequence[Plugin]) -> None:
-        """Takes up what lives already, then listens."""
+    def start(self) -> None:
+        """Adopts what exists already, then listens."""
         loop = asyncio.get_running_loop()
-        self._control = control
         for file in run_folder.sweep():
-            log.info("%s removed: its network namespace is no more", file)
-        self._set_path_manager(plugins)
+            log.info("%s removed: its network namespace does not exist any more", file)
+        self._set_path_manager(self._plugins)
         log.info("probes: %s", self._sources.choice)
         if not sysctl.enabled():
             log.warning(
@@ -117,93 +95,97 @@ class Daemon:
                 "run 'sysctl -w net.mptcp.enabled=1'"
             )
         for other in others.others():
-            log.warning("%s (pid %s) manages or hears MPTCP here too; %s", *_named(other))
-        # The plugins come after the snapshot: their `init` finds all that lives already.
-        self._dispatch([replace(self._sources.snapshot(), at_start=True)])
-        self._executor.reopen_doors(self._engine.world.connections)
-        self._install(plugins)
+            log.warning("%s (pid %s) manages or monitors MPTCP here too; %s", *_named(other))
+        # The plugins come after the snapshot: their `init` finds every live connection.
+        started = ev.Started(seed=int.from_bytes(os.urandom(4)), joins_marked=joins_marked())
+        self.dispatch([started, replace(self._sources.snapshot(), at_start=True)])
+        self._executor.reopen_listeners(self.engine.world.connections)
+        self._configure()
         for source in self._sources.sources:
             loop.add_reader(source.fileno(), self._read, source)
         self._resync.start()
         log.info(
             "ready: %s; %d connections live already",
-            self._who_is_at_work(),
-            len(self._engine.world.connections),
+            self._plugins_at_work(),
+            len(self.engine.world.connections),
         )
-        # What was made up to here stays: the collector need not look at it ever again.
+        # What was made up to here stays: the garbage collector need not look at it again.
         gc.freeze()
 
     def stop(self) -> None:
-        """Lets the plugins clean up and gives the namespace back."""
+        """Lets the plugins clean up and puts the namespace's settings back."""
         loop = asyncio.get_running_loop()
         for source in self._sources.sources:
             loop.remove_reader(source.fileno())
-        with self._engine.unasked():
-            self._dispatch(self._sources.waiting())
-        self._refresh_endpoints()
-        keep = self._engine.plugins if self._config.on_exit is OnExit.KEEP else ()
-        self._carry_out(self._engine.stop(time.monotonic_ns(), keep))
-        # The loop may turn once more, and nobody may be woken then.
+        # From here on plugins begin nothing new; what waits still updates the model.
+        self.dispatch([ev.Stopping(), *self._sources.waiting()])
+        keep = self.engine.plugins if self._config.on_exit is OnExit.KEEP else []
+        self.dispatch([ev.Stopped(keep=keep, endpoints=self._endpoints_if_ours())])
+        # The loop may turn once more, and must not run the timer then.
         self._resync.stop()
         if self._timer is not None:
             self._timer.cancel()
         self._executor.save()
         self._executor.close()
-        self._setting.give_back()
+        self._sysctl.give_back()
         log.info("stopped")
 
-    def _who_is_at_work(self) -> str:
-        installed = self._engine.installed
-        if not installed:
+    def _plugins_at_work(self) -> str:
+        if not self.engine.installed:
             return "observing only, nothing is managed (choose a plugin with --path-manager)"
-        names = [each.name for each in installed if each.name not in self._engine.excluded]
+        names = self.engine.plugins
         return f"plugins {', '.join(names)}" if names else "no plugin is left, nothing is managed"
 
-    def _install(self, plugins: Sequence[Plugin]) -> None:
-        """Gives the engine the configuration and its plugins, which start from the model."""
-        self._dispatch(self._sources.waiting())
-        self._dispatch([ev.ConfigChanged(config=msgspec.to_builtins(self._config))])
-        serve = plugin_set.serving(self._config, plugins, self._engine.world)
-        self._refresh_endpoints()
-        if any(plugin.mode == "userspace" for plugin in plugins):
-            self._dispatch(self._read_modes())
-            self._say_what_stays_with_the_kernel()
-        self._carry_out(self._engine.reconfigure(plugins, serve, time.monotonic_ns()))
-        self._drain()
+    # --- configuration
 
-    def _refresh_endpoints(self) -> None:
-        """Before plugins say their last word: what they remove must still be what they made."""
-        if any(plugin.mode == "kernel" for plugin in self._engine.installed):
-            with self._engine.unasked():
-                self._dispatch(self._read_table())
+    def _configure(self) -> None:
+        """Puts the configuration in force; its plugins start from the model."""
+        self.dispatch(self._sources.waiting())
+        userspace = self._plugins.mode == "userspace"
+        if userspace or self._manages_endpoints():
+            self.dispatch(self._read_modes())
+        if userspace:
+            self._log_connections_of_kernel()
+        config = plugin_set.core_config(self._config, self._plugins)
+        endpoints = self._endpoints_if_ours()
+        self.dispatch(
+            [ev.Configured(config=config, plugins=self._plugins.specs, endpoints=endpoints)]
+        )
 
-    def _read_table(self) -> list[ev.Event]:
-        """The endpoint table, and who is concerned by what happens to it."""
+    def _manages_endpoints(self) -> bool:
+        return any(plugin.mode == "kernel" for plugin in self.engine.installed)
+
+    def _endpoints_if_ours(self) -> ev.EndpointsRead | None:
+        """For plugins that are about to end: what they remove must still be what they made."""
+        return self._executor.read_endpoints() if self._manages_endpoints() else None
+
+    def read_table(self) -> list[ev.Event]:
+        """The endpoint table, and which connections it applies to."""
         return [*self._read_modes(), self._executor.read_endpoints()]
 
     def _read_modes(self) -> list[ev.Event]:
-        """Which path manager has the connections that nobody asked about yet."""
-        found = self._engine.world.connections.items()
+        """Which path manager has the connections for which that is not known yet."""
+        found = self.engine.world.connections.items()
         tokens = [token for token, connection in found if connection.in_kernel is None]
         return [self._executor.read_modes(tokens)] if tokens else []
 
-    def _say_what_stays_with_the_kernel(self) -> None:
-        count = sum(bool(c.in_kernel) for c in self._engine.world.connections.values())
+    def _log_connections_of_kernel(self) -> None:
+        count = sum(bool(c.in_kernel) for c in self.engine.world.connections.values())
         if count:
             log.info(
-                "%d of the connections were made under the in-kernel path manager and stay with "
+                "%d of the connections were created under the in-kernel path manager and stay with "
                 "it: no plugin manages them",
                 count,
             )
 
-    def _set_path_manager(self, plugins: Sequence[Plugin]) -> None:
-        modes = {plugin.mode for plugin in plugins} - {"any"}
-        if not modes:
-            self._setting.give_back()
+    def _set_path_manager(self, plugins: PluginSet) -> None:
+        """Raises KernelError, and the setting is as before."""
+        mode = plugins.mode
+        if mode is None:
+            self._sysctl.give_back()
             self._mode = None
             return
-        (mode,) = modes
-        before = self._setting.borrow(mode)
+        before = self._sysctl.borrow(mode)
         is_news, self._mode = mode != self._mode, mode
         if before != mode and is_news:
             log.info(
@@ -212,22 +194,56 @@ class Daemon:
                 before,
             )
 
+    def reload(self) -> None:
+        """Reads the configuration again and puts it in force, all of it or nothing.
+
+        Raises `Failure`, and the old configuration stays whole.
+        """
+        config = self._settings.load(plugin_loader.options_of)
+        plugins = plugin_set.build(config)
+        switch_log = logging_setup.prepare(config.log, config.log_level)
+        try:
+            self._set_path_manager(plugins)
+        except KernelError as error:
+            switch_log.cancel()
+            raise Failure(str(error), ExitCode.PRIVILEGE) from None
+        # From here on nothing can fail.
+        switch_log.apply()
+        self._config, self._plugins = config, plugins
+        self._sources.set_thresholds(config.probes.thresholds)
+        self._configure()
+        for warning in self._settings.warnings():
+            log.warning("%s", warning)
+        log.info("configuration reloaded")
+        if fixed := fixed_at_start(self._started_with, config):
+            log.warning("changed, but in force only after a restart: %s", ", ".join(fixed))
+
+    def reload_or_log(self) -> None:
+        """SIGHUP: mistakes go to the log."""
+        try:
+            self.reload()
+        except Failure as failure:
+            log.error("configuration not reloaded, the old one stays: %s", failure)
+
+    @property
+    def pending_restart(self) -> list[str]:
+        """Keys whose new values are in force only after a restart."""
+        return fixed_at_start(self._started_with, self._config)
+
     # --- events in
 
     def _read(self, source: EventSource) -> None:
-        self._dispatch(source.read())
+        self.dispatch(source.read())
 
-    def _dispatch(self, events: Sequence[ev.Event]) -> None:
+    def dispatch(self, events: Sequence[ev.Event]) -> None:
+        """Handles events, and all that follow from them."""
         self._queue.extend(events)
-        self._drain()
-
-    def _drain(self) -> None:
         try:
             while self._queue or self._resync_due:
                 if self._queue:
-                    self._take_in(self._queue.popleft())
+                    self._handle(self._queue.popleft())
                 else:
-                    self._take_in(self._sources.snapshot())
+                    self._handle(self._sources.snapshot())
                     self._resync_due = False
         finally:
             # Whatever went wrong with one event, the next deadline must not be missed.
@@ -235,38 +251,47 @@ class Daemon:
             # A file takes longer than all the commands of a turn: once, and after them.
             self._executor.save()
 
-    def _take_in(self, event: ev.Event) -> None:
-        if isinstance(event, ev.EventsLost):
-            self._lost(event)
-            return
-        outcome = self._engine.handle(event, time.monotonic_ns())
-        self._carry_out(outcome, event)
-        self._resync.look_at(outcome.finals, self._engine.world)
+    def _handle(self, event: ev.Event) -> None:
+        now = time.monotonic_ns()
+        outcome = self.engine.handle(event, now)
+        for fault in reversed(outcome.faults):
+            self._queue.appendleft(
+                ev.PluginExcluded(
+                    plugin=fault.plugin, handler=fault.handler, error=fault.error, call=fault.call
+                )
+            )
+        for decision in outcome.decisions:
+            if decision.refused is None:
+                self._execute(decision)
+            elif decision.plugin == MANUAL:
+                self._manual = decision
+        happened = cast(ev.AnyEvent, event)
+        self._observers.publish(
+            Record(seq=outcome.seq, now=now, event=happened, decisions=outcome.decisions)
+        )
+        self._resync.look_at(outcome.finals, self.engine.world)
         if isinstance(event, ev.ConnectionClosed | ev.Resynchronised):
-            self._executor.keep_doors_of(self._engine.world.connections)
-
-    def _lost(self, event: ev.EventsLost) -> None:
-        count = self._events_lost[event.source] = self._events_lost.get(event.source, 0) + 1
-        log.warning("events lost from %s (%d. time): reading everything anew", event.source, count)
-        self._want_resync()
+            self._executor.keep_listeners_of(self.engine.world.connections)
+        elif isinstance(event, ev.EventsLost):
+            self._want_resync()
 
     def _want_resync(self) -> None:
         if not self._resync_due:
-            # All that waits is older than what will be read anew, and must not come after it.
+            # All that waits is older than the snapshot, and must not come after it.
             self._resync_due = True
             self._queue.extend(self._sources.waiting())
 
-    def _read_anew(self) -> None:
-        if self._engine.world.connections:
+    def _read_again(self) -> None:
+        if self.engine.world.connections:
             self._want_resync()
-            self._drain()
+            self.dispatch(())
 
     def _set_timer(self) -> None:
-        deadline = self._engine.deadline
+        deadline = self.engine.deadline
         at = None if deadline is None else deadline / 1e9
         if self._timer is not None:
             if self._timer.when() == at:
-                return  # most events change nothing here, and a timer made anew costs as much
+                return  # most events change nothing here, and a new timer costs as much
             self._timer.cancel()
             self._timer = None
         if at is not None:
@@ -274,65 +299,46 @@ class Daemon:
 
     def _tick(self) -> None:
         self._timer = None
-        self._dispatch([ev.Tick()])
+        self.dispatch([ev.Tick()])
 
     # --- commands out
 
-    def _carry_out(self, outcome: Outcome, event: ev.Event | None = None) -> None:
-        """Commands first; then whoever watches hears of the event and what it led to."""
-        carried_out = []
-        for decision in outcome.decisions:
-            self._decided += 1
-            if decision.refused is None:
-                command = self._execute(decision)
-                if command is not decision.command:
-                    # It was completed on the way: with the port of an announcement.
-                    decision = replace(decision, command=command)
-            else:
-                self._refused += 1
-            carried_out.append(decision)
-        if event is not None and self._control is not None:
-            self._control.publish(event)
-        for fault in outcome.faults:
-            log.error(
-                "plugin %s is kept out from now on: its %s raised %s; mend it and reload (SIGHUP)",
-                fault.plugin,
-                fault.handler,
-                fault.error,
-            )
-        for decision in carried_out:
-            if not isinstance(decision.command, RequestSample | ReadEndpoints):
-                self._remember(decision)
-
-    def _execute(self, decision: Decision) -> Command:
-        """Returns the command as it was carried out."""
+    def _execute(self, decision: Decision) -> None:
         command = decision.command
         if isinstance(command, RequestSample):
             self._sample(with_owners=command.with_owners)
-            return command
+            return
         if isinstance(command, ReadEndpoints):
-            self._queue.extend(self._read_table())
-            return command
+            self._queue.extend(self.read_table())
+            return
         assert not isinstance(command, WakeAt)
-        by_person = decision.plugin == BY_HAND
-        command, answer = self._executor.execute(command, by_person=by_person)
-        if by_person:
-            self._done_by_hand = (command, answer)
-        if answer.errno:
-            log.warning("%s: %s", describe.action(command), answer.explanation)
-            if isinstance(command, ConnectionCommand):
-                # Before the answer: whose connection it is not, learns that first.
-                self._queue.append(self._executor.read_modes([command.token]))
+        manual = decision.plugin == MANUAL
+        done, answer = self._executor.execute(command, manual=manual)
+        if manual:
+            self._manual = (done, answer)
+        if answer.errno and isinstance(command, ConnectionCommand):
+            # Before the answer: a plugin whose connection it is not is told that first.
+            self._queue.append(self._executor.read_modes([command.token]))
         self._queue.append(
             ev.CommandAnswered(
-                decision_id=decision.id, errno=answer.errno, explanation=answer.explanation
+                decision_id=decision.id,
+                errno=answer.errno,
+                explanation=answer.explanation,
+                port=done.port if isinstance(done, AnnounceAddress) else 0,
             )
         )
-        return command
+
+    def carry_out(self, command: KernelCommand) -> tuple[KernelCommand, CommandAnswer] | Decision:
+        """An operator's command: as it was carried out with the kernel's answer, or the decision
+        that refused it."""
+        self._manual = None
+        self.dispatch([ev.CommandAsked(command=command)])
+        assert self._manual is not None
+        return self._manual
 
     def _sample(self, *, with_owners: bool) -> None:
-        """Without an answer plugins go on waiting; a sample that is empty would be a lie."""
-        connections = self._engine.world.connections
+        """On failure nothing is answered, and plugins wait: an empty sample would be wrong."""
+        connections = self.engine.world.connections
         unasked = {token: None for token, c in connections.items() if not c.owner_asked}
         try:
             measured = self._sources.sample(owners_of=unasked if with_owners else None)
@@ -341,108 +347,6 @@ class Daemon:
             return
         self._queue.append(ev.Sampled(measurements=measured, with_owners=with_owners))
 
-    def _remember(self, decision: Decision) -> None:
-        level = logging.DEBUG if decision.command.routine else logging.INFO
-        log.log(level, "%s", describe.decision(decision))
-        self._decisions.append(decision)
-        if self._control is not None:
-            self._control.publish(decision)
-
-    # --- what the control socket asks for (`control.ControlSource`)
-
-    async def connections(self) -> Connections:
-        self._dispatch([ev.Sampled(measurements=self._sources.sample())])
-        return views.connections(self._engine.world, epoch_ns())
-
-    def status(self) -> Status:
-        world = self._engine.world
-        return {
-            "schema": SCHEMA,
-            "version": __version__,
-            "pid": os.getpid(),
-            "netns": self._sources.netns,
-            "started_at": self._started_at,
-            "paused": self._engine.paused,
-            "waits_for_restart": fixed_at_start(self._started_with, self._config),
-            "path_manager": sysctl.PathManagerSetting().current(),
-            "plugins": [
-                {"name": plugin.name, "excluded": _why(self._engine, plugin.name)}
-                for plugin in self._engine.installed
-            ],
-            "probes": self._sources.status(),
-            "connections": len(world.connections),
-            "subflows": sum(len(c.subflows) for c in world.connections.values()),
-            "events_lost": self._events_lost,
-            "decisions": self._decided,
-            "decisions_refused": self._refused,
-        }
-
-    def decisions(self) -> list[DecisionView]:
-        return [views.decision(decision, epoch_ns()) for decision in self._decisions]
-
-    async def carry_out(self, fields: dict[str, Any]) -> CarriedOut:
-        command = operator_commands.parse(fields, self._pm)
-        if isinstance(command, TableCommand):
-            # The guard must know the table; nobody may have read it yet.
-            self._dispatch(self._read_table())
-        self._done_by_hand = None
-        self._dispatch([ev.CommandAsked(command=command)])
-        done = self._done_by_hand
-        if isinstance(command, TableCommand):
-            self._dispatch([self._executor.read_endpoints()])
-        if done is None:
-            refused = next(d.refused for d in reversed(self._decisions) if d.plugin == BY_HAND)
-            return operator_commands.carried_out(command, "daemon", None, refused or "")
-        return operator_commands.carried_out(done[0], "daemon", *done[1])
-
-    async def endpoints(self) -> Endpoints:
-        return operator_commands.endpoints(self._pm.endpoints())
-
-    async def limits(self) -> LimitsView:
-        return operator_commands.limits(self._pm.limits())
-
-    async def pause(self) -> None:
-        log.info("paused: nothing is decided until 'mptcpd-ebpf resume'")
-        self._dispatch([ev.Paused()])
-
-    async def resume(self) -> None:
-        log.info("resumed")
-        self._dispatch([ev.Resumed()])
-
-    async def reload(self) -> None:
-        config = self._settings.load(plugin_loader.options_of)
-        plugins = plugin_set.build(config)
-        try:
-            self._set_path_manager(plugins)
-        except KernelError as error:
-            raise Failure(str(error), ExitCode.PRIVILEGE) from None
-        self._config = config
-        self._sources.set_thresholds(config.probes.thresholds)
-        self._install(plugins)
-        logging_setup.set_up(config.log, config.log_level)
-        for warning in self._settings.warnings():
-            log.warning("%s", warning)
-        log.info("configuration reloaded")
-        if fixed := fixed_at_start(self._started_with, config):
-            log.warning(
-                "changed, but as before until the daemon is restarted: %s", ", ".join(fixed)
-            )
-
-    def reload_or_complain(self) -> None:
-        """SIGHUP: like the control socket's reload, with the mistakes told in the log."""
-        asyncio.get_running_loop().create_task(self._reload_or_complain())
-
-    async def _reload_or_complain(self) -> None:
-        try:
-            await self.reload()
-        except Failure as failure:
-            log.error("configuration not reloaded, the old one stays: %s", failure)
-
 
 def _named(other: others.Manager) -> tuple[str, int | str, str]:
     return other.comm or "a process", other.pid or "unknown", other.advice
-
-
-def _why(engine: Engine, name: str) -> str | None:
-    fault = engine.excluded.get(name)
-    return f"its {fault.handler} raised {fault.error}" if fault is not None else None

@@ -36,7 +36,10 @@ class PathManagerSysctl:
         try:
             self._setting.set(path_manager)
         except BaseException:
-            self._file.forget()
+            if held is not None:
+                self._file.write(held)
+            else:
+                self._file.forget()
             raise
         return before
 

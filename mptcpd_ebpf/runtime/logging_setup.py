@@ -28,13 +28,28 @@ class LogDestination(StrEnum):
     NULL = "null"
 
 
-def set_up(destination: LogDestination, level: str) -> None:
-    """Sends everything from `level` (``debug``, ``info``, …) on to one destination.
+class LogSwitch:
+    """A log destination that is open and not in use yet."""
 
-    May be called again.  Raises `Failure` (CONFIG) if nobody listens there.
+    def __init__(self, handler: logging.Handler, level: str) -> None:
+        self._handler = handler
+        self._level = level.upper()
+
+    def apply(self) -> None:
+        """Sends everything there from now on, and closes the former destination."""
+        logging.basicConfig(handlers=[self._handler], level=self._level, force=True)
+
+    def cancel(self) -> None:
+        self._handler.close()
+
+
+def prepare(destination: LogDestination, level: str) -> LogSwitch:
+    """Opens a destination for everything from `level` (``debug``, ``info``, …) on.
+
+    Raises `Failure` (CONFIG) if nothing listens there; the log is then as before.
     """
     try:
-        handler = _handler(destination)
+        return LogSwitch(_handler(destination), level)
     except OSError as error:
         where = SYSLOG_SOCKET if destination is LogDestination.SYSLOG else JOURNAL_SOCKET
         raise Failure(
@@ -42,7 +57,6 @@ def set_up(destination: LogDestination, level: str) -> None:
             f"everywhere",
             ExitCode.CONFIG,
         ) from None
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
 
 
 def _handler(destination: LogDestination) -> logging.Handler:

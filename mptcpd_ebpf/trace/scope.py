@@ -13,9 +13,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TypeVar
 
-from mptcpd_ebpf.control.views import token_of
 from mptcpd_ebpf.core.address import SockAddr, parse_sockaddr
 from mptcpd_ebpf.core.measurement import Measurement, Owner
+from mptcpd_ebpf.core.token import token_of
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.probes.records import address
 from mptcpd_ebpf.trace.kernel_side import Record

@@ -4,6 +4,7 @@
 from typing import Any, get_args
 
 import pytest
+from msgspec.structs import replace
 
 from mptcpd_ebpf.control import describe
 from mptcpd_ebpf.core.address import SockAddr
@@ -11,6 +12,7 @@ from mptcpd_ebpf.core.commands import (
     AddEndpoint,
     AnnounceAddress,
     AnyCommand,
+    Cause,
     ChangeEndpoint,
     CreateSubflow,
     Decision,
@@ -77,8 +79,9 @@ def test_no_command_is_without_words() -> None:
 
 
 def test_a_decision_tells_its_author_its_reason_and_whether_it_was_done() -> None:
-    made = Decision(id=1, at=0, plugin="adaptive", command=DestroySubflow(**SUBFLOW))
+    cause = Cause(seq=1, event="AlarmRaised", rule="alarm")
+    made = Decision(id=1, at=0, plugin="adaptive", cause=cause, command=DestroySubflow(**SUBFLOW))
     told = "adaptive: destroy 10.0.1.2:4000 → [2001:db8::1]:80 of 1a2b3c4d: why"
     assert describe.decision(made) == told
-    refused = Decision(id=2, at=0, plugin="adaptive", command=made.command, refused="the last one")
+    refused = replace(made, refused="the last one")
     assert describe.decision(refused) == f"{told} [not done: the last one]"

@@ -32,9 +32,10 @@ from mptcpd_ebpf.control.schema import (
 from mptcpd_ebpf.control.server import ControlServer
 from mptcpd_ebpf.control.socket_file import SocketFile
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.commands import Decision, FlushEndpoints, SetBackup
+from mptcpd_ebpf.core.commands import Cause, Decision, FlushEndpoints, SetBackup
 from mptcpd_ebpf.core.endpoints import Endpoint, Limits
 from mptcpd_ebpf.core.events import ConnectionClosed
+from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 EVENTS = "/v1/events"
@@ -45,6 +46,7 @@ DECISION = Decision(
     id=7,
     at=1,
     plugin="adaptive",
+    cause=Cause(seq=9, event="AlarmRaised", rule="alarm"),
     command=SetBackup(
         reason="too slow",
         token=0x1A2B3C4D,
@@ -53,6 +55,10 @@ DECISION = Decision(
         backup=True,
     ),
 )
+
+
+def record(event: ConnectionClosed, *decisions: Decision) -> Record:
+    return Record(seq=1, now=1, event=event, decisions=list(decisions))
 
 
 class Source:
@@ -205,8 +211,7 @@ def test_the_client_reads_the_stream_until_it_ends(path: Path) -> None:
         read = asyncio.create_task(asyncio.to_thread(lambda: [*client.stream(path, EVENTS)]))
         while not server._http.has_streams:
             await asyncio.sleep(0.001)
-        server.publish(ConnectionClosed(token=5))
-        server.publish(DECISION)
+        server.publish(record(ConnectionClosed(token=5), DECISION))
         server.close()
         (hello, greeting), (event, closed), (decision, made) = await asyncio.wait_for(read, 20)
         assert (hello, event, decision) == ("hello", "event", "decision")
@@ -315,8 +320,7 @@ async def event(reader: asyncio.StreamReader, name: str) -> Any:
 def test_a_stream_tells_events_and_decisions_as_they_come(path: Path) -> None:
     async def use(path: str, _source: Source, server: ControlServer) -> None:
         reader, writer = await stream(path)
-        server.publish(ConnectionClosed(token=0x1A2B3C4D))
-        server.publish(DECISION)
+        server.publish(record(ConnectionClosed(token=0x1A2B3C4D), DECISION))
         assert await event(reader, "event") == {"event": "ConnectionClosed", "token": "1a2b3c4d"}
         told = await event(reader, "decision")
         assert told["action"] == "SetBackup"
@@ -336,12 +340,12 @@ def test_a_slow_reader_is_cut_off_and_the_others_are_not(path: Path) -> None:
         quick, quick_writer = await stream(path)
         count = 0
         while server._http.has_streams and len(server._http._streams) == 2:
-            server.publish(DECISION)
+            server.publish(record(ConnectionClosed(token=2), DECISION))
             count += 1
             await event(quick, "decision")
             assert count < 100_000
         assert len(server._http._streams) == 1
-        server.publish(ConnectionClosed(token=1))
+        server.publish(record(ConnectionClosed(token=1)))
         assert await event(quick, "event") == {"event": "ConnectionClosed", "token": "00000001"}
         slow_writer.close()
         quick_writer.close()

@@ -7,13 +7,16 @@ from msgspec import structs
 from mptcpd_ebpf.cli import _text, ls, monitor
 from mptcpd_ebpf.control import views
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.commands import AddEndpoint, CreateSubflow, Decision
+from mptcpd_ebpf.core.commands import AddEndpoint, Cause, CreateSubflow, Decision
 from mptcpd_ebpf.core.events import AlarmRaised
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Owner
 from mptcpd_ebpf.core.model import Connection, Link, State, Subflow, World
+from mptcpd_ebpf.core.token import token_of, token_text
 
 LOCAL, REMOTE = SockAddr("10.0.0.1", 4000), SockAddr("2001:db8::1", 80)
 EPOCH_NS = 1_000_000_000_000_000_000
+
+CAUSE = Cause(seq=9, event="AlarmRaised", rule="alarm")
 
 
 def world(connection: Connection, *subflows: Subflow) -> World:
@@ -92,13 +95,16 @@ def test_a_decision_names_its_subflow_as_far_as_its_command_does() -> None:
     create = CreateSubflow(reason="why", token=0xAB, local_ip="10.0.0.1", local_id=2, remote=REMOTE)
     endpoint = AddEndpoint(reason="why", ip="10.0.0.1")
     made = [
-        Decision(id=1, at=5_500_000_000, plugin="p", command=command, refused="too many")
+        Decision(
+            id=1, at=5_500_000_000, plugin="p", cause=CAUSE, command=command, refused="too many"
+        )
         for command in (create, endpoint)
     ]
     first, second = (views.decision(each, EPOCH_NS) for each in made)
     assert (first["action"], first["token"]) == ("CreateSubflow", "000000ab")
     assert first["subflow"] == "10.0.0.1 → [2001:db8::1]:80"
     assert first["t"] == 1_000_000_005.5
+    assert first["cause"] == {"seq": 9, "event": "AlarmRaised", "rule": "alarm"}
     assert first["refused"] == "too many"
     assert (second["token"], second["subflow"]) == (None, None)
     assert second["command"]["ip"] == "10.0.0.1"
@@ -123,11 +129,11 @@ def test_numbers_as_text() -> None:
 
 def test_a_token_is_hexadecimal_digits_and_nothing_else() -> None:
     for text in ("1a2b3c4d", "1A2B3C4D", "0x1a2b3c4d"):
-        assert views.token_of(text) == 0x1A2B3C4D
-    assert views.token_text(views.token_of("b")) == "0000000b"
+        assert token_of(text) == 0x1A2B3C4D
+    assert token_text(token_of("b")) == "0000000b"
     for wrong in ("", "0x", "0x1_0", "+1", "-1", " 1", "1\n", "123456789", "xyz", 7, None):
         with pytest.raises(ValueError, match="is no token: give the eight hexadecimal digits"):
-            views.token_of(wrong)
+            token_of(wrong)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,14 @@ from typing import Any
 
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.configuration import CoreConfig
 from mptcpd_ebpf.core.engine import Engine, Outcome
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
 from mptcpd_ebpf.core.model import Connection, Subflow, SubflowKey
-from mptcpd_ebpf.core.tracker import Tracker
+from mptcpd_ebpf.core.plugin import Notice, Plugin
+from mptcpd_ebpf.core.plugin_host import RunHandler, run_handler
+from mptcpd_ebpf.core.tracker import SubflowFinal, Tracker
+from mptcpd_ebpf.testing import configured
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -80,6 +84,41 @@ def truth(
     )
 
 
+class StartedEngine(Engine):
+    """An engine that is started and configured with plugins that exist already.
+
+    `config`: fields of `CoreConfig`; the connections belong to no plugin unless they say so.
+    """
+
+    def __init__(
+        self,
+        *plugins: Plugin,
+        seed: int = 0,
+        joins_marked: bool = True,
+        run: RunHandler = run_handler,
+        **config: Any,
+    ) -> None:
+        self._known: dict[str, Plugin] = {}
+        super().__init__(lambda spec: self._known[spec.name], run)
+        self.handle(ev.Started(seed=seed, joins_marked=joins_marked), START)
+        self.configure(*plugins, **config)
+
+    def configure(self, *plugins: Plugin, now: int = START, **config: Any) -> Outcome:
+        self._known = {plugin.name: plugin for plugin in plugins}
+        return self.handle(configured(*plugins, config=CoreConfig(**config)), now)
+
+    def exclude_failed(self, outcome: Outcome, now: int = START) -> Outcome:
+        """Feeds in what the daemon does for the faults of an outcome; returns the outcome."""
+        for fault in outcome.faults:
+            self.handle(
+                ev.PluginExcluded(
+                    plugin=fault.plugin, handler=fault.handler, error=fault.error, call=fault.call
+                ),
+                now,
+            )
+        return outcome
+
+
 class Listener:
     """A tracker with a clock, and all it said so far."""
 
@@ -95,8 +134,10 @@ class Listener:
         names = []
         for event in events:
             notices = self.tracker.apply(event, self.now) + self.tracker.expire(self.now)
-            self.finals += [n.args[0] for n in notices if n.handler == "subflow_final"]
-            names += [n.handler for n in notices]
+            self.finals += [n.subflow for n in notices if isinstance(n, SubflowFinal)]
+            names += [
+                n.handler.__name__ if isinstance(n, Notice) else type(n).__name__ for n in notices
+            ]
         self.told += names
         return names
 
@@ -112,10 +153,16 @@ class Listener:
         return self.connection.subflows[key]
 
 
-def connect(engine: Engine, *keys: SubflowKey, token: int = TOKEN, now: int = START) -> Connection:
+def connect(
+    engine: Engine,
+    *keys: SubflowKey,
+    token: int = TOKEN,
+    now: int = START,
+    initial: SubflowKey = FIBRE,
+) -> Connection:
     """A connection in `engine`, fully established, with its initial subflow and joins."""
-    engine.handle(created(token), now)
-    engine.handle(established(token), now)
+    engine.handle(created(token, initial), now)
+    engine.handle(established(token, initial), now)
     for number, key in enumerate(keys, start=1):
         engine.handle(joined(key, token, local_id=number, remote_id=0), now)
     return engine.world.connections[token]

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.configuration import CoreConfig, PluginSpec
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
 from tests.core.scenario import FIBRE, RADIO, SATELLITE, SERVER, START
 
@@ -47,6 +48,10 @@ ADDRESSES = st.builds(
 )
 ROUTES = st.builds(ev.DefaultRouteAdded, if_index=IF_INDEXES, ipv6=st.booleans())
 
+RELOADED = ev.Configured(
+    config=CoreConfig(default_plugin="vandal", destructive_per_second=10**6),
+    plugins=[PluginSpec(name="vandal", digest="tests.core.test_storms.Vandal")],
+)
 EVENTS: st.SearchStrategy[ev.Event] = st.one_of(
     st.builds(ev.ConnectionCreated, token=TOKENS, local=LOCALS, remote=REMOTES),
     st.builds(ev.ConnectionEstablished, token=TOKENS, local=LOCALS, remote=REMOTES),
@@ -90,7 +95,7 @@ EVENTS: st.SearchStrategy[ev.Event] = st.one_of(
         addresses=st.lists(ADDRESSES, max_size=2),
         routes=st.lists(ROUTES, max_size=2),
     ),
-    st.builds(ev.ConfigChanged, config=st.just({"plugins": {}})),
+    st.just(RELOADED),
     st.builds(ev.Paused),
     st.builds(ev.Resumed),
 )

@@ -18,12 +18,12 @@ from tests.tree import ROOT
 REPLAY = """
 import sys
 import msgspec
-from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.events import AnyEvent
+from tests.core.scenario import StartedEngine
 from tests.core.test_storms import Vandal
 
 decode = msgspec.json.Decoder(tuple[int, AnyEvent]).decode
-engine = Engine([Vandal()], lambda connection: Vandal.name, seed=42)
+engine = StartedEngine(Vandal(), default_plugin=Vandal.name, seed=42)
 for line in sys.stdin.buffer:
     now, event = decode(line)
     outcome = engine.handle(event, now)

@@ -9,6 +9,8 @@ import pytest
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     AddEndpoint,
+    AnyCommand,
+    Cause,
     Command,
     CreateSubflow,
     Decision,
@@ -18,10 +20,11 @@ from mptcpd_ebpf.core.commands import (
     WakeAt,
 )
 from mptcpd_ebpf.core.endpoints import EndpointFlag
-from mptcpd_ebpf.core.engine import MARKER, SHORTEST_SLEEP, Engine
+from mptcpd_ebpf.core.engine import MARKER, SHORTEST_SLEEP
 from mptcpd_ebpf.core.model import Connection, Subflow
 from mptcpd_ebpf.core.pairing import GRACE
 from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
+from mptcpd_ebpf.core.serving import Rule
 from tests.core.scenario import (
     FIBRE,
     MS,
@@ -29,6 +32,7 @@ from tests.core.scenario import (
     SERVER,
     START,
     TOKEN,
+    StartedEngine,
     alarm,
     connect,
     created,
@@ -57,7 +61,8 @@ class Recorder(Plugin):
         return self.answers.get(handler, ())
 
     def init(self, ctx: Context) -> Commands:
-        return self._heard(f"init with {len(ctx.served())}")
+        """Recorded where connections exist already."""
+        return self._heard(f"init with {len(ctx.served())}") if ctx.served() else ()
 
     def exit(self, ctx: Context) -> Commands:
         return self._heard("exit")
@@ -92,10 +97,6 @@ class Urgent(Recorder):
     priority = 5
 
 
-def serving(name: str) -> Callable[[Connection], str]:
-    return lambda _connection: name
-
-
 def destroy(key: Any = RADIO, token: int = TOKEN) -> DestroySubflow:
     return DestroySubflow(token=token, local=key[0], remote=key[1], reason="test")
 
@@ -123,43 +124,44 @@ def test_the_network_is_told_to_all_in_order_of_priority() -> None:
         name = "early"
         priority = 9
 
-    engine = Engine([Late(), Early()])
+    engine = StartedEngine(Late(), Early())
     engine.handle(LINK, START)
     assert order == engine.plugins == ["early", "late"]
 
 
 def test_a_connection_is_told_to_its_servant_only() -> None:
     recorder, urgent = Recorder(), Urgent()
-    engine = Engine([recorder, urgent], serving("recorder"))
+    engine = StartedEngine(recorder, urgent, default_plugin="recorder")
     connect(engine, RADIO)
     assert recorder.told == ["new_connection", "new_subflow"]
     assert urgent.told == []
-    assert engine.servant(TOKEN) == "recorder"
+    assert engine.plugin_of(TOKEN) == "recorder"
     engine.handle(gone(), START)
-    assert engine.servant(TOKEN) is None
+    assert engine.plugin_of(TOKEN) is None
 
 
 def test_connections_are_served_by_different_plugins() -> None:
     recorder, urgent = Recorder(), Urgent()
-    engine = Engine([recorder, urgent], lambda c: "urgent" if c.token == 2 else "recorder")
+    rules = [Rule(plugin="urgent", local=RADIO[0].ip)]
+    engine = StartedEngine(recorder, urgent, rules=rules, default_plugin="recorder")
     connect(engine, token=1)
-    connect(engine, RADIO, token=2)
+    connect(engine, FIBRE, token=2, initial=RADIO)
     assert (recorder.told, urgent.told) == (["new_connection"], ["new_connection", "new_subflow"])
 
 
 @pytest.mark.parametrize("servant", [None, "nobody by that name"])
 def test_a_connection_that_nobody_serves_is_left_to_the_kernel(servant: str | None) -> None:
     recorder = Recorder()
-    engine = Engine([recorder], lambda _connection: servant)
+    engine = StartedEngine(recorder, default_plugin=servant)
     assert connect(engine, RADIO).subflows.keys() == {FIBRE, RADIO}
     assert recorder.told == []
 
 
-def test_start_shows_the_live_connections() -> None:
+def test_a_configuration_shows_the_live_connections() -> None:
     recorder = Recorder()
-    engine = Engine([recorder], serving("recorder"))
+    engine = StartedEngine()
     connect(engine)
-    engine.start(START)
+    engine.configure(recorder, default_plugin="recorder")
     assert recorder.told[-1] == "init with 1"
 
 
@@ -169,19 +171,21 @@ def test_start_shows_the_live_connections() -> None:
 def test_commands_become_numbered_decisions() -> None:
     recorder = Recorder()
     recorder.answers["alarm"] = [demote(), RequestSample(reason="look")]
-    engine = Engine([recorder], serving("recorder"))
+    engine = StartedEngine(recorder, default_plugin="recorder")
     connect(engine, RADIO)
     outcome = engine.handle(ALARM, START + 7)
+    cause = Cause(seq=outcome.seq, event="AlarmRaised", rule="alarm")
+    fields: dict[str, Any] = {"at": START + 7, "plugin": "recorder", "cause": cause}
     assert outcome.decisions == [
-        Decision(id=1, at=START + 7, plugin="recorder", command=demote()),
-        Decision(id=2, at=START + 7, plugin="recorder", command=RequestSample(reason="look")),
+        Decision(id=1, command=demote(), **fields),
+        Decision(id=2, command=RequestSample(reason="look"), **fields),
     ]
 
 
 def test_the_guard_stands_before_the_kernel() -> None:
     recorder = Recorder()
     recorder.answers["alarm"] = [destroy(RADIO), destroy(FIBRE)]
-    engine = Engine([recorder], serving("recorder"))
+    engine = StartedEngine(recorder, default_plugin="recorder")
     connect(engine, RADIO)
     assert refused(engine.handle(ALARM, START)) == [
         None,
@@ -192,7 +196,7 @@ def test_the_guard_stands_before_the_kernel() -> None:
 def test_a_refused_decision_is_told_as_such_and_never_answered() -> None:
     recorder = Recorder()
     recorder.answers["alarm"] = recorder.answers["refused"] = [destroy(FIBRE)]
-    engine = Engine([recorder], serving("recorder"))
+    engine = StartedEngine(recorder, default_plugin="recorder")
     connect(engine, RADIO)
     engine.handle(ev.SubflowClosed(token=TOKEN, local=RADIO[0], remote=RADIO[1]), START)
     first, again = engine.handle(alarm(measured(FIBRE)), START).decisions
@@ -207,7 +211,7 @@ def test_a_refused_decision_is_told_as_such_and_never_answered() -> None:
 def test_the_answer_reaches_the_author_once() -> None:
     recorder, urgent = Recorder(), Urgent()
     recorder.answers["alarm"] = [demote()]
-    engine = Engine([recorder, urgent], serving("recorder"))
+    engine = StartedEngine(recorder, urgent, default_plugin="recorder")
     connect(engine, RADIO)
     engine.handle(ALARM, START)
     answer = ev.CommandAnswered(decision_id=1, errno=22, explanation="no")
@@ -220,7 +224,7 @@ def test_the_answer_reaches_the_author_once() -> None:
 def test_a_demotion_shows_when_the_kernel_did_it() -> None:
     recorder = Recorder()
     recorder.answers["alarm"] = [demote()]
-    engine = Engine([recorder], serving("recorder"))
+    engine = StartedEngine(recorder, default_plugin="recorder")
     subflow = connect(engine, RADIO).subflows[RADIO]
     engine.handle(ALARM, START)
     engine.handle(ev.CommandAnswered(decision_id=1, errno=22), START)
@@ -244,7 +248,7 @@ def test_a_join_we_asked_for_as_backup_is_one() -> None:
         reason="test",
     )
     recorder.answers["new_connection"] = [create]
-    engine = Engine([recorder], serving("recorder"))
+    engine = StartedEngine(recorder, default_plugin="recorder")
     connection = connect(engine)
     engine.handle(ev.CommandAnswered(decision_id=1), START)
     engine.handle(joined(), START)
@@ -255,7 +259,7 @@ def test_a_join_we_asked_for_as_backup_is_one() -> None:
 def test_a_destruction_counts_until_netlink_tells_of_it() -> None:
     recorder = Recorder()
     recorder.answers["alarm"] = [destroy(RADIO)]
-    engine = Engine([recorder], serving("recorder"))
+    engine = StartedEngine(recorder, default_plugin="recorder")
     connect(engine, RADIO)
     engine.handle(ALARM, START)
     engine.handle(ev.CommandAnswered(decision_id=1), START)
@@ -269,10 +273,10 @@ def test_a_destruction_counts_until_netlink_tells_of_it() -> None:
 # --- plugins that misbehave
 
 
-def outcome_of(plugin: Plugin, **engine_options: Any) -> tuple[Engine, Any]:
-    engine = Engine([plugin, Urgent()], serving(plugin.name), **engine_options)
+def outcome_of(plugin: Plugin, **engine_options: Any) -> tuple[StartedEngine, Any]:
+    engine = StartedEngine(plugin, Urgent(), default_plugin=plugin.name, **engine_options)
     connect(engine, RADIO)
-    return engine, engine.handle(ALARM, START)
+    return engine, engine.exclude_failed(engine.handle(ALARM, START))
 
 
 def test_one_that_raises_midway_gets_none_of_its_commands_through() -> None:
@@ -360,7 +364,7 @@ def test_a_handler_without_return_is_no_mistake() -> None:
 
 
 def test_one_that_breaches_its_budget_is_excluded() -> None:
-    def budget(handler: Callable[[], list[Command]]) -> list[Command]:
+    def run(_call: int, handler: Callable[[], list[AnyCommand]]) -> list[AnyCommand]:
         commands = handler()
         if any(isinstance(command, SetBackup) for command in commands):
             raise TimeoutError("longer than 250 ms")
@@ -368,7 +372,7 @@ def test_one_that_breaches_its_budget_is_excluded() -> None:
 
     recorder = Recorder()
     recorder.answers["alarm"] = [demote()]
-    engine, outcome = outcome_of(recorder, budget=budget)
+    engine, outcome = outcome_of(recorder, run=run)
     assert outcome.decisions == []
     assert engine.excluded["recorder"].error == "TimeoutError: longer than 250 ms"
 
@@ -392,7 +396,7 @@ def test_the_excluded_one_is_woken_no_more() -> None:
 
 def test_deadlines_are_the_earliest_of_plugins_and_model() -> None:
     recorder = Recorder()
-    engine = Engine([recorder], serving("recorder"))
+    engine = StartedEngine(recorder, default_plugin="recorder")
     assert engine.deadline is None
     recorder.answers["alarm"] = [
         WakeAt(at=START + 3 * GRACE, reason="test"),
@@ -407,13 +411,39 @@ def test_deadlines_are_the_earliest_of_plugins_and_model() -> None:
     assert "wake" not in recorder.told
     engine.handle(ev.Tick(), START + 2 * GRACE)
     assert recorder.told[-1] == "wake"
+    assert engine.deadline == START + 3 * GRACE
+    engine.handle(ev.Tick(), START + 3 * GRACE)
+    assert recorder.told.count("wake") == 2
     assert engine.deadline is None
+
+
+def test_a_timer_of_a_connection_wakes_its_plugin_for_that_connection_alone() -> None:
+    class Sleeper(Recorder):
+        name = "sleeper"
+
+        def new_connection(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+            for number in (1, 2):
+                at = START + (connection.token + number) * MS
+                yield WakeAt(at=at, token=connection.token, reason="test")
+
+        def wake_connection(self, ctx: Context, connection: Connection) -> Commands:
+            return self._heard(f"wake {connection.token}")
+
+    sleeper = Sleeper()
+    engine = StartedEngine(sleeper, default_plugin="sleeper")
+    for token in (1, 5, 9):
+        connect(engine, token=token)
+    engine.handle(gone(5), START)
+    while (deadline := engine.deadline) is not None:
+        engine.handle(ev.Tick(), deadline)
+    told = [each for each in sleeper.told if each.startswith("wake")]
+    assert told == ["wake 1", "wake 1", "wake 9", "wake 9"]
 
 
 def test_whatever_event_comes_late_brings_what_was_due() -> None:
     recorder = Recorder()
     recorder.answers["new_interface"] = [WakeAt(at=START + MS, reason="test")]
-    engine = Engine([recorder])
+    engine = StartedEngine(recorder)
     engine.handle(LINK, START)
     engine.handle(ev.LinkRemoved(if_index=2), START + 2 * MS)
     assert recorder.told == ["new_interface", "wake"]
@@ -422,7 +452,7 @@ def test_whatever_event_comes_late_brings_what_was_due() -> None:
 def test_one_that_never_sleeps_leaves_time_for_others() -> None:
     recorder = Recorder()
     recorder.answers["new_interface"] = recorder.answers["wake"] = [WakeAt(at=0, reason="test")]
-    engine = Engine([recorder])
+    engine = StartedEngine(recorder)
     engine.handle(LINK, START)
     assert engine.deadline == START + SHORTEST_SLEEP
     engine.handle(ev.Tick(), START + SHORTEST_SLEEP)
@@ -435,7 +465,7 @@ def test_one_that_never_sleeps_leaves_time_for_others() -> None:
 def test_paused_nothing_is_decided_and_everything_is_seen() -> None:
     recorder = Recorder()
     recorder.answers["alarm"] = [demote()]
-    engine = Engine([recorder], serving("recorder"))
+    engine = StartedEngine(recorder, default_plugin="recorder")
     connect(engine, RADIO)
     engine.handle(ev.Paused(), START)
     before = list(recorder.told)
@@ -456,12 +486,16 @@ def test_new_plugins_start_from_the_live_connections() -> None:
     old.answers["exit"] = [RequestSample(reason="last word")]
     new.answers["init with 1"] = [RequestSample(reason="first word")]
     old.answers["alarm"] = [WakeAt(at=START + MS, reason="test")]
-    engine = Engine([old], serving("recorder"))
+    engine = StartedEngine(old, default_plugin="recorder")
     connect(engine, RADIO)
     engine.handle(ALARM, START)
-    outcome = engine.reconfigure([new], serving("urgent"), START)
+    outcome = engine.configure(new, default_plugin="urgent")
     assert [d.command.reason for d in outcome.decisions] == ["last word", "first word"]
-    assert (engine.plugins, engine.servant(TOKEN), engine.deadline) == (["urgent"], "urgent", None)
+    assert (engine.plugins, engine.plugin_of(TOKEN), engine.deadline) == (
+        ["urgent"],
+        "urgent",
+        None,
+    )
     engine.handle(ALARM, START)
     assert new.told == ["init with 1", "alarm"]
 
@@ -483,12 +517,12 @@ class Lasting(Recorder):
 def test_a_plugin_that_is_as_before_goes_on_over_a_reload() -> None:
     old, new = Lasting(), Lasting()
     old.answers["alarm"] = [WakeAt(at=START + MS, reason="test")]
-    engine = Engine([old], serving("lasting"))
+    engine = StartedEngine(old, default_plugin="lasting")
     connect(engine, RADIO)
     connect(engine, token=7)
     engine.handle(ALARM, START)
     told = list(old.told)
-    engine.reconfigure([new, Urgent()], serving("lasting"), START)
+    engine.configure(new, Urgent(), default_plugin="lasting")
     assert old.told == [*told, "reloaded with 2"]
     assert new.told == []
     assert engine.deadline == START + MS
@@ -510,17 +544,17 @@ def test_one_that_changed_is_made_anew(change: str) -> None:
     new = type(old)(Tunable(level=change == "options"))
     if change == "code":
         new = Edited()
-    engine = Engine([old], serving("lasting"))
+    engine = StartedEngine(old, default_plugin="lasting")
     connect(engine, RADIO)
-    connect(engine, token=7)
+    connect(engine, token=7, initial=RADIO)
     if change == "excluded":
         old.answers["alarm"] = ["no command"]  # type: ignore[list-item]
-        engine.handle(ALARM, START)
+        engine.exclude_failed(engine.handle(ALARM, START))
     if change == "paused":
         engine.handle(ev.Paused(), START)
     fewer = change == "fewer connections"
-    serve = (lambda c: None if c.token == 7 else "lasting") if fewer else serving("lasting")
-    engine.reconfigure([new], serve, START)
+    rules = [Rule(plugin=None, local=RADIO[0].ip)] if fewer else []
+    engine.configure(new, rules=rules, default_plugin="lasting")
     engine.handle(ev.Resumed(), START)
     assert new.told == [f"init with {1 if fewer else 2}"]
     assert not any(word.startswith("reloaded") for word in old.told)
@@ -535,7 +569,7 @@ def test_a_new_configuration_gives_the_excluded_another_chance() -> None:
             raise ValueError
 
     engine, _ = outcome_of(Clumsy())
-    engine.reconfigure([Clumsy()], serving("clumsy"), START)
+    engine.configure(Clumsy(), default_plugin="clumsy")
     assert (engine.plugins, engine.excluded) == (["clumsy"], {})
 
 
@@ -547,7 +581,7 @@ def test_chance_is_the_engines_and_repeats() -> None:
             yield RequestSample(reason=str(ctx.random.random()))
 
     def bets(seed: int) -> list[str]:
-        engine = Engine([Gambler()], seed=seed)
+        engine = StartedEngine(Gambler(), seed=seed)
         return [d.command.reason for d in engine.handle(LINK, START).decisions]
 
     assert bets(1) == bets(1) != bets(2)
@@ -555,7 +589,7 @@ def test_chance_is_the_engines_and_repeats() -> None:
 
 def test_established_before_created_is_served_too() -> None:
     recorder = Recorder()
-    engine = Engine([recorder], serving("recorder"))
+    engine = StartedEngine(recorder, default_plugin="recorder")
     engine.handle(established(), START)
     assert recorder.told == ["new_connection"]
 
@@ -584,7 +618,7 @@ def test_a_join_that_the_kernel_does_not_mark_is_marked_before_anybody_hears_of_
         ) -> list[Command]:
             return [RequestSample(reason="it is there")]
 
-    engine = Engine([Trial()], serving("trial"), joins_marked=lambda: marked)
+    engine = StartedEngine(Trial(), default_plugin="trial", joins_marked=marked)
     engine.handle(created(), START)
     (join,) = engine.handle(established(), START).decisions
     engine.handle(ev.CommandAnswered(decision_id=join.id, errno=0), START)

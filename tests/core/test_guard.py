@@ -15,7 +15,6 @@ from mptcpd_ebpf.core.commands import (
     SetBackup,
     WithdrawAddress,
 )
-from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.guard import SETTLE, Guard
 from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey, World
 from mptcpd_ebpf.core.plugin import Context, Plugin
@@ -27,6 +26,7 @@ from tests.core.scenario import (
     SERVER,
     START,
     TOKEN,
+    StartedEngine,
     connect,
     leftovers,
     refused,
@@ -191,10 +191,10 @@ def test_a_new_ration_holds_from_now_on() -> None:
 
 
 def test_the_configuration_sets_the_ration() -> None:
-    engine = Engine(destructive_per_second=5)
+    engine = StartedEngine(destructive_per_second=5)
     connect(engine, FIBRE, RADIO)
     asked = ev.CommandAsked(command=demote(RADIO))
-    engine.handle(ev.ConfigChanged(config={"limits": {"destructive_per_second": 0}}), START)
+    engine.configure(destructive_per_second=0)
     assert refused(engine.handle(asked, START)) == ["more than 0 destructive commands a second"]
 
 
@@ -240,9 +240,10 @@ def test_what_is_put_back_at_the_end_is_not_rationed() -> None:
             for number in range(1, 9):
                 yield RemoveEndpoint(address_id=number, ip="", reason="the daemon leaves")
 
-    engine = Engine([Leaving()], lambda _: None, destructive_per_second=1)
-    assert refused(engine.reconfigure([Leaving()], lambda _: None, START)) == [None] * 8
-    assert refused(engine.stop(START)) == [None] * 8
+    engine = StartedEngine(Leaving(), default_plugin=None, destructive_per_second=1)
+    assert refused(engine.configure(destructive_per_second=1)) == [None] * 8
+    engine.configure(Leaving(), destructive_per_second=1)
+    assert refused(engine.handle(ev.Stopped(), START)) == [None] * 8
     asked = [
         ev.CommandAsked(command=RemoveEndpoint(address_id=n, ip="", reason="")) for n in (1, 2)
     ]

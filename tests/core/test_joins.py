@@ -10,19 +10,21 @@ import pytest
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import Command, CreateSubflow, DestroySubflow
-from mptcpd_ebpf.core.engine import Engine, Outcome
+from mptcpd_ebpf.core.engine import Outcome
 from mptcpd_ebpf.core.joining_plugin import JoiningPlugin
 from mptcpd_ebpf.core.joins import ANSWER_WITHIN, SHORT_LIFE, Want
-from mptcpd_ebpf.core.model import Connection
+from mptcpd_ebpf.core.model import MS, SECOND, Connection
 from mptcpd_ebpf.core.plugin import Context
-from mptcpd_ebpf.core.units import MS, SECOND
+from mptcpd_ebpf.core.serving import Rule
 from tests.core.scenario import (
     FIBRE,
     RADIO,
+    SATELLITE,
     SERVER,
     START,
     TCP_SYN_SENT,
     TOKEN,
+    StartedEngine,
     created,
     established,
     gone,
@@ -54,7 +56,7 @@ class Scene:
     def __init__(self, number: int = 1) -> None:
         self.plugin = Two()
         self.plugin.number = number
-        self.engine = Engine([self.plugin], lambda _c: "two")
+        self.engine = StartedEngine(self.plugin, default_plugin="two")
         self.now = START
         self.asked: list[Command] = []
         self.tell(
@@ -83,7 +85,7 @@ class Scene:
         number, self.plugin = self.plugin.number, Two() if self.edited else Changed()
         self.edited = not self.edited
         self.plugin.number = number
-        self._take(self.engine.reconfigure([self.plugin], lambda _c: "two", self.now))
+        self._take(self.engine.configure(self.plugin, default_plugin="two", now=self.now))
 
     def wait(self, nanoseconds: int) -> None:
         until = self.now + nanoseconds
@@ -257,7 +259,7 @@ def test_what_a_person_destroys_stays_away_until(occasion: str) -> None:
         scene.tell(ev.LocalAddressRemoved(if_index=3, ip=RADIO[0].ip))
         scene.tell(ev.LocalAddressChanged(if_index=3, ip=RADIO[0].ip, prefix_len=24))
     elif occasion == "a reload":
-        scene.engine.reconfigure([Two()], lambda _c: "two", scene.now)
+        scene.engine.configure(Two(), default_plugin="two", now=scene.now)
         scene.tell(ev.DefaultRouteRemoved(if_index=3, ipv6=False))
         scene.wait(ANSWER_WITHIN + SECOND)
     else:
@@ -285,9 +287,10 @@ def test_one_fewer_is_wanted_for_each_that_a_person_destroys() -> None:
 
 def test_nothing_is_kept_of_connections_of_others() -> None:
     scene = Scene()
-    serve = lambda connection: "two" if connection.token != 7 else None  # noqa: E731
-    scene.engine.reconfigure([scene.plugin], serve, scene.now)
-    destroy = DestroySubflow(token=7, local=RADIO[0], remote=RADIO[1], reason="by hand")
-    scene.tell(created(7), established(7), joined(token=7), ev.CommandAsked(command=destroy))
+    rules = [Rule(plugin=None, local=SATELLITE[0].ip)]
+    scene.engine.configure(scene.plugin, rules=rules, default_plugin="two", now=scene.now)
+    destroy = DestroySubflow(token=7, local=RADIO[0], remote=RADIO[1], reason="manual")
+    scene.tell(created(7, SATELLITE), established(7, SATELLITE), joined(token=7))
+    scene.tell(ev.CommandAsked(command=destroy))
     scene.tell(left(token=7), gone(7), gone())
     assert not {name for name in leftovers(scene.plugin.joins) if "_ids" not in name}

@@ -8,18 +8,17 @@ import pytest
 from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import DestroySubflow, WithdrawAddress
-from mptcpd_ebpf.core.engine import Engine, Outcome
-from tests.core.scenario import FIBRE, RADIO, SATELLITE, START, connect
+from mptcpd_ebpf.core.engine import Outcome
+from tests.core.scenario import FIBRE, RADIO, SATELLITE, START, StartedEngine, connect
 
 PATHS = (FIBRE, RADIO, SATELLITE)
 
 
 @pytest.fixture(params=["adaptive", "backup", "fullmesh", "sspi"])
-def engine(request: pytest.FixtureRequest) -> Engine:
+def engine(request: pytest.FixtureRequest) -> StartedEngine:
     """A connection with a subflow on each of three interfaces, address ids 0, 1 and 2."""
     plugin = load(request.param)()
-    engine = Engine([plugin], lambda _: plugin.name)
-    engine.start(START)
+    engine = StartedEngine(plugin, default_plugin=plugin.name)
     for number, (local, _) in enumerate(PATHS, start=1):
         engine.handle(link(number), START)
         engine.handle(ev.LocalAddressChanged(if_index=number, ip=local.ip, prefix_len=24), START)
@@ -46,13 +45,13 @@ def gone(outcome: Outcome) -> list[tuple[type, object]]:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_the_peer_is_told_while_the_kernel_knows_the_id(engine: Engine, number: int) -> None:
+def test_the_peer_is_told_while_the_kernel_knows_the_id(engine: StartedEngine, number: int) -> None:
     local, _ = PATHS[number - 1]
     left = [(WithdrawAddress, number - 1), (DestroySubflow, local.ip)]
     assert gone(engine.handle(link(number, running=False), START)) == left
 
 
-def test_an_address_that_was_removed(engine: Engine) -> None:
+def test_an_address_that_was_removed(engine: StartedEngine) -> None:
     removed = ev.LocalAddressRemoved(if_index=3, ip=SATELLITE[0].ip)
     assert gone(engine.handle(removed, START)) == [
         (WithdrawAddress, 2),
@@ -60,17 +59,18 @@ def test_an_address_that_was_removed(engine: Engine) -> None:
     ]
 
 
-def test_what_the_configuration_denies_now(engine: Engine) -> None:
+def test_what_the_configuration_denies_now(engine: StartedEngine) -> None:
     """All but the subflow with which the connection started."""
     plugin = engine.installed[0]
-    engine.handle(ev.ConfigChanged(config={"interfaces": {"deny": ["wan1", "wan2"]}}), START)
-    outcome = engine.reconfigure([type(plugin)()], lambda _: plugin.name, START)
+    denied = ["wan1", "wan2"]
+    outcome = engine.configure(type(plugin)(), default_plugin=plugin.name, denied_interfaces=denied)
     assert gone(outcome) == [(WithdrawAddress, 1), (DestroySubflow, RADIO[0].ip)]
     assert gone(engine.handle(link(3, name="other"), START)) == []
 
 
-def test_an_interface_that_is_renamed_to_one_denied(engine: Engine) -> None:
-    engine.handle(ev.ConfigChanged(config={"interfaces": {"deny": ["lan*"]}}), START)
+def test_an_interface_that_is_renamed_to_one_denied(engine: StartedEngine) -> None:
+    plugin = engine.installed[0]
+    engine.configure(type(plugin)(), default_plugin=plugin.name, denied_interfaces=["lan*"])
     assert gone(engine.handle(link(3, name="lan0"), START)) == [
         (WithdrawAddress, 2),
         (DestroySubflow, SATELLITE[0].ip),
@@ -80,8 +80,7 @@ def test_an_interface_that_is_renamed_to_one_denied(engine: Engine) -> None:
 def test_of_many_connections_as_many_leave_as_the_ration_allows() -> None:
     """Each is withdrawn and destroyed in turn, and both count once."""
     plugin = load("fullmesh")()
-    engine = Engine([plugin], lambda _: plugin.name, destructive_per_second=3)
-    engine.start(START)
+    engine = StartedEngine(plugin, default_plugin=plugin.name, destructive_per_second=3)
     for number, (local, _) in enumerate((FIBRE, RADIO), start=1):
         engine.handle(link(number), START)
         engine.handle(ev.LocalAddressChanged(if_index=number, ip=local.ip, prefix_len=24), START)

@@ -7,7 +7,9 @@ import pytest
 
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.configuration import CoreConfig
 from mptcpd_ebpf.core.model import World
+from mptcpd_ebpf.testing import configured
 from tests.core.scenario import Listener, truth
 
 
@@ -68,10 +70,10 @@ def test_interfaces_that_are_not_allowed_are_not_used(
     allow: list[str], deny: list[str], left: list[str]
 ) -> None:
     net = Listener(link(), address(), link(3, "lte0"), address("10.0.2.2", 3))
-    chosen = ev.ConfigChanged(config={"interfaces": {"allow": allow, "deny": deny}})
+    chosen = configured(config=CoreConfig(allowed_interfaces=allow, denied_interfaces=deny))
     assert net.tell(chosen) == []
     assert usable(net.tracker.world) == left
-    net.tell(ev.ConfigChanged(config={}))
+    net.tell(configured(config=CoreConfig()))
     assert usable(net.tracker.world) == ["10.0.1.2", "10.0.2.2"]
 
 

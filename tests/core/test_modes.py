@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import AnnounceAddress, Command, CreateSubflow, KernelCommand
-from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.model import Connection
 from mptcpd_ebpf.core.plugin import Commands, Context, Plugin
 from tests.core.scenario import (
@@ -20,6 +19,7 @@ from tests.core.scenario import (
     SERVER,
     START,
     TOKEN,
+    StartedEngine,
     connect,
     created,
     established,
@@ -77,11 +77,11 @@ class Anywhere(Telling):
 def test_who_serves_what_was_there_before(
     kind: type[Telling], modes: ev.ModesRead, served: int
 ) -> None:
-    engine = Engine()
+    engine = StartedEngine()
     engine.handle(truth(measured(initial=True)), START)
     engine.handle(modes, START)
     plugin = kind()
-    engine.reconfigure([plugin], lambda _: kind.name, START)
+    engine.configure(plugin, default_plugin=kind.name)
     assert plugin.told == [f"init with {served}"]
     engine.handle(joined(), START)
     assert plugin.told[1:] == ["new_subflow"] * served
@@ -89,7 +89,7 @@ def test_who_serves_what_was_there_before(
 
 def test_a_connection_that_turns_out_to_be_the_kernels_is_taken_away_once() -> None:
     plugin = Userspace()
-    engine = Engine([plugin], lambda _: "userspace")
+    engine = StartedEngine(plugin, default_plugin="userspace")
     engine.handle(created(), START)
     (decision,) = engine.handle(established(), START).decisions
     for _ in range(2):
@@ -97,11 +97,15 @@ def test_a_connection_that_turns_out_to_be_the_kernels_is_taken_away_once() -> N
     engine.handle(ev.CommandAnswered(decision_id=decision.id, errno=errno.EINVAL), START)
     for event in (joined(), gone()):
         engine.handle(event, START)
-    assert plugin.told == ["connection_established", "connection_closed, serving 0"]
+    assert plugin.told == [
+        "init with 0",
+        "connection_established",
+        "connection_closed, serving 0",
+    ]
 
 
 def test_a_command_that_succeeds_tells_the_mode() -> None:
-    engine = Engine([Userspace()], lambda _: "userspace")
+    engine = StartedEngine(Userspace(), default_plugin="userspace")
     engine.handle(created(), START)
     (decision,) = engine.handle(established(), START).decisions
     assert engine.world.connections[TOKEN].in_kernel is None
@@ -110,7 +114,7 @@ def test_a_command_that_succeeds_tells_the_mode() -> None:
 
 
 def test_an_id_that_the_kernel_took_up_is_known_before_its_subflow_stands() -> None:
-    engine = Engine()
+    engine = StartedEngine()
     connection = connect(engine)
     commands: list[KernelCommand] = [
         AnnounceAddress(token=TOKEN, ip="10.0.3.2", address_id=1, reason="test"),
@@ -134,8 +138,7 @@ class TestShipped:
     ]
 
     def test_they_try_nothing_again_where_nothing_can_be_done(self, name: str) -> None:
-        engine = Engine([load(name)()], lambda _: name)
-        engine.start(START)
+        engine = StartedEngine(load(name)(), default_plugin=name)
         for event in self.network:
             engine.handle(event, START)
         engine.handle(created(), START)
@@ -149,4 +152,4 @@ class TestShipped:
         # The next one, made under the userspace path manager, is served as ever.
         connect(engine, token=7, now=START + 200 * SECOND)
         assert 7 in engine.world.connections
-        assert engine.servant(7) == name
+        assert engine.plugin_of(7) == name

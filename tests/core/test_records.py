@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every event and command survives being written down: the journal and replay live on it."""
 
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mptcpd_ebpf.core import commands, events
+from mptcpd_ebpf.core import commands, configuration, events
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import AnyCommand, Command, Decision
 from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.events import AnyEvent, Event
 from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.core.serving import Rule
 
 WHOLE = st.integers(-(2**63), 2**64 - 1)
 # What JSON can hold and a configuration can say.
@@ -28,12 +30,20 @@ st.register_type_strategy(
     EndpointFlag, st.sets(st.sampled_from(EndpointFlag)).map(lambda flags: EndpointFlag(sum(flags)))
 )
 FREE_FORM: dict[type, dict[str, Any]] = {
-    events.ConfigChanged: {"config": st.dictionaries(st.text(max_size=5), PLAIN)}
+    configuration.PluginSpec: {"options": st.dictionaries(st.text(max_size=5), PLAIN)},
+    Rule: {
+        "local": st.sampled_from([None, "10.0.0.1", "2001:db8::/32"]),
+        "local_port": st.none() | st.integers(1, 65535) | st.lists(st.integers(1, 65535)),
+        "remote": st.sampled_from([None, "192.0.2.0/24"]),
+        "remote_port": st.none() | st.integers(1, 65535) | st.lists(st.integers(1, 65535)),
+    },
 }
 
 
 def values(kind: Any) -> st.SearchStrategy[Any]:
     """Values of a field's type, within its bounds."""
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        return st.one_of([values(one) for one in get_args(kind)])
     bounds = [meta for meta in getattr(kind, "__metadata__", ()) if isinstance(meta, msgspec.Meta)]
     if bounds:
         return st.integers(int(bounds[0].ge or 0), int(bounds[0].le or 0))
@@ -50,6 +60,9 @@ for _kind in (
     events.LiveConnection,
     events.ConnectionMode,
     Measurement,
+    Rule,
+    configuration.PluginSpec,
+    configuration.CoreConfig,
     *get_args(AnyCommand),
     *get_args(AnyEvent),
 ):

@@ -111,7 +111,7 @@ def test_a_subflow_that_was_reborn_unheard_is_another() -> None:
     net.tell(ended(at=START + 1))
     assert net.tell(truth(live(), live(RADIO, START + 2))) == [
         "subflow_closed",
-        "subflow_final",
+        "SubflowFinal",
         "new_subflow",
     ]
     assert net.subflow(RADIO).usable
@@ -129,7 +129,7 @@ def test_a_last_word_no_older_than_the_reading_holds(at: int) -> None:
     net.tell(ended(at=at))
     assert net.tell(truth(live(), live(RADIO, START + 1))) == []
     assert not net.subflow(RADIO).usable
-    assert net.wait(GRACE) == ["subflow_closed", "subflow_final"]
+    assert net.wait(GRACE) == ["subflow_closed", "SubflowFinal"]
 
 
 @given(st.lists(EVENTS, max_size=60), st.lists(LOCALS, unique=True))

@@ -7,12 +7,20 @@ import pytest
 
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import RequestSample
-from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.measurement import Owner
 from mptcpd_ebpf.core.model import Connection
 from mptcpd_ebpf.core.plugin import Commands, Context, Plugin
-from mptcpd_ebpf.core.serving import Rule, Serving
-from tests.core.scenario import FIBRE, START, TOKEN, created, established, measured, truth
+from mptcpd_ebpf.core.serving import Rule
+from tests.core.scenario import (
+    FIBRE,
+    START,
+    TOKEN,
+    StartedEngine,
+    created,
+    established,
+    measured,
+    truth,
+)
 
 OWNER = Owner(pid=7, comm="backupd", uid=1000, cgroup_path="/system.slice/backup.service")
 
@@ -41,9 +49,9 @@ class Special(Told):
     name = "special"
 
 
-def engine(*rules: Rule) -> tuple[Engine, Default, Special]:
+def engine(*rules: Rule) -> tuple[StartedEngine, Default, Special]:
     default, special = Default(), Special()
-    made = Engine()
+    made = StartedEngine()
     made.handle(
         truth(
             connections=[],
@@ -52,7 +60,7 @@ def engine(*rules: Rule) -> tuple[Engine, Default, Special]:
         ),
         START,
     )
-    made.reconfigure([default, special], Serving(made.world, rules, "default"), START)
+    made.configure(default, special, rules=list(rules), default_plugin="default")
     return made, default, special
 
 
@@ -79,7 +87,7 @@ def engine(*rules: Rule) -> tuple[Engine, Default, Special]:
 def test_a_rule_fits_if_all_it_names_holds(conditions: dict[str, Any], fits: bool) -> None:
     made, default, special = engine(Rule(plugin="special", **conditions))
     made.handle(created(), START)
-    assert made.servant(TOKEN) == ("special" if fits else "default")
+    assert made.plugin_of(TOKEN) == ("special" if fits else "default")
     assert special.heard == ["new"] * fits
     assert default.heard == ["new"] * (not fits)
 
@@ -90,7 +98,7 @@ def test_the_first_rule_wins_and_none_leaves_it_to_the_kernel() -> None:
     )
     made.handle(created(), START)
     made.handle(established(), START)
-    assert made.servant(TOKEN) is None
+    assert made.plugin_of(TOKEN) is None
     assert default.heard == special.heard == []
 
 
@@ -131,7 +139,7 @@ def test_an_owner_that_nobody_knows_fits_no_rule() -> None:
 def test_a_rule_without_need_of_the_owner_asks_nobody() -> None:
     made, _, _ = engine(Rule(plugin="special", uid=0, remote_port=80))
     assert made.handle(created(), START).decisions == []
-    assert made.servant(TOKEN) == "default"
+    assert made.plugin_of(TOKEN) == "default"
 
 
 def test_a_connection_that_closes_undecided_is_forgotten() -> None:
@@ -145,10 +153,10 @@ def test_a_connection_that_closes_undecided_is_forgotten() -> None:
 def test_live_connections_are_chosen_anew_at_a_reload() -> None:
     made, default, special = engine()
     made.handle(created(), START)
-    serve = Serving(made.world, [Rule(plugin="special", uid=1000)], "default")
-    outcome = made.reconfigure([default, special], serve, START)
+    rules = [Rule(plugin="special", uid=1000)]
+    outcome = made.configure(default, special, rules=rules, default_plugin="default")
     assert [
         d.command.with_owners for d in outcome.decisions if isinstance(d.command, RequestSample)
     ]
     made.handle(ev.Sampled(measurements=[measured(owner=OWNER)], with_owners=True), START)
-    assert made.servant(TOKEN) == "special"
+    assert made.plugin_of(TOKEN) == "special"

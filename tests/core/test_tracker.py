@@ -271,7 +271,7 @@ def test_ids_that_netlink_told_are_not_overruled() -> None:
 def test_final_when_both_said_their_last_word() -> None:
     net = Listener(created(), joined())
     assert net.tell(left()) == ["subflow_closed"]
-    assert net.tell(ended(srtt_us=7)) == ["subflow_final"]
+    assert net.tell(ended(srtt_us=7)) == ["SubflowFinal"]
     assert net.finals[0].measured == measured(RADIO, srtt_us=7, closed=True, state=TCP_CLOSE)
     assert net.wait(2 * GRACE) == []
 
@@ -280,7 +280,7 @@ def test_final_when_the_probes_spoke_first() -> None:
     net = Listener(created(), joined())
     assert net.tell(ended()) == []
     assert not net.subflow(RADIO).usable
-    assert net.tell(left(error=5)) == ["subflow_closed", "subflow_final"]
+    assert net.tell(left(error=5)) == ["subflow_closed", "SubflowFinal"]
     assert net.finals[0].error == 5
     assert net.wait(2 * GRACE) == []
 
@@ -289,7 +289,7 @@ def test_netlink_is_not_waited_for_longer_than_the_grace() -> None:
     net = Listener(created(), joined(), ended())
     assert net.tracker.deadline == START + GRACE
     assert net.wait(GRACE - 1) == []
-    assert net.wait(1) == ["subflow_closed", "subflow_final"]
+    assert net.wait(1) == ["subflow_closed", "SubflowFinal"]
     assert list(net.connection.subflows) == [FIBRE]
     # It can come minutes later, when the application has read all data.
     net.now += 600 * SECOND
@@ -300,7 +300,7 @@ def test_netlink_is_not_waited_for_longer_than_the_grace() -> None:
 def test_the_probes_are_not_waited_for_longer_than_the_grace() -> None:
     net = Listener(created(), joined(), left())
     assert net.wait(GRACE - 1) == []
-    assert net.wait(1) == ["subflow_final"]
+    assert net.wait(1) == ["SubflowFinal"]
     assert net.tell(ended(at=net.now)) == []
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mptcpd_ebpf.core.commands import Command, WakeAt
+from mptcpd_ebpf.core.commands import AnyCommand, WakeAt
 from mptcpd_ebpf.daemon import handler_budget
 from mptcpd_ebpf.daemon.handler_budget import HandlerBudget, HandlerTooSlow
 
-DONE: list[Command] = [WakeAt(at=1, reason="done")]
+DONE: list[AnyCommand] = [WakeAt(at=1, reason="done")]
 
 
 @pytest.fixture
@@ -27,31 +27,31 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandlerBudget]:
     assert signal.getsignal(signal.SIGALRM) is before
 
 
-def spin() -> list[Command]:
+def spin() -> list[AnyCommand]:
     while True:
         pass
 
 
-def stubborn() -> list[Command]:
+def stubborn() -> list[AnyCommand]:
     while True:
         with contextlib.suppress(Exception):
             spin()
 
 
-def caught_three_times() -> list[Command]:
+def caught_three_times() -> list[AnyCommand]:
     for _ in range(3):
         with contextlib.suppress(BaseException):
             spin()
     return spin()
 
 
-def asleep() -> list[Command]:
+def asleep() -> list[AnyCommand]:
     time.sleep(3600)
     return DONE
 
 
-def generating() -> list[Command]:
-    def endless() -> Iterator[Command]:
+def generating() -> list[AnyCommand]:
+    def endless() -> Iterator[AnyCommand]:
         while True:
             yield DONE[0]
 
@@ -60,15 +60,15 @@ def generating() -> list[Command]:
 
 @pytest.mark.parametrize("handler", [spin, stubborn, caught_three_times, generating])
 def test_a_handler_that_does_not_return_is_interrupted(
-    limited: HandlerBudget, handler: Callable[[], list[Command]]
+    limited: HandlerBudget, handler: Callable[[], list[AnyCommand]]
 ) -> None:
     with pytest.raises(HandlerTooSlow, match="it ran longer than 20 ms"):
-        limited(handler)
+        limited(1, handler)
 
 
 def test_one_that_only_waits_is_interrupted_later(limited: HandlerBudget) -> None:
     with pytest.raises(HandlerTooSlow, match="it did not return for 100 ms"):
-        limited(asleep)
+        limited(1, asleep)
 
 
 def test_waiting_for_the_processor_is_not_held_against_it(
@@ -79,27 +79,27 @@ def test_waiting_for_the_processor_is_not_held_against_it(
     monkeypatch.setattr(time, "thread_time", lambda: 0.0)
     alarms = iter(range(10))
 
-    def waits() -> list[Command]:
+    def waits() -> list[AnyCommand]:
         for _ in alarms:
             signal.sigtimedwait([signal.SIGALRM], 0.001)
             signal.raise_signal(signal.SIGALRM)
         return DONE
 
-    assert limited(waits) is DONE
+    assert limited(1, waits) is DONE
 
 
 def test_a_handler_s_answer_and_its_errors_come_through(limited: HandlerBudget) -> None:
-    def broken() -> list[Command]:
+    def broken() -> list[AnyCommand]:
         raise ZeroDivisionError("by zero")
 
-    assert limited(lambda: DONE) is DONE
+    assert limited(1, lambda: DONE) is DONE
     with pytest.raises(ZeroDivisionError):
-        limited(broken)
-    assert limited(lambda: DONE) is DONE
+        limited(1, broken)
+    assert limited(1, lambda: DONE) is DONE
 
 
 def test_an_alarm_that_comes_late_interrupts_nothing(limited: HandlerBudget) -> None:
-    assert limited(lambda: DONE) is DONE
+    assert limited(1, lambda: DONE) is DONE
     signal.raise_signal(signal.SIGALRM)
 
 

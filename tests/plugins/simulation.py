@@ -18,10 +18,10 @@ from mptcpd_ebpf.core.commands import (
     DestroySubflow,
     RequestSample,
 )
-from mptcpd_ebpf.core.engine import Engine, Outcome
+from mptcpd_ebpf.core.engine import Outcome
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
-from mptcpd_ebpf.core.model import Connection, Subflow, SubflowKey
-from mptcpd_ebpf.core.units import MS, SECOND
+from mptcpd_ebpf.core.model import MS, SECOND, Connection, Subflow, SubflowKey
+from tests.core.scenario import StartedEngine
 
 START = 1000 * SECOND
 TOKEN = 0x1A2B3C4D
@@ -38,7 +38,7 @@ class Simulation:
 
     def __init__(self, *, mobile: bool = True, server_side: bool = False) -> None:
         plugin = load("adaptive")()
-        self.engine = Engine([plugin], lambda _: "adaptive")
+        self.engine = StartedEngine(plugin, default_plugin="adaptive")
         self.now = START
         self.answers: dict[str, Answers] = {FIBRE: lambda: True, MOBILE: lambda: True}
         self.extra_rtt = {FIBRE: 0, MOBILE: 0}
@@ -56,7 +56,6 @@ class Simulation:
         for index, name, ip in interfaces:
             self.tell(ev.LinkChanged(if_index=index, name=name, up=True, running=True))
             self.tell(ev.LocalAddressChanged(if_index=index, ip=ip, prefix_len=24))
-        self._outcome(self.engine.start(self.now))
         first = SockAddr(FIBRE, 40_000)
         for kind in (ev.ConnectionCreated, ev.ConnectionEstablished):
             self.tell(kind(token=TOKEN, local=first, remote=SERVER, server_side=server_side))
@@ -101,7 +100,7 @@ class Simulation:
 
     def reload(self) -> None:
         """The configuration was read anew, and is as it was."""
-        outcome = self.engine.reconfigure([load("adaptive")()], lambda _: "adaptive", self.now)
+        outcome = self.engine.configure(load("adaptive")(), default_plugin="adaptive", now=self.now)
         self._outcome(outcome)
 
     def actions(self, since: int = START) -> list[Decision]:

@@ -17,7 +17,7 @@ from mptcpd_ebpf.core.commands import (
     WithdrawAddress,
 )
 from mptcpd_ebpf.core.measurement import AlarmKind
-from mptcpd_ebpf.core.units import MS, SECOND
+from mptcpd_ebpf.core.model import MS, SECOND
 from tests.plugins.simulation import FIBRE, MOBILE, RTT, START, TOKEN, Simulation
 
 DEAD = lambda: False  # noqa: E731 - reads as the state of a path
@@ -305,7 +305,7 @@ def test_an_address_that_goes_takes_its_subflow_along(two_paths: Simulation) -> 
 def test_at_its_end_nothing_stays_demoted(two_paths: Simulation) -> None:
     two_paths.alarm(MOBILE, AlarmKind.STALL, in_flight=60)
     two_paths.wait(SECOND)
-    last = [each.command for each in two_paths.engine.stop(two_paths.now).decisions]
+    last = [each.command for each in two_paths.engine.handle(ev.Stopped(), two_paths.now).decisions]
     assert [(each.backup, each.local.ip) for each in last if isinstance(each, SetBackup)] == [
         (False, MOBILE)
     ]

@@ -8,7 +8,7 @@ from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import SetLimits
 from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits
 from mptcpd_ebpf.core.engine import Engine
-from tests.core.scenario import SECOND, START
+from tests.core.scenario import SECOND, START, StartedEngine
 
 WIFI = ev.LinkChanged(if_index=3, name="wifi", up=True, running=True)
 OURS = Endpoint(ip="10.0.1.1", address_id=1, flags=EndpointFlag.SUBFLOW, if_index=3, ours=True)
@@ -32,8 +32,7 @@ def asked(engine: Engine, event: ev.Event) -> list[str]:
 @pytest.fixture
 def engine() -> Engine:
     """One address and its endpoint, and the limit that goes with them."""
-    engine = Engine([plugin_loader.load("addr_adv", None)()])
-    engine.start(START)
+    engine = StartedEngine(plugin_loader.load("addr_adv", None)())
     for event in (WIFI, address("10.0.1.1")):
         engine.handle(event, START)
     engine.handle(table(2), START)

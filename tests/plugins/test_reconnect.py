@@ -7,10 +7,20 @@ from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import Command, CreateSubflow, DestroySubflow
-from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.measurement import AlarmKind
-from mptcpd_ebpf.core.units import SECOND
-from tests.core.scenario import FIBRE, RADIO, SERVER, START, alarm, connect, joined, left, measured
+from mptcpd_ebpf.core.model import SECOND
+from tests.core.scenario import (
+    FIBRE,
+    RADIO,
+    SERVER,
+    START,
+    StartedEngine,
+    alarm,
+    connect,
+    joined,
+    left,
+    measured,
+)
 
 SUCCESSOR = (SockAddr(RADIO[0].ip, 40012), SERVER)
 
@@ -20,9 +30,8 @@ class Scene:
 
     def __init__(self) -> None:
         plugin = load("reconnect")
-        self.engine = Engine([plugin(plugin.Options())], lambda _c: "reconnect")
+        self.engine = StartedEngine(plugin(plugin.Options()), default_plugin="reconnect")
         self.now = START
-        self.engine.start(START)
         for number, key in enumerate((FIBRE, RADIO), start=1):
             link = ev.LinkChanged(if_index=number, name=f"if{number}", up=True, running=True)
             self.engine.handle(link, START)

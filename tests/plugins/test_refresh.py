@@ -5,9 +5,8 @@ from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import Command, CreateSubflow, DestroySubflow, RequestSample
-from mptcpd_ebpf.core.engine import Engine
-from mptcpd_ebpf.core.units import SECOND
-from tests.core.scenario import FIBRE, SERVER, START, connect, joined, left, measured
+from mptcpd_ebpf.core.model import SECOND
+from tests.core.scenario import FIBRE, SERVER, START, StartedEngine, connect, joined, left, measured
 
 SECOND_PORT = (SockAddr(FIBRE[0].ip, 40011), SERVER)
 SUCCESSOR = (SockAddr(FIBRE[0].ip, 40012), SERVER)
@@ -19,9 +18,8 @@ class Scene:
 
     def __init__(self) -> None:
         plugin = load("refresh")
-        self.engine = Engine([plugin(plugin.Options(subflows=2))], lambda _c: "refresh")
+        self.engine = StartedEngine(plugin(plugin.Options(subflows=2)), default_plugin="refresh")
         self.now = START
-        self.engine.start(START)
         self.engine.handle(ev.LinkChanged(if_index=1, name="f", up=True, running=True), START)
         address = ev.LocalAddressChanged(if_index=1, ip=FIBRE[0].ip, prefix_len=24)
         self.engine.handle(address, START)

@@ -7,7 +7,7 @@ from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import AnnounceAddress, DestroySubflow, WithdrawAddress
 from mptcpd_ebpf.core.engine import Engine, Outcome
-from tests.core.scenario import FIBRE, RADIO, START, created, established, joined
+from tests.core.scenario import FIBRE, RADIO, START, StartedEngine, created, established, joined
 
 
 def link(number: int, *, running: bool = True) -> ev.LinkChanged:
@@ -20,8 +20,7 @@ def kinds(outcome: Outcome) -> list[type]:
 
 def server() -> tuple[Engine, Outcome]:
     """Two interfaces, a connection on the first, and what came of it."""
-    engine = Engine([load("sspi")()], lambda _: "sspi")
-    engine.start(START)
+    engine = StartedEngine(load("sspi")(), default_plugin="sspi")
     for number, (local, _) in enumerate((FIBRE, RADIO), start=1):
         engine.handle(link(number), START)
         engine.handle(ev.LocalAddressChanged(if_index=number, ip=local.ip, prefix_len=24), START)

@@ -14,7 +14,7 @@ def subflows(*addresses: str) -> tuple[str, ...]:
 
 OTHERS = subflows(*(f"192.0.2.{i}" for i in range(1, 5)))
 TEN = tuple(f"10.0.5.{number}" for number in range(10, 20))
-BY_HAND = "192.0.2.9 backup"
+MANUAL = "192.0.2.9 backup"
 
 
 def kill(stage: Stage) -> None:
@@ -75,9 +75,9 @@ COLLISIONS = [
         faults=(Fault.ID_TAKEN,),
         before=[A],
         steps=[take_the_next_id, B],
-        table=(*BOTH, BY_HAND),
-        after=(BY_HAND,),
-        theirs={"table": (*ONE, BY_HAND)},
+        table=(*BOTH, MANUAL),
+        after=(MANUAL,),
+        theirs={"table": (*ONE, MANUAL)},
         better="the kernel chooses the id, so it is always a free one",
     ),
     Scenario(
@@ -85,8 +85,8 @@ COLLISIONS = [
         faults=(Fault.ID_TAKEN, Fault.OTHERS_GONE),
         before=[A],
         steps=[take_the_next_id, B, "addr del 10.0.2.1/24 dev b"],
-        table=(*ONE, BY_HAND),
-        after=(BY_HAND,),
+        table=(*ONE, MANUAL),
+        after=(MANUAL,),
         theirs={"table": ONE},
         better="only what we made is removed",
     ),

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the control socket asks the daemon for (`control.server.ControlSource`).
+
+Reading never reaches a plugin: `connections` shows fresh measurements beside the model, and
+changes nothing in it.
+"""
+
+import os
+import time
+from typing import Any
+
+from mptcpd_ebpf import __version__
+from mptcpd_ebpf.control import operator_commands, views
+from mptcpd_ebpf.control.schema import (
+    SCHEMA,
+    CarriedOut,
+    Connections,
+    DecisionView,
+    Endpoints,
+    LimitsView,
+    Status,
+)
+from mptcpd_ebpf.control.server import epoch_ns
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import Decision, TableCommand
+from mptcpd_ebpf.daemon.event_sources import EventSources
+from mptcpd_ebpf.daemon.loop import Loop
+from mptcpd_ebpf.daemon.observers import Statistics
+from mptcpd_ebpf.kernel import sysctl
+from mptcpd_ebpf.kernel.pm_client import PmClient
+
+
+class DaemonControl:
+    """A running daemon, as the control socket sees it."""
+
+    def __init__(
+        self, loop: Loop, sources: EventSources, pm: PmClient, statistics: Statistics
+    ) -> None:
+        self._loop = loop
+        self._sources = sources
+        self._pm = pm
+        self._statistics = statistics
+        self._started_at = time.time()
+
+    async def connections(self) -> Connections:
+        return views.connections(self._loop.engine.world, epoch_ns(), self._sources.sample())
+
+    def status(self) -> Status:
+        engine = self._loop.engine
+        connections = engine.world.connections
+        return {
+            "schema": SCHEMA,
+            "version": __version__,
+            "pid": os.getpid(),
+            "netns": self._sources.netns,
+            "started_at": self._started_at,
+            "paused": engine.paused,
+            "waits_for_restart": self._loop.pending_restart,
+            "path_manager": sysctl.PathManagerSetting().current(),
+            "plugins": [
+                {"name": plugin.name, "excluded": self._why_excluded(plugin.name)}
+                for plugin in engine.installed
+            ],
+            "probes": self._sources.status(),
+            "connections": len(connections),
+            "subflows": sum(len(c.subflows) for c in connections.values()),
+            "events_lost": self._statistics.events_lost,
+            "decisions": self._statistics.decided,
+            "decisions_refused": self._statistics.refused,
+        }
+
+    def _why_excluded(self, name: str) -> str | None:
+        fault = self._loop.engine.excluded.get(name)
+        return f"its {fault.handler} raised {fault.error}" if fault is not None else None
+
+    def decisions(self) -> list[DecisionView]:
+        shift = epoch_ns()
+        return [views.decision(decision, shift) for decision in self._statistics.decisions]
+
+    async def carry_out(self, fields: dict[str, Any]) -> CarriedOut:
+        command = operator_commands.parse(fields, self._pm)
+        table = isinstance(command, TableCommand)
+        if table:
+            # The guard needs the table, which may not have been read yet.
+            self._loop.dispatch(self._loop.read_table())
+        done = self._loop.carry_out(command)
+        if table:
+            self._loop.dispatch(self._loop.read_table())
+        if isinstance(done, Decision):
+            return operator_commands.carried_out(command, "daemon", None, done.refused or "")
+        return operator_commands.carried_out(done[0], "daemon", *done[1])
+
+    async def endpoints(self) -> Endpoints:
+        return operator_commands.endpoints(self._pm.endpoints())
+
+    async def limits(self) -> LimitsView:
+        return operator_commands.limits(self._pm.limits())
+
+    async def pause(self) -> None:
+        self._loop.dispatch([ev.Paused()])
+
+    async def resume(self) -> None:
+        self._loop.dispatch([ev.Resumed()])
+
+    async def reload(self) -> None:
+        self._loop.reload()

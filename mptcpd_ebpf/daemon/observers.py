@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The one way out of the daemon: every event and its decisions, published to all who watch.
+
+Observers get records, which are immutable, after the commands of a turn have left.  So none can
+change or delay a decision.  One that raises is dropped with an error in the log.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from msgspec.structs import replace
+
+from mptcpd_ebpf.control import describe
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import AnnounceAddress, Decision, ReadEndpoints, RequestSample
+from mptcpd_ebpf.core.recording import Head, Record, encode
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+
+log = logging.getLogger("mptcpd-ebpf")
+
+
+class Observer(Protocol):
+    """Sees every record of the run, in order."""
+
+    def publish(self, record: Record) -> None: ...
+
+
+class Observers:
+    """All observers, in the order in which they were added."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = list(observers)
+
+    def add(self, observer: Observer) -> None:
+        self._observers.append(observer)
+
+    def publish(self, record: Record) -> None:
+        for observer in list(self._observers):
+            try:
+                observer.publish(record)
+            except Exception:
+                self._observers.remove(observer)
+                log.exception("%s failed and gets no more events", type(observer).__name__)
+
+
+class LogObserver:
+    """Writes decisions, refusals by the kernel, and what happens to the daemon into the log."""
+
+    def __init__(self) -> None:
+        self._unanswered: dict[int, Decision] = {}
+        self._lost: dict[str, int] = {}
+
+    def publish(self, record: Record) -> None:
+        line = _LINES.get(type(record.event))
+        if line is not None:
+            line(self, record.event)
+        for decision in record.decisions:
+            if isinstance(decision.command, RequestSample | ReadEndpoints):
+                continue
+            level = logging.DEBUG if decision.command.routine else logging.INFO
+            log.log(level, "%s", describe.decision(decision))
+            if decision.refused is None:
+                self._unanswered[decision.id] = decision
+
+    def _answered(self, event: ev.CommandAnswered) -> None:
+        decision = self._unanswered.pop(event.decision_id, None)
+        if decision is not None and event.errno:
+            log.warning("%s: %s", describe.action(decision.command), event.explanation)
+
+    def _events_lost(self, event: ev.EventsLost) -> None:
+        count = self._lost[event.source] = self._lost.get(event.source, 0) + 1
+        log.warning(
+            "events lost from %s (overflow %d): the kernel's state is read again",
+            event.source,
+            count,
+        )
+
+    def _excluded(self, event: ev.PluginExcluded) -> None:
+        log.error(
+            "plugin %s is excluded from now on: its %s raised %s; fix it and reload (SIGHUP)",
+            event.plugin,
+            event.handler,
+            event.error,
+        )
+
+    def _paused(self, _event: ev.Paused) -> None:
+        log.info("paused: nothing is decided until 'mptcpd-ebpf resume'")
+
+    def _resumed(self, _event: ev.Resumed) -> None:
+        log.info("resumed")
+
+
+_LINES: dict[type[ev.Event], Callable[[LogObserver, Any], None]] = {
+    ev.CommandAnswered: LogObserver._answered,
+    ev.EventsLost: LogObserver._events_lost,
+    ev.PluginExcluded: LogObserver._excluded,
+    ev.Paused: LogObserver._paused,
+    ev.Resumed: LogObserver._resumed,
+}
+
+
+class Statistics:
+    """Counts what happened since the start, and keeps the newest decisions."""
+
+    REMEMBERED = 1000
+
+    def __init__(self) -> None:
+        self.decided = 0
+        self.refused = 0
+        self.events_lost: dict[str, int] = {}
+        """Overflows by source."""
+        self._decisions: dict[int, Decision] = {}
+        self._order: deque[int] = deque()
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The newest, oldest first, without requests for samples."""
+        return [self._decisions[number] for number in self._order]
+
+    def publish(self, record: Record) -> None:
+        event = record.event
+        if isinstance(event, ev.EventsLost):
+            self.events_lost[event.source] = self.events_lost.get(event.source, 0) + 1
+        elif isinstance(event, ev.CommandAnswered) and event.port:
+            self._fill_in_port(event)
+        for decision in record.decisions:
+            self.decided += 1
+            self.refused += decision.refused is not None
+            if not isinstance(decision.command, RequestSample | ReadEndpoints):
+                self._remember(decision)
+
+    def _remember(self, decision: Decision) -> None:
+        self._decisions[decision.id] = decision
+        self._order.append(decision.id)
+        if len(self._order) > self.REMEMBERED:
+            del self._decisions[self._order.popleft()]
+
+    def _fill_in_port(self, event: ev.CommandAnswered) -> None:
+        """An announcement may leave the choice of its port to the daemon."""
+        decision = self._decisions.get(event.decision_id)
+        if decision is not None and isinstance(decision.command, AnnounceAddress):
+            command = replace(decision.command, port=event.port)
+            self._decisions[decision.id] = replace(decision, command=command)
+
+
+class Recorder:
+    """Writes every record into a file that `core.recording` reads (``daemon --record FILE``)."""
+
+    def __init__(self, file: Path, head: Head) -> None:
+        """Raises `Failure`: the file exists already, or cannot be created."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            self._descriptor = os.open(file, flags, 0o600)
+        except FileExistsError:
+            raise Failure(
+                f"--record {file}: the file exists already; name a new one", ExitCode.USAGE
+            ) from None
+        except OSError as error:
+            raise Failure(f"--record {file}: {error.strerror}", ExitCode.USAGE) from None
+        self._write(head)
+
+    def publish(self, record: Record) -> None:
+        self._write(record)
+
+    def _write(self, line: Head | Record) -> None:
+        # Unbuffered: what a killed daemon did last is what its recording is wanted for.
+        os.write(self._descriptor, encode(line) + b"\n")
+
+    def close(self) -> None:
+        os.close(self._descriptor)
