@@ -21,5 +21,5 @@ def command(control: str | None) -> None:
     click.echo("reloaded")
     if fixed := ", ".join(status["waits_for_restart"]):
         click.echo(
-            f"mptcpd-ebpf: changed, but as before until the daemon is restarted: {fixed}", err=True
+            f"mptcpd-ebpf: changed, but in force only after a restart: {fixed}", err=True
         )

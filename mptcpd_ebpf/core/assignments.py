@@ -75,7 +75,10 @@ class Assignments:
         """The connection is closed, or gets another plugin."""
         name = self._plugin_of.pop(token, None)
         if name is not None:
-            del self._served[name][token]
+            served = self._served[name]
+            del served[token]
+            if not served:
+                del self._served[name]
         self._undecided.pop(token, None)
 
     def take_from_userspace(self, connection: Connection) -> Plugin | None:

@@ -113,6 +113,9 @@ class JoiningPlugin(Plugin):
         yield from self.joins.expire(ctx)
         yield from self.keep_all(ctx)
 
+    def wake_connection(self, ctx: Context, connection: Connection) -> Iterable[Command]:
+        yield from self.keep(ctx, connection)
+
     def sampled(self, ctx: Context) -> Iterable[Command]:
         yield from self.joins.give_up(ctx)
 

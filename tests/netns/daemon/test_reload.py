@@ -43,7 +43,7 @@ def test_what_only_a_restart_changes_is_named(tmp_path: Path) -> None:
         file.write_text("probes: {backend: auto}\nmetrics: {enabled: true}\nlog_level: debug\n")
         told = running.ask("reload")
         assert (told.returncode, told.stdout) == (0, "reloaded\n")
-        words = "changed, but as before until the daemon is restarted: metrics, probes.backend"
+        words = "changed, but in force only after a restart: metrics, probes.backend"
         assert told.stderr == f"mptcpd-ebpf: {words}\n"
         assert f"WARNING {words}" in running.log
         assert status(running)["waits_for_restart"] == ["metrics", "probes.backend"]
