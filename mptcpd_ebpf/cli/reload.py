@@ -20,6 +20,4 @@ def command(control: str | None) -> None:
     status: Status = client.post(control or client.default_path(), "/v1/reload")
     click.echo("reloaded")
     if fixed := ", ".join(status["waits_for_restart"]):
-        click.echo(
-            f"mptcpd-ebpf: changed, but in force only after a restart: {fixed}", err=True
-        )
+        click.echo(f"mptcpd-ebpf: changed, but in force only after a restart: {fixed}", err=True)

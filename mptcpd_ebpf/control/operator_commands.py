@@ -28,7 +28,7 @@ from mptcpd_ebpf.kernel import diag, sysctl
 from mptcpd_ebpf.kernel.errors import NetlinkRefused
 from mptcpd_ebpf.kernel.pm_client import PmClient
 
-REASON = "asked for by hand"
+REASON = "requested by the operator"
 
 _ID_OF = {"CreateSubflow": ("local_id", "local_ip"), "AnnounceAddress": ("address_id", "ip")}
 """Where an address id may be missing: its field, and that of the address it belongs to."""

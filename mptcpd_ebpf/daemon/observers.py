@@ -68,8 +68,13 @@ class LogObserver:
 
     def _answered(self, event: ev.CommandAnswered) -> None:
         decision = self._unanswered.pop(event.decision_id, None)
-        if decision is not None and event.errno:
-            log.warning("%s: %s", describe.action(decision.command), event.explanation)
+        if decision is None:
+            return
+        command = decision.command
+        if event.errno:
+            log.warning("%s: %s", describe.action(command), event.explanation)
+        elif isinstance(command, AnnounceAddress) and command.listen:
+            log.info("announce %s: listening on port %d", command.ip, event.port)
 
     def _events_lost(self, event: ev.EventsLost) -> None:
         count = self._lost[event.source] = self._lost.get(event.source, 0) + 1

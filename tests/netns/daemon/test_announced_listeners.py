@@ -74,7 +74,8 @@ def test_an_announced_port_is_listened_at_until_the_address_is_withdrawn(
     with served(mptcp_lab, tmp_path) as (running, client, pair):
         told = announce(running, pair, ip, "--port", "any")
         assert doors(mptcp_lab, ip) == {told["port"]}
-        assert f"by hand: announce {ip} port {told['port']} as id" in running.log
+        assert f"manual command: announce {ip} as id" in running.log
+        assert f"announce {ip}: listening on port {told['port']}" in running.log
         assert (told["listen"], told["port"] > 1023) == (True, True)
         heard = client.heard.wait(AddressAnnounced)
         assert (heard.ip, heard.port) == (ip, told["port"])

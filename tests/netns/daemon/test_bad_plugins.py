@@ -97,7 +97,7 @@ def test_it_is_kept_out_with_the_reason_and_the_others_go_on(
         listen(lab.client, "127.0.0.1").close()
         until(lambda: verdict(running, "bad") is not None, "it is kept out", PATIENCE_S)
         assert str(verdict(running, "bad")).startswith(f"its listener_created raised {reason}")
-        assert "plugin bad is kept out from now on: its listener_created raised" in running.log
+        assert "plugin bad is excluded from now on: its listener_created raised" in running.log
         assert verdict(running, "adaptive") is None
         after = lab.start(TALK)
         until_carried_by(running, before.token, *lab.paths)
@@ -167,7 +167,7 @@ def test_a_plugin_that_fails_at_its_start_is_not_said_to_be_at_work(
     source = BAD.format(body="return []") + "\n    def init(self, ctx):\n        1 / 0\n"
     folder = plugin_folder(tmp_path, bad=source)
     with daemon(tmp_path, "--plugin-dir", str(folder), f"--path-manager={plugins}") as running:
-        assert "plugin bad is kept out from now on: its init raised Zero" in running.log
+        assert "plugin bad is excluded from now on: its init raised Zero" in running.log
         assert f"INFO ready: {ready}; 0 connections" in running.log
 
 

@@ -6,17 +6,13 @@ overflow waits in the socket, what happens after it is told by nobody: both kind
 are staged here, and the daemon must know what is true when it goes on.
 """
 
-import contextlib
-import signal
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mptcpd_ebpf.kernel.pm_events import RECEIVE_BUFFER, SOURCE
+from mptcpd_ebpf.kernel.pm_events import SOURCE
 from mptcpd_ebpf.kernel.rtnetlink import SOURCE as ROUTE_SOURCE
-from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, NETLINK_ROUTE
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
 from tests.netns.daemon_host import (
@@ -27,8 +23,11 @@ from tests.netns.daemon_host import (
     status,
     until_carried_by,
 )
-from tests.netns.daemon_process import RunningDaemon
-from tests.netns.mptcp_peers import IPPROTO_MPTCP
+from tests.netns.overflowing import (
+    change_addresses_until_dropped,
+    listen_until_dropped,
+    stopped,
+)
 from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]
@@ -41,71 +40,6 @@ def lab(make_mptcp_lab: MakeLab) -> Lab:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
     return lab
-
-
-@contextlib.contextmanager
-def stopped(running: RunningDaemon) -> Iterator[None]:
-    """The daemon hears nothing meanwhile; its sockets fill."""
-    running.process.send_signal(signal.SIGSTOP)
-    stat = Path(f"/proc/{running.process.pid}/stat")
-    until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
-    try:
-        yield
-    finally:
-        running.process.send_signal(signal.SIGCONT)
-
-
-def dropped(lab: Lab, running: RunningDaemon, protocol: int) -> int:
-    """How many messages the daemon's sockets of a netlink protocol had no room for."""
-    return _sum(lab, running, protocol, column=8)
-
-
-def _sum(lab: Lab, running: RunningDaemon, protocol: int, *, column: int) -> int:
-    """Of a column of /proc/net/netlink, over the daemon's sockets of a protocol."""
-    with lab.client.entered():
-        rows = [line.split() for line in Path("/proc/net/netlink").read_text().splitlines()[1:]]
-    inodes = {
-        int(link.removeprefix("socket:[").rstrip("]"))
-        for link in map(_link, Path(f"/proc/{running.process.pid}/fd").iterdir())
-        if link.startswith("socket:[")
-    }
-    return sum(
-        int(row[column]) for row in rows if int(row[1]) == protocol and int(row[9]) in inodes
-    )
-
-
-def _link(descriptor: Path) -> str:
-    with contextlib.suppress(FileNotFoundError):
-        return str(descriptor.readlink())
-    return ""
-
-
-def listen_until_dropped(lab: Lab, running: RunningDaemon) -> None:
-    """Opens and closes MPTCP listeners until the socket for path-manager events overflows."""
-    before = _sum(lab, running, NETLINK_GENERIC, column=4)
-    for count in range(1, RECEIVE_BUFFER // 512):
-        with lab.client.entered():
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-        if count % 1000 == 0:
-            if dropped(lab, running, NETLINK_GENERIC):
-                return
-            # Two events each, of some 700 bytes with what the kernel keeps of them.
-            if _sum(lab, running, NETLINK_GENERIC, column=4) < before + 500_000:
-                pytest.skip("this kernel tells nothing of listeners")
-    pytest.fail("the socket took it all")
-
-
-def change_addresses_until_dropped(lab: Lab, running: RunningDaemon) -> None:
-    """Adds and removes an address until the socket for the local network overflows."""
-    lines = ["address add 192.0.2.1/32 dev lo", "address del 192.0.2.1/32 dev lo"] * 1000
-    for _ in range(40):
-        lab.client.batch("ip", lines)
-        if dropped(lab, running, NETLINK_ROUTE):
-            return
-    pytest.fail("the socket took it all")
 
 
 def test_connections_that_came_and_went_unheard(lab: Lab, tmp_path: Path) -> None:
@@ -126,7 +60,7 @@ def test_connections_that_came_and_went_unheard(lab: Lab, tmp_path: Path) -> Non
             )
         until(lambda: SOURCE in status(running)["events_lost"], "the loss is told", PATIENCE_S)
         assert status(running)["events_lost"][SOURCE] >= 1
-        assert f"events lost from {SOURCE} (1. time)" in running.log
+        assert f"events lost from {SOURCE} (overflow 1)" in running.log
         assert running.ask("status").stdout.count(SOURCE) == 1
         alive = sorted(f"{traffic.token:08x}" for traffic in (staying, begun_after))
         until(

@@ -73,7 +73,7 @@ def test_what_a_dead_namespace_left_goes_and_no_other(tmp_path: Path) -> None:
     ],
 )
 def test_who_does_not_see_all_processes_calls_nothing_dead(prefix: tuple[str, ...]) -> None:
-    ask = "from mptcpd_ebpf.kernel import netns; print(netns.dead([1]))"
+    ask = "from mptcpd_ebpf.runtime import netns; print(netns.dead([1]))"
     python = str(Path(PROGRAM).parent / "python")
     done = subprocess.run([*prefix, python, "-c", ask], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr

@@ -63,7 +63,7 @@ def test_a_sample_that_fails_holds_nothing_up(mptcp_lab: Lab, tmp_path: Path, pr
         mptcp_lab.client.run([*add, "192.0.2.2/32"])
         told("remove endpoint 78: the sample is there")
         assert "Traceback" not in running.log
-        assert "kept out" not in running.log
+        assert "is excluded" not in running.log
 
 
 def test_a_note_that_cannot_be_written_holds_nothing_up(tmp_path: Path) -> None:

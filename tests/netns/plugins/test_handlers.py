@@ -75,7 +75,7 @@ def test_what_happens_to_a_clients_connection(
 
         add = ("subflow", "add", token, second.client_ip, new["remote"])
         assert running.ask(*add).returncode == 0
-        (order,) = testimony.until("by_hand")
+        (order,) = testimony.until("manual_command")
         assert order.startswith("CreateSubflow(")
         subflow = peer.accept_join()
         _, told = testimony.until("new_subflow")
@@ -225,7 +225,7 @@ def test_connections_go_to_one_the_network_to_all_by_priority(
 def test_no_handler_is_forgotten_here() -> None:
     """The rest is called by the plugin's own commands, in the tests of the shipped plugins."""
     text = Path(__file__).read_text()
-    own = {"alarm", "sampled", "wake", "answered", "refused", "endpoints_read"}
+    own = {"alarm", "sampled", "wake", "wake_connection", "answered", "refused", "endpoints_read"}
     handlers = {
         name
         for name, value in vars(Plugin).items()

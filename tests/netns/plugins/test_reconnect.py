@@ -49,7 +49,7 @@ def two_subflows(
         until(lambda: running.ask(*order).returncode == 0, "an order to join", PATIENCE_S)
         until(lambda: len(established(running, traffic)) == 2, "a subflow by hand", PATIENCE_S)
         yield running, traffic
-        assert "kept out" not in running.log
+        assert "is excluded" not in running.log
         assert "Traceback" not in running.log
         assert traffic.stop().unanswered == 0
 

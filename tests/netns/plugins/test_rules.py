@@ -183,7 +183,7 @@ def test_a_rule_takes_what_fits_and_nothing_else(
                     and row["args"][0][end].endswith(f":{port}")
                 ]
             assert served == {"differs": ["other"], "fits": ["chosen"]}
-            assert "kept out" not in running.log
+            assert "is excluded" not in running.log
 
 
 def test_all_that_a_rule_names_must_hold_and_the_first_wins(mptcp_lab: Lab, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def managed(
     prefix = ("nsenter", f"--net=/run/netns/{lab.hosts[on].name}", "--")
     with daemon(folder, "--probes=netlink", "--config", str(file), prefix=prefix) as running:
         yield running
-        assert "kept out" not in running.log
+        assert "is excluded" not in running.log
 
 
 def subflows(running: RunningDaemon) -> list[tuple[str, str, bool]]:
@@ -264,7 +264,7 @@ def test_what_the_in_kernel_path_manager_has_is_left_to_it(
     older = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
     lab.paths[0].wait_for_subflow()
     with managed(lab, tmp_path, plugin) as running:
-        assert "1 of the connections were made under the in-kernel path manager" in running.log
+        assert "1 of the connections were created under the in-kernel path manager" in running.log
         lab.client.sysctl("mptcp.pm_type", 0)
         behind = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         refusal = "creating the subflow: EINVAL"
