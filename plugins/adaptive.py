@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One subflow per usable interface, on the paths that do not hurt.
+"""One subflow per usable interface, on the paths that do no harm.
 
-What hurts is told by the probes' alarms, and judged here:
+The probes' alarms report harm, and it is judged here:
 
-* nothing comes back, timeouts, loss or RTT on a thin flow: the subflow is destroyed,
-  which re-injects its data on the others at once, and its path is away until trials
-  show that it healed (see `Trials`).
-* stalls: the path works, but is too slow beside its siblings.  The subflow is marked
-  backup and tried again after a while that doubles with each relapse.
+* No answers, timeouts, or loss and RTT on a thin flow: the subflow is destroyed, which
+  re-injects its data on the others at once, and its path is away until trials show that it
+  has healed (see `Trials`).
+* Stalls: the path works, but is too slow beside its siblings.  The subflow is marked backup and
+  tried again after a pause that doubles with each relapse.
 
-Loss and RTT of a subflow that is filled by a bulk transfer are its own doing and no
+Loss and RTT of a subflow that a bulk transfer fills are caused by the transfer itself and no
 reason to act: there, only stalls and dead paths count.
 
 Only the client side acts: two managers at the two ends of one connection would work
@@ -59,9 +59,7 @@ from mptcpd_ebpf.plugin import (
 
 Positive = Annotated[int, Meta(ge=1)]
 FIRST_PAUSE, LONGEST_PAUSE = SECOND // 2, 60 * SECOND
-"""Nanoseconds before a join that the kernel refused is asked for again; they double."""
-Name = tuple[int, SubflowKey]
-"""A subflow's token and addresses."""
+"""Nanoseconds before a refused join is retried; the pause doubles with each refusal."""
 
 
 class AdaptiveOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,7 +74,7 @@ class AdaptiveOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long a stalling path stays backup at first; doubles with each relapse."""
     demotion_max_s: Positive = 320
     join_timeout_ms: Positive = 3000
-    """A regular join that is not answered by then is given up and retried."""
+    """A regular join that is unanswered by then is destroyed and retried."""
     thin_segments: Positive = 10
     """At most so many segments in flight make a flow thin: loss and RTT hurt it."""
 
@@ -90,37 +88,25 @@ class Demotion:
 
 
 @dataclass(slots=True)
-class Book:
-    """What the plugin remembers, as plain data."""
+class ConnectionState:
+    """What the plugin remembers of one connection.  Addresses are ours, times nanoseconds."""
 
-    joins: dict[tuple[int, str], int] = field(default_factory=dict)
-    """By token and our address: until when a regular join that is under way is waited for."""
-    put_off: dict[tuple[int, str], int] = field(default_factory=dict)
-    """When one that the kernel refused is asked for again."""
-    refusals: dict[tuple[int, str], int] = field(default_factory=dict)
-    """How often in a row the kernel refused it, as for want of a route."""
-    demotions: dict[PathName, Demotion] = field(default_factory=dict)
-    declined: dict[tuple[int, str], None] = field(default_factory=dict)
-    """By token and our address: a person had the subflow destroyed, and it is not made again."""
-    leaving: dict[Name, None] = field(default_factory=dict)
-    """Subflows we destroyed and that are not gone yet."""
+    joins: dict[str, int] = field(default_factory=dict)
+    """By address: when a regular join that is under way has failed."""
+    retries: dict[str, int] = field(default_factory=dict)
+    """By address: when a refused join is retried."""
+    refusals: dict[str, int] = field(default_factory=dict)
+    """By address: how often in a row the kernel refused a join, as for want of a route."""
+    declined: dict[str, None] = field(default_factory=dict)
+    """Addresses whose subflow the operator destroyed: none is created again."""
+    leaving: dict[SubflowKey, None] = field(default_factory=dict)
+    """Subflows that were destroyed and are not closed yet."""
+    moving: dict[SubflowKey, int] = field(default_factory=dict)
+    """Subflows on backup that are to be created anew, and when."""
+    returned_rtt: int | None = None
+    """Usual RTT of the path that just returned, until a sample shows which subflows are slower."""
     overdue: bool = False
-    """A sample was asked for to find joins to give up."""
-    came_back: dict[int, int] = field(default_factory=dict)
-    """Usual RTT (ns) of the path that a connection just got back, by token, until a
-    sample tells which of its subflows are slower."""
-    moving: dict[Name, int] = field(default_factory=dict)
-    """Subflows on backup that are to be made anew, and when."""
-
-    def forget(self, token: int) -> None:
-        """Drops what was remembered of a connection."""
-        self.joins = {key: at for key, at in self.joins.items() if key[0] != token}
-        self.put_off = {key: at for key, at in self.put_off.items() if key[0] != token}
-        self.refusals = {key: count for key, count in self.refusals.items() if key[0] != token}
-        self.declined = {key: None for key in self.declined if key[0] != token}
-        self.leaving = {name: None for name in self.leaving if name[0] != token}
-        self.moving = {name: at for name, at in self.moving.items() if name[0] != token}
-        self.came_back.pop(token, None)
+    """A sample was requested to find unanswered joins."""
 
 
 class Adaptive(Plugin):
@@ -133,7 +119,11 @@ class Adaptive(Plugin):
 
     def init(self, ctx: Context) -> Iterator[Command]:
         self.ids = AddressIds()
-        self.book = Book()
+        self.states: dict[int, ConnectionState] = {}
+        """By token."""
+        self.sampled_for: dict[int, None] = {}
+        """Tokens of the connections that wait for a sample."""
+        self.demotions: dict[PathName, Demotion] = {}
         self.trials = Trials(
             self.ids,
             pause=self.options.trial_pause_ms * MS,
@@ -143,23 +133,38 @@ class Adaptive(Plugin):
         yield from self.reloaded(ctx)
 
     def reloaded(self, ctx: Context) -> Iterator[Command]:
-        self.book.declined.clear()
         deadline = ctx.now + self.options.join_timeout_ms * MS
         for connection in ctx.served():
+            state = self._state(connection.token)
+            state.declined.clear()
             yield from self._leave(connection, ctx.world.strays(connection), STRAY)
             for local_ip, remote in connection.joins_under_way():
-                # Asked for before this one was made; what is a backup there was a trial.
+                # Requested before this plugin was made; a backup join there was a trial.
                 if not connection.joins.get((local_ip, remote)):
-                    self.book.joins.setdefault((connection.token, local_ip), deadline)
-                    yield WakeAt(at=deadline, reason="the join may need another try")
+                    state.joins.setdefault(local_ip, deadline)
+                    yield _wake(connection.token, deadline)
             yield from self._join_missing(ctx, connection)
 
     def exit(self, ctx: Context) -> Iterator[Command]:
-        """Leaves no subflow on backup that only we held there."""
+        """Clears the backup flag of every subflow on which we set it."""
         for connection in ctx.served():
             for subflow in connection.usable_subflows():
                 if subflow.backup and not connection.server_side:
                     yield _mark(subflow, "the daemon ends", backup=False)
+
+    def _state(self, token: int) -> ConnectionState:
+        state = self.states.get(token)
+        if state is None:
+            state = self.states[token] = ConnectionState()
+        return state
+
+    def _is_leaving(self, subflow: Subflow) -> bool:
+        state = self.states.get(subflow.token)
+        return state is not None and subflow.key in state.leaving
+
+    def _moves(self, subflow: Subflow) -> bool:
+        state = self.states.get(subflow.token)
+        return state is not None and subflow.key in state.moving
 
     # --- a subflow per usable interface
 
@@ -177,9 +182,9 @@ class Adaptive(Plugin):
 
     def new_default_route(self, ctx: Context, route: DefaultRoute) -> Iterator[Command]:
         for connection in ctx.served():
-            for token, ip in list(self.book.put_off):
-                if token == connection.token and ctx.world.interface_of(ip) == route.if_index:
-                    del self.book.put_off[token, ip]
+            retries = self._state(connection.token).retries
+            for ip in [ip for ip in retries if ctx.world.interface_of(ip) == route.if_index]:
+                del retries[ip]
             yield from self._join_missing(ctx, connection)
 
     def update_interface(self, ctx: Context, link: Link) -> Iterator[Command]:
@@ -193,7 +198,7 @@ class Adaptive(Plugin):
 
     def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
         for connection in ctx.served():
-            self.book.declined.pop((connection.token, address.ip), None)
+            self._state(connection.token).declined.pop(address.ip, None)
             there = [s for s in connection.usable_subflows() if s.local.ip == address.ip]
             yield from self._leave(connection, there, f"address {address.ip} was removed")
 
@@ -203,7 +208,7 @@ class Adaptive(Plugin):
         """Destroys subflows whose path is gone."""
         if connection.server_side:
             return
-        there = [s for s in subflows if (s.token, s.key) not in self.book.leaving]
+        there = [subflow for subflow in subflows if not self._is_leaving(subflow)]
         yield from tell_peer(there, reason)
         for subflow in there:
             yield self._destroy(subflow, reason)
@@ -215,22 +220,19 @@ class Adaptive(Plugin):
         remote = join_target(connection)
         if remote is None:
             return
-        taken = [subflow.if_index for subflow in connection.subflows.values()]
-        taken += [
-            ctx.world.interface_of(ip)
-            for token, ip in self.book.declined
-            if token == connection.token
-        ]
+        state = self._state(connection.token)
+        taken = {subflow.if_index: None for subflow in connection.subflows.values()}
+        taken |= {ctx.world.interface_of(ip): None for ip in state.declined}
         for address in ctx.world.usable_addresses():
             if (
                 address.if_index in taken
                 or (":" in address.ip) != (":" in remote.ip)
                 or (address.ip, remote.ip) in self.trials
-                or (connection.token, address.ip) in self.book.joins
-                or (connection.token, address.ip) in self.book.put_off
+                or address.ip in state.joins
+                or address.ip in state.retries
             ):
                 continue
-            taken.append(address.if_index)
+            taken[address.if_index] = None
             interface = ctx.world.interface_name(address.if_index)
             reason = f"{interface} is usable and has no subflow"
             yield from self._join(ctx, connection, address.ip, remote, reason)
@@ -239,7 +241,7 @@ class Adaptive(Plugin):
         self, ctx: Context, connection: Connection, local_ip: str, remote: SockAddr, reason: str
     ) -> Iterator[Command]:
         deadline = ctx.now + self.options.join_timeout_ms * MS
-        self.book.joins[connection.token, local_ip] = deadline
+        self._state(connection.token).joins[local_ip] = deadline
         yield CreateSubflow(
             token=connection.token,
             local_ip=local_ip,
@@ -248,10 +250,10 @@ class Adaptive(Plugin):
             if_index=ctx.world.interface_of(local_ip) or 0,
             reason=reason,
         )
-        yield WakeAt(at=deadline, reason="the join may need another try")
+        yield _wake(connection.token, deadline)
 
     def _destroy(self, subflow: Subflow, reason: str, *, routine: bool = False) -> DestroySubflow:
-        self.book.leaving[subflow.token, subflow.key] = None
+        self._state(subflow.token).leaving[subflow.key] = None
         return DestroySubflow(
             token=subflow.token,
             local=subflow.local,
@@ -260,29 +262,37 @@ class Adaptive(Plugin):
             routine=routine,
         )
 
-    # --- subflows come and go
+    def _sample(self, token: int, reason: str) -> Iterator[RequestSample]:
+        """One sample serves all connections that wait for one."""
+        if not self.sampled_for:
+            yield RequestSample(reason=reason)
+        self.sampled_for[token] = None
+
+    # --- subflows open and close
 
     def new_subflow(
         self, ctx: Context, connection: Connection, subflow: Subflow
     ) -> Iterator[Command]:
-        # What was given up just before its answer was heard is on its way out.
-        if connection.server_side or (subflow.token, subflow.key) in self.book.leaving:
+        # A join that was destroyed just before its answer arrived is closing already.
+        if connection.server_side or self._is_leaving(subflow):
             return
-        joined = self.book.joins.pop((connection.token, subflow.local.ip), None)
-        if joined is not None and connection.token in self.book.came_back:
-            yield RequestSample(reason="which subflows are slower than the one that came back?")
+        state = self._state(connection.token)
+        joined = state.joins.pop(subflow.local.ip, None)
+        if joined is not None and state.returned_rtt is not None:
+            reason = "which subflows are slower than the one that returned?"
+            yield from self._sample(connection.token, reason)
         for command in self.trials.joined(ctx, subflow):
             if isinstance(command, DestroySubflow):
-                self.book.leaving[subflow.token, subflow.key] = None
+                state.leaving[subflow.key] = None
             yield command
 
     def subflow_closed(
         self, ctx: Context, connection: Connection, subflow: Subflow
     ) -> Iterator[Command]:
-        name = (subflow.token, subflow.key)
-        ours = name in self.book.leaving
-        self.book.leaving.pop(name, None)
-        if self.book.moving.pop(name, None) is not None:
+        state = self._state(connection.token)
+        ours = subflow.key in state.leaving
+        state.leaving.pop(subflow.key, None)
+        if state.moving.pop(subflow.key, None) is not None:
             yield from self._join_missing(ctx, connection)
         if ours or connection.server_side or connection.state is State.CLOSED:
             return
@@ -291,7 +301,8 @@ class Adaptive(Plugin):
             yield from self.trials.put(ctx, subflow, why, needed=1)
 
     def connection_closed(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        self.book.forget(connection.token)
+        self.states.pop(connection.token, None)
+        self.sampled_for.pop(connection.token, None)
         yield from self.trials.connection_closed(ctx, connection.token)
 
     def answered(
@@ -300,22 +311,24 @@ class Adaptive(Plugin):
         command = decision.command
         if errno and isinstance(command, DestroySubflow):
             yield from self._stays(command)
-        if not errno and isinstance(command, CreateSubflow):
-            self.book.refusals.pop((command.token, command.local_ip), None)
-        if errno and isinstance(command, CreateSubflow):
-            name = (command.token, command.local_ip)
-            waited_for = self.book.joins.pop(name, None) is not None
-            # A connection that is not established is joined when it is.
-            established = any(
-                connection.token == command.token and connection.state is State.ESTABLISHED
-                for connection in ctx.served()
-            )
-            if waited_for and established:
-                count = self.book.refusals[name] = self.book.refusals.get(name, 0) + 1
-                again = ctx.now + min(FIRST_PAUSE << min(count, 20) - 1, LONGEST_PAUSE)
-                self.book.put_off[name] = again
-                yield WakeAt(at=again, reason="the join may not be refused then")
-            yield from self.trials.refused(ctx, command)
+        if isinstance(command, CreateSubflow):
+            if errno:
+                yield from self._join_refused(ctx, command)
+            elif command.token in self.states:
+                self.states[command.token].refusals.pop(command.local_ip, None)
+
+    def _join_refused(self, ctx: Context, command: CreateSubflow) -> Iterator[Command]:
+        state = self.states.get(command.token) or ConnectionState()
+        ip = command.local_ip
+        waited_for = state.joins.pop(ip, None) is not None
+        # A connection that is not established is joined when it is.
+        connection = ctx.connections.get(command.token)
+        if waited_for and connection is not None and connection.state is State.ESTABLISHED:
+            count = state.refusals[ip] = state.refusals.get(ip, 0) + 1
+            again = ctx.now + min(FIRST_PAUSE << min(count, 20) - 1, LONGEST_PAUSE)
+            state.retries[ip] = again
+            yield _wake(command.token, again)
+        yield from self.trials.refused(ctx, command)
 
     def refused(self, ctx: Context, decision: Decision) -> Iterator[Command]:
         if isinstance(decision.command, DestroySubflow):
@@ -323,28 +336,30 @@ class Adaptive(Plugin):
 
     def _stays(self, command: DestroySubflow) -> Iterator[Command]:
         """A subflow was not destroyed after all."""
-        name = (command.token, (command.local, command.remote))
-        self.book.leaving.pop(name, None)
-        if self.book.moving.pop(name, None) is not None:
+        state = self.states.get(command.token) or ConnectionState()
+        key = (command.local, command.remote)
+        state.leaving.pop(key, None)
+        if state.moving.pop(key, None) is not None:
             yield SetBackup(
                 token=command.token,
                 local=command.local,
                 remote=command.remote,
                 backup=False,
-                reason="the faster path fell again before this one moved behind it",
+                reason="the faster path failed again before this one moved behind it",
                 routine=True,
             )
 
     def manual_command(self, ctx: Context, command: KernelCommand) -> tuple[()]:
         match command:
             case DestroySubflow() if ctx.serves(command.token):
-                self.book.declined[command.token, command.local.ip] = None
-                self.book.leaving[command.token, (command.local, command.remote)] = None
-            case CreateSubflow():
-                self.book.declined.pop((command.token, command.local_ip), None)
+                state = self._state(command.token)
+                state.declined[command.local.ip] = None
+                state.leaving[command.local, command.remote] = None
+            case CreateSubflow() if command.token in self.states:
+                self.states[command.token].declined.pop(command.local_ip, None)
         return ()
 
-    # --- what hurts
+    # --- what does harm
 
     def alarm(
         self, ctx: Context, connection: Connection, subflow: Subflow, alarm: AlarmRaised
@@ -354,7 +369,7 @@ class Adaptive(Plugin):
         others = [
             other
             for other in connection.usable_subflows()
-            if other is not subflow and (other.token, other.key) not in self.book.leaving
+            if other is not subflow and not self._is_leaving(other)
         ]
         if not others:
             return
@@ -377,19 +392,19 @@ class Adaptive(Plugin):
         best = min(
             (o.measured.srtt_us for o in others if o.measured and o.measured.srtt_us), default=None
         )
-        # RTT alone is no harm where the others are no faster.
+        # RTT alone does no harm where the others are no faster.
         return best is None or alarm.value > best
 
     def _demote(self, ctx: Context, subflow: Subflow, alarm: AlarmRaised) -> Iterator[Command]:
         name = path_name(subflow)
-        held = self.book.demotions.get(name)
+        held = self.demotions.get(name)
         longest = self.options.demotion_max_s * SECOND
         hold = min(held.hold * 2, longest) if held else self.options.demotion_s * SECOND
-        self.book.demotions[name] = Demotion(until=ctx.now + hold, hold=hold)
+        self.demotions[name] = Demotion(until=ctx.now + hold, hold=hold)
         yield _mark(subflow, f"{_alarm_words(alarm)}; on backup for {hold // SECOND} s")
         yield WakeAt(at=ctx.now + hold, reason="the demotion ends")
 
-    # --- what healed
+    # --- what has healed
 
     def _take_back(
         self, ctx: Context, path: AwayPath, connection: Connection, remote: SockAddr
@@ -398,100 +413,114 @@ class Adaptive(Plugin):
             f"{path.needed} trial(s) in a row were answered in time; "
             f"away for {(ctx.now - path.fell_at) / SECOND:.1f} s"
         )
-        self.book.came_back[connection.token] = path.usual_rtt
+        self._state(connection.token).returned_rtt = path.usual_rtt
         yield from self._join(ctx, connection, path.name[0], remote, healed)
         for other in ctx.served():
             if other is not connection:
                 yield from self._join_missing(ctx, other)
 
     def _end_demotions(self, ctx: Context) -> Iterator[Command]:
-        for name, demotion in list(self.book.demotions.items()):
+        for name, demotion in list(self.demotions.items()):
             if ctx.now >= demotion.until + 10 * demotion.hold:
-                del self.book.demotions[name]
+                del self.demotions[name]
                 continue
             if ctx.now < demotion.until:
-                yield WakeAt(at=demotion.until, reason="the demotion ends")
                 continue
             reason = f"{demotion.hold // SECOND} s on backup are over, another try"
             for connection in ctx.served():
                 for subflow in connection.usable_subflows():
-                    moving = (subflow.token, subflow.key) in self.book.moving
-                    if subflow.backup and not moving and path_name(subflow) == name:
+                    if subflow.backup and path_name(subflow) == name and not self._moves(subflow):
                         yield _mark(subflow, reason, backup=False)
 
     # --- order among subflows
 
-    def _move_slower_ones(self, ctx: Context) -> Iterator[Command]:
-        """Puts slower subflows behind the one that came back.
+    def _move_slower_ones(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        """Puts slower subflows behind the one that returned.
 
         The kernel's scheduler takes the first of several idle subflows
         (mptcp_subflow_get_send), and a join comes last: a thin flow would stay on the slow
-        path for good.  So the slower one is made anew: first marked backup, so that
-        nothing is lost when it goes.
+        path for good.  So the slower one is created anew, and marked backup before, so that
+        nothing is lost when it closes.
         """
-        for token, rtt in self.book.came_back.items():
-            connection = ctx.world.connections.get(token)
-            for other in connection.usable_subflows() if connection is not None else []:
-                in_flight = other.measured.in_flight if other.measured is not None else None
-                thin = in_flight is not None and in_flight <= self.options.thin_segments
-                if not thin or other.backup or usual_rtt(other) < 3 * rtt // 2:
-                    continue
-                at = ctx.now + 2 * usual_rtt(other) + 50 * MS
-                self.book.moving[token, other.key] = at
-                reason = "the faster path is back and shall be first again"
-                yield _mark(other, reason, routine=True)
-                yield WakeAt(at=at, reason="its data has drained")
-        self.book.came_back.clear()
+        state = self._state(connection.token)
+        rtt, state.returned_rtt = state.returned_rtt, None
+        if rtt is None:
+            return
+        for other in connection.usable_subflows():
+            in_flight = other.measured.in_flight if other.measured is not None else None
+            thin = in_flight is not None and in_flight <= self.options.thin_segments
+            if not thin or other.backup or usual_rtt(other) < 3 * rtt // 2:
+                continue
+            at = ctx.now + 2 * usual_rtt(other) + 50 * MS
+            state.moving[other.key] = at
+            reason = "the faster path has returned and goes first again"
+            yield _mark(other, reason, routine=True)
+            yield _wake(connection.token, at)
 
-    def _end_moves(self, ctx: Context) -> Iterator[Command]:
-        for (token, key), at in list(self.book.moving.items()):
-            connection = ctx.world.connections.get(token)
-            subflow = connection.subflows.get(key) if connection is not None else None
+    def _end_moves(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        state = self._state(connection.token)
+        for key, at in list(state.moving.items()):
+            subflow = connection.subflows.get(key)
             if subflow is None:
-                del self.book.moving[token, key]
-            elif at > ctx.now:
-                yield WakeAt(at=at, reason="its data has drained")
-            elif (token, key) not in self.book.leaving:
-                yield self._destroy(subflow, "made anew behind the faster one", routine=True)
+                del state.moving[key]
+            elif at <= ctx.now and key not in state.leaving:
+                reason = "created anew behind the faster one"
+                yield self._destroy(subflow, reason, routine=True)
 
     # --- time
 
     def wake(self, ctx: Context) -> Iterator[Command]:
-        late = [name for name, at in self.book.joins.items() if at <= ctx.now]
-        for name in late:
-            del self.book.joins[name]
-        due = [name for name, at in self.book.put_off.items() if at <= ctx.now]
-        for name in due:
-            del self.book.put_off[name]
-        if self.trials.expire(ctx) or late:
-            self.book.overdue = True
-            yield RequestSample(reason="find the joins that were not answered, to give them up")
-        for token in dict.fromkeys(token for token, _ in due):
-            if ctx.serves(token):
-                yield from self._join_missing(ctx, ctx.world.connections[token])
+        late = self.trials.expire(ctx)
+        for token in late:
+            if token in self.states:
+                self.states[token].overdue = True
+                yield from self._sample(token, "find the unanswered joins, to destroy them")
         yield from self._end_demotions(ctx)
-        yield from self._end_moves(ctx)
         yield from self.trials.due(ctx)
-        for at in (*self.book.joins.values(), *self.book.put_off.values()):
-            yield WakeAt(at=at, reason="the join may need another try")
+
+    def wake_connection(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        state = self._state(connection.token)
+        late = [ip for ip, at in state.joins.items() if at <= ctx.now]
+        for ip in late:
+            del state.joins[ip]
+        if late:
+            state.overdue = True
+            reason = "find the unanswered joins, to destroy them"
+            yield from self._sample(connection.token, reason)
+        due = [ip for ip, at in state.retries.items() if at <= ctx.now]
+        for ip in due:
+            del state.retries[ip]
+        if due:
+            yield from self._join_missing(ctx, connection)
+        yield from self._end_moves(ctx, connection)
 
     def sampled(self, ctx: Context) -> Iterator[Command]:
-        yield from self._move_slower_ones(ctx)
-        if self.book.overdue:
-            self.book.overdue = False
-            yield from self._give_up_joins(ctx)
+        tokens, self.sampled_for = self.sampled_for, {}
+        for token in tokens:
+            connection = ctx.connections.get(token)
+            if connection is None:
+                continue
+            yield from self._move_slower_ones(ctx, connection)
+            state = self._state(token)
+            if state.overdue:
+                state.overdue = False
+                yield from self._give_up_joins(ctx, connection)
 
-    def _give_up_joins(self, ctx: Context) -> Iterator[Command]:
-        for connection in ctx.served():
-            for subflow in list(connection.subflows.values()):
-                name = path_name(subflow)
-                waiting = (connection.token, subflow.local.ip) in self.book.joins
-                if subflow.state is not State.OPENING or waiting or self.trials.under_way(name):
-                    continue
-                away = name in self.trials
-                yield self._destroy(subflow, "the join was not answered", routine=away)
-                if not away:
-                    yield from self.trials.put(ctx, subflow, "a join was not answered", needed=1)
+    def _give_up_joins(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        state = self._state(connection.token)
+        for subflow in list(connection.subflows.values()):
+            name = path_name(subflow)
+            waiting = subflow.local.ip in state.joins or self.trials.under_way(name)
+            if subflow.state is not State.OPENING or waiting:
+                continue
+            away = name in self.trials
+            yield self._destroy(subflow, "the join was not answered", routine=away)
+            if not away:
+                yield from self.trials.put(ctx, subflow, "a join was not answered", needed=1)
+
+
+def _wake(token: int, at: int) -> WakeAt:
+    return WakeAt(at=at, token=token, reason="a join or a move is due")
 
 
 def _mark(

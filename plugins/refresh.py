@@ -74,7 +74,6 @@ class Refresh(JoiningPlugin):
                 self.looking = True
                 yield RequestSample(reason="which subflow is the slowest?")
         yield WakeAt(at=self.look_at, reason="the next look")
-        yield from super().wake(ctx)
 
     def sampled(self, ctx: Context) -> Iterable[Command]:
         yield from super().sampled(ctx)

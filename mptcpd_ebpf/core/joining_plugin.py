@@ -36,7 +36,7 @@ class JoiningPlugin(Plugin):
 
     def keep(self, ctx: Context, connection: Connection) -> Iterator[Command]:
         """Joins what is missing."""
-        yield from self.joins.keep(ctx, connection, list(self.wants(ctx, connection)))
+        yield from self.joins.keep(ctx, connection, self.wants(ctx, connection))
 
     def keep_all(self, ctx: Context) -> Iterator[Command]:
         for connection in ctx.served():
@@ -109,11 +109,8 @@ class JoiningPlugin(Plugin):
             if concerns(subflow) and not self.joins.is_leaving(subflow)
         ]
 
-    def wake(self, ctx: Context) -> Iterable[Command]:
-        yield from self.joins.expire(ctx)
-        yield from self.keep_all(ctx)
-
     def wake_connection(self, ctx: Context, connection: Connection) -> Iterable[Command]:
+        yield from self.joins.expire(ctx, connection)
         yield from self.keep(ctx, connection)
 
     def sampled(self, ctx: Context) -> Iterable[Command]:

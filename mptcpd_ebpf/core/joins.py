@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Keeps connections at the subflows they should have: joins what is missing, again and again.
+"""Keeps connections at the subflows they should have: creates what is missing, with retries.
 
-A plugin says which subflows a connection should have (`Want`), whenever something may have
-changed; the joins that are missing leave at once.  A join that fails, and a subflow that
-does not live long, make the next try wait: the pause doubles with each failure and is
-shortened by up to a quarter at random, so that many connections that lost the same path
-do not come back in one moment.
+A plugin states which subflows a connection should have (`Want`) whenever something may have
+changed, and the missing joins are created at once.  After a failed join, or a subflow that closed
+soon, the next try waits: the pause doubles with each failure and is shortened by up to a quarter
+at random, so that many connections that lost the same path do not retry at the same moment.
 
-The kernel goes on sending SYNs of a join that is not answered for minutes; such a join is
-looked for in a reading of the sockets and given up.
+The kernel repeats the SYN of an unanswered join for minutes.  Such a join is found in a dump of
+the sockets and destroyed.
+
+State is kept per connection, and each connection has timers of its own, so that an event costs
+time in the connections it concerns and not in all.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mptcpd_ebpf.core.address import SockAddr, is_ipv6
@@ -31,18 +33,18 @@ from mptcpd_ebpf.core.model import MS, SECOND, Connection, State, Subflow, Subfl
 from mptcpd_ebpf.core.plugin import Context
 
 ANSWER_WITHIN = 3 * SECOND
-"""A join that is not answered by then has failed."""
+"""Nanoseconds: an unanswered join has failed by then."""
 
 SHORT_LIFE = 10 * SECOND
-"""A subflow that closes sooner is one more failure of its path, not a loss that came by itself."""
+"""Nanoseconds: a subflow that closes sooner counts as one more failure of its path."""
 
 
-STRAY = "its interface may not be used, by the configuration"
-"""Why a subflow goes that `World.strays` names."""
+STRAY = "the configuration does not allow its interface"
+"""Why a subflow that `World.strays` names is destroyed."""
 
 
 class Want(NamedTuple):
-    """Subflows that should be there: `number` of them between two addresses."""
+    """Subflows that should exist: `number` of them between two addresses."""
 
     local_ip: str
     remote: SockAddr
@@ -51,8 +53,8 @@ class Want(NamedTuple):
     number: int = 1
 
 
-JoinName = tuple[int, str, SockAddr]
-"""Token, our address, the peer's address and port."""
+Pair = tuple[str, SockAddr]
+"""Our address; the peer's address and port."""
 
 
 @dataclass(slots=True)
@@ -64,14 +66,23 @@ class _Slot:
     failures: int = 0
     next_at: int = 0
     declined: int = 0
-    """How many of those wanted a person had destroyed."""
+    """How many of the wanted ones the operator has destroyed."""
+
+
+@dataclass(slots=True)
+class _State:
+    """The joins of one connection."""
+
+    slots: dict[Pair, _Slot] = field(default_factory=dict)
+    leaving: dict[SubflowKey, None] = field(default_factory=dict)
+    """Subflows that were destroyed and are not closed yet."""
 
 
 class Joins:
     """The joins of all connections that a plugin serves.
 
-    `first_pause` and `longest_pause`: nanoseconds before the next try after a first
-    failure, and at most.
+    `first_pause` and `longest_pause`: nanoseconds before the next try after a first failure, and
+    at most.
     """
 
     def __init__(
@@ -80,32 +91,35 @@ class Joins:
         self._ids = ids
         self._first = first_pause
         self._longest = longest_pause
-        self._slots: dict[JoinName, _Slot] = {}
-        self._leaving: dict[tuple[int, SubflowKey], None] = {}
+        self._states: dict[int, _State] = {}
+        """By token."""
+        self._overdue: dict[int, None] = {}
+        """Tokens of connections with unanswered joins, until a sample shows those."""
 
     def keep(
-        self, ctx: Context, connection: Connection, wants: Iterator[Want] | list[Want]
+        self, ctx: Context, connection: Connection, wants: Iterable[Want]
     ) -> Iterator[Command]:
-        """Joins what is missing of `wants` and may be tried now; asks to be woken for the rest."""
+        """Creates what is missing of `wants` and may be tried now; sets timers for the rest."""
         if connection.state is not State.ESTABLISHED:
             return
+        state = self._state(connection.token)
         for want in wants:
             if is_ipv6(want.local_ip) != is_ipv6(want.remote.ip):
                 continue
-            name = (connection.token, want.local_ip, want.remote)
-            known = name in self._slots
-            slot = self._slots.setdefault(name, _Slot())
-            wanted = want.number - slot.declined
-            missing = wanted - slot.under_way - self._there(connection, want)
+            pair = (want.local_ip, want.remote)
+            known = pair in state.slots
+            slot = state.slots.setdefault(pair, _Slot())
+            existing = self._existing(connection, want)
+            missing = want.number - slot.declined - slot.under_way - existing
             if missing <= 0:
                 continue
-            if not known and (want.local_ip, want.remote) in connection.joins_under_way():
-                # Asked for before a reload, or by a person: it gets its time to be answered.
+            if not known and pair in connection.joins_under_way():
+                # Requested before a reload, or by the operator: it gets its time to be answered.
                 slot.under_way, slot.deadline = missing, ctx.now + ANSWER_WITHIN
-                yield WakeAt(at=slot.deadline, reason="were the joins answered?")
+                yield _wake(connection.token, slot.deadline)
                 continue
             if slot.next_at > ctx.now:
-                yield WakeAt(at=slot.next_at, reason="the next try")
+                yield _wake(connection.token, slot.next_at)
                 continue
             slot.under_way += missing
             slot.deadline = ctx.now + ANSWER_WITHIN
@@ -120,75 +134,79 @@ class Joins:
                     backup=want.backup,
                     reason=want.reason + again,
                 )
-            yield WakeAt(at=slot.deadline, reason="were the joins answered?")
+            yield _wake(connection.token, slot.deadline)
 
     def destroy(self, subflow: Subflow, reason: str) -> DestroySubflow:
-        """Its end is then our doing, and no failure."""
-        self._leaving[subflow.token, subflow.key] = None
+        """Its end is then intended, and no failure."""
+        self._state(subflow.token).leaving[subflow.key] = None
         return DestroySubflow(
             token=subflow.token, local=subflow.local, remote=subflow.remote, reason=reason
         )
 
     def leave(self, subflows: list[Subflow], reason: str) -> Iterator[Command]:
         """Destroys subflows whose path is gone; the peer is told first (`tell_peer`)."""
-        for token in dict.fromkeys(subflow.token for subflow in subflows):
-            of_one = [subflow for subflow in subflows if subflow.token == token]
+        by_token: dict[int, list[Subflow]] = {}
+        for subflow in subflows:
+            by_token.setdefault(subflow.token, []).append(subflow)
+        for of_one in by_token.values():
             yield from tell_peer(of_one, reason)
             for subflow in of_one:
                 yield self.destroy(subflow, reason)
 
     def manual_command(self, command: ConnectionCommand) -> None:
-        """What a person had destroyed is not made again, unless he makes it."""
+        """A subflow that the operator destroyed is not created again, unless the operator does."""
         match command:
             case DestroySubflow():
-                name = (command.token, command.local.ip, command.remote)
-                self._slots.setdefault(name, _Slot()).declined += 1
-                self._leaving[command.token, (command.local, command.remote)] = None
+                state = self._state(command.token)
+                state.slots.setdefault((command.local.ip, command.remote), _Slot()).declined += 1
+                state.leaving[command.local, command.remote] = None
             case CreateSubflow():
-                slot = self._slots.get((command.token, command.local_ip, command.remote))
+                slot = self._slot(command.token, (command.local_ip, command.remote))
                 if slot is not None and slot.declined:
                     slot.declined -= 1
 
     def start_afresh(self, local_ip: str | None = None) -> None:
-        """Forgets what a person had destroyed, from one address of ours or from all."""
-        for (_, ip, _), slot in self._slots.items():
-            if local_ip in (ip, None):
-                slot.declined = 0
+        """Forgets what the operator destroyed, from one address of ours or from all."""
+        for state in self._states.values():
+            for (ip, _), slot in state.slots.items():
+                if local_ip in (ip, None):
+                    slot.declined = 0
 
     def is_leaving(self, subflow: Subflow) -> bool:
-        """Whether it was destroyed, and is not gone yet."""
-        return (subflow.token, subflow.key) in self._leaving
+        """Whether it was destroyed, and is not closed yet."""
+        state = self._states.get(subflow.token)
+        return state is not None and subflow.key in state.leaving
 
     # --- what happened
 
     def opened(self, subflow: Subflow) -> None:
         """A join succeeded."""
-        slot = self._slots.get(_name(subflow))
+        slot = self._slot(subflow.token, _pair(subflow))
         if slot is not None and slot.under_way:
             slot.under_way -= 1
 
     def closed(
         self, ctx: Context, subflow: Subflow, *, pause: int | None = None
     ) -> Iterator[Command]:
-        """A subflow is gone, or a join failed.
+        """A subflow closed, or a join failed.
 
         `pause` is how long to wait before the next try (nanoseconds), if the cause tells; it
         holds for a first failure, after which pauses grow as always.
         """
-        name = (subflow.token, subflow.key)
-        if name in self._leaving:
-            del self._leaving[name]
+        state = self._state(subflow.token)
+        if subflow.key in state.leaving:
+            del state.leaving[subflow.key]
             return
-        slot = self._slots.setdefault(_name(subflow), _Slot())
+        slot = state.slots.setdefault(_pair(subflow), _Slot())
         if subflow.failed:
             slot.under_way = max(slot.under_way - 1, 0)
         elif subflow.opened_at is None or ctx.now - subflow.opened_at >= SHORT_LIFE:
             slot.failures = 0
-        yield from self._back_off(ctx, slot, pause)
+        yield self._back_off(ctx, subflow.token, slot, pause)
 
     def connection_closed(self, token: int) -> None:
-        self._slots = {name: slot for name, slot in self._slots.items() if name[0] != token}
-        self._leaving = {name: None for name in self._leaving if name[0] != token}
+        self._states.pop(token, None)
+        self._overdue.pop(token, None)
 
     def answered(self, ctx: Context, decision: Decision, errno: int) -> Iterator[Command]:
         """The kernel's answer to one of our commands."""
@@ -196,39 +214,43 @@ class Joins:
         if errno and isinstance(command, DestroySubflow):
             self.refused(decision)
         if errno and isinstance(command, CreateSubflow):
-            slot = self._slots.get((command.token, command.local_ip, command.remote))
+            slot = self._slot(command.token, (command.local_ip, command.remote))
             if slot is not None and slot.under_way:
                 slot.under_way -= 1
                 connection = ctx.world.connections.get(command.token)
                 if connection is not None and connection.state is State.ESTABLISHED:
-                    yield from self._back_off(ctx, slot, None)
+                    yield self._back_off(ctx, command.token, slot, None)
 
     def refused(self, decision: Decision) -> None:
-        """The engine kept a command from the kernel."""
+        """The guard kept a command from the kernel."""
         command = decision.command
-        if isinstance(command, DestroySubflow):
-            self._leaving.pop((command.token, (command.local, command.remote)), None)
+        if isinstance(command, DestroySubflow) and command.token in self._states:
+            self._states[command.token].leaving.pop((command.local, command.remote), None)
 
-    def expire(self, ctx: Context) -> Iterator[Command]:
-        """Time has passed: joins that were not answered have failed.
+    def expire(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        """Time has passed: unanswered joins of the connection have failed.
 
-        The plugin says again what it wants afterwards.
+        The plugin states again what it wants afterwards.
         """
-        late = [s for s in self._slots.values() if s.under_way and s.deadline <= ctx.now]
+        state = self._states.get(connection.token)
+        if state is None:
+            return
+        late = [s for s in state.slots.values() if s.under_way and s.deadline <= ctx.now]
         for slot in late:
             slot.under_way = 0
-            yield from self._back_off(ctx, slot, None)
+            yield self._back_off(ctx, connection.token, slot, None)
         if late:
-            yield RequestSample(reason="find the joins that were not answered, to give them up")
-        for slot in self._slots.values():
-            if slot.under_way:
-                yield WakeAt(at=slot.deadline, reason="were the joins answered?")
+            if not self._overdue:
+                yield RequestSample(reason="find the unanswered joins, to destroy them")
+            self._overdue[connection.token] = None
 
     def give_up(self, ctx: Context) -> Iterator[Command]:
-        """After a sample: destroys joins that are still under way and nobody waits for."""
-        for connection in ctx.served():
-            for subflow in connection.subflows.values():
-                slot = self._slots.get(_name(subflow))
+        """After a sample: destroys joins that are still under way and have failed."""
+        overdue, self._overdue = self._overdue, {}
+        for token in overdue:
+            connection = ctx.connections.get(token)
+            for subflow in connection.subflows.values() if connection is not None else ():
+                slot = self._slot(token, _pair(subflow))
                 if (
                     subflow.state is State.OPENING
                     and not subflow.initial
@@ -238,7 +260,17 @@ class Joins:
                 ):
                     yield self.destroy(subflow, "the join was not answered")
 
-    def _there(self, connection: Connection, want: Want) -> int:
+    def _state(self, token: int) -> _State:
+        state = self._states.get(token)
+        if state is None:
+            state = self._states[token] = _State()
+        return state
+
+    def _slot(self, token: int, pair: Pair) -> _Slot | None:
+        state = self._states.get(token)
+        return state.slots.get(pair) if state is not None else None
+
+    def _existing(self, connection: Connection, want: Want) -> int:
         return sum(
             subflow.local.ip == want.local_ip
             and subflow.remote == want.remote
@@ -247,23 +279,27 @@ class Joins:
             for subflow in connection.subflows.values()
         )
 
-    def _back_off(self, ctx: Context, slot: _Slot, pause: int | None) -> Iterator[Command]:
+    def _back_off(self, ctx: Context, token: int, slot: _Slot, pause: int | None) -> WakeAt:
         if pause is None or slot.failures:
             pause = min(self._first << min(slot.failures, 20), self._longest)
         slot.failures += 1
         slot.next_at = ctx.now + pause - int(pause * ctx.random.random() / 4)
-        yield WakeAt(at=slot.next_at, reason="the next try")
+        return _wake(token, slot.next_at)
 
 
-def _name(subflow: Subflow) -> JoinName:
-    return (subflow.token, subflow.local.ip, subflow.remote)
+def _wake(token: int, at: int) -> WakeAt:
+    return WakeAt(at=at, token=token, reason="a join is due")
+
+
+def _pair(subflow: Subflow) -> Pair:
+    return (subflow.local.ip, subflow.remote)
 
 
 def tell_peer(subflows: Iterable[Subflow], reason: str) -> Iterator[WithdrawAddress]:
     """Withdraws, over other paths, the address ids of subflows that are about to be destroyed.
 
-    No FIN arrives where the path is gone, and the peer would go on sending there until it
-    loses patience.  Before, not after: the kernel forgets an id when its subflow is destroyed.
+    A FIN does not arrive where the path is gone, and the peer would go on sending there for
+    seconds.  Before the destruction, since the kernel forgets an id with its subflow.
     """
     ids = {(each.token, each.local_id): None for each in subflows}
     for token, local_id in ids:

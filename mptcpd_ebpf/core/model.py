@@ -5,6 +5,7 @@
 kept in insertion order, so that walking it is the same in every run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -171,7 +172,7 @@ class DefaultRoute:
     table: int = 254
 
 
-@dataclass(slots=True)
+@dataclass
 class World:
     """All of it."""
 
@@ -228,21 +229,34 @@ class World:
             if name is not None and not subflow.initial and not self.interface_allowed(name)
         ]
 
+    def __post_init__(self) -> None:
+        self._interfaces: dict[str, int] | None = None
+        self._usable: dict[bool, list[LocalAddress]] = {}
+
+    def network_changed(self) -> None:
+        """Drops what was derived from links, addresses, routes and their policy."""
+        self._interfaces = None
+        self._usable.clear()
+
     def interface_of(self, ip: str) -> int | None:
         """The interface that holds one of our addresses."""
-        for address in self.addresses.values():
-            if address.ip == ip:
-                return address.if_index
-        return None
+        if self._interfaces is None:
+            self._interfaces = {}
+            for address in self.addresses.values():
+                self._interfaces.setdefault(address.ip, address.if_index)
+        return self._interfaces.get(ip)
 
-    def usable_addresses(self, *, deprecated: bool = False) -> list[LocalAddress]:
+    def usable_addresses(self, *, deprecated: bool = False) -> Sequence[LocalAddress]:
         """Addresses a subflow can start from now.
 
         Their interface is up, running, allowed and no loopback; they are not tentative, not
         deprecated (unless those are asked for: good for what uses them already), and the
         configuration's `AddressPolicy` lets them in.
         """
-        usable = []
+        known = self._usable.get(deprecated)
+        if known is not None:
+            return known
+        usable = self._usable[deprecated] = []
         for address in self.addresses.values():
             link = self.links.get(address.if_index)
             if (

@@ -15,7 +15,12 @@ from mptcpd_ebpf.core.plugin import Notice, Plugin
 def apply(world: World, event: ev.Event) -> list[Notice]:
     """Brings links, addresses, routes or listeners up to date with one event."""
     handler = _APPLY.get(type(event))
-    return handler(world, event) if handler is not None else []
+    if handler is None:
+        return []
+    notices = handler(world, event)
+    if notices or isinstance(event, ev.Configured):
+        world.network_changed()
+    return notices
 
 
 def resynchronise(world: World, event: ev.Resynchronised) -> list[Notice]:
@@ -37,6 +42,7 @@ def resynchronise(world: World, event: ev.Resynchronised) -> list[Notice]:
         notices.append(Notice(Plugin.delete_default_route, (route,)))
     for new in event.routes:
         notices += _route_added(world, new)
+    world.network_changed()
     return notices
 
 

@@ -18,7 +18,7 @@ all (the scout).  Plain data and generators of commands: the plugin that owns a
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.address_ids import AddressIds
@@ -29,7 +29,7 @@ from mptcpd_ebpf.core.commands import (
     WakeAt,
     WithdrawAddress,
 )
-from mptcpd_ebpf.core.model import MS, SECOND, Connection, State, Subflow
+from mptcpd_ebpf.core.model import MS, SECOND, Connection, State, Subflow, SubflowKey
 from mptcpd_ebpf.core.plugin import Context
 
 PathName = tuple[str, str]
@@ -72,6 +72,8 @@ class AwayPath:
     failed: int = 0
     """Trials in a row that failed."""
     trial: Trial | None = None
+    answered: dict[tuple[int, SubflowKey], None] = field(default_factory=dict)
+    """Subflows that trials have established: destroyed at once, or later if one was the last."""
 
     @property
     def patience(self) -> int:
@@ -185,6 +187,7 @@ class Trials:
             yield _end(subflow, "the path is away")
             return
         path.trial = None
+        path.answered[subflow.token, subflow.key] = None
         took = f"{(ctx.now - trial.started_at) / MS:.0f} ms"
         if not trial.counts:
             path.next_at = ctx.now + path.pause
@@ -214,16 +217,14 @@ class Trials:
                 path.next_at = ctx.now
         yield from self.due(ctx)
 
-    def expire(self, ctx: Context) -> bool:
-        """Ends trials that were not answered in time; whether there were any."""
-        late = [
-            path
-            for path in self._away.values()
-            if path.trial is not None and path.trial.deadline <= ctx.now
-        ]
-        for path in late:
-            self._failed(ctx, path)
-        return bool(late)
+    def expire(self, ctx: Context) -> list[int]:
+        """Ends trials that were not answered in time; returns the tokens of their connections."""
+        late: dict[int, None] = {}
+        for path in self._away.values():
+            if path.trial is not None and path.trial.deadline <= ctx.now:
+                late[path.trial.token] = None
+                self._failed(ctx, path)
+        return list(late)
 
     def due(self, ctx: Context) -> Iterator[Command]:
         """Starts the trials, and takes back the paths, whose time has come."""
@@ -240,11 +241,7 @@ class Trials:
             # Nobody is left who could try it: forget, the next connection starts afresh.
             del self._away[path.name]
             return
-        for connection in ctx.served():
-            for subflow in connection.usable_subflows():
-                # A trial that was answered while the connection had nothing else had to stay.
-                if subflow.backup and path_name(subflow) == path.name:
-                    yield _end(subflow, "its trial is over")
+        yield from self._end_answered(ctx, path)
         scout = self._scout(ctx, path)
         if scout is None:
             path.next_at = ctx.now + self._pause
@@ -266,6 +263,16 @@ class Trials:
             reason = f"the connection has no subflow left; {path.why}"
             yield self._join(ctx, path, connection, remote, reason, trial=False)
         yield WakeAt(at=path.trial.deadline, reason="the trial's end")
+
+    def _end_answered(self, ctx: Context, path: AwayPath) -> Iterator[Command]:
+        """A trial that was answered while its connection had no other subflow had to stay."""
+        for token, key in list(path.answered):
+            connection = ctx.connections.get(token)
+            subflow = connection.subflows.get(key) if connection is not None else None
+            if subflow is None:
+                del path.answered[token, key]
+            elif subflow.usable and subflow.backup:
+                yield _end(subflow, "its trial is over")
 
     def _scout(self, ctx: Context, path: AwayPath) -> tuple[Connection, SockAddr] | None:
         """A connection that can try the path without risk, and where it would join."""
