@@ -13,8 +13,8 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from typing import NamedTuple
 
 from mptcpd_ebpf.core.address import SockAddr, unmapped
+from mptcpd_ebpf.kernel.tcp_options import MPTCP, split_options
 
-_MPTCP_KIND = 30
 _TCP = 6
 _PORTS = struct.Struct(">HHIIBB")
 
@@ -161,16 +161,5 @@ def read(packet: bytes, *, at: int, outgoing: bool, cookie: int = 0) -> Signal |
 
 def mptcp_options(raw: bytes) -> list[Option]:
     """The MPTCP options among a TCP header's options."""
-    found = []
-    at = 0
-    while at < len(raw) and raw[at]:
-        if raw[at] == 1:  # padding
-            at += 1
-            continue
-        size = raw[at + 1] if at + 1 < len(raw) else 0
-        if size < 2 or at + size > len(raw):
-            break
-        if raw[at] == _MPTCP_KIND and size >= 3:
-            found.append(Option(raw[at + 2] >> 4, raw[at + 2 : at + size]))
-        at += size
-    return found
+    options, _ = split_options(raw)
+    return [Option(each[2] >> 4, each[2:]) for each in options if each[0] == MPTCP and each[2:]]

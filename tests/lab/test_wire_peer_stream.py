@@ -15,18 +15,19 @@ from mptcpd_ebpf.lab.wire.peer_subflow import PeerSubflow
 from mptcpd_ebpf.lab.wire.segment import Flow
 
 U32 = 1 << 32
+NOBODY = cast(Peer, None)
+"""The host of subflows that never send: nothing here asks them to."""
 OWN_KEY = 1
 keys = st.integers(1, 2**64 - 1)
 
 
 def subflow(number: int) -> PeerSubflow:
-    """One that never sends: nothing here asks it to."""
     flow = Flow(SockAddr("192.0.2.1", 1000 + number), SockAddr("192.0.2.2", 80))
-    return PeerSubflow(cast(Peer, None), flow)
+    return PeerSubflow(NOBODY, flow)
 
 
 def established(remote_key: int) -> PeerConnection:
-    connection = PeerConnection(subflow(0), OWN_KEY, client=False)
+    connection = PeerConnection(NOBODY, subflow(0), OWN_KEY, client=False)
     hear(connection, connection.initial, 1, b"", MPCapableAck(sender_key=remote_key))
     return connection
 

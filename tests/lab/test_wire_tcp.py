@@ -5,8 +5,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 
+from mptcpd_ebpf.kernel.tcp_options import split_options
 from mptcpd_ebpf.lab.wire.options import DSS, KIND, MPCapableSyn, MPJoinSyn, MPPrio
-from mptcpd_ebpf.lab.wire.tcp import MPTCP, mptcp_options, split_options
+from mptcpd_ebpf.lab.wire.tcp import MPTCP, mptcp_options
 
 # Options as they are, options that lie about their length, and plain garbage, cut to an area.
 kinds = st.sampled_from([2, 3, 4, 5, 8, 10, 14, 19, 28, 29, KIND, KIND, 34]) | st.integers(0, 255)

@@ -85,7 +85,7 @@ class Peer:
         `checksum`: ask for DSS checksums (they are used if either side asks).
         """
         subflow = self.subflow(SockAddr(local_ip, _ephemeral()), remote)
-        connection = PeerConnection(subflow, key or secrets.randbits(64), client=True)
+        connection = PeerConnection(self, subflow, key or secrets.randbits(64), client=True)
         connection.open(checksum=checksum, deny_join_id0=deny_join_id0, within=within)
         return connection
 
@@ -100,7 +100,7 @@ class Peer:
         """Answers the next MP_CAPABLE SYN to `port`, up to and with the third packet."""
         syn = self.next_syn(MPCapableSyn, port=port, within=within)
         subflow = self.subflow(*syn.flow.reversed())
-        connection = PeerConnection(subflow, key or secrets.randbits(64), client=False)
+        connection = PeerConnection(self, subflow, key or secrets.randbits(64), client=False)
         connection.answer(syn, checksum=checksum, within=within)
         return connection
 

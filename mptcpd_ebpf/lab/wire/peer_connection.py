@@ -7,8 +7,9 @@ left out is right.
 """
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.lab.wire.capture import PATIENCE_S
@@ -36,8 +37,7 @@ from mptcpd_ebpf.lab.wire.options import (
 from mptcpd_ebpf.lab.wire.peer_subflow import MOST_PAYLOAD, PeerSubflow
 from mptcpd_ebpf.lab.wire.segment import ACK, SYN, Segment
 
-if TYPE_CHECKING:
-    from mptcpd_ebpf.lab.wire.peer import Peer
+T = TypeVar("T")
 
 _U64 = 1 << 64
 _U32 = 1 << 32
@@ -63,11 +63,23 @@ class Mapping:
         return self.checksum in (None, expected)
 
 
+class SubflowHost(Protocol):
+    """What a connection needs of the host it belongs to."""
+
+    def subflow(self, local: SockAddr, remote: SockAddr) -> PeerSubflow: ...
+
+    def next_syn(
+        self, what: type[MPTCPOption], *, port: int | None = ..., within: float = ...
+    ) -> Segment: ...
+
+    def wait(self, done: Callable[[], T | None], what: str, within: float = ...) -> T: ...
+
+
 class PeerConnection:
     """A connection with the kernel under test; `client`: the peer opened it."""
 
-    def __init__(self, initial: PeerSubflow, key: int, *, client: bool) -> None:
-        self.peer: Peer = initial.peer
+    def __init__(self, peer: SubflowHost, initial: PeerSubflow, key: int, *, client: bool) -> None:
+        self.peer = peer
         self.initial = initial
         self.client = client
         self.key = key

@@ -6,7 +6,8 @@ numbers, acknowledgements of what comes in order, FIN and RST.  No timestamps, S
 window scaling are offered, so the kernel uses none.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
@@ -17,9 +18,7 @@ from mptcpd_ebpf.lab.wire.options import MPFail, MPPrio, MPTCPOption, MPTcpRst
 from mptcpd_ebpf.lab.wire.segment import ACK, FIN, PSH, RST, SYN, Flow, Segment, What, wanted
 from mptcpd_ebpf.lab.wire.tcp import MPTCP
 
-if TYPE_CHECKING:
-    from mptcpd_ebpf.lab.wire.peer import Peer
-    from mptcpd_ebpf.lab.wire.peer_connection import PeerConnection
+T = TypeVar("T")
 
 _U32 = 1 << 32
 _MSS = 1400
@@ -28,13 +27,31 @@ MOST_PAYLOAD = _MSS - 40
 """Bytes of data per packet that leave room for any TCP options."""
 
 
+class PacketHost(Protocol):
+    """What a subflow needs of the host it belongs to."""
+
+    def send(self, packet: Any) -> None: ...
+
+    def wait(self, done: Callable[[], T | None], what: str, within: float = ...) -> T: ...
+
+
+class DataStream(Protocol):
+    """What a subflow needs of the connection it belongs to."""
+
+    def receive(
+        self, subflow: "PeerSubflow", options: list[MPTCPOption], first_ssn: int, payload: bytes
+    ) -> bool: ...
+
+    def data_ack(self) -> MPTCPOption: ...
+
+
 class PeerSubflow:
     """A subflow, seen from the peer: `flow` leads from here to the kernel under test."""
 
-    def __init__(self, peer: "Peer", flow: Flow) -> None:
+    def __init__(self, peer: PacketHost, flow: Flow) -> None:
         self.peer = peer
         self.flow = flow
-        self.connection: PeerConnection | None = None
+        self.connection: DataStream | None = None
         self.isn = 0x1000_0000
         """Initial sequence number: the SYN's own."""
         self.remote_isn = 0

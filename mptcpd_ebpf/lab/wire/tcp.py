@@ -16,6 +16,7 @@ from typing import Any
 from scapy.layers.inet import TCP, TCPOptionsField
 from scapy.packet import Packet
 
+from mptcpd_ebpf.kernel.tcp_options import NO_OPERATION, split_options
 from mptcpd_ebpf.lab.wire.options import KIND, MPTCPOption
 
 MPTCP = "MPTCP"
@@ -23,27 +24,6 @@ MALFORMED = "Malformed"
 
 Option = tuple[str | int, Any]
 """As scapy writes TCP options: a name or kind, and a value."""
-
-_END, _NOP = 0, 1
-
-
-def split_options(area: bytes) -> tuple[list[bytes], bytes]:
-    """The well-formed options at the head of an options area, and the rest.
-
-    The rest begins at the end-of-list or at the first option whose length cannot be.
-    """
-    options = []
-    at = 0
-    while at < len(area) and area[at] != _END:
-        if area[at] == _NOP:
-            length = 1
-        else:
-            length = area[at + 1] if at + 1 < len(area) else 0
-            if length < 2 or at + length > len(area):
-                break
-        options.append(area[at : at + length])
-        at += length
-    return options, area[at:]
 
 
 def mptcp_options(area: bytes) -> list[MPTCPOption]:
@@ -80,7 +60,7 @@ class MptcpAwareOptionsField(TCPOptionsField):  # type: ignore[misc]
         if name in (MPTCP, MALFORMED):
             return bytes(value)
         padded: bytes = super().i2m(None, [option])
-        return padded[: padded[1]] if padded[0] > _NOP else padded[:1]
+        return padded[: padded[1]] if padded[0] > NO_OPERATION else padded[:1]
 
     def i2m(self, pkt: Packet | None, x: list[Option]) -> bytes:
         area = b"".join(self._encode(option) for option in x)
