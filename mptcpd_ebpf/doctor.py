@@ -24,6 +24,7 @@ from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NotPermitted
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.transport import NETLINK_ROUTE, Requester
 from mptcpd_ebpf.runtime import netns
+from mptcpd_ebpf.runtime.capabilities import effective
 
 OLDEST = (5, 19)
 """The first kernel whose userspace path manager has every command (SUBFLOW_DESTROY)."""
@@ -128,14 +129,8 @@ def _writable(file: Path) -> Finding:
     return Status.OK, f"{file} can be set", None
 
 
-_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
-"""Bit numbers of include/uapi/linux/capability.h."""
-
-
 def _capabilities() -> Iterator[Finding]:
-    text = Path("/proc/self/status").read_text()
-    effective = int(text.split("CapEff:")[1].split()[0], 16)
-    held = {name for name, bit in _CAPABILITIES.items() if effective >> bit & 1}
+    held = {capability.name for capability in effective()}
     if "CAP_NET_ADMIN" not in held:
         yield (
             Status.FAIL,
@@ -190,12 +185,12 @@ def _lockdown() -> Iterator[Finding]:
 
 
 def _probes() -> Iterator[Finding]:
-    from mptcpd_ebpf.probes import Probes, ProbesUnavailable
+    from mptcpd_ebpf.probes import BpfUnavailable, Probes
 
     try:
         with Probes.open(netns=netns.inode()) as probes:
             yield Status.OK, f"loaded and attached: {probes.report}", None
-    except ProbesUnavailable as error:
+    except BpfUnavailable as error:
         if os.geteuid() != 0:
             yield Status.UNKNOWN, str(error), _AS_ROOT
         else:

@@ -16,8 +16,8 @@ import click
 
 from mptcpd_ebpf.cli import Group
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NotPermitted
-from mptcpd_ebpf.probes import ProbesUnavailable
-from mptcpd_ebpf.probes.core_probes import may_load
+from mptcpd_ebpf.probes import BpfUnavailable
+from mptcpd_ebpf.runtime.capabilities import may_load_bpf
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 if TYPE_CHECKING:
@@ -112,14 +112,14 @@ def _run(
 
     scope = _scope(**chosen)
     _enter(netns)
-    if name not in WITHOUT_PROGRAMS and not may_load():
+    if name not in WITHOUT_PROGRAMS and not may_load_bpf():
         refusal = f"trace {name} needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root"
         raise Failure(with_way_out(name, refusal), ExitCode.PRIVILEGE)
     try:
         with Trace(name, scope, as_json=as_json) as trace:
             constants = {"own_netns": namespaces.inode()}
             trace.run(duration, tool(trace, constants))
-    except ProbesUnavailable as error:
+    except BpfUnavailable as error:
         raise Failure(with_way_out(name, f"trace {name}: {error}"), ExitCode.NO_MPTCP) from None
     except MptcpMissing as error:
         raise Failure(str(error), ExitCode.NO_MPTCP) from None

@@ -19,6 +19,7 @@ from mptcpd_ebpf.kernel import resync
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NetlinkRefused, NotPermitted
 from mptcpd_ebpf.kernel.lock import holder
 from mptcpd_ebpf.kernel.pm_client import PmClient
+from mptcpd_ebpf.runtime.capabilities import Capability, effective
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ def connections_of_kernel() -> Connections:
         found = resync.snapshot()
     except KernelError as error:
         raise Failure(str(error), exit_code(error)) from None
-    if not found.subflows and not _may_see_all():
+    if not found.subflows and Capability.CAP_NET_ADMIN not in effective():
         raise Failure(
             "no subflow is seen, but the kernel may show them only to who has CAP_NET_ADMIN: run "
             "this as root",
@@ -97,16 +98,6 @@ def connections_of_kernel() -> Connections:
     tracker = Tracker()
     tracker.apply(found, time.monotonic_ns())
     return views.connections(tracker.world, time.time_ns() - time.monotonic_ns())
-
-
-_CAP_NET_ADMIN = 12
-"""Bit number of include/uapi/linux/capability.h."""
-
-
-def _may_see_all() -> bool:
-    with open("/proc/self/status", encoding="ascii") as file:
-        effective = file.read().split("CapEff:")[1].split()[0]
-    return bool(int(effective, 16) >> _CAP_NET_ADMIN & 1)
 
 
 def limits(path: str | None) -> LimitsView:

@@ -165,7 +165,7 @@ def _open_probes(
     if wanted is ProbeBackend.NETLINK:
         why = "none, as configured: RTT, loss and stalls are not seen, alarms never come"
         return None, wanted, why
-    from mptcpd_ebpf.probes import Probes, ProbesUnavailable  # libbpf: only if it is wanted
+    from mptcpd_ebpf.probes import BpfUnavailable, Probes  # libbpf: only if it is wanted
 
     probes: AnyProbes
     refused = []
@@ -180,7 +180,7 @@ def _open_probes(
 
                 cgroup = Path(settings.cgroup) if settings.cgroup is not None else None
                 probes = BccProbes.open(netns=here, thresholds=settings.thresholds, cgroup=cgroup)
-        except ProbesUnavailable as error:
+        except BpfUnavailable as error:
             if wanted is backend:
                 raise Failure(f"probes: {error}", ExitCode.CHECK_FAILED) from None
             refused.append(f"{backend.value}: {error}")

@@ -8,23 +8,20 @@ the caller's network namespace alone, and is detached as soon as net.mptcp.enabl
 off there; it also ends with this process, however that ends.
 """
 
-import ctypes
 import errno
 import mmap
 import os
 import signal
 from collections.abc import Callable
-from ctypes import c_size_t, c_uint32
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from mptcpd_ebpf.kernel import sysctl
 from mptcpd_ebpf.kernel.errors import MptcpMissing
-from mptcpd_ebpf.probes.btf import Btf
-from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF, may_load
-from mptcpd_ebpf.probes.libbpf import LIBRARY, Libbpf
-from mptcpd_ebpf.runtime import netns, resources
+from mptcpd_ebpf.probes.bpf_object import VMLINUX_BTF, BpfObject, BpfUnavailable
+from mptcpd_ebpf.runtime import netns
+from mptcpd_ebpf.runtime.capabilities import may_load_bpf
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 _HOOK = "update_socket_protocol"
@@ -103,49 +100,21 @@ class Mptcpify:
 
         Raises `Failure`: NO_MPTCP if this kernel cannot do it, PRIVILEGE, or USAGE.
         """
-        self._libbpf: Libbpf | None = None
-        self._object = self._link = 0
-        self._shared: mmap.mmap | None = None
         constants = selection.constants()
         _check_machine()
         try:
-            path = resources.bpf_object("mptcpify")
-        except FileNotFoundError as error:
+            self._object = BpfObject("mptcpify")
+        except BpfUnavailable as error:
             raise Failure(str(error), ExitCode.CHECK_FAILED) from None
         try:
-            self._libbpf = Libbpf()
-        except (OSError, AttributeError) as error:
-            raise Failure(
-                f"{LIBRARY} cannot be used ({error}): install Debian's libbpf1",
-                ExitCode.CHECK_FAILED,
-            ) from None
-        try:
-            self._attach(self._libbpf, path, constants)
+            self._object.constants(constants)
+            self._object.load()
+            self._object.attach("mptcpify")
+            self._shared: mmap.mmap | None = self._object.memory(".bss")
         except OSError as error:
-            self.close()
+            self._object.close()
             raise _refused(error) from None
-
-    def _attach(self, libbpf: Libbpf, path: Path, constants: dict[str, bytes]) -> None:
-        self._object = libbpf.pointer("bpf_object__open_file", os.fsencode(path), None)
-        length = c_uint32()
-        raw = libbpf.pointer(
-            "btf__raw_data", libbpf.pointer("bpf_object__btf", self._object), length
-        )
-        btf = Btf(ctypes.string_at(raw, length.value))
-        variables = btf.variables(".rodata")
-        start = libbpf.pointer("bpf_map__initial_value", self._map(libbpf, ".rodata"), c_size_t())
-        for name, value in constants.items():
-            offset, width = variables[name]
-            ctypes.memmove(start + offset, value.ljust(width, b"\0"), width)
-        libbpf.number("bpf_object__load", self._object)
-        program = libbpf.pointer("bpf_object__find_program_by_name", self._object, b"mptcpify")
-        self._link = libbpf.pointer("bpf_program__attach", program)
-        bss = self._map(libbpf, ".bss")
-        self._shared = mmap.mmap(libbpf.bpf_map__fd(bss), libbpf.bpf_map__value_size(bss))
-        self._turned = btf.variables(".bss")["turned"]
-
-    def _map(self, libbpf: Libbpf, name: str) -> int:
-        return libbpf.pointer("bpf_object__find_map_by_name", self._object, name.encode())
+        self._turned = self._object.btf.variables(".bss")["turned"]
 
     @property
     def turned(self) -> int:
@@ -157,16 +126,8 @@ class Mptcpify:
 
     def close(self) -> None:
         """Detaches and unloads; sockets that are MPTCP stay so."""
-        if self._libbpf is None:
-            return
-        if self._shared is not None:
-            self._shared.close()
-            self._shared = None
-        if self._link:
-            self._libbpf.bpf_link__destroy(self._link)
-        if self._object:
-            self._libbpf.bpf_object__close(self._object)
-        self._link = self._object = 0
+        self._shared = None
+        self._object.close()
 
     def __enter__(self) -> "Mptcpify":
         return self
@@ -203,7 +164,7 @@ def run(selection: Selection, say: Callable[[str], None]) -> None:
 
 def _check_machine() -> None:
     _check_enabled()
-    if not may_load():
+    if not may_load_bpf():
         raise Failure(
             "loading a BPF program needs CAP_BPF and CAP_PERFMON: run as root or grant both; "
             + _INSTEAD,

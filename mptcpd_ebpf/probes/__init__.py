@@ -5,6 +5,7 @@ No compiler, no headers and no Python BPF library at run time: ctypes on libbpf,
 record layouts from the BPF object itself.
 """
 
-from mptcpd_ebpf.probes.core_probes import HookReport, ProbeReport, Probes, ProbesUnavailable
+from mptcpd_ebpf.probes.bpf_object import BpfUnavailable
+from mptcpd_ebpf.probes.core_probes import HookReport, ProbeReport, Probes
 
-__all__ = ["HookReport", "ProbeReport", "Probes", "ProbesUnavailable"]
+__all__ = ["BpfUnavailable", "HookReport", "ProbeReport", "Probes"]

@@ -24,9 +24,9 @@ A bit field has no place but ``BITS_AT_field``, the offset of four bytes to read
 import os
 from pathlib import Path
 
+from mptcpd_ebpf.probes.bpf_object import object_btf
 from mptcpd_ebpf.probes.btf import ARRAY, INT, PTR, STRUCT, UNION, Btf, BtfError, Member, Type
 from mptcpd_ebpf.probes.libbpf import Libbpf
-from mptcpd_ebpf.probes.records import object_btf
 
 VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
 _ROOTS = (

@@ -22,6 +22,7 @@ from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement, Thresholds
 from mptcpd_ebpf.probes import loading
 from mptcpd_ebpf.probes.bcc_compile import BccUnavailable, compile_functions
+from mptcpd_ebpf.probes.bpf_object import BpfObject, BpfUnavailable
 from mptcpd_ebpf.probes.btf import Btf, BtfError
 from mptcpd_ebpf.probes.cgroups import root_cgroup
 from mptcpd_ebpf.probes.core_probes import (
@@ -29,14 +30,12 @@ from mptcpd_ebpf.probes.core_probes import (
     RING_BYTES,
     HookReport,
     ProbeReport,
-    ProbesUnavailable,
-    may_load,
     tick_us,
 )
 from mptcpd_ebpf.probes.libbpf import Libbpf
 from mptcpd_ebpf.probes.loading import MapFlag, MapType, ProgramType
 from mptcpd_ebpf.probes.record_reader import RecordReader, count_entries
-from mptcpd_ebpf.probes.records import object_btf
+from mptcpd_ebpf.runtime.capabilities import may_load_bpf
 from mptcpd_ebpf.runtime.resources import bpf_object, bpf_sources
 
 _SUBFLOWS, _LISTENERS, _OPENERS = 65536, 4096, 1024
@@ -111,16 +110,16 @@ class BccProbes:
         cgroup: a folder of cgroup v2; the sockets made in it and below are followed.  None:
         all, by its root.
 
-        Raises ProbesUnavailable.
+        Raises BpfUnavailable.
         """
         cgroup = cgroup or root_cgroup()
         if cgroup is None:
-            raise ProbesUnavailable(
+            raise BpfUnavailable(
                 "bcc: no cgroup v2 is mounted to attach sock_ops to: "
                 "mount -t cgroup2 none /sys/fs/cgroup"
             )
-        if not may_load():
-            raise ProbesUnavailable(
+        if not may_load_bpf():
+            raise BpfUnavailable(
                 "loading the probes needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root"
             )
         probes: Self | None = None
@@ -132,7 +131,7 @@ class BccProbes:
         except (BccUnavailable, BtfError, OSError) as error:
             if probes is not None:
                 probes.close()
-            raise ProbesUnavailable(f"bcc: {error}") from None
+            raise BpfUnavailable(f"bcc: {error}") from None
         return probes
 
     def _make_maps(self, ring_bytes: int) -> None:
@@ -292,8 +291,5 @@ def _compiled() -> dict[str, bytes]:
 
 def _record_types(libbpf: Libbpf) -> Btf:
     """The types of the object that was compiled from the same headers."""
-    handle = libbpf.pointer("bpf_object__open_file", os.fsencode(bpf_object("subflow")), None)
-    try:
-        return object_btf(libbpf, handle)
-    finally:
-        libbpf.bpf_object__close(handle)
+    with BpfObject("subflow", libbpf) as compiled:
+        return compiled.btf

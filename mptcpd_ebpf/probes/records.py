@@ -6,7 +6,6 @@ are those of `core.measurement.Measurement`, so most of them go over as they are
 has all bits set was not seen and becomes None (bpf/records.h).
 """
 
-from ctypes import c_uint32, string_at
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any
 
@@ -14,7 +13,6 @@ from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Owner
 from mptcpd_ebpf.probes.btf import Btf, BtfError
-from mptcpd_ebpf.probes.libbpf import Libbpf
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 _FLAGS = ("backup", "backup_by_peer", "stale", "initial")
@@ -38,13 +36,6 @@ def address(ip: bytes, port: int) -> SockAddr:
     if ip.startswith(_V4_MAPPED):
         return SockAddr(inet_ntop(AF_INET, ip[12:]), port)
     return SockAddr(inet_ntop(AF_INET6, ip), port)
-
-
-def object_btf(libbpf: Libbpf, handle: int) -> Btf:
-    """The types of an open ``struct bpf_object``."""
-    length = c_uint32()
-    raw = libbpf.pointer("btf__raw_data", libbpf.pointer("bpf_object__btf", handle), length)
-    return Btf(string_at(raw, length.value))
 
 
 class Decoder:

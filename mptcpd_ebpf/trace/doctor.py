@@ -23,11 +23,11 @@ from mptcpd_ebpf.trace.diagnosis import (
     lost_freely,
 )
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.life import kernel_reasons, reset_here
 from mptcpd_ebpf.trace.probing import Probing
 from mptcpd_ebpf.trace.rtt import QUIET
 from mptcpd_ebpf.trace.scope import owner_words, token_words
+from mptcpd_ebpf.trace.trace_programs import TracePrograms
 
 _EVERY_S = 0.25
 _CONNECTION = struct.Struct("=II")
@@ -141,7 +141,7 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
     assert token is not None
     probes = trace.open(Probing(constants["own_netns"], QUIET))
     programs = ("round_ends", "reset_sent", "reset_received")
-    kernel = trace.open(KernelSide("trace", programs, {**constants, "only_token": token}))
+    kernel = trace.open(TracePrograms("trace", programs, {**constants, "only_token": token}))
     trace.means += [*probes.means(), *kernel.hooks()]
     kinds, reasons = kernel.enumeration("trace_kind"), kernel_reasons()
     watched: dict[int, Watched] = {}

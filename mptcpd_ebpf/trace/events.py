@@ -8,7 +8,7 @@ and now somebody does.
 from mptcpd_ebpf.core.events import Event, EventsLost
 from mptcpd_ebpf.kernel import sysctl
 from mptcpd_ebpf.kernel.pm_events import RECEIVE_BUFFER, PmEvents
-from mptcpd_ebpf.trace.kernel_side import Cost
+from mptcpd_ebpf.trace.trace_programs import Cost
 
 
 class Events:

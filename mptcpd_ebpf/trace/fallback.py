@@ -24,13 +24,13 @@ from mptcpd_ebpf.core.events import (
     SubflowEstablished,
 )
 from mptcpd_ebpf.kernel import counters, diag, sysctl
-from mptcpd_ebpf.probes import ProbesUnavailable
+from mptcpd_ebpf.probes import BpfUnavailable
 from mptcpd_ebpf.trace.events import Events
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Signal, Subtype
 from mptcpd_ebpf.trace.tap import BothSides, Tap, open_with_tap
+from mptcpd_ebpf.trace.trace_programs import TracePrograms
 
 _NEAR_NS = 1_000_000_000
 _SETTLED_NS = 50_000_000
@@ -293,7 +293,7 @@ def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
     fallbacks = Fallbacks(trace)
     try:
         kernel, tap = open_with_tap(trace, ("state_changed", "destroyed"), constants)
-    except ProbesUnavailable as error:
+    except BpfUnavailable as error:
         _follow_events(trace, str(error))
     else:
         _follow(trace, fallbacks, kernel, tap)
@@ -313,7 +313,7 @@ def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
     return summary
 
 
-def _follow(trace: Trace, fallbacks: Fallbacks, kernel: KernelSide, tap: Tap) -> None:
+def _follow(trace: Trace, fallbacks: Fallbacks, kernel: TracePrograms, tap: Tap) -> None:
     kinds = kernel.enumeration("trace_kind")
     trace.means.append("MPTcpExt counters")
     both = BothSides(kernel, tap)

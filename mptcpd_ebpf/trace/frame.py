@@ -22,11 +22,11 @@ from contextlib import ExitStack
 from typing import Any, Protocol, Self, TextIO, TypeVar
 
 from mptcpd_ebpf.kernel import counters
-from mptcpd_ebpf.probes import ProbesUnavailable
+from mptcpd_ebpf.probes import BpfUnavailable
 from mptcpd_ebpf.runtime import netns
 from mptcpd_ebpf.runtime.signals import PendingSignals
-from mptcpd_ebpf.trace.kernel_side import Cost, KernelSide
 from mptcpd_ebpf.trace.scope import Directory, Scope, Subject
+from mptcpd_ebpf.trace.trace_programs import Cost, TracePrograms
 
 SCHEMA = 1
 
@@ -162,8 +162,8 @@ class Trace:
         self.directory.look()
         try:
             constants = {"own_netns": netns.inode()}
-            kernel = self.open(KernelSide("trace", ("state_changed",), constants))
-        except ProbesUnavailable:  # the tool does without, too: processes are looked up
+            kernel = self.open(TracePrograms("trace", ("state_changed",), constants))
+        except BpfUnavailable:  # the tool does without, too: processes are looked up
             return
         self.directory.look()
 

@@ -19,8 +19,8 @@ from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.func_attach import Attached, Wanted, attach, listed
 from mptcpd_ebpf.trace.func_targets import MOST_ARGUMENTS, SYMBOLS, SubjectKind, Symbols, find
-from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Subject, token_words
+from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 TOTAL_KEY = struct.Struct("=IiIIQ")  # struct func_key
 _FRAMES = struct.Struct("=64Q")
@@ -245,7 +245,7 @@ def trace_func(
     stack: bool,
     only_way: str | None,
 ) -> Summary:
-    """Raises Failure if nothing that the pattern names can be traced, ProbesUnavailable."""
+    """Raises Failure if nothing that the pattern names can be traced, BpfUnavailable."""
     symbols = Symbols(SYMBOLS.read_text())
     functions = find(pattern, symbols)
     if not functions:
@@ -287,7 +287,7 @@ _WAYS = {
 
 def _learn_owners(trace: Trace, constants: dict[str, int]) -> None:
     """Follows who opens connections, for filters by process."""
-    states = trace.open(KernelSide("trace", ("state_changed",), constants))
+    states = trace.open(TracePrograms("trace", ("state_changed",), constants))
 
     def read() -> None:
         for record in states.read("trace_record"):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.trace.func_targets import OUR_TRACEPOINTS, Function, SubjectKind, subject
-from mptcpd_ebpf.trace.kernel_side import KernelSide, Refused
+from mptcpd_ebpf.trace.trace_programs import Refused, TracePrograms
 
 WAYS = ("fentry", "kprobe", "tp_btf")
 """The cheapest first."""
@@ -53,7 +53,7 @@ class Wanted:
 class Attached:
     """Functions that are traced, by their slot, and what could not be."""
 
-    kernel: KernelSide
+    kernel: TracePrograms
     functions: list[Function]
     ways: list[str]
     """``fentry``, ``kprobe`` or ``tp_btf``, by slot."""
@@ -122,7 +122,7 @@ def _only_tracepoint(function: Function) -> bool:
 
 
 def attach(pattern: str, functions: list[Function], wanted: Wanted) -> Attached:
-    """Traces the functions that can be.  Raises Failure if none can, ProbesUnavailable."""
+    """Traces the functions that can be.  Raises Failure if none can, BpfUnavailable."""
     choice = _Choice(functions, wanted)
     while True:
         taken = [each for each in functions if choice.ways[each.name]]
@@ -165,7 +165,7 @@ def _try(taken: list[Function], choice: _Choice, wanted: Wanted) -> Attached | N
         "slots": b"".join(_SLOT.pack(*each) for each in subjects),
     }
     try:
-        kernel = KernelSide("trace_func", chosen, constants, targets=programs)
+        kernel = TracePrograms("trace_func", chosen, constants, targets=programs)
     except Refused as refused:
         _learn(refused, taken, choice)
         return None

@@ -18,7 +18,7 @@ from collections import Counter
 
 from mptcpd_ebpf.kernel import counters, sysctl
 from mptcpd_ebpf.kernel.pm_client import PmClient
-from mptcpd_ebpf.probes import ProbesUnavailable
+from mptcpd_ebpf.probes import BpfUnavailable
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.join_attempt import (
@@ -33,11 +33,11 @@ from mptcpd_ebpf.trace.join_attempt import (
     silent,
 )
 from mptcpd_ebpf.trace.joins_by_events import JoinsByEvents, follow_joins_by_events
-from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Flag, Signal, Subtype
 from mptcpd_ebpf.trace.standing import Standing
 from mptcpd_ebpf.trace.tap import BothSides, Tap, open_with_tap
+from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _SYN_SENT, _CLOSE = 2, 7  # include/net/tcp_states.h
 _GIVEN_UP_NS = 180_000_000_000
@@ -305,7 +305,7 @@ def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
     joins: JoinTrace | JoinsByEvents
     try:
         kernel, tap = open_with_tap(trace, programs, constants)
-    except ProbesUnavailable as error:
+    except BpfUnavailable as error:
         joins = follow_joins_by_events(trace, str(error))
     else:
         trace.means.append("MPTcpExt counters")
@@ -325,7 +325,7 @@ def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
     return summary
 
 
-def _follow(trace: Trace, kernel: KernelSide, tap: Tap) -> JoinTrace:
+def _follow(trace: Trace, kernel: TracePrograms, tap: Tap) -> JoinTrace:
     kinds = kernel.enumeration("trace_kind")
     joins = JoinTrace(trace)
     joins.standing.begin(trace.directory.look().subflows)

@@ -19,8 +19,8 @@ from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.probes.kernel_types import KernelTypes
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Subject, bound, owner_words, token_words
+from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _ESTABLISHED, _SYN_SENT, _SYN_RECV, _FIN_WAIT1, _CLOSE, _CLOSE_WAIT = 1, 2, 3, 4, 7, 8
 _LAST_SIGNS_NS = 50_000_000
@@ -271,7 +271,7 @@ def _error_words(record: Record, life: Life) -> str:
 
 def trace_life(trace: Trace, constants: dict[str, int]) -> Summary:
     programs = ("state_changed", "destroyed", "reset_sent", "reset_received")
-    kernel = trace.open(KernelSide("trace", programs, constants))
+    kernel = trace.open(TracePrograms("trace", programs, constants))
     trace.means += kernel.hooks()
     lives = Lives(trace, kernel.enumeration("trace_kind"), kernel_reasons())
     lives.begin(trace.directory.look().subflows)

@@ -24,12 +24,12 @@ from mptcpd_ebpf.kernel.netlink import GENERIC_HEADER, HEADER, attributes, numbe
 from mptcpd_ebpf.kernel.pm import AddrAttr, Attr, Cmd
 from mptcpd_ebpf.kernel.pm_client import mptcp_family
 from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, Requester
-from mptcpd_ebpf.probes import ProbesUnavailable
+from mptcpd_ebpf.probes import BpfUnavailable
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.events import Events
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Subject, bound, owner_words, token_words
+from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _UNANSWERED = 0x7FFFFFFF
 _RELATED_NS = 2_000_000_000
@@ -233,9 +233,9 @@ def trace_pm(trace: Trace, constants: dict[str, int]) -> Summary:
     managing = Managing(trace)
     kernel = None
     try:
-        kernel = trace.open(KernelSide("trace_pm", None, {**constants, "family": family}))
+        kernel = trace.open(TracePrograms("trace_pm", None, {**constants, "family": family}))
         trace.means += kernel.hooks()
-    except ProbesUnavailable as error:
+    except BpfUnavailable as error:
         trace.means.append(f"events alone, commands are not seen: {error}")
     events = trace.open(Events())
     trace.means += events.means()

@@ -7,14 +7,14 @@ from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement, Thresholds
 from mptcpd_ebpf.probes import Probes
 from mptcpd_ebpf.probes.libbpf import Libbpf
-from mptcpd_ebpf.trace.kernel_side import STATS_RUN_TIME, Cost, run_time
+from mptcpd_ebpf.trace.trace_programs import STATS_RUN_TIME, Cost, run_time
 
 
 class Probing:
     """Probes of one namespace, their run time counted while they are open."""
 
     def __init__(self, netns: int, thresholds: Thresholds) -> None:
-        """Raises ProbesUnavailable."""
+        """Raises BpfUnavailable."""
         self._probes = Probes.open(netns=netns, thresholds=thresholds)
         self._statistics = Libbpf().bpf_enable_stats(STATS_RUN_TIME)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.kernel_side import Record
 from mptcpd_ebpf.trace.life import kernel_reasons, reset_reason, reset_words
 from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
 from mptcpd_ebpf.trace.signals import Signal, Subtype
 from mptcpd_ebpf.trace.tap import open_with_tap
+from mptcpd_ebpf.trace.trace_programs import Record
 
 _TOGETHER_NS = 50_000_000
 """Packet and tracepoint of one reset come within this time."""

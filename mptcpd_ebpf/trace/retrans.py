@@ -15,8 +15,8 @@ from collections import Counter
 
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Subject, token_words
+from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _SYN_STATES = (2, 3)
 _ROWS = 1000
@@ -125,7 +125,7 @@ def _told(causes: Counter[str]) -> str:
 
 def trace_retrans(trace: Trace, constants: dict[str, int]) -> Summary:
     programs = ("retransmitted", "work_starts", "send_begins", "mapped")
-    kernel = trace.open(KernelSide("trace", programs, constants))
+    kernel = trace.open(TracePrograms("trace", programs, constants))
     trace.means += kernel.hooks()
     trace.directory.look()
     found = Retransmissions(trace, kernel.enumeration("trace_kind"))

@@ -18,8 +18,8 @@ from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.scope import Subject, token_words
+from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _ROWS = 64
 """Ended subflows, and ended connections, that are told in the summary."""
@@ -62,7 +62,7 @@ def first_sent(measured: Iterable[Measurement]) -> dict[int, int]:
 class Scheduling:
     """Reads the counts and tells what changed."""
 
-    def __init__(self, trace: Trace, kernel: KernelSide) -> None:
+    def __init__(self, trace: Trace, kernel: TracePrograms) -> None:
         self._trace = trace
         self._kernel = kernel
         self._shares: dict[int, Record] = {}
@@ -210,7 +210,7 @@ def _fields(row: Row) -> dict[str, object]:
 
 
 def trace_sched(trace: Trace, constants: dict[str, int]) -> Summary:
-    kernel = trace.open(KernelSide("trace", ("round_ends", "state_changed"), constants))
+    kernel = trace.open(TracePrograms("trace", ("round_ends", "state_changed"), constants))
     trace.means += [*kernel.hooks(), "inet_diag"]
     trace.directory.look()
     scheduling = Scheduling(trace, kernel)

@@ -18,7 +18,7 @@ from mptcpd_ebpf.core.measurement import Measurement, Owner
 from mptcpd_ebpf.core.token import token_of
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.probes.records import address
-from mptcpd_ebpf.trace.kernel_side import Record
+from mptcpd_ebpf.trace.trace_programs import Record
 
 _U32 = 0xFFFFFFFF
 _LOOK_AGAIN_NS = 50_000_000

@@ -10,8 +10,8 @@ net/mptcp/subflow.c).  The states that MPTCP and TCP sockets went through, with 
 from dataclasses import dataclass, field
 
 from mptcpd_ebpf.core.measurement import Measurement
-from mptcpd_ebpf.trace.kernel_side import Record
 from mptcpd_ebpf.trace.scope import MOST_KNOWN, bound
+from mptcpd_ebpf.trace.trace_programs import Record
 
 _ESTABLISHED, _SYN_SENT, _SYN_RECV, _CLOSE = 1, 2, 3, 7  # include/net/tcp_states.h
 

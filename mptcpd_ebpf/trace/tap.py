@@ -8,17 +8,17 @@ than an ordinary DSS come through.
 import time
 from collections.abc import Iterable, Mapping
 
-from mptcpd_ebpf.probes import ProbesUnavailable
+from mptcpd_ebpf.probes import BpfUnavailable
 from mptcpd_ebpf.trace.frame import Trace
-from mptcpd_ebpf.trace.kernel_side import KernelSide, Record
 from mptcpd_ebpf.trace.signals import Signal, read
+from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 
-class Tap(KernelSide):
+class Tap(TracePrograms):
     """What passes the interfaces of one namespace."""
 
     def __init__(self, netns: int) -> None:
-        """Raises ProbesUnavailable."""
+        """Raises BpfUnavailable."""
         super().__init__("trace_tap", constants={"own_netns": netns})
 
     def hooks(self) -> list[str]:
@@ -46,7 +46,7 @@ class BothSides:
     those that may be its result.
     """
 
-    def __init__(self, kernel: KernelSide, tap: Tap) -> None:
+    def __init__(self, kernel: TracePrograms, tap: Tap) -> None:
         self._kernel = kernel
         self._tap = tap
         self._late: list[Record] = []
@@ -66,12 +66,12 @@ class BothSides:
 
 def open_with_tap(
     trace: Trace, programs: Iterable[str], constants: Mapping[str, int]
-) -> tuple[KernelSide, Tap]:
-    """The tracing programs and the tap of a tool that needs both.  Raises ProbesUnavailable."""
-    kernel = KernelSide("trace", programs, constants)
+) -> tuple[TracePrograms, Tap]:
+    """The tracing programs and the tap of a tool that needs both.  Raises BpfUnavailable."""
+    kernel = TracePrograms("trace", programs, constants)
     try:
         tap = Tap(constants["own_netns"])
-    except ProbesUnavailable:
+    except BpfUnavailable:
         kernel.close()
         raise
     trace.means += [*kernel.hooks(), *tap.hooks()]

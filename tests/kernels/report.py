@@ -86,12 +86,12 @@ def _backend() -> str:
 
 def _probes() -> str:
     """How the probes got in, and what they had to do without."""
-    from mptcpd_ebpf.probes import Probes, ProbesUnavailable
+    from mptcpd_ebpf.probes import BpfUnavailable, Probes
 
     try:
         with Probes.open() as probes:
             hooks = probes.report.hooks
-    except ProbesUnavailable as error:
+    except BpfUnavailable as error:
         return f"none: {error}"
     kinds = sorted({hook.hook.partition("/")[0] for hook in hooks if hook.attached})
     attached = sum(hook.attached for hook in hooks)

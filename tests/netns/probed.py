@@ -20,7 +20,7 @@ from mptcpd_ebpf.core.address import SockAddr, unmapped
 from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
 from mptcpd_ebpf.lab import Host, Lab
-from mptcpd_ebpf.probes import Probes, ProbesUnavailable, core_probes
+from mptcpd_ebpf.probes import BpfUnavailable, Probes
 from mptcpd_ebpf.probes.interface import AnyProbes
 from tests.waiting import SLOWNESS
 
@@ -42,7 +42,7 @@ def compile_probes_with(define: str, folder: Path, monkeypatch: pytest.MonkeyPat
     compiler = next(shlex.split(line) for line in recipe.splitlines() if "-target bpf" in line)
     compiler[compiler.index("-o") + 1] = str(folder / "subflow.bpf.o")
     subprocess.run([*compiler, f"-D{define}"], check=True)
-    monkeypatch.setattr(core_probes, "bpf_object", lambda name: folder / f"{name}.bpf.o")
+    monkeypatch.setattr(bpf_object, "bpf_object", lambda name: folder / f"{name}.bpf.o")
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def probing(host: Host, *, everywhere: bool = False, **options: Any) -> Iterator
     try:
         with host.entered():
             probes = Probes.open(netns=0 if everywhere else host.netns, **options)
-    except ProbesUnavailable as error:
+    except BpfUnavailable as error:
         pytest.skip(f"the probes cannot run here: {error}")
     with probes:
         yield probes

@@ -9,22 +9,16 @@ import pytest
 
 from mptcpd_ebpf.probes.bcc_compile import BccUnavailable, compile_functions, open_bcc
 from mptcpd_ebpf.probes.bcc_layouts import VMLINUX_BTF, kernel_layouts, layouts
+from mptcpd_ebpf.probes.bpf_object import BpfObject
 from mptcpd_ebpf.probes.btf import Btf, BtfError, Member, Type
-from mptcpd_ebpf.probes.libbpf import Libbpf
 from mptcpd_ebpf.probes.loading import with_maps
-from mptcpd_ebpf.probes.records import object_btf
-from mptcpd_ebpf.runtime.resources import bpf_object
 
 
 @pytest.fixture(scope="module")
 def stated() -> Btf:
     """What the probes look at, by the object that was compiled from bpf/kernel.h."""
-    libbpf = Libbpf()
-    handle = libbpf.pointer("bpf_object__open_file", bytes(bpf_object("subflow")), None)
-    try:
-        return object_btf(libbpf, handle)
-    finally:
-        libbpf.bpf_object__close(handle)
+    with BpfObject("subflow") as compiled:
+        return compiled.btf
 
 
 class Without(Btf):

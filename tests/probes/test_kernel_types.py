@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mptcpd_ebpf.probes.bpf_object import VMLINUX_BTF
 from mptcpd_ebpf.probes.btf import Btf
-from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF
 from mptcpd_ebpf.probes.kernel_types import KernelTypes
 
 

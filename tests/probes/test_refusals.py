@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mptcpd_ebpf.probes.core_probes import may_load
 from mptcpd_ebpf.probes.libbpf import Libbpf
+from mptcpd_ebpf.runtime.capabilities import may_load_bpf
 
 SOURCE = """
 #include <linux/bpf.h>
@@ -26,7 +26,7 @@ SEC("socket") int talkative(struct __sk_buff *packet)
 
 
 def test_the_end_of_a_long_explanation_is_the_reason(tmp_path: Path) -> None:
-    if not may_load():
+    if not may_load_bpf():
         pytest.skip("loading programs needs CAP_BPF and CAP_PERFMON")
     source, binary = tmp_path / "talkative.bpf.c", tmp_path / "talkative.bpf.o"
     source.write_text(SOURCE)

@@ -8,8 +8,8 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mptcpd_ebpf.trace.kernel_side import KernelSide
 from mptcpd_ebpf.trace.tap import BothSides, Tap
+from mptcpd_ebpf.trace.trace_programs import TracePrograms
 
 
 class Ends:
@@ -35,7 +35,7 @@ class Ends:
 
 
 def both(ends: Ends) -> BothSides:
-    return BothSides(cast(KernelSide, ends), cast(Tap, ends))
+    return BothSides(cast(TracePrograms, ends), cast(Tap, ends))
 
 
 @given(st.lists(st.sampled_from(["before", "amid"]), max_size=6))

@@ -25,7 +25,7 @@ from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Bulk, Lab, LivePath, Path, RequestResponse, ShortConnections
-from mptcpd_ebpf.probes import Probes, ProbesUnavailable, loading
+from mptcpd_ebpf.probes import BpfUnavailable, Probes, loading
 from mptcpd_ebpf.probes.bcc_compile import compile_functions
 from mptcpd_ebpf.probes.bcc_probes import BccProbes
 from mptcpd_ebpf.probes.libbpf import Libbpf
@@ -73,7 +73,7 @@ def compiled(lab: Lab, cgroup: Path_, **options: Any) -> Iterator[BccProbes]:
     try:
         with lab.client.entered():
             probes = BccProbes.open(netns=lab.client.netns, cgroup=cgroup, **options)
-    except ProbesUnavailable as error:
+    except BpfUnavailable as error:
         pytest.skip(f"bcc's probes cannot run here: {error}")
     with probes:
         yield probes
@@ -360,7 +360,7 @@ def test_a_folder_that_is_no_cgroup_is_named(lab: Lab, cgroup: Path_, tmp_path: 
         pass  # or skipped, with the reason
     reasons = {tmp_path: "is no folder of cgroup v2", tmp_path / "none": "No such file"}
     for wrong, why in reasons.items():
-        with pytest.raises(ProbesUnavailable, match=why) as refusal:
+        with pytest.raises(BpfUnavailable, match=why) as refusal:
             BccProbes.open(cgroup=wrong)
         assert str(wrong) in str(refusal.value)
 
@@ -387,7 +387,7 @@ def test_bcc_serves_the_daemon_where_core_is_refused(
     lab: Lab, cgroup: Path_, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**_: object) -> Probes:
-        raise ProbesUnavailable("refused by the test")
+        raise BpfUnavailable("refused by the test")
 
     with compiled(lab, cgroup):
         pass  # or skipped, with the reason

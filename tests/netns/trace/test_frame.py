@@ -16,7 +16,7 @@ import pytest
 from mptcpd_ebpf.lab import Lab, Path, ShortConnections
 from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from mptcpd_ebpf.trace.instead import WITHOUT_PROGRAMS
-from mptcpd_ebpf.trace.kernel_side import RING_BYTES, KernelSide
+from mptcpd_ebpf.trace.trace_programs import RING_BYTES, TracePrograms
 from tests.netns.daemon.test_startup_signals import catches as handles
 from tests.netns.daemon_process import PROGRAM
 from tests.netns.probed import connection
@@ -175,7 +175,7 @@ def test_without_privilege_it_says_what_would_do_instead(tool: str) -> None:
 def test_no_program_calls_a_helper_that_lockdown_refuses(name: str) -> None:
     if f" {CAST}\n" not in File("/proc/kallsyms").read_text():
         pytest.skip(f"this kernel has no {CAST}: tracing needs bpf_probe_read_kernel")
-    with KernelSide(name) as kernel:
+    with TracePrograms(name) as kernel:
         calls = {
             program: re.findall(r"\bcall (\S+)", translated(descriptor))
             for program, descriptor in kernel.programs().items()
@@ -189,7 +189,7 @@ def test_no_program_calls_a_helper_that_lockdown_refuses(name: str) -> None:
 def test_lost_records_are_counted() -> None:
     with Lab(paths=[Path()]) as lab:
         constants = {"own_netns": lab.client.netns}
-        with KernelSide("trace", ("state_changed",), constants, ring_bytes=4096) as kernel:
+        with TracePrograms("trace", ("state_changed",), constants, ring_bytes=4096) as kernel:
             for _ in range(20):
                 with connection(lab):
                     pass

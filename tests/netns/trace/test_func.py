@@ -20,7 +20,7 @@ from mptcpd_ebpf.lab import Host, Lab, Path
 from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from mptcpd_ebpf.trace.func import TOTAL_KEY
 from mptcpd_ebpf.trace.func_targets import OUR_TRACEPOINTS
-from mptcpd_ebpf.trace.kernel_side import KernelSide
+from mptcpd_ebpf.trace.trace_programs import TracePrograms
 from tests.netns.probed import Ends, connection, exchange
 from tests.netns.tracing import MAIN, Tracing, tracing
 from tests.waiting import until
@@ -200,7 +200,7 @@ def test_lost_records_are_counted_and_so_are_their_calls(lab: Lab) -> None:
     constants = {"with_records": True}
     with (
         connection(lab) as ends,
-        KernelSide("trace_func", targets, constants, targets=targets, ring_bytes=4096) as kernel,
+        TracePrograms("trace_func", targets, constants, targets=targets, ring_bytes=4096) as kernel,
     ):
         # Enough that every scheduler has to choose anew: 6.1 sends 64 kB a choice.
         for _ in range(50):

@@ -13,9 +13,9 @@ import pytest
 from mptcpd_ebpf.cli.trace import _run
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Host, Lab, Path, ShortConnections
+from mptcpd_ebpf.probes import bpf_object as bpf_object_module
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.runtime.resources import bpf_object
-from mptcpd_ebpf.trace import kernel_side
 from mptcpd_ebpf.trace.frame import Trace
 from mptcpd_ebpf.trace.joins import trace_joins
 from mptcpd_ebpf.trace.life import trace_life
@@ -122,7 +122,7 @@ def without_hook(tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
         objects[name].write_bytes(
             bpf_object(name).read_bytes().replace(b"_set_state", b"_set_stale")
         )
-    monkeypatch.setattr(kernel_side, "bpf_object", lambda name: objects[name])
+    monkeypatch.setattr(bpf_object_module, "bpf_object", lambda name: objects[name])
 
 
 @pytest.mark.usefixtures("without_hook")
@@ -130,7 +130,7 @@ def test_a_tracepoint_that_the_kernel_has_not(lab: Lab) -> None:
     with lab.client.entered(), Trace("joins", Scope(), out=StringIO()) as trace:
         trace_joins(trace, {"own_netns": lab.client.netns})
         assert trace.means[0] == "mptcp_pm events"
-        assert trace.means[-1].startswith("packets are not seen: the kernel refused to trace")
+        assert trace.means[-1].startswith("packets are not seen: the kernel refused the programs")
 
 
 @pytest.mark.usefixtures("without_hook")
@@ -140,6 +140,6 @@ def test_what_would_do_instead_is_in_the_one_line(lab: Lab) -> None:
         _run("life", trace_life, as_json=False, duration=0.1, **everything)
     assert refusal.value.exit_code == ExitCode.NO_MPTCP
     words = str(refusal.value)
-    assert words.startswith("trace life: the kernel refused to trace: ")
+    assert words.startswith("trace life: the kernel refused the programs: ")
     assert "; instead: 'mptcpd-ebpf monitor'" in words
     assert "\n" not in words

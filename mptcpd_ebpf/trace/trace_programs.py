@@ -8,24 +8,22 @@ the object is open): calls and nanoseconds of each program.
 """
 
 import ctypes
-import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from ctypes import c_bool, c_size_t, c_uint32, c_uint64
+from collections.abc import Iterable, Mapping
+from ctypes import c_bool, c_size_t, c_uint64
 from typing import Any, NamedTuple, Self
 
 from mptcpd_ebpf.kernel.fdinfo import program_fields
-from mptcpd_ebpf.probes.btf import Btf, Layout
-from mptcpd_ebpf.probes.core_probes import VMLINUX_BTF, ProbesUnavailable, may_load
-from mptcpd_ebpf.probes.libbpf import LIBRARY, RING_CALLBACK, Libbpf
-from mptcpd_ebpf.runtime.resources import bpf_object
+from mptcpd_ebpf.probes.bpf_object import BpfObject, BpfUnavailable
+from mptcpd_ebpf.probes.btf import Layout
+from mptcpd_ebpf.probes.libbpf import RING_CALLBACK
 
 Record = dict[str, Any]
 
 RING_BYTES = 1 << 22
 STATS_RUN_TIME = 0  # include/uapi/linux/bpf.h: BPFSTATS_RUN_TIME
-_KPROBES = (b"kprobe", b"kretprobe")
+_KPROBES = ("kprobe", "kretprobe")
 
 
 class Cost(NamedTuple):
@@ -35,7 +33,7 @@ class Cost(NamedTuple):
     nanoseconds: int
 
 
-class Refused(ProbesUnavailable):
+class Refused(BpfUnavailable):
     """The kernel would not load programs."""
 
     def __init__(self, message: str, errno: int | None, programs: dict[str, str]) -> None:
@@ -56,7 +54,7 @@ class _KprobeOptions(ctypes.Structure):
     )
 
 
-class KernelSide:
+class TracePrograms:
     """Programs of one object, attached.  A context manager that detaches them."""
 
     def __init__(
@@ -73,111 +71,68 @@ class KernelSide:
         `targets` names the kernel function or tracepoint of programs whose source does
         not; those that cannot be attached there are left in `not_attached`, with the
         reason.  Kprobes are loaded and not attached: see `attach_kprobe`.
-        Raises ProbesUnavailable: Refused if the kernel would not load a program.
+        Raises BpfUnavailable: Refused if the kernel would not load the programs.
         """
         self.not_attached: dict[str, str] = {}
-        self._links: list[int] = []
-        self._object = 0
         self._ring = 0
-        self._statistics = -1
         self._raw: list[bytes] = []
+        self._layouts: dict[str, Layout] = {}
         self._callback = RING_CALLBACK(self._on_record)  # kept: libbpf holds the address
-        self._bpf = _library()
+        self._object = BpfObject(name)
+        self._bpf = self._object.libbpf
+        self._btf = self._object.btf
+        self._statistics = int(self._bpf.bpf_enable_stats(STATS_RUN_TIME))
+        chosen = self._object.names() if programs is None else list(programs)
         try:
-            self._load(name, programs, constants or {}, targets or {}, ring_bytes)
+            self._load(chosen, constants or {}, targets or {}, ring_bytes)
         except OSError as error:
+            refused = self._bpf.refused_programs()
+            why = self._object.explain(error)
             self.close()
-            raise self._refused(error) from None
-        except FileNotFoundError as error:
-            raise ProbesUnavailable(str(error)) from None
+            raise Refused(why, error.errno, refused) from None
 
     def _load(
         self,
-        name: str,
-        programs: Iterable[str] | None,
+        programs: list[str],
         constants: Mapping[str, int | bytes],
         targets: Mapping[str, str],
         ring_bytes: int,
     ) -> None:
-        bpf = self._bpf
-        bpf.log.clear()
-        self._statistics = bpf.bpf_enable_stats(STATS_RUN_TIME)
-        path = bpf_object(name)
-        self._object = bpf.pointer("bpf_object__open_file", os.fsencode(path), None)
-        length = c_uint32()
-        raw = bpf.pointer("btf__raw_data", bpf.pointer("bpf_object__btf", self._object), length)
-        self._btf = Btf(ctypes.string_at(raw, length.value))
-        self._layouts: dict[str, Layout] = {}
-        if constants:
-            start = bpf.pointer("bpf_map__initial_value", self._map(".rodata"), c_size_t())
-            places = self._btf.variables(".rodata")
-            for variable, value in constants.items():
-                offset, size = places[variable]
-                content = value.to_bytes(size, "little") if isinstance(value, int) else value
-                ctypes.memmove(start + offset, content, min(size, len(content)))
-        chosen = None if programs is None else set(programs)
-        for handle, program in self._programs():
-            if chosen is not None and program not in chosen:
-                bpf.number("bpf_program__set_autoload", handle, False)
-            elif program in targets:
-                target = targets[program].encode()
-                bpf.number("bpf_program__set_attach_target", handle, 0, target)
-        ring = bpf.bpf_object__find_map_by_name(self._object, b"records")
-        if ring:
-            bpf.number("bpf_map__set_max_entries", ring, ring_bytes)
-        bpf.number("bpf_object__load", self._object)
-        if ring:
-            self._ring = bpf.pointer(
-                "ring_buffer__new", bpf.bpf_map__fd(ring), self._callback, None, None
+        self._object.constants(constants)
+        self._object.choose(programs)
+        for program in programs:
+            if program in targets:
+                self._object.set_target(program, targets[program])
+        has_records = self._object.has_map("records")
+        if has_records:
+            self._object.resize("records", ring_bytes)
+        self._object.load()
+        if has_records:
+            self._ring = self._bpf.pointer(
+                "ring_buffer__new",
+                self._object.map_descriptor("records"),
+                self._callback,
+                None,
+                None,
             )
-        for handle, program in self._programs():
-            if chosen is not None and program not in chosen:
-                continue
-            if bpf.bpf_program__section_name(handle) in _KPROBES:
+        for program in programs:
+            if self._object.hook(program) in _KPROBES:
                 continue
             try:
-                self._links.append(bpf.pointer("bpf_program__attach", handle))
+                self._object.attach(program)
             except OSError as error:
                 if program not in targets:
                     raise
                 self.not_attached[program] = os.strerror(error.errno or 0)
 
-    def _programs(self) -> Iterator[tuple[int, str]]:
-        handle = None
-        while handle := self._bpf.bpf_object__next_program(self._object, handle):
-            yield handle, self._bpf.bpf_program__name(handle).decode()
-
-    def _map(self, name: str) -> int:
-        return self._bpf.pointer("bpf_object__find_map_by_name", self._object, name.encode())
-
-    def _refused(self, error: OSError) -> ProbesUnavailable:
-        if error.errno in (errno.EPERM, errno.EACCES) and not may_load():
-            return ProbesUnavailable(
-                "tracing needs CAP_BPF and CAP_PERFMON: run as root or grant both"
-            )
-        if not os.path.exists(VMLINUX_BTF):
-            return ProbesUnavailable(
-                f"the kernel has no BTF ({VMLINUX_BTF} is missing): "
-                "use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
-            )
-        refused = self._bpf.refused_programs()
-        detail = "; ".join(f"{name}: {why}" for name, why in refused.items())
-        return Refused(f"the kernel refused to trace: {detail or error}", error.errno, refused)
-
     def attach_kprobe(self, program: str, function: str, cookie: int) -> None:
         """Attaches a kprobe or kretprobe program, once more, to a function.  Raises OSError."""
-        handle = self._bpf.pointer(
-            "bpf_object__find_program_by_name", self._object, program.encode()
-        )
         options = _KprobeOptions(
             sz=ctypes.sizeof(_KprobeOptions),
             bpf_cookie=cookie,
-            retprobe=self._bpf.bpf_program__section_name(handle) == b"kretprobe",
+            retprobe=self._object.hook(program) == "kretprobe",
         )
-        link = self._bpf.pointer(
-            "bpf_program__attach_kprobe_opts", handle, function.encode(), ctypes.byref(options)
-        )
-        self._links.append(link)
+        self._object.attach_kprobe(program, function, options)
 
     # --- reading
 
@@ -215,7 +170,7 @@ class KernelSide:
 
     def table(self, map_name: str, key: struct.Struct, layout: str) -> dict[Any, Record]:
         """A hash map's present content: unpacked keys, and values of ``struct layout``."""
-        descriptor = self._bpf.bpf_map__fd(self._map(map_name))
+        descriptor = self._object.map_descriptor(map_name)
         size = self.layout(layout).size
         place = ctypes.create_string_buffer(key.size)
         value = ctypes.create_string_buffer(size)
@@ -229,14 +184,14 @@ class KernelSide:
 
     def lookup(self, map_name: str, key: bytes) -> bytes:
         """One value of a map; nothing if it has none under that key."""
-        entry = self._map(map_name)
-        value = ctypes.create_string_buffer(self._bpf.bpf_map__value_size(entry))
-        missing = self._bpf.bpf_map_lookup_elem(self._bpf.bpf_map__fd(entry), key, value)
+        value = ctypes.create_string_buffer(self._object.value_size(map_name))
+        descriptor = self._object.map_descriptor(map_name)
+        missing = self._bpf.bpf_map_lookup_elem(descriptor, key, value)
         return b"" if missing else value.raw
 
     def forget(self, map_name: str, key: bytes) -> None:
         """Removes an entry of a hash map, if it is there."""
-        self._bpf.bpf_map_delete_elem(self._bpf.bpf_map__fd(self._map(map_name)), key)
+        self._bpf.bpf_map_delete_elem(self._object.map_descriptor(map_name), key)
 
     def variable(self, name: str) -> bytes:
         """The present bytes of a global variable in .bss."""
@@ -251,17 +206,11 @@ class KernelSide:
 
     def hooks(self) -> list[str]:
         """Where the loaded programs are attached, each place once: ``tp_btf/tcp_probe`` …"""
-        places = (
-            self._bpf.bpf_program__section_name(handle).decode()
-            for handle, _ in self._programs()
-            if self._bpf.bpf_program__fd(handle) >= 0
-        )
-        return list(dict.fromkeys(places))
+        return list(dict.fromkeys(self._object.hook(name) for name in self.programs()))
 
     def programs(self) -> dict[str, int]:
         """The loaded programs' descriptors, by name."""
-        found = {name: self._bpf.bpf_program__fd(handle) for handle, name in self._programs()}
-        return {name: descriptor for name, descriptor in found.items() if descriptor >= 0}
+        return self._object.programs()
 
     def cost(self) -> Cost:
         """Calls and time of all loaded programs so far."""
@@ -269,15 +218,10 @@ class KernelSide:
 
     def close(self) -> None:
         """Detaches and unloads; a second call does nothing."""
-        for link in self._links:
-            self._bpf.bpf_link__destroy(link)
-        self._links.clear()
         if self._ring:
             self._bpf.ring_buffer__free(self._ring)
             self._ring = 0
-        if self._object:
-            self._bpf.bpf_object__close(self._object)
-            self._object = 0
+        self._object.close()
         if self._statistics >= 0:
             os.close(self._statistics)
             self._statistics = -1
@@ -297,12 +241,3 @@ def run_time(descriptors: Iterable[int]) -> Cost:
         calls += int(fields.get("run_cnt", 0))
         nanoseconds += int(fields.get("run_time_ns", 0))
     return Cost(calls, nanoseconds)
-
-
-def _library() -> Libbpf:
-    try:
-        return Libbpf()
-    except (OSError, AttributeError) as error:
-        raise ProbesUnavailable(
-            f"{LIBRARY} cannot be used ({error}): install Debian's libbpf1"
-        ) from None
