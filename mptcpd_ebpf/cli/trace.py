@@ -60,6 +60,15 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
+_OUTPUT = click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the lines to a new file too, for 'trace show'.",
+)
+
+
 def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options all tools share."""
     for option in reversed(
@@ -91,6 +100,7 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
                 "-d", "--duration", type=_Seconds(min=0), help="End after so many seconds."
             ),
             click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
+            _OUTPUT,
         )
     ):
         function = option(function)
@@ -102,6 +112,7 @@ def _run(
     tool: Callable[[Trace, dict[str, int]], Summary],
     *,
     as_json: bool,
+    output: Path | None,
     duration: float | None,
     netns: str | None,
     **chosen: Any,
@@ -116,7 +127,7 @@ def _run(
         refusal = f"trace {name} needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root"
         raise Failure(with_way_out(name, refusal), ExitCode.PRIVILEGE)
     try:
-        with Trace(name, scope, as_json=as_json) as trace:
+        with Trace(name, scope, as_json=as_json, file=output) as trace:
             constants = {"own_netns": namespaces.inode()}
             trace.run(duration, tool(trace, constants))
     except BpfUnavailable as error:
@@ -241,7 +252,10 @@ _tool(
     help="Watch for so many seconds.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def doctor(token: str | None, netns: str | None, duration: float, as_json: bool) -> None:
+@_OUTPUT
+def doctor(
+    token: str | None, netns: str | None, duration: float, as_json: bool, output: Path | None
+) -> None:
     """Watch the connection TOKEN for some seconds and say what limits it.
 
     TOKEN is the local token as ls and the other tools print it.  Findings are ranked,
@@ -255,7 +269,7 @@ def doctor(token: str | None, netns: str | None, duration: float, as_json: bool)
 
         _enter(netns)
         try:
-            list_connections(Trace("doctor", Scope(), as_json=as_json))
+            list_connections(Trace("doctor", Scope(), as_json=as_json, file=output))
         except KernelError as error:
             raise Failure(f"trace doctor: {error}", ExitCode.CHECK_FAILED) from None
         return
@@ -263,6 +277,7 @@ def doctor(token: str | None, netns: str | None, duration: float, as_json: bool)
         "doctor",
         trace_doctor,
         as_json=as_json,
+        output=output,
         duration=duration,
         netns=netns,
         pid=None,
@@ -315,3 +330,44 @@ def func(
         only_way=only_way,
     )
     _run("func", tool, **chosen)
+
+
+@command.command("show")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--token", metavar="TOKEN", help="Only the lines about this connection.")
+@click.option("--event", metavar="KIND", help="Only lines of this kind, as --json names it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of all tools' lines.")
+def show(
+    file: Path | None, token: str | None, event: str | None, as_json: bool, schema: bool
+) -> None:
+    """Print FILE, which a tool wrote with -o, as the tool printed it.
+
+    \b
+      mptcpd-ebpf trace joins -d 60 -o joins.jsonl
+      mptcpd-ebpf trace show joins.jsonl --token 1a2b3c4d
+    """
+    import msgspec
+
+    from mptcpd_ebpf.core.token import token_of, token_text
+    from mptcpd_ebpf.trace import line_file
+
+    if schema:
+        click.echo(msgspec.json.format(msgspec.json.encode(line_file.schema())).decode())
+        return
+    if file is None:
+        raise click.UsageError("Missing argument 'FILE'.")
+    try:
+        wanted = None if token is None else token_text(token_of(token))
+    except ValueError as error:
+        raise Failure(f"--token: {error}", ExitCode.USAGE) from None
+    head, lines = line_file.read(file)
+    for line in lines:
+        if wanted is not None and getattr(line, "token", None) != wanted:
+            continue
+        if event is not None and line.__struct_config__.tag != event:
+            continue
+        if as_json:
+            click.echo(line_file.as_json(head.trace, line).decode())
+        else:
+            click.echo(line_file.as_text(line, head.epoch_ns))

@@ -24,9 +24,16 @@ from mptcpd_ebpf.trace.diagnosis import (
 )
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.life import kernel_reasons, reset_here
+from mptcpd_ebpf.trace.lines.doctor import (
+    ConnectionLine,
+    DiagnosisLine,
+    FindingRow,
+    NoConnectionLine,
+    SubflowRow,
+)
 from mptcpd_ebpf.trace.probing import Probing
 from mptcpd_ebpf.trace.rtt import QUIET
-from mptcpd_ebpf.trace.scope import owner_words, token_words
+from mptcpd_ebpf.trace.scope import token_words
 from mptcpd_ebpf.trace.trace_programs import TracePrograms
 
 _EVERY_S = 0.25
@@ -102,38 +109,28 @@ def list_connections(trace: Trace) -> None:
     for connection in sorted(found.connections, key=lambda each: (each.local, each.remote)):
         subflows = [each for each in found.subflows if each.token == connection.token]
         owner = connection.owner or Owner()
-        text = [
-            f"{token_words(connection.token)}  {connection.local} → {connection.remote}  "
-            f"{owner_words(owner)}"
-        ]
-        text += [
-            f"    {each.local} → {each.remote}  "
-            + ("initial" if each.initial else "joined")
-            + (", backup" if each.backup or each.backup_by_peer else "")
-            + ("" if each.state == _ESTABLISHED else ", not established")
-            for each in subflows
-        ]
-        trace.list(
-            "connection",
-            "\n".join(text),
-            token=token_words(connection.token),
-            local=str(connection.local),
-            remote=str(connection.remote),
-            pid=owner.pid,
-            comm=owner.comm,
-            subflows=[
-                {
-                    "local": str(each.local),
-                    "remote": str(each.remote),
-                    "initial": each.initial,
-                    "backup": each.backup or each.backup_by_peer,
-                    "established": each.state == _ESTABLISHED,
-                }
-                for each in subflows
-            ],
+        trace.say(
+            ConnectionLine(
+                at=trace.now(),
+                token=token_words(connection.token),
+                local=str(connection.local),
+                remote=str(connection.remote),
+                pid=owner.pid,
+                comm=owner.comm,
+                subflows=[
+                    SubflowRow(
+                        local=str(each.local),
+                        remote=str(each.remote),
+                        initial=each.initial,
+                        backup=each.backup or each.backup_by_peer,
+                        established=each.state == _ESTABLISHED,
+                    )
+                    for each in subflows
+                ],
+            )
         )
     if not found.connections:
-        trace.note("no connection is alive in this namespace", connections=0)
+        trace.say(NoConnectionLine(at=trace.now()))
 
 
 def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
@@ -200,22 +197,15 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
             endings=endings,
         )
         findings = diagnose(seen)
-        lines = [f"{token_words(token)}  diagnosis, what explains most first:"]
-        for number, finding in enumerate(findings, 1):
-            lines.append(f"  {number}. {finding.words}")
-            lines += [f"       {each}" for each in finding.evidence]
-        trace.note(
-            "\n".join(lines),
-            token=token_words(token),
-            findings=[
-                {
-                    "cause": finding.cause,
-                    "weight": round(finding.weight, 2),
-                    "words": finding.words,
-                    "evidence": finding.evidence,
-                }
-                for finding in findings
-            ],
-        )
+        rows = [
+            FindingRow(
+                cause=finding.cause,
+                weight=round(finding.weight, 2),
+                words=finding.words,
+                evidence=finding.evidence,
+            )
+            for finding in findings
+        ]
+        trace.say(DiagnosisLine(at=now, token=token_words(token), findings=rows))
 
     return summary

@@ -27,7 +27,8 @@ from mptcpd_ebpf.kernel import counters, diag, sysctl
 from mptcpd_ebpf.probes import BpfUnavailable
 from mptcpd_ebpf.trace.events import Events
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
+from mptcpd_ebpf.trace.lines.fallback import FallbackLine, FallbackSummaryLine
+from mptcpd_ebpf.trace.scope import Flow, Subject
 from mptcpd_ebpf.trace.signals import Signal, Subtype
 from mptcpd_ebpf.trace.tap import BothSides, Tap, open_with_tap
 from mptcpd_ebpf.trace.trace_programs import TracePrograms
@@ -177,17 +178,15 @@ class Fallbacks:
         evidence = ["the SYN offered MPTCP, the SYN/ACK of this host did not"]
         self.reasons[reason] += 1
         self._trace.say(
-            "fallback",
-            "\n".join(
-                [f"{token_words(who.token)}  {who.name}  {why}", *(f"    {e}" for e in evidence)]
-            ),
-            signal.at,
-            **who.fields(),
-            reason=reason,
-            why=why,
-            counter=None,
-            evidence=evidence,
-            candidates=[],
+            FallbackLine(
+                at=signal.at,
+                **who.fields(),
+                reason=reason,
+                why=why,
+                counter=None,
+                evidence=evidence,
+                candidates=[],
+            )
         )
 
     def _sign(self, signal: Signal, what: str) -> None:
@@ -226,20 +225,17 @@ class Fallbacks:
                 return
         self.reasons[name] += 1
         names = [each.name for each in candidates[:_CANDIDATES]]
-        if who:
-            place = f"{token_words(who.token)}  {who.name}"
-        else:
-            place = "one of: " + (", ".join(names) or "connections that are gone")
+        fields = who.fields() if who else {"token": None}
         self._trace.say(
-            "fallback",
-            "\n".join([f"{place}  {why}", *(f"    {each}" for each in evidence)]),
-            now,
-            **(who.fields() if who else {"token": None}),
-            reason=short,
-            why=why,
-            counter=name,
-            evidence=evidence,
-            candidates=names,
+            FallbackLine(
+                at=now,
+                **fields,
+                reason=short,
+                why=why,
+                counter=name,
+                evidence=evidence,
+                candidates=names,
+            )
         )
 
     def _whose(self, name: str, left: int) -> tuple[Subject | None, list[Subject], list[str]]:
@@ -303,12 +299,14 @@ def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
     def summary() -> None:
         fallbacks.look(trace.now(), last=True)
         moved = {name: value for name, value in trace.counted().items() if name in REASONS}
-        lines = ["fallbacks: " + ("" if fallbacks.reasons else "none")]
-        lines += [f"  {n:5}  {name}" for name, n in fallbacks.reasons.most_common()]
-        if trace.scope.asks_for_one and moved:
-            lines.append("counters, of all connections:")
-            lines += [f"  {n:5}  {name}" for name, n in moved.items()]
-        trace.note("\n".join(lines), counters=dict(fallbacks.reasons), moved=moved)
+        trace.say(
+            FallbackSummaryLine(
+                at=trace.now(),
+                counters=dict(fallbacks.reasons.most_common()),
+                moved=moved,
+                filtered=trace.scope.asks_for_one,
+            )
+        )
 
     return summary
 

@@ -7,28 +7,27 @@ SIGTERM comes, reads once more what is left, lets the summary be said, and state
 lost and what the tracing cost.  A signal that comes while the sources are opened ends the
 run as soon as they are: raised there, in a callback from libbpf, it would be lost.
 
-Every line is said twice at once: as text for people, and as fields for `--json`, which
-prints one object a line with `schema`, `trace` (the tool), `event` and `at`
-(CLOCK_MONOTONIC, nanoseconds).
+Every line is a struct of `trace.lines`.  It is printed as text or, with `--json`, as one JSON
+object, and written to the file of `-o` as JSON (`line_file`).
 """
 
-import json
 import selectors
 import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Protocol, Self, TextIO, TypeVar
 
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.probes import BpfUnavailable
 from mptcpd_ebpf.runtime import netns
 from mptcpd_ebpf.runtime.signals import PendingSignals
+from mptcpd_ebpf.trace import line_file
+from mptcpd_ebpf.trace.lines.base import AccountLine, AnyLine, Overhead, StartedLine
 from mptcpd_ebpf.trace.scope import Directory, Scope, Subject
 from mptcpd_ebpf.trace.trace_programs import Cost, TracePrograms
-
-SCHEMA = 1
 
 Summary = Callable[[], None]
 
@@ -55,8 +54,15 @@ class Trace:
     """One run of one tool.  A context manager that takes signals and closes its sources."""
 
     def __init__(
-        self, tool: str, scope: Scope, *, as_json: bool = False, out: TextIO | None = None
+        self,
+        tool: str,
+        scope: Scope,
+        *,
+        as_json: bool = False,
+        out: TextIO | None = None,
+        file: Path | None = None,
     ) -> None:
+        """`file`: a new one that the lines are written to as well.  Raises `Failure`."""
         self.tool = tool
         self.scope = scope
         self.directory = Directory()
@@ -70,7 +76,11 @@ class Trace:
         self._timers: list[list[Any]] = []
         self._stack = ExitStack()
         self._before = counters.read()
-        self._shift_ns = time.time_ns() - self.began
+        self.epoch_ns = time.time_ns() - self.began
+        self._file: line_file.LineFile | None = None
+        if file is not None:
+            self._file = line_file.LineFile(file, tool, self.epoch_ns)
+            self._stack.callback(self._file.close)
 
     def __enter__(self) -> Self:
         self._stopped = self._stack.enter_context(PendingSignals(signal.SIGINT, signal.SIGTERM))
@@ -111,31 +121,14 @@ class Trace:
         moved = {name: value - self._before.get(name, 0) for name, value in now.items()}
         return {name: value for name, value in moved.items() if value}
 
-    def say(self, event: str, text: str, at: int | None = None, **fields: object) -> None:
-        """One line.  Text of several lines is indented below the first."""
-        moment = at or time.monotonic_ns()
+    def say(self, line: AnyLine) -> None:
+        """Prints one line, and writes it to the file if there is one."""
         if self._json:
-            record = {
-                "schema": SCHEMA, "trace": self.tool, "event": event, "at": moment, **fields,
-            }  # fmt: skip
-            line = json.dumps(record)
+            print(line_file.as_json(self.tool, line).decode(), file=self._out, flush=True)
         else:
-            seconds, rest = divmod(moment + self._shift_ns, 1_000_000_000)
-            clock = time.strftime("%H:%M:%S", time.localtime(seconds))
-            first, *more = text.split("\n")
-            line = "\n".join([f"{clock}.{rest // 1000:06d}  {first}", *more])
-        print(line, file=self._out, flush=True)
-
-    def note(self, text: str, **fields: object) -> None:
-        """A line without a time, of a summary."""
-        self.list("summary", text, **fields)
-
-    def list(self, event: str, text: str, **fields: object) -> None:
-        """A line without a time, of something that stands."""
-        if self._json:
-            self.say(event, text, None, **fields)
-        else:
-            print(text, file=self._out, flush=True)
+            print(line_file.as_text(line, self.epoch_ns), file=self._out, flush=True)
+        if self._file is not None:
+            self._file.put(line)
 
     # --- the run
 
@@ -144,11 +137,13 @@ class Trace:
         if self.scope.asks_for_owner:
             self._learn_owners()
         self.say(
-            "started",
-            f"tracing {self.tool} in namespace {netns.inode()} by {', '.join(self.means)}; "
-            + ("Ctrl-C ends it" if seconds is None else f"{seconds:g} s"),
-            means=self.means,
-            netns=netns.inode(),
+            StartedLine(
+                at=self.now(),
+                tool=self.tool,
+                netns=netns.inode(),
+                means=self.means,
+                duration_s=seconds,
+            )
         )
         self._loop(None if seconds is None else time.monotonic() + seconds)
         for _, read in self._readers:
@@ -199,12 +194,9 @@ class Trace:
         costs = [source.cost() for source in self._sources]
         calls = sum(cost.calls for cost in costs)
         spent = sum(cost.nanoseconds for cost in costs)
-        share = 100 * spent / max(1, time.monotonic_ns() - self.began)
-        each = spent / calls if calls else 0.0
-        words = ", ".join(f"{count} {name}" for name, count in lost.items()) or "nothing"
-        self.note(
-            f"lost: {words}; overhead: {calls} events, {each:.0f} ns each, "
-            f"{share:.3f} % of one CPU",
-            lost=lost,
-            overhead={"events": calls, "ns_per_event": round(each), "cpu_percent": share},
+        overhead = Overhead(
+            events=calls,
+            ns_per_event=round(spent / calls) if calls else 0,
+            cpu_percent=100 * spent / max(1, self.now() - self.began),
         )
+        self.say(AccountLine(at=self.now(), lost=lost, overhead=overhead))

@@ -11,23 +11,27 @@ import bisect
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from mptcpd_ebpf.probes.records import address
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
-from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.func_attach import Attached, Wanted, attach, listed
+from mptcpd_ebpf.trace.func_attach import Attached, Wanted, attach
 from mptcpd_ebpf.trace.func_targets import MOST_ARGUMENTS, SYMBOLS, SubjectKind, Symbols, find
+from mptcpd_ebpf.trace.lines.func import (
+    CallLine,
+    FunctionLine,
+    NotCalledLine,
+    NotTracedLine,
+    Stack,
+    Task,
+)
 from mptcpd_ebpf.trace.scope import Subject, token_words
 from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 TOTAL_KEY = struct.Struct("=IiIIQ")  # struct func_key
 _FRAMES = struct.Struct("=64Q")
 _NO_STACK = -1
-_BAR = 40
 _STACKS_TOLD = 5
-_CONNECTIONS_TOLD = 10
 
 
 @dataclass
@@ -52,28 +56,6 @@ class Calls:
         self.connections[token] += total["calls"]
         if stack != _NO_STACK:
             self.stacks[stack] += total["calls"]
-
-    def below_ns(self, share: float) -> int:
-        """Nanoseconds below which `share` of the calls took: the upper end of their slot."""
-        wanted, seen = share * self.calls, 0
-        for slot, count in enumerate(self.histogram):
-            seen += count
-            if count and seen >= wanted:
-                return int(2 ** (slot + 1))
-        return 0
-
-
-def bars(histogram: list[int]) -> list[str]:
-    """A histogram of nanoseconds as text, from its first filled slot to its last."""
-    filled = [slot for slot, count in enumerate(histogram) if count]
-    most = max(histogram, default=0)
-    return [
-        (
-            f"{words.duration(2**slot):>9} … {words.duration(2 ** (slot + 1)):<9} "
-            f"{histogram[slot]:7}  " + "█" * round(_BAR * histogram[slot] / most)
-        ).rstrip()
-        for slot in range(filled[0], filled[-1] + 1)
-    ]
 
 
 class Functions:
@@ -121,23 +103,21 @@ class Functions:
             text += f") = {result.words(record['returned'])}"
         else:
             text += ")"
-        if self._wanted.ends:
-            text += f"  {words.duration(record['duration_ns'])}"
         comm = record["comm"].split(b"\0", 1)[0].decode(errors="replace")
         known = who.local.port or who.remote.port
+        fields = who.fields()
         self._trace.say(
-            "call",
-            f"{token_words(who.token):<8}  {function.name}({text}"
-            + (f"  {who.name}" if known else "")
-            + f"  on {comm}[{record['pid']}]",
-            record["at"],
-            **(who.fields() if known else {**who.fields(), "local": None, "remote": None}),
-            function=function.name,
-            arguments={each.name: each.type.plain(value) for each, value in given},
-            types={each.name: each.type.text for each, _ in given},
-            returned=result.plain(record["returned"]) if result and result.size else None,
-            duration_ns=record["duration_ns"] if self._wanted.ends else None,
-            task={"pid": record["pid"], "comm": comm},
+            CallLine(
+                at=record["at"],
+                **(fields if known else {**fields, "local": None, "remote": None}),
+                function=function.name,
+                shown=f"{function.name}({text}",
+                arguments={each.name: each.type.plain(value) for each, value in given},
+                types={each.name: each.type.text for each, _ in given},
+                returned=result.plain(record["returned"]) if result and result.size else None,
+                duration_ns=record["duration_ns"] if self._wanted.ends else None,
+                task=Task(pid=record["pid"], comm=comm),
+            )
         )
 
     # --- the summary
@@ -158,57 +138,32 @@ class Functions:
             self._say(slot, calls, seconds)
         never = [f.name for i, f in enumerate(self._attached.functions) if i not in counted]
         if never:
-            self._trace.note(f"not called: {listed(never)}", not_called=never)
+            self._trace.say(NotCalledLine(at=self._trace.now(), not_called=never))
 
     def _say(self, slot: int, calls: Calls, seconds: float) -> None:
         function, way = self._attached.functions[slot], self._attached.ways[slot]
-        everywhere = self._attached.subject(slot)[0] == SubjectKind.NONE
-        lines = [
-            f"{calls.calls:9}  {calls.calls / seconds:9.1f} per s  {function.name}  ({way}"
-            + (", all namespaces)" if everywhere else ")")
-        ]
-        if self._wanted.ends:
-            mean = calls.duration_ns // calls.calls
-            lines.append(
-                f"           mean {words.duration(mean)}, longest "
-                f"{words.duration(calls.longest_ns)}, half below "
-                f"{words.duration(calls.below_ns(0.5))}, 99 % below "
-                f"{words.duration(calls.below_ns(0.99))}"
-            )
-            lines += [f"           {bar}" for bar in bars(calls.histogram)]
-        connections = calls.connections.most_common(_CONNECTIONS_TOLD)
-        if not everywhere:
-            lines.append(
-                "           by connection: "
-                + ", ".join(
-                    f"{token_words(token) if token else 'none'} {count}"
-                    for token, count in connections
-                )
-            )
         stacks = [
-            (count, self._frames(stack, function.name))
+            Stack(calls=count, frames=self._frames(stack, function.name))
             for stack, count in calls.stacks.most_common(_STACKS_TOLD)
         ]
-        for count, frames in stacks:
-            lines.append(f"           {count} times from")
-            lines += [f"               {frame}" for frame in frames]
-        fields: dict[str, Any] = {
-            "function": function.name,
-            "attach": way,
-            "all_namespaces": everywhere,
-            "calls": calls.calls,
-            "connections": {
-                token_words(token) if token else "none": count
-                for token, count in calls.connections.items()
-            },
-        }
-        if self._wanted.ends:
-            fields["duration_ns"] = calls.duration_ns
-            fields["longest_ns"] = calls.longest_ns
-            fields["histogram"] = calls.histogram
-        if self._wanted.stacks:
-            fields["stacks"] = [{"calls": count, "frames": frames} for count, frames in stacks]
-        self._trace.note("\n".join(lines), **fields)
+        self._trace.say(
+            FunctionLine(
+                at=self._trace.now(),
+                function=function.name,
+                attach=way,
+                all_namespaces=self._attached.subject(slot)[0] == SubjectKind.NONE,
+                seconds=seconds,
+                calls=calls.calls,
+                connections={
+                    token_words(token) if token else "none": count
+                    for token, count in calls.connections.most_common()
+                },
+                duration_ns=calls.duration_ns if self._wanted.ends else None,
+                longest_ns=calls.longest_ns if self._wanted.ends else None,
+                histogram=calls.histogram if self._wanted.ends else None,
+                stacks=stacks if self._wanted.stacks else [],
+            )
+        )
 
     def _frames(self, stack: int, name: str) -> list[str]:
         """Who called, the nearest first; the frames of the tracing itself are left out."""
@@ -232,7 +187,7 @@ def _say_left_out(trace: Trace, left_out: dict[str, str]) -> None:
     for name, why in left_out.items():
         reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
-        trace.say("not_traced", f"not traced: {listed(names)}: {why}", functions=names, why=why)
+        trace.say(NotTracedLine(at=trace.now(), functions=names, why=why))
 
 
 def trace_func(

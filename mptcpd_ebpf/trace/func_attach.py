@@ -10,12 +10,12 @@ In this order (bpf/trace_func.bpf.c has the programs):
 
 import errno
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.trace.func_targets import OUR_TRACEPOINTS, Function, SubjectKind, subject
+from mptcpd_ebpf.trace.lines.func import listed
 from mptcpd_ebpf.trace.trace_programs import Refused, TracePrograms
 
 WAYS = ("fentry", "kprobe", "tp_btf")
@@ -23,14 +23,6 @@ WAYS = ("fentry", "kprobe", "tp_btf")
 SLOTS = 64  # of bpf/trace_func.bpf.c
 _KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
 _SLOT = struct.Struct("=BB")
-_NAMED = 6
-
-
-def listed(names: Iterable[str]) -> str:
-    """Some names in words, and how many more there are."""
-    every = list(names)
-    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
-    return ", ".join(every[:_NAMED]) + more
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from mptcpd_ebpf.trace.join_attempt import (
     silent,
 )
 from mptcpd_ebpf.trace.joins_by_events import JoinsByEvents, follow_joins_by_events
-from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
+from mptcpd_ebpf.trace.lines.joins import JoinLine, JoinsSummaryLine
+from mptcpd_ebpf.trace.scope import Flow, Subject
 from mptcpd_ebpf.trace.signals import Flag, Signal, Subtype
 from mptcpd_ebpf.trace.standing import Standing
 from mptcpd_ebpf.trace.tap import BothSides, Tap, open_with_tap
@@ -248,12 +249,14 @@ class JoinTrace:
                     continue  # whose it was is not known
                 self.outcomes["never sent"] += 1
                 self._trace.say(
-                    "join",
-                    f"?         out  never sent  {why}  (counter {name} moved)",
-                    outcome="never sent",
-                    why=why,
-                    evidence=[f"counter {name} moved"],
-                    token=None,
+                    JoinLine(
+                        at=now,
+                        token=None,
+                        outcome="never sent",
+                        why=why,
+                        evidence=[f"counter {name} moved"],
+                        incoming=False,
+                    )
                 )
 
     def _end(
@@ -278,25 +281,19 @@ class JoinTrace:
             return
         self.outcomes[outcome] += 1
         option = attempt.syn.option(Subtype.MP_JOIN)
-        way = "in " if attempt.incoming else "out"
-        took = at - attempt.syn.at
-        text = (
-            f"{token_words(who.token):<8}  {way}  {outcome:<11}  {who.name}  "
-            f"id {option.address_id if option else '?'}  {words.duration(took)}  {why}"
-        )
         self._trace.say(
-            "join",
-            "\n".join([text, *(f"    {each}" for each in evidence)]),
-            at,
-            **who.fields(),
-            incoming=attempt.incoming,
-            outcome=outcome,
-            why=why,
-            evidence=evidence,
-            address_id=option.address_id if option else None,
-            backup=attempt.backup,
-            syns=attempt.syns,
-            took_ns=took,
+            JoinLine(
+                at=at,
+                **who.fields(),
+                incoming=attempt.incoming,
+                outcome=outcome,
+                why=why,
+                evidence=evidence,
+                address_id=option.address_id if option else None,
+                backup=attempt.backup,
+                syns=attempt.syns,
+                took_ns=at - attempt.syn.at,
+            )
         )
 
 
@@ -314,12 +311,10 @@ def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
     def summary() -> None:
         joins.look(trace.now(), last=True)
         moved = {k: v for k, v in trace.counted().items() if k.startswith(("MPJoin", "Mismatch"))}
-        trace.note(
-            "joins: "
-            + (", ".join(f"{n} {what}" for what, n in joins.outcomes.most_common()) or "none")
-            + "".join(f"\n  {value:5}  {name}" for name, value in moved.items()),
-            outcomes=dict(joins.outcomes),
-            counters=moved,
+        trace.say(
+            JoinsSummaryLine(
+                at=trace.now(), outcomes=dict(joins.outcomes.most_common()), counters=moved
+            )
         )
 
     return summary

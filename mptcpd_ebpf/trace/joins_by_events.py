@@ -16,7 +16,8 @@ from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.events import Events
 from mptcpd_ebpf.trace.frame import Trace
 from mptcpd_ebpf.trace.join_attempt import COUNTED, NEVER_LEFT, QUIET_NS
-from mptcpd_ebpf.trace.scope import Flow, Subject, bound, token_words
+from mptcpd_ebpf.trace.lines.joins import JoinLine
+from mptcpd_ebpf.trace.scope import Flow, Subject, bound
 
 _TRANSIENT = 1  # MP_TCPRST's T flag (RFC 8684, 3.6)
 
@@ -102,17 +103,9 @@ class JoinsByEvents:
         if scope.asks_for_one and (who is None or not self._trace.admits(who)):
             return
         self.outcomes[outcome] += 1
-        evidence = evidence or []
-        place = "?" if who is None else f"{token_words(who.token):<8}  {who.name}"
+        fields = who.fields() if who else {"token": None}
         self._trace.say(
-            "join",
-            "\n".join([f"{place}  {outcome:<11}  {why}", *(f"    {each}" for each in evidence)]),
-            at,
-            **(who.fields() if who else {"token": None}),
-            incoming=None,
-            outcome=outcome,
-            why=why,
-            evidence=evidence,
+            JoinLine(at=at, **fields, outcome=outcome, why=why, evidence=evidence or [])
         )
 
 

@@ -15,11 +15,12 @@ import errno
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.core.measurement import Measurement, Owner
 from mptcpd_ebpf.probes.kernel_types import KernelTypes
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.scope import Subject, bound, owner_words, token_words
+from mptcpd_ebpf.trace.lines.life import ClosedLine, EndedLine, EstablishedLine, LifeSummaryLine
+from mptcpd_ebpf.trace.scope import Subject, bound, token_words
 from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _ESTABLISHED, _SYN_SENT, _SYN_RECV, _FIN_WAIT1, _CLOSE, _CLOSE_WAIT = 1, 2, 3, 4, 7, 8
@@ -123,16 +124,14 @@ class Lives:
         opened_at = record["at"] if life.opened_at is None else life.opened_at
         if not self._enter(token, record["cookie"], who, opened_at):
             return
-        kind = "join" if who.joined else "connection"
         took = None if life.opened_at is None else record["at"] - life.opened_at
-        how = "  accepted" if record["old_state"] == _SYN_RECV else ""
         self._trace.say(
-            "established",
-            f"{token_words(token)}  {kind:<10}  {who.name}  {owner_words(who.owner)}"
-            + (how if took is None else f"  after {words.duration(took)}"),
-            record["at"],
-            **who.fields(),
-            handshake_ns=took,
+            EstablishedLine(
+                at=record["at"],
+                **who.fields(),
+                handshake_ns=took,
+                accepted=record["old_state"] == _SYN_RECV,
+            )
         )
 
     def _enter(self, token: int, cookie: int, who: Subject, opened_at: int | None) -> bool:
@@ -171,21 +170,17 @@ class Lives:
         if self._trace.admits(who):
             self.ends[why] += 1
             self._trace.say(
-                "ended",
-                f"{token_words(who.token)}  {'end':<10}  {who.name}  "
-                f"{_age(lasted)}  "
-                f"sent {words.size(record['bytes_sent'])}, "
-                f"received {words.size(record['bytes_received'])}, "
-                f"retransmitted {record['total_retrans']}  {why}",
-                record["at"],
-                **who.fields(),
-                established=life.established_at is not None,
-                lasted_ns=lasted,
-                bytes_sent=record["bytes_sent"],
-                bytes_acked=record["bytes_acked"],
-                bytes_received=record["bytes_received"],
-                retransmits=record["total_retrans"],
-                why=why,
+                EndedLine(
+                    at=record["at"],
+                    **who.fields(),
+                    established=life.established_at is not None,
+                    lasted_ns=lasted,
+                    bytes_sent=record["bytes_sent"],
+                    bytes_acked=record["bytes_acked"],
+                    bytes_received=record["bytes_received"],
+                    retransmits=record["total_retrans"],
+                    why=why,
+                )
             )
         self._leave(who, record)
 
@@ -209,30 +204,25 @@ class Lives:
             return
         self.connections += 1
         lasted = None if connection.opened_at is None else record["at"] - connection.opened_at
-        owner = self._trace.directory.owners.get(who.token)
+        owner = self._trace.directory.owners.get(who.token) or Owner()
         self._trace.say(
-            "closed",
-            f"{token_words(who.token)}  closed      {connection.subflows} subflows  "
-            f"{_age(lasted)}  sent {words.size(connection.sent)}, "
-            f"received {words.size(connection.received)}, "
-            f"retransmitted {connection.retransmitted}  {owner_words(owner)}",
-            record["at"],
-            token=token_words(who.token),
-            lasted_ns=lasted,
-            subflows=connection.subflows,
-            bytes_sent=connection.sent,
-            bytes_received=connection.received,
-            retransmits=connection.retransmitted,
+            ClosedLine(
+                at=record["at"],
+                token=token_words(who.token),
+                lasted_ns=lasted,
+                subflows=connection.subflows,
+                bytes_sent=connection.sent,
+                bytes_received=connection.received,
+                retransmits=connection.retransmitted,
+                pid=owner.pid,
+                comm=owner.comm,
+            )
         )
 
     @property
     def alive(self) -> int:
         """Subflows that live and are let through by the filters."""
         return sum(len(connection.meant) for connection in self._connections.values())
-
-
-def _age(lasted_ns: int | None) -> str:
-    return "older than the trace" if lasted_ns is None else words.duration(lasted_ns)
 
 
 def _silent_words(record: Record) -> str:
@@ -285,13 +275,13 @@ def trace_life(trace: Trace, constants: dict[str, int]) -> Summary:
 
     def summary() -> None:
         lives.settle(trace.now(), last=True)
-        trace.note(
-            f"{lives.connections} connections closed, {sum(lives.ends.values())} subflows ended, "
-            f"{lives.alive} alive"
-            + "".join(f"\n  {count:5}  {why}" for why, count in lives.ends.most_common()),
-            connections=lives.connections,
-            ends=dict(lives.ends),
-            alive=lives.alive,
+        trace.say(
+            LifeSummaryLine(
+                at=trace.now(),
+                connections=lives.connections,
+                ends=dict(lives.ends.most_common()),
+                alive=lives.alive,
+            )
         )
 
     return summary

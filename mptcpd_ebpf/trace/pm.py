@@ -14,8 +14,6 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from socket import AF_INET, AF_INET6, inet_ntop
 
-import msgspec
-
 from mptcpd_ebpf.core.address import SockAddr, unmapped
 from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.events import Event, EventsLost
@@ -25,10 +23,10 @@ from mptcpd_ebpf.kernel.pm import AddrAttr, Attr, Cmd
 from mptcpd_ebpf.kernel.pm_client import mptcp_family
 from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, Requester
 from mptcpd_ebpf.probes import BpfUnavailable
-from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.events import Events
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.scope import Subject, bound, owner_words, token_words
+from mptcpd_ebpf.trace.lines.pm import CommandLine, EventLine, LostLine, PmSummaryLine
+from mptcpd_ebpf.trace.scope import Subject, bound, token_words
 from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _UNANSWERED = 0x7FFFFFFF
@@ -127,26 +125,19 @@ class Managing:
         self._commanded.append((record["at"], token, name))
         self.commands[name] += 1
         self.slowest_ns = max(self.slowest_ns, record["duration_ns"])
-        if error == _UNANSWERED:
-            answer = "no answer was asked for"
-        elif error:
-            self.refused += 1
-            answer = f"refused: {words.error(-error)}" + (f": {said}" if said else "")
-        else:
-            answer = "done"
+        self.refused += error not in (0, _UNANSWERED)
         self._trace.say(
-            "command",
-            f"{'' if token is None else token_words(token):<8}  command  {name} {command.asked}  "
-            f"by {owner_words(owner)}  {words.duration(record['duration_ns'])}  {answer}",
-            record["at"],
-            command=name,
-            asked=command.asked,
-            token=None if token is None else token_words(token),
-            pid=owner.pid,
-            comm=owner.comm,
-            duration_ns=record["duration_ns"],
-            errno=None if error == _UNANSWERED else -error,
-            said=said or None,
+            CommandLine(
+                at=record["at"],
+                command=name,
+                asked=command.asked,
+                token=None if token is None else token_words(token),
+                pid=owner.pid,
+                comm=owner.comm,
+                duration_ns=record["duration_ns"],
+                errno=None if error == _UNANSWERED else -error,
+                said=said or None,
+            )
         )
 
     def _allowed(self, owner: Owner, command: PmRequest) -> bool:
@@ -185,46 +176,31 @@ class Managing:
 
     def event(self, event: Event, at: int) -> None:
         kind = type(event).__name__
-        fields = msgspec.to_builtins(event)
-        token = fields.pop("token", None)
         if isinstance(event, EventsLost):
-            self._trace.say("lost", "events were lost: the socket's buffer was full")
+            self._trace.say(LostLine(at=at))
             return
-        local, remote = (getattr(event, name, None) for name in ("local", "remote"))
+        fields = {name: getattr(event, name) for name in event.__struct_fields__}
+        token = fields.pop("token", None)
+        local, remote = fields.get("local"), fields.get("remote")
         if not self._meant(token, local, remote):
             return
         self.events[kind] += 1
         since, command = self._command_before(token, at)
-        told = " ".join(
-            f"{name}={_plain(value)}"
-            for name, value in fields.items()
-            if name != "event" and value not in (None, 0, False)
-        )
-        text = f"{'' if token is None else token_words(token):<8}  event    {kind} {told}"
-        if since is not None:
-            text += f"  {words.duration(since)} after {command}"
         self._trace.say(
-            "event",
-            text,
-            at,
-            kind=kind,
-            token=None if token is None else token_words(token),
-            since_command=command,
-            since_command_ns=since,
-            **{
-                name: value
-                for name, value in fields.items()
-                if name not in ("event", "local", "remote")
-            },
-            local=None if local is None else str(local),
-            remote=None if remote is None else str(remote),
+            EventLine(
+                at=at,
+                kind=kind,
+                token=None if token is None else token_words(token),
+                since_command=command,
+                since_command_ns=since,
+                **fields
+                | {
+                    name: str(place)
+                    for name, place in (("local", local), ("remote", remote))
+                    if place is not None
+                },
+            )
         )
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, tuple | list) and len(value) == 2:
-        return f"[{value[0]}]:{value[1]}" if ":" in str(value[0]) else f"{value[0]}:{value[1]}"
-    return str(value)
 
 
 def trace_pm(trace: Trace, constants: dict[str, int]) -> Summary:
@@ -260,20 +236,14 @@ def trace_pm(trace: Trace, constants: dict[str, int]) -> Summary:
 
     def summary() -> None:
         tell(last=True)
-        total = sum(managing.commands.values())
-        lines = [
-            f"{total} commands, {managing.refused} refused, the slowest "
-            f"{words.duration(managing.slowest_ns)}; {sum(managing.events.values())} events"
-        ]
-        lines += [
-            f"  {count:5}  {name}"
-            for name, count in [*managing.commands.most_common(), *managing.events.most_common()]
-        ]
-        trace.note(
-            "\n".join(lines),
-            commands=dict(managing.commands),
-            refused=managing.refused,
-            events=dict(managing.events),
+        trace.say(
+            PmSummaryLine(
+                at=trace.now(),
+                commands=dict(managing.commands.most_common()),
+                refused=managing.refused,
+                slowest_ns=managing.slowest_ns,
+                events=dict(managing.events.most_common()),
+            )
         )
 
     return summary

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.life import kernel_reasons, reset_reason, reset_words
-from mptcpd_ebpf.trace.scope import Flow, Subject, token_words
+from mptcpd_ebpf.trace.lines.resets import ResetLine, ResetsSummaryLine
+from mptcpd_ebpf.trace.scope import Flow, Subject
 from mptcpd_ebpf.trace.signals import Signal, Subtype
 from mptcpd_ebpf.trace.tap import open_with_tap
 from mptcpd_ebpf.trace.trace_programs import Record
@@ -101,17 +102,17 @@ class Resets:
         way = "sent" if reset.sent else "received"
         self.seen[f"{kind} {way}"] += 1
         self._trace.say(
-            "reset",
-            f"{token_words(who.token):<8}  {way:<8}  {kind:<12}  {who.name}  {why}",
-            reset.at,
-            **who.fields(),
-            sent=reset.sent,
-            kind=kind,
-            reason=code,
-            transient=told.reset_transient if told else None,
-            kernel_reason=kernel,
-            noticed=record is not None,
-            why=why,
+            ResetLine(
+                at=reset.at,
+                **who.fields(),
+                sent=reset.sent,
+                kind=kind,
+                reason=code,
+                transient=told.reset_transient if told else None,
+                kernel_reason=kernel,
+                noticed=record is not None,
+                why=why,
+            )
         )
 
 
@@ -137,12 +138,7 @@ def trace_resets(trace: Trace, constants: dict[str, int]) -> Summary:
         resets.flush(trace.now(), last=True)
         names = ("MPRstTx", "MPRstRx", "MPFastcloseTx", "MPFastcloseRx")
         moved = {name: value for name, value in trace.counted().items() if name in names}
-        trace.note(
-            "resets: "
-            + (", ".join(f"{n} {what}" for what, n in resets.seen.most_common()) or "none")
-            + "".join(f"\n  {value:5}  {name}" for name, value in moved.items()),
-            seen=dict(resets.seen),
-            counters=moved,
-        )
+        seen = dict(resets.seen.most_common())
+        trace.say(ResetsSummaryLine(at=trace.now(), seen=seen, counters=moved))
 
     return summary

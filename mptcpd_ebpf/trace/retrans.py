@@ -13,9 +13,14 @@ data in flight and the most timeouts.
 
 from collections import Counter
 
-from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
-from mptcpd_ebpf.trace.scope import Subject, token_words
+from mptcpd_ebpf.trace.lines.retrans import (
+    ReinjectedLine,
+    RetransmittedLine,
+    RetransRow,
+    RetransSummaryLine,
+)
+from mptcpd_ebpf.trace.scope import Subject
 from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _SYN_STATES = (2, 3)
@@ -65,16 +70,16 @@ class Retransmissions:
         self.segments += 1
         self._count(who, why.split(" in a row")[0].rstrip(" 0123456789"))
         self._trace.say(
-            "retransmitted",
-            f"{token_words(who.token)}  retransmitted  {who.name}  seq {record['seq']} "
-            f"{record['length']} B  {why}" + ("  (stale)" if record["stale"] else ""),
-            record["at"],
-            **who.fields(),
-            seq=record["seq"],
-            length=record["length"],
-            cause=why,
-            timeouts=record["timeouts"],
-            srtt_us=None if record["srtt_us"] == 0xFFFFFFFF else record["srtt_us"],
+            RetransmittedLine(
+                at=record["at"],
+                **who.fields(),
+                seq=record["seq"],
+                length=record["length"],
+                cause=why,
+                timeouts=record["timeouts"],
+                srtt_us=None if record["srtt_us"] == 0xFFFFFFFF else record["srtt_us"],
+                stale=bool(record["stale"]),
+            )
         )
 
     def _reinjected(self, who: Subject, record: Record) -> None:
@@ -94,16 +99,15 @@ class Retransmissions:
         if blamed is not None:
             self._count(blamed, "reinjected elsewhere")
         self._trace.say(
-            "reinjected",
-            f"{token_words(who.token)}  reinjected     {who.name}  data {record['data_seq']:x} "
-            f"{record['length']} B  {why}",
-            record["at"],
-            **who.fields(),
-            data_seq=record["data_seq"],
-            length=record["length"],
-            blamed=blamed.name if blamed else None,
-            blamed_timeouts=record["blamed_timeouts"],
-            cause=why,
+            ReinjectedLine(
+                at=record["at"],
+                **who.fields(),
+                data_seq=record["data_seq"],
+                length=record["length"],
+                blamed=blamed.name if blamed else None,
+                blamed_timeouts=record["blamed_timeouts"],
+                cause=why,
+            )
         )
 
     def _count(self, who: Subject, why: str) -> None:
@@ -117,10 +121,6 @@ class Retransmissions:
 
     def rows(self) -> list[tuple[Subject, Counter[str]]]:
         return [(self._names[cookie], causes) for cookie, causes in self.causes.items()]
-
-
-def _told(causes: Counter[str]) -> str:
-    return ", ".join(f"{number} {why}" for why, number in causes.most_common())
 
 
 def trace_retrans(trace: Trace, constants: dict[str, int]) -> Summary:
@@ -138,21 +138,19 @@ def trace_retrans(trace: Trace, constants: dict[str, int]) -> Summary:
 
     def summary() -> None:
         moved = trace.counted().get("MPTCPRetrans", 0)
-        lines = [
-            f"{found.segments} TCP retransmissions, {found.reinjections} reinjected mappings "
-            f"({words.size(found.reinjected_bytes)}; counter MPTCPRetrans moved by {moved})"
-        ]
-        for who, causes in found.rows():
-            lines.append(f"  {token_words(who.token)}  {who.name}  {_told(causes)}")
-        if found.others:
-            lines.append(f"  further subflows: {_told(found.others)}")
-        trace.note(
-            "\n".join(lines),
-            retransmissions=found.segments,
-            reinjections=found.reinjections,
-            counters={"MPTCPRetrans": moved},
-            subflows=[{**who.fields(), "causes": dict(causes)} for who, causes in found.rows()],
-            others=dict(found.others),
+        trace.say(
+            RetransSummaryLine(
+                at=trace.now(),
+                retransmissions=found.segments,
+                reinjections=found.reinjections,
+                reinjected_bytes=found.reinjected_bytes,
+                counters={"MPTCPRetrans": moved},
+                subflows=[
+                    RetransRow(**who.fields(), causes=dict(causes.most_common()))
+                    for who, causes in found.rows()
+                ],
+                others=dict(found.others.most_common()),
+            )
         )
 
     return summary

@@ -10,48 +10,14 @@ from collections import deque
 from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement, Thresholds
 from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.lines.histograms import quantile
+from mptcpd_ebpf.trace.lines.rtt import FurtherRttLine, RttLine
 from mptcpd_ebpf.trace.probing import Probing
-from mptcpd_ebpf.trace.scope import Subject, token_words
+from mptcpd_ebpf.trace.scope import Subject
 
 QUIET = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
-_BAR = 40
 _ROWS = 64
 """Ended subflows that are told one by one in the summary."""
-
-
-def quantile(histogram: list[int], share: float) -> int:
-    """Microseconds below which `share` of the samples lie: the upper end of their slot."""
-    wanted = share * sum(histogram)
-    seen = 0
-    for slot, count in enumerate(histogram):
-        seen += count
-        if count and seen >= wanted:
-            return int(2 ** (slot + 1))
-    return 0
-
-
-def bars(histogram: list[int]) -> list[str]:
-    """The histogram as text, from its first filled slot to its last."""
-    filled = [slot for slot, count in enumerate(histogram) if count]
-    if not filled:
-        return []
-    most = max(histogram)
-    return [
-        f"{_ms(2**slot):>8} … {_ms(2 ** (slot + 1)):<8} ms {histogram[slot]:7}  "
-        + "█" * round(_BAR * histogram[slot] / most)
-        for slot in range(filled[0], filled[-1] + 1)
-    ]
-
-
-def _spread(histogram: list[int]) -> str:
-    if not any(histogram):
-        return "no samples"
-    p50, p90, p99 = (_ms(quantile(histogram, share)) for share in (0.5, 0.9, 0.99))
-    return f"{sum(histogram)} samples, half below {p50}, 90 % below {p90}, 99 % below {p99} ms"
-
-
-def _ms(us: int) -> str:
-    return f"{us / 1000:.3g}"
 
 
 class Histograms:
@@ -113,27 +79,26 @@ def trace_rtt(trace: Trace, constants: dict[str, int]) -> Summary:
         for who, measured, histogram in histograms.found.values():
             number = sum(histogram)
             p50, p90, p99 = (quantile(histogram, share) for share in (0.5, 0.9, 0.99))
-            least = measured.min_rtt_us
-            head = f"{token_words(who.token)}  {who.name}  {_spread(histogram)}"
-            if number and least is not None:
-                head += f"; the least ever {_ms(least)} ms"
-            trace.note(
-                "\n".join([head, *(f"    {line}" for line in bars(histogram))]),
-                **who.fields(),
-                samples=number,
-                min_rtt_us=least,
-                srtt_us=measured.srtt_us,
-                below_us={"p50": p50, "p90": p90, "p99": p99} if number else None,
-                histogram=histogram,
+            trace.say(
+                RttLine(
+                    at=trace.now(),
+                    **who.fields(),
+                    samples=number,
+                    min_rtt_us=measured.min_rtt_us,
+                    srtt_us=measured.srtt_us,
+                    below_us={"p50": p50, "p90": p90, "p99": p99} if number else None,
+                    histogram=histogram,
+                )
             )
         for (local, remote), histogram in histograms.further.items():
-            head = f"further subflows {local} → {remote}  {_spread(histogram)}"
-            trace.note(
-                "\n".join([head, *(f"    {line}" for line in bars(histogram))]),
-                local=local,
-                remote=remote,
-                samples=sum(histogram),
-                histogram=histogram,
+            trace.say(
+                FurtherRttLine(
+                    at=trace.now(),
+                    local=local,
+                    remote=remote,
+                    samples=sum(histogram),
+                    histogram=histogram,
+                )
             )
 
     return summary

@@ -16,8 +16,14 @@ from typing import NamedTuple
 
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.kernel import diag
-from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.lines.sched import (
+    AGAINST,
+    ChosenLine,
+    FurtherSubflowsLine,
+    SchedRow,
+    SchedSummaryLine,
+)
 from mptcpd_ebpf.trace.scope import Subject, token_words
 from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
@@ -25,12 +31,6 @@ _ROWS = 64
 """Ended subflows, and ended connections, that are told in the summary."""
 _COOKIE = struct.Struct("=Q")
 _CONNECTION = struct.Struct("=II")
-_AGAINST = {
-    "slower": "another's queue empties earlier",
-    "backup": "it is a backup and another is usable",
-    "stale": "stale: it timed out and nothing has come back",
-    "not_ready": "not established, or its join not confirmed",
-}
 
 
 class Row(NamedTuple):
@@ -47,7 +47,7 @@ def minus(now: Record, before: Record | None) -> Record:
     """What was counted since."""
     if before is None:
         return now
-    return {**now, **{name: now[name] - before[name] for name in ("chosen", *_AGAINST)}}
+    return {**now, **{name: now[name] - before[name] for name in ("chosen", *AGAINST)}}
 
 
 def first_sent(measured: Iterable[Measurement]) -> dict[int, int]:
@@ -131,7 +131,7 @@ class Scheduling:
             base = (self._start if whole else self._sent).get(cookie, 0)
             total = sent.get(cookie)
             row = Row(who, minus(share, before), None if total is None else total - base)
-            if any(row.share[name] for name in ("chosen", *_AGAINST)):
+            if any(row.share[name] for name in ("chosen", *AGAINST)):
                 found.setdefault(share["token"], []).append(row)
         if not whole:
             self._shares, self._sent = shares, sent
@@ -140,17 +140,9 @@ class Scheduling:
     def look(self) -> None:
         """One line a connection for the last second."""
         for token, rows in self.rows(whole=False).items():
-            total = sum(row.share["chosen"] for row in rows)
-            told = ", ".join(
-                f"{row.who.local.ip} {words.percent(row.share['chosen'], total)}"
-                f" ({_bytes(row)})" + _reason(row.share)
-                for row in rows
-            )
+            subflows = [_row(row) for row in rows]
             self._trace.say(
-                "chosen",
-                f"{token_words(token)}  {told}",
-                token=token_words(token),
-                subflows=[_fields(row) for row in rows],
+                ChosenLine(at=self._trace.now(), token=token_words(token), subflows=subflows)
             )
 
     def summary(self) -> None:
@@ -161,52 +153,27 @@ class Scheduling:
             round_ = by_token.get(token)
             if round_ is None:
                 continue
-            total = sum(row.share["chosen"] for row in rows)
-            lines = [
-                f"{token_words(token)}  {round_['rounds']} decisions; nowhere to send for "
-                f"{words.duration(round_['without_ns'])} "
-                f"({words.percent(round_['without_ns'], lasted)}; the longest "
-                f"{words.duration(round_['longest_ns'])}): {round_['full']} times the best "
-                f"subflow's buffer was full, {round_['unusable']} times none was usable"
-            ]
-            for row in rows:
-                lines.append(
-                    f"    {row.who.name}  chosen {words.percent(row.share['chosen'], total)}, "
-                    f"sent {_bytes(row)}"
+            self._trace.say(
+                SchedSummaryLine(
+                    at=self._trace.now(),
+                    token=token_words(token),
+                    lasted_ns=lasted,
+                    rounds=round_["rounds"],
+                    full=round_["full"],
+                    unusable=round_["unusable"],
+                    without_ns=round_["without_ns"],
+                    unusable_ns=round_["unusable_ns"],
+                    longest_ns=round_["longest_ns"],
+                    subflows=[_row(row) for row in rows],
                 )
-                lines += [
-                    f"        not {row.share[name]} times: {why}"
-                    for name, why in _AGAINST.items()
-                    if row.share[name]
-                ]
-            self._trace.note(
-                "\n".join(lines),
-                token=token_words(token),
-                rounds=round_["rounds"],
-                full=round_["full"],
-                unusable=round_["unusable"],
-                without_ns=round_["without_ns"],
-                unusable_ns=round_["unusable_ns"],
-                longest_ns=round_["longest_ns"],
-                subflows=[_fields(row) for row in rows],
             )
         if self.further:
-            self._trace.note(f"further subflows that ended: {self.further}", further=self.further)
+            self._trace.say(FurtherSubflowsLine(at=self._trace.now(), further=self.further))
 
 
-def _bytes(row: Row) -> str:
-    return "? B" if row.sent is None else words.size(row.sent)
-
-
-def _reason(share: Record) -> str:
-    """What spoke most against a subflow that was not chosen at all."""
-    most = max(_AGAINST, key=lambda name: share[name])
-    return "" if share["chosen"] or not share[most] else f" [{_AGAINST[most]}]"
-
-
-def _fields(row: Row) -> dict[str, object]:
-    counts = {name: row.share[name] for name in ("chosen", *_AGAINST)}
-    return {**row.who.fields(), **counts, "bytes_sent": row.sent}
+def _row(row: Row) -> SchedRow:
+    counts = {name: row.share[name] for name in ("chosen", *AGAINST)}
+    return SchedRow(**row.who.fields(), **counts, bytes_sent=row.sent)
 
 
 def trace_sched(trace: Trace, constants: dict[str, int]) -> Summary:

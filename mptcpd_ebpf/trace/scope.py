@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mptcpd_ebpf.core.address import SockAddr, parse_sockaddr
 from mptcpd_ebpf.core.measurement import Measurement, Owner
@@ -46,8 +46,8 @@ class Subject:
     def name(self) -> str:
         return f"{self.local} → {self.remote}"
 
-    def fields(self) -> dict[str, object]:
-        """For JSON."""
+    def fields(self) -> dict[str, Any]:
+        """The members of `lines.base.SubflowFields`."""
         owner = self.owner or Owner()
         return {
             "token": None if self.token is None else f"{self.token:08x}",
@@ -59,13 +59,6 @@ class Subject:
             "pid": owner.pid,
             "comm": owner.comm,
         }
-
-
-def owner_words(owner: Owner | None) -> str:
-    """``python3[4711]``."""
-    if owner is None or owner.pid is None:
-        return "process unknown"
-    return f"{owner.comm or '?'}[{owner.pid}]"
 
 
 def token_words(token: int | None) -> str:

@@ -9,10 +9,10 @@ sums.
 
 from mptcpd_ebpf.core.events import AlarmRaised
 from mptcpd_ebpf.core.measurement import Measurement, Thresholds
-from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
+from mptcpd_ebpf.trace.lines.stalls import FurtherStalls, StallLine, StallRow, StallsSummaryLine
 from mptcpd_ebpf.trace.probing import Probing
-from mptcpd_ebpf.trace.scope import Subject, token_words
+from mptcpd_ebpf.trace.scope import Subject
 
 _STALLS = Thresholds(
     rtt_factor_percent=0,
@@ -68,17 +68,15 @@ class Stalls:
         if who is None:
             return
         self._trace.say(
-            "stall",
-            f"{token_words(who.token)}  held up {words.duration(event.value * 1000)} within a "
-            f"second by {who.name}  srtt {_ms(measured.srtt_us)} ms, in flight "
-            f"{measured.in_flight}, timeouts {measured.timeouts}, lost {measured.lost}",
-            measured.at,
-            **who.fields(),
-            stalled_us=event.value,
-            srtt_us=measured.srtt_us,
-            in_flight=measured.in_flight,
-            timeouts=measured.timeouts,
-            lost=measured.lost,
+            StallLine(
+                at=measured.at,
+                **who.fields(),
+                stalled_us=event.value,
+                srtt_us=measured.srtt_us,
+                in_flight=measured.in_flight,
+                timeouts=measured.timeouts,
+                lost=measured.lost,
+            )
         )
 
 
@@ -100,37 +98,23 @@ def trace_stalls(trace: Trace, constants: dict[str, int]) -> Summary:
     def summary() -> None:
         for measured in probes.sample():
             stalls.take(measured)
-        lasted = trace.now() - trace.began
         rows = sorted(stalls.found.values(), key=lambda row: -row[2])
-        lines = ["stalled time by the subflow that caused it:"]
-        for who, measured, stalled in rows:
-            lines.append(
-                f"  {token_words(who.token)}  {who.name}  {words.duration(stalled * 1000)} "
-                f"({words.percent(stalled * 1000, lasted)} of the time)  "
-                f"srtt {_ms(measured.srtt_us)} ms, retransmitted {measured.retransmits}, "
-                f"lost {measured.lost}"
+        trace.say(
+            StallsSummaryLine(
+                at=trace.now(),
+                lasted_ns=trace.now() - trace.began,
+                subflows=[
+                    StallRow(
+                        **who.fields(),
+                        stalled_us=stalled,
+                        srtt_us=measured.srtt_us,
+                        retransmits=measured.retransmits,
+                        lost=measured.lost,
+                    )
+                    for who, measured, stalled in rows
+                ],
+                further=FurtherStalls(subflows=stalls.further, stalled_us=stalls.further_us),
             )
-        if stalls.further:
-            lines.append(
-                f"  {stalls.further} further subflows  {words.duration(stalls.further_us * 1000)}"
-            )
-        trace.note(
-            "\n".join(lines) if rows else "no subflow was seen",
-            subflows=[
-                {
-                    **who.fields(),
-                    "stalled_us": stalled,
-                    "srtt_us": measured.srtt_us,
-                    "retransmits": measured.retransmits,
-                    "lost": measured.lost,
-                }
-                for who, measured, stalled in rows
-            ],
-            further={"subflows": stalls.further, "stalled_us": stalls.further_us},
         )
 
     return summary
-
-
-def _ms(us: int | None) -> str:
-    return "–" if us is None else f"{us / 1000:.1f}"

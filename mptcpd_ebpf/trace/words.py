@@ -36,7 +36,9 @@ def percent(part: int, whole: int) -> str:
 
 def error(code: int) -> str:
     """``ETIMEDOUT (Connection timed out)``."""
-    return f"{errno.errorcode.get(code, code)} ({os.strerror(code)})"
+    if code not in errno.errorcode:
+        return f"errno {code}"
+    return f"{errno.errorcode[code]} ({os.strerror(code)})"
 
 
 def reset(reason: int, transient: bool) -> str:

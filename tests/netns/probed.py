@@ -20,7 +20,7 @@ from mptcpd_ebpf.core.address import SockAddr, unmapped
 from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
 from mptcpd_ebpf.lab import Host, Lab
-from mptcpd_ebpf.probes import BpfUnavailable, Probes
+from mptcpd_ebpf.probes import BpfUnavailable, Probes, bpf_object
 from mptcpd_ebpf.probes.interface import AnyProbes
 from tests.waiting import SLOWNESS
 

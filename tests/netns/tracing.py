@@ -75,7 +75,10 @@ class Tracing:
         while self._read(DEADLINE_S):
             pass
         assert self._process.wait(DEADLINE_S) == ExitCode.OK
-        return {key: value for line in self.all("summary") for key, value in line.items()}
+        kinds = ("summary", "not_called", "diagnosis", "account")
+        return {
+            key: value for kind in kinds for line in self.all(kind) for key, value in line.items()
+        }
 
     def _read(self, seconds: float) -> bool:
         assert self._process.stdout is not None

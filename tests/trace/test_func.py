@@ -2,8 +2,10 @@
 """What a pattern names, whose call it is, and how registers read."""
 
 from mptcpd_ebpf.probes.kernel_types import Parameter, Prototype, Value
-from mptcpd_ebpf.trace.func import Calls, bars
+from mptcpd_ebpf.trace.func import Calls
 from mptcpd_ebpf.trace.func_targets import SubjectKind, Symbols, subject
+from mptcpd_ebpf.trace.lines.func import latency_bars
+from mptcpd_ebpf.trace.lines.histograms import quantile
 
 VOID = Value("void", 0)
 INT = Value("int", 4, signed=True)
@@ -81,9 +83,10 @@ def test_quantiles_and_bars_of_latencies() -> None:
     calls.add(total(10, 10, 10), token=1, stack=-1)
     calls.add(total(12), token=2, stack=5)
     assert calls.calls == 4
-    assert (calls.below_ns(0.5), calls.below_ns(0.99)) == (2**11, 2**13)
+    shares = [quantile(calls.histogram, share) for share in (0.5, 0.99)]
+    assert shares == [2**11, 2**13]
     assert calls.connections == {1: 3, 2: 1}
     assert calls.stacks == {5: 1}
-    drawn = bars(calls.histogram)
+    drawn = latency_bars(calls.histogram)
     assert [line.count("█") for line in drawn] == [40, 0, 13]
     assert drawn[0].split() == ["1", "µs", "…", "2", "µs", "3", "█" * 40]

@@ -16,6 +16,7 @@ import pytest
 from mptcpd_ebpf.lab import Lab, Path, ShortConnections
 from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from mptcpd_ebpf.trace.instead import WITHOUT_PROGRAMS
+from mptcpd_ebpf.trace.lines.base import SCHEMA
 from mptcpd_ebpf.trace.trace_programs import RING_BYTES, TracePrograms
 from tests.netns.daemon.test_startup_signals import catches as handles
 from tests.netns.daemon_process import PROGRAM
@@ -42,7 +43,7 @@ def test_a_tool_ends_by_itself_and_accounts_for_itself(tool: str) -> None:
     assert last["lost"] == {}
     assert told.lines[0]["means"]
     assert told.lines[0]["netns"] == lab.client.netns
-    assert all(line["schema"] == 1 and line["trace"] == tool for line in told.lines)
+    assert all(line["schema"] == SCHEMA and line["trace"] == tool for line in told.lines)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
