@@ -94,6 +94,7 @@ docs: setup
 	rm -rf build/docs
 	$(PYTHON) -W error scripts/api_docs.py build/docs/site/api
 	$(PYTHON) -m sphinx -q -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
+	$(PYTHON) scripts/check_docs.py build/docs/html
 	@echo "docs: build/docs/html/index.html"
 
 # The processes that tests start are counted, too.  ARGS narrows the tests.

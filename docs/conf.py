@@ -10,7 +10,8 @@ project = "mptcpd-ebpf"
 author = "the mptcpd-ebpf authors"
 release = __version__
 extensions = ["myst_parser", "sphinx_click"]
-source_suffix = {".md": "markdown"}
+# sphinx-click writes reStructuredText, which a Markdown page would show as it is.
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 root_doc = "index"
 myst_heading_anchors = 3
 html_theme = "furo"
