@@ -2,8 +2,8 @@
 """Addresses as the core knows them: canonical text, an IPv4-mapped IPv6 address as IPv4.
 
 Dual-stack sockets report AF_INET6 with ``::ffff:a.b.c.d`` for what is IPv4 on the
-wire (RFC 4291, 2.5.5.2); every border normalises, so that the same subflow has the
-same name whichever source spoke of it.
+wire (RFC 4291, 2.5.5.2); addresses are normalised where they enter, so that a subflow has the same
+key whichever source reported it.
 """
 
 import ipaddress
@@ -29,7 +29,7 @@ _MAPPED = "::ffff:"
 
 
 def canonical(ip: str) -> str:
-    """The one spelling of an address; IPv4-mapped becomes IPv4.
+    """The canonical spelling of an address; IPv4-mapped becomes IPv4.
 
     Raises ValueError for what is not an address.
     """
@@ -40,7 +40,7 @@ def canonical(ip: str) -> str:
 
 
 def unmapped(ip: str) -> str:
-    """`canonical` for text that inet_ntop made: only the mapping can differ, so it is cheap."""
+    """`canonical` for the text of inet_ntop: only the mapping can differ, so it is cheap."""
     return ip[len(_MAPPED) :] if ip.startswith(_MAPPED) and "." in ip else ip
 
 

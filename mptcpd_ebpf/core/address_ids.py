@@ -2,9 +2,8 @@
 """Address ids for our own addresses (RFC 8684, 3.2: 1…255, 0 is the initial address).
 
 Ids live per connection, and the kernel refuses an address whose id differs from the
-one it knows (net/mptcp/pm_userspace.c).  So one id per address is proposed for the
-whole namespace, the lowest free one, and a connection in which the kernel already uses
-another keeps that.
+one it knows (net/mptcp/pm_userspace.c).  So one id per address, the lowest free one, is proposed
+for the whole namespace; a connection in which the kernel already uses another id keeps that one.
 """
 
 from mptcpd_ebpf.core.model import Connection
@@ -13,7 +12,7 @@ HIGHEST_ID = 255
 
 
 class AddressIds:
-    """Proposes ids, the same one for the same address as long as it is remembered."""
+    """Proposes ids: the same one for an address as long as the address is remembered."""
 
     def __init__(self) -> None:
         self._ids: dict[str, int] = {}
@@ -21,8 +20,8 @@ class AddressIds:
     def propose(self, ip: str) -> int:
         """The namespace-wide id of an address.
 
-        After 255 addresses, the one asked for longest ago gives up its id; where a live
-        connection still uses that, `for_connection` finds another.
+        When all 255 are in use, the least recently requested address loses its id; where a live
+        connection still uses it, `for_connection` finds another.
         """
         known = self._ids.pop(ip, None)
         if known is None and len(self._ids) == HIGHEST_ID:
@@ -34,7 +33,7 @@ class AddressIds:
         return known
 
     def assign(self, ip: str, address_id: int) -> None:
-        """Fixes the id of an address from outside; an address that had it gets another one.
+        """Sets the id of an address; an address that had it gets another one.
 
         Raises ValueError unless it is 1…255.
         """
@@ -44,7 +43,7 @@ class AddressIds:
         self._ids[ip] = address_id
 
     def forget(self, ip: str) -> None:
-        """Frees an address's id for the next; nothing happens if it has none.
+        """Frees the id of an address; nothing happens if it has none.
 
         Live connections that use it keep it (`for_connection`).
         """
@@ -62,8 +61,8 @@ class AddressIds:
         taken = set(connection.local_ids.values())
         if proposed not in taken:
             return proposed
-        # From the far end, and from a place of its own: the next address to collide
-        # before the kernel took this one up must not get the same id.
+        # Count down from 255, starting at a place that depends on the proposed id: two addresses
+        # that collide before the kernel has learnt the first must not get the same id.
         for step in range(HIGHEST_ID):
             candidate = HIGHEST_ID - (proposed - 1 + step) % HIGHEST_ID
             if candidate not in taken:

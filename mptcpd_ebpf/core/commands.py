@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Everything the core can ask for, as plain records.
+"""Everything the core can request, as plain records.
 
-Each command carries the reason for it in words.  Those under "the kernel's path
+Each command carries its reason in words.  Those under "the kernel's path
 managers" become one generic netlink request each (include/uapi/linux/mptcp_pm.h);
 those under "the daemon itself" never leave user space.
 """
@@ -28,9 +28,9 @@ class Command(Struct, frozen=True, kw_only=True, tag=True, tag_field="command"):
     """Base of all commands."""
 
     reason: str
-    """Why, in one line for a person."""
+    """Why, in one line."""
     routine: bool = False
-    """No news to a person, such as one of many trials: logged only for debugging."""
+    """One of many, such as a trial: logged only for debugging."""
 
 
 # --- the kernel's path managers: one connection (userspace mode)
@@ -40,36 +40,36 @@ class CreateSubflow(Command, frozen=True):
     """MPTCP_PM_CMD_SUBFLOW_CREATE: joins a connection from an address of ours (RFC 8684, 3.2).
 
     Only after ConnectionEstablished (ENOTCONN before), and only in a connection that began in
-    userspace mode (EINVAL).  The kernel answers before the handshake: SubflowEstablished tells
-    of the join, or SubflowClosed that the peer refused it.  It applies no limit of subflows.
+    userspace mode (EINVAL).  The kernel answers before the handshake: SubflowEstablished reports
+    that the join succeeded, SubflowClosed that the peer refused it. No limit of subflows applies.
     """
 
     token: Token
     local_ip: str
     """The kernel chooses the port."""
     local_id: AddressId
-    """As the connection knows the address already, or one that is free there: 1…255, for 0 is the
-    initial address.  EINVAL for another pair of address and id than the connection has."""
+    """The id under which the connection knows the address, or a free one: 1…255, since 0 is the
+    initial address. EINVAL if it contradicts the connection's."""
     remote: SockAddr
     """Another port than the connection's must have been announced by the peer."""
     remote_id: AddressId = 0
     """As announced by the peer; 0 is its initial address, or not known."""
     if_index: IfIndex = 0
-    """0 leaves the interface to the routes."""
+    """0: the routes choose the interface."""
     backup: bool = False
-    """Asks the peer, in the SYN, to send on it only while no other subflow can."""
+    """Asks the peer, in the SYN, to send on it only while no other subflow can carry data."""
 
 
 class DestroySubflow(Command, frozen=True):
     """MPTCP_PM_CMD_SUBFLOW_DESTROY: closes a subflow of a connection in userspace mode.
 
-    The initial one too.  What it has not delivered is sent again on the others.  ESRCH if there is
+    The initial one too. Unacknowledged data is sent again on the other subflows.  ESRCH if there is
     no such subflow.
     """
 
     token: Token
     local: SockAddr
-    """With its port, as SubflowEstablished tells it: 0 is EINVAL."""
+    """With its port, as in SubflowEstablished: 0 is EINVAL."""
     remote: SockAddr
     """With its port as well."""
 
@@ -77,8 +77,8 @@ class DestroySubflow(Command, frozen=True):
 class SetBackup(Command, frozen=True):
     """MPTCP_PM_CMD_SET_FLAGS with a token: sends MP_PRIO for one subflow (RFC 8684, 3.3.8).
 
-    In userspace mode.  The peer then sends on it only while no other subflow can (or as on any
-    other again); so do we on kernels from 6.11 on.
+    In userspace mode.  The peer then sends on it only while no other subflow can carry data; this
+    host does the same from Linux 6.11 on.
     """
 
     token: Token
@@ -87,13 +87,13 @@ class SetBackup(Command, frozen=True):
     remote: SockAddr
     """With its port."""
     backup: bool
-    """False makes it like the others again."""
+    """False clears the flag."""
 
 
 class AnnounceAddress(Command, frozen=True):
     """MPTCP_PM_CMD_ANNOUNCE: sends ADD_ADDR (RFC 8684, 3.4.1), in userspace mode.
 
-    What was announced under an id is announced again as it was, or withdrawn first (EINVAL).
+    An id that was announced is announced again unchanged, or withdrawn first (else EINVAL).
     """
 
     token: Token
@@ -101,11 +101,11 @@ class AnnounceAddress(Command, frozen=True):
     address_id: AddressId
     """1…255: 0, the initial address, is EINVAL."""
     port: Port = 0
-    """Where the peer is to join; 0 names none, and it takes the connection's own."""
+    """The port the peer joins; 0: none is named, and the peer uses the connection's."""
     listen: bool = False
-    """The daemon listens at the port, so that joins find a door, until the address is withdrawn
-    or the connection ends; with port 0 at one that the kernel chooses, which is announced.
-    `PmClient` alone does not listen."""
+    """The daemon listens on the port until the address is withdrawn or the connection is closed,
+    so that joins are accepted. With port 0 the kernel chooses one, which is announced. `PmClient`
+    alone does not listen."""
     if_index: IfIndex = 0
     """0 if it is bound to no interface."""
 
@@ -113,7 +113,7 @@ class AnnounceAddress(Command, frozen=True):
 class WithdrawAddress(Command, frozen=True):
     """MPTCP_PM_CMD_REMOVE: sends REMOVE_ADDR (RFC 8684, 3.4.2), in userspace mode.
 
-    The peer closes the subflows of that id, and so do we.  EINVAL if nothing was announced or
+    Both sides close the subflows of that id.  EINVAL if nothing was announced or
     created under it.
     """
 
@@ -127,27 +127,27 @@ class WithdrawAddress(Command, frozen=True):
 class AddEndpoint(Command, frozen=True):
     """MPTCP_PM_CMD_ADD_ADDR: an address that the in-kernel path manager may use.
 
-    In all its connections of the namespace, also those that live; connections in userspace mode
-    do not look at it.  Linux tells EEXIST (address), EBUSY (id) and ERANGE (8 are there) apart,
-    6.1 says EINVAL to all three.
+    It applies to all connections of the namespace that are in in-kernel mode, including those that
+    exist. Errors: EEXIST (address), EBUSY (id), ERANGE (8 exist); Linux 6.1 returns EINVAL for all
+    three.
     """
 
     ip: str
     address_id: AddressId = 0
     """0 lets the kernel choose."""
     flags: EndpointFlag = EndpointFlag.SUBFLOW
-    """Without any, the endpoint only gives its address an id and its subflows their flags."""
+    """Without flags, the endpoint only assigns an id to its address."""
     if_index: IfIndex = 0
     """0 binds it to no interface."""
     port: Port = 0
-    """Announced with it, with flag signal alone, and listened at by the kernel; 0 names none."""
+    """With flag signal: announced with the address, and the kernel listens on it; 0: none."""
 
 
 class RemoveEndpoint(Command, frozen=True):
-    """MPTCP_PM_CMD_DEL_ADDR: takes an endpoint back, in-kernel mode.
+    """MPTCP_PM_CMD_DEL_ADDR: removes an endpoint, in-kernel mode.
 
     Its subflows are closed and its announcements withdrawn, a connection's last subflow among
-    them.  The kernel takes some 8 ms.  EINVAL if there is none of that id.
+    them.  It takes some 8 ms. EINVAL if no endpoint has that id.
     """
 
     address_id: AddressId
@@ -161,13 +161,14 @@ class ChangeEndpoint(Command, frozen=True):
 
     address_id: AddressId
     ip: str
-    """The endpoint's: Linux 6.1 finds it by nothing else."""
+    """The endpoint's: Linux 6.1 finds it by its address only."""
     flags: EndpointFlag
-    """What is neither backup nor fullmesh stays as it is."""
+    """Flags other than backup and fullmesh stay unchanged."""
 
 
 class FlushEndpoints(Command, frozen=True):
-    """MPTCP_PM_CMD_FLUSH_ADDRS: removes all endpoints of the namespace, whoever made them.
+    """MPTCP_PM_CMD_FLUSH_ADDRS: removes all endpoints of the namespace, including those of other
+    programs.
 
     Their subflows are closed and their announcements withdrawn, as by RemoveEndpoint.
     """
@@ -176,9 +177,9 @@ class FlushEndpoints(Command, frozen=True):
 class SetLimits(Command, frozen=True):
     """MPTCP_PM_CMD_SET_LIMITS: both limits of the in-kernel path manager.
 
-    They hold per connection, from now on, also in connections that live; subflows above a limit
-    stay.  Userspace mode knows none.  EINVAL above what the kernel
-    allows: 8, or 64 on Linux 7.3.
+    They apply per connection from now on, including existing connections; subflows above a limit
+    stay. They do not apply in userspace mode.  EINVAL above what the kernel allows: 8, or 64 on
+    Linux 7.3.
     """
 
     subflows: Limit
@@ -194,7 +195,7 @@ class RequestSample(Command, frozen=True):
     """Asks for a Sampled event with the exact present values."""
 
     with_owners: bool = False
-    """Also who owns each connection, where that takes a look at every process."""
+    """Also find the owner of each connection, which reads every process."""
 
 
 class ReadEndpoints(Command, frozen=True):
@@ -241,4 +242,4 @@ class Decision(Struct, frozen=True, kw_only=True):
     cause: Cause
     command: AnyCommand
     refused: str | None = None
-    """Why the engine kept it from the kernel, None if it did not."""
+    """Why the engine did not send it to the kernel; None if it did."""

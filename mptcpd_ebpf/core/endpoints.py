@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The in-kernel path manager's table, as the core knows it: endpoints and limits.
+"""The in-kernel path manager's table: endpoints and limits.
 
-The kernel tells nobody of changes to it, so it is read when somebody needs it
-(`ReadEndpoints`, answered by `EndpointsRead`).  Whoever made an endpoint matters as much as
-what it says: only those that are `ours` may be changed or removed.
+The kernel sends no event when it changes, so it is read on demand (`ReadEndpoints`, answered by
+`EndpointsRead`). Only endpoints that are `ours` may be changed or removed.
 """
 
 from collections.abc import Iterable
@@ -13,8 +12,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 HIGHEST_LIMIT = 8
-"""Most that a limit can be on every kernel (MPTCP_PM_ADDR_MAX of net/mptcp/protocol.h), and as
-many endpoints hold the tables of those that allow no more; Linux 7.3 has 64, and room for 255."""
+"""The highest limit that every kernel accepts (MPTCP_PM_ADDR_MAX of net/mptcp/protocol.h), and the
+size of its table; Linux 7.3 accepts 64 and holds 255 endpoints."""
 
 
 class EndpointFlag(IntFlag):
@@ -29,7 +28,7 @@ class EndpointFlag(IntFlag):
 
 
 CHANGEABLE = EndpointFlag.BACKUP | EndpointFlag.FULLMESH
-"""What the kernel can change in an endpoint that is there."""
+"""The flags that the kernel can change in an existing endpoint."""
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -42,7 +41,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     """0 if it is bound to no interface."""
     port: int = 0
     ours: bool = False
-    """We made it: this daemon, or one before it in this namespace."""
+    """This daemon, or an earlier one in this namespace, created it."""
 
 
 class Limits(Struct, frozen=True, kw_only=True):

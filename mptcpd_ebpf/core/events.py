@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Everything the core can be told, as plain records.
+"""Everything that can happen, as plain records.
 
 One record type serves the engine, the journal, the control socket and replay, so
 they are msgspec structs: tagged, frozen, and nothing but data.  Times are
 CLOCK_MONOTONIC nanoseconds and come beside the event, as `now`.
 
-Tokens are the connection's local token in host order.  Address ids are None where
-the kernel did not say.
+Tokens are the connection's local token in host order.  Address ids are None where the kernel does
+not report them.
 """
 
 from msgspec import Struct
@@ -50,9 +50,9 @@ class ConnectionEstablished(Event, frozen=True):
 
 
 class ConnectionClosed(Event, frozen=True):
-    """MPTCP_EVENT_CLOSED: the connection has ended; its token may come again.
+    """MPTCP_EVENT_CLOSED: the connection is closed; its token may be used again.
 
-    Not told where the peer ended it with MP_FASTCLOSE: the kernel forgets the token first.
+    Missing where the peer closed it with MP_FASTCLOSE: the kernel destroys the token first.
     """
 
     token: int
@@ -66,14 +66,14 @@ class AddressAnnounced(Event, frozen=True):
     """1…255, the peer's own numbering."""
     ip: str
     port: int = 0
-    """Where the peer named none, the kernel fills in the one the connection was made to
-    (mptcp_event_addr_announced): from it, never 0.  0 in a made-up event means that port too."""
+    """If the peer named none, the kernel fills in the connection's remote port
+    (mptcp_event_addr_announced). 0 means that port too."""
 
 
 class AddressWithdrawn(Event, frozen=True):
     """MPTCP_EVENT_REMOVED: the peer sent REMOVE_ADDR (RFC 8684, 3.4.2).
 
-    Whether or not it had announced that id; the kernel closes the subflows to it by itself.
+    It may not have announced that id before. The kernel closes the subflows to it itself.
     """
 
     token: int
@@ -85,8 +85,8 @@ class SubflowEstablished(Event, frozen=True):
 
     The initial subflow has no such event.
 
-    Here and in the two below, `backup` is the peer's wish (``sf->backup``), never ours,
-    and `error` the socket's errno while the connection lives (net/mptcp/pm_netlink.c).
+    Here and in the two below, `backup` is the peer's flag (``sf->backup``), never ours, and
+    `error` is the socket's errno (net/mptcp/pm_netlink.c).
     """
 
     token: int
@@ -100,8 +100,8 @@ class SubflowEstablished(Event, frozen=True):
 
 
 class SubflowClosed(Event, frozen=True):
-    """MPTCP_EVENT_SUB_CLOSED: a subflow has ended while its connection lives, or a join of ours has
-    failed (then no SubflowEstablished came before).  The initial subflow has this event too.
+    """MPTCP_EVENT_SUB_CLOSED: a subflow was closed while its connection exists, or a join of ours
+    failed (without a SubflowEstablished before). The initial subflow has this event too.
     """
 
     token: int
@@ -122,7 +122,7 @@ class SubflowClosed(Event, frozen=True):
 class SubflowPriority(Event, frozen=True):
     """MPTCP_EVENT_SUB_PRIORITY: the peer sent MP_PRIO (RFC 8684, 3.3.8).
 
-    Nothing is told of what we send.
+    The kernel reports nothing about the MP_PRIO that this host sends.
     """
 
     token: int
@@ -142,7 +142,7 @@ class ListenerCreated(Event, frozen=True):
 
 
 class ListenerClosed(Event, frozen=True):
-    """MPTCP_EVENT_LISTENER_CLOSED: it does not listen any more (not on Linux 6.1)."""
+    """MPTCP_EVENT_LISTENER_CLOSED: it stopped listening (not on Linux 6.1)."""
 
     local: SockAddr
 
@@ -194,14 +194,14 @@ class LocalAddressRemoved(Event, frozen=True):
 
 
 class DefaultRouteAdded(Event, frozen=True):
-    """RTM_NEWROUTE of a route to everywhere, in any table; one with several next hops is one event
+    """RTM_NEWROUTE of a default route, in any table; a route with several next hops is one event
     for each."""
 
     if_index: int
     """Through which interface."""
     ipv6: bool
     gateway: str | None = None
-    """None where the interface itself is the way."""
+    """None for a route that is directly connected."""
     metric: int = 0
     """Lower is preferred (rtnetlink's priority)."""
     table: int = 254
@@ -209,8 +209,8 @@ class DefaultRouteAdded(Event, frozen=True):
 
 
 class DefaultRouteRemoved(Event, frozen=True):
-    """Such a route is gone: RTM_DELROUTE, or silently with its interface or source address, which
-    `RouteEvents` finds out.  The fields are those it was added with."""
+    """Such a route is gone: by RTM_DELROUTE, or without a message together with its interface or
+    source address, which `RouteEvents` detects. The fields are those it was added with."""
 
     if_index: int
     ipv6: bool
@@ -234,7 +234,7 @@ class AlarmRaised(Event, frozen=True):
 
 
 class SubflowEnded(Event, frozen=True):
-    """The probes' last word about a subflow (`measurement.closed`)."""
+    """The probes' final record of a subflow (`measurement.closed`)."""
 
     measurement: Measurement
 
@@ -257,7 +257,7 @@ class EndpointsRead(Event, frozen=True):
     highest_limit: int = HIGHEST_LIMIT
     """Most that a limit can be on this kernel."""
     limits_before: Limits | None = None
-    """What stood there before we set them; None if they are not ours."""
+    """Their value before this daemon set them; None if it did not."""
 
 
 class ConnectionMode(Struct, frozen=True, kw_only=True):
@@ -268,20 +268,21 @@ class ConnectionMode(Struct, frozen=True, kw_only=True):
 
 
 class ModesRead(Event, frozen=True):
-    """What the kernel answered of connections that nobody had asked about."""
+    """Which path manager has the connections for which that was not known."""
 
     modes: list[ConnectionMode]
 
 
-# --- the daemon's own life
+# --- the daemon itself
 
 
 class Tick(Event, frozen=True):
-    """The deadline that the engine asked for has come."""
+    """The engine's deadline has come."""
 
 
 class CommandAsked(Event, frozen=True):
-    """A person asks for a command; the guard has its say, plugins and `Paused` do not."""
+    """The operator requests a command. The guard may refuse it; plugins and `Paused` do not
+    matter."""
 
     command: KernelCommand
 
@@ -303,7 +304,7 @@ class EventsLost(Event, frozen=True):
 
 
 class LiveConnection(Struct, frozen=True, kw_only=True):
-    """A connection as found by asking the kernel, not by having watched it."""
+    """A connection found in a dump of the kernel's sockets."""
 
     token: int
     local: SockAddr
@@ -313,7 +314,7 @@ class LiveConnection(Struct, frozen=True, kw_only=True):
 
 
 class Resynchronised(Event, frozen=True):
-    """The whole truth, read anew: what is not in here is gone."""
+    """The complete state, read again: what is not listed is gone."""
 
     connections: list[LiveConnection]
     subflows: list[Measurement]
@@ -321,7 +322,7 @@ class Resynchronised(Event, frozen=True):
     addresses: list[LocalAddressChanged]
     routes: list[DefaultRouteAdded]
     at_start: bool = False
-    """The first reading: its addresses were there before the daemon."""
+    """The first one: its addresses existed before the daemon."""
 
 
 class Started(Event, frozen=True):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What no plugin may do: take a connection's last usable subflow, or exceed the command rate.
 
-The guard looks at each destructive command before it leaves.  It counts what it has
-let through and the kernel has not yet carried out, so two commands in one turn cannot
-together do what neither may alone.
+The guard checks each destructive command before it is sent. It takes into account those that it
+has passed and the kernel has not yet carried out, so that two commands in one turn cannot together
+do what neither may do alone.
 
 Commands on endpoints touch every connection of the namespace: the kernel closes or demotes
 all subflows of an endpoint's address, the initial one too (net/mptcp/pm_kernel.c).  Only
@@ -28,7 +28,7 @@ from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.model import SECOND, Connection, Subflow, SubflowKey, World
 
 SETTLE = SECOND
-"""Nanoseconds after which a destruction that did not show is no longer reckoned with."""
+"""Nanoseconds after which a destruction that no event confirmed is no longer counted."""
 
 
 class Guard:
@@ -41,7 +41,7 @@ class Guard:
         self._limited = True
         self._leaving: dict[tuple[int, SubflowKey], int] = {}
         self._paid: dict[tuple[int, SubflowKey], None] = {}
-        """Those that leave because their address id was withdrawn, and are not destroyed yet."""
+        """Subflows that close because their address id was withdrawn, and are not destroyed yet."""
 
     def set_rate(self, destructive_per_second: int) -> None:
         """Commands a second; what was saved up beyond the new rate is lost."""
@@ -89,7 +89,7 @@ class Guard:
         return None
 
     def _is_paid(self, command: SetBackup | DestroySubflow | WithdrawAddress) -> bool:
-        """Whether the peer was just told of the subflow's end: both together count once."""
+        """Whether the subflow's address id was just withdrawn: both commands count once."""
         if not isinstance(command, DestroySubflow):
             return False
         name = (command.token, (command.local, command.remote))
@@ -143,12 +143,12 @@ class Guard:
             self._leaving[token, key] = now + SETTLE
 
     def settled(self, token: int, key: SubflowKey) -> None:
-        """The kernel answered, and what it did (or refused) shows in the model already."""
+        """The kernel answered, and the model shows the result."""
         self._leaving.pop((token, key), None)
         self._paid.pop((token, key), None)
 
     def _settle_due(self, now: int) -> None:
-        # Every entry was put in SETTLE ahead of its time, so the earliest come first.
+        # All entries expire SETTLE after they were added, so the earliest come first.
         while self._leaving:
             name, until = next(iter(self._leaving.items()))
             if until > now:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The local network's part of the model: links, addresses, default routes, listeners, endpoints.
 
-Which interfaces and addresses may be used is the configuration's word (`Configured`).
+The configuration states which interfaces and addresses may be used (`Configured`).
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def apply(world: World, event: ev.Event) -> list[Notice]:
 
 
 def resynchronise(world: World, event: ev.Resynchronised) -> list[Notice]:
-    """Replaces links, addresses and routes by the whole truth; notices tell the difference."""
+    """Replaces links, addresses and routes by the complete state; notices report the difference."""
     notices: list[Notice] = []
     links = {link.if_index for link in event.links}
     for if_index in [known for known in world.links if known not in links]:

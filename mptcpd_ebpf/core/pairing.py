@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two sources, one subflow: what one has said waits here for the other.
+"""Matches the records of two sources, netlink and the probes, to one subflow.
 
-Netlink names subflows, the probes measure them, and neither waits for the other.  Each
-tells of the subflows of one name (token and both addresses) in their true order, so
-the first that one source speaks of is the first of the other, also when a name is used
-again at once.  A socket cookie, where known, tells two of the same name apart.
+Netlink reports which subflows exist, the probes measure them, and the two arrive in no fixed
+order. Each source reports the subflows of one name (token and both addresses) in the order in
+which they existed, so the first of one source is the first of the other, also when a name is used
+again at once. A socket cookie, where known, tells two subflows of one name apart.
 
 Three things wait, each for `GRACE`:
 
 * early: measurements of a subflow that netlink has not named;
-* closing: a subflow that netlink closed, for the probes' last word;
+* closing: a subflow that netlink closed, for the probes' final record;
 * ended: a subflow whose probes said their last word, for netlink to close it.
 
 Every deadline lies GRACE ahead of its own `now`, so one queue holds them in order and
@@ -45,7 +45,7 @@ class Closing:
 
     @property
     def closed_at(self) -> int:
-        """When netlink's word was read: no earlier than the subflow's true end."""
+        """When netlink's event was read: not before the subflow's end."""
         return self.deadline - GRACE
 
 
@@ -76,7 +76,7 @@ class Pairing:
         return self._queue[0].deadline if self._queue else None
 
     def expired(self, now: int) -> Iterator[Closing | Ended]:
-        """Takes out what has waited long enough; early measurements are just forgotten."""
+        """Takes out what has waited long enough; early measurements are dropped."""
         while (deadline := self.deadline) is not None and deadline <= now:
             entry = self._queue[0]
             if isinstance(entry, Early):
@@ -91,7 +91,7 @@ class Pairing:
     # --- early
 
     def keep(self, measured: Measurement, now: int) -> None:
-        """Files a measurement of a subflow that netlink has not named."""
+        """Keeps a measurement of a subflow that netlink has not reported."""
         waiting = self._early.setdefault(name_of(measured), [])
         if waiting:
             newest = waiting[-1]
@@ -103,9 +103,8 @@ class Pairing:
         waiting.append(self._wait(Early(now + GRACE, measured)))
 
     def claim(self, name: SubflowName, since: int = 0) -> Measurement | None:
-        """A subflow got its name: takes out what the probes said of it.
-
-        What they said before `since` was of a former one, and is forgotten.
+        """Netlink has reported a subflow: takes out its measurements. Those before `since` belong
+        to an earlier subflow of that name, and are dropped.
         """
         for entry in list(self._early.get(name, ())):
             self._drop_early(entry)
@@ -120,7 +119,7 @@ class Pairing:
     # --- closing
 
     def closed(self, subflow: Subflow, now: int) -> None:
-        """Netlink closed `subflow`; the probes have not said their last word."""
+        """Netlink closed `subflow`; the probes' final record is missing."""
         entry = self._wait(Closing(now + GRACE, subflow))
         self._closing.setdefault(name_of(subflow), []).append(entry)
 
@@ -139,7 +138,7 @@ class Pairing:
     # --- ended
 
     def ended(self, subflow: Subflow, now: int) -> None:
-        """The probes said their last word about a subflow that netlink holds open."""
+        """The probes' final record of a subflow came, and netlink has not closed it."""
         self._ended[name_of(subflow)] = self._wait(Ended(now + GRACE, subflow))
 
     def settle(self, subflow: Subflow) -> None:

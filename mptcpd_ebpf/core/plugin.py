@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The base class of plugins: who decides what happens to subflows.
+"""The base class of plugins, which decide what happens to subflows.
 
-A plugin is told what happened through handlers and answers with commands, each with
-its reason.  All handlers are optional.  Connection events go to the one plugin that
-serves the connection; links, addresses, routes and listeners go to every plugin, in
-order of priority.  The names and their arguments follow mptcpd's plugin.h.
+Handlers tell a plugin what happened, and return commands, each with its reason.  All handlers are
+optional.  Connection events go to the one plugin that serves the connection; links, addresses,
+routes and listeners go to every plugin, in order of priority.  The names and their arguments
+follow mptcpd's plugin.h.
 
-A handler gets a `Context`, must not block and does no input or output: it may be run
-again from a recording, and it has to decide the same.
+A handler gets a `Context`, must not block, and does no input or output: a replay of a recording
+runs it again, and it must decide the same.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -31,11 +31,11 @@ class Context(NamedTuple):
     """What a handler may look at besides its arguments."""
 
     world: World
-    """To read, never to change."""
+    """Read-only."""
     now: int
     """CLOCK_MONOTONIC, nanoseconds."""
     random: Random
-    """Seeded by the engine: the only source of chance that replays."""
+    """Seeded by the engine: the only random numbers that a replay repeats."""
     connections: Mapping[int, Connection]
     """By token: the live connections that this plugin serves."""
     keep: bool = False
@@ -58,9 +58,9 @@ class Plugin:
     """Derive from this, set `name`, and override the handlers you need."""
 
     name: ClassVar[str]
-    """How configuration and reports call it."""
+    """Its name in the configuration and in reports."""
     priority: ClassVar[int] = 0
-    """Higher is told first."""
+    """Plugins with a higher priority are called first."""
     mode: ClassVar[Mode] = "any"
     """The kernel path manager it needs for new connections."""
     Options: ClassVar[type[Options]] = Options
@@ -72,25 +72,21 @@ class Plugin:
     def init(self, ctx: Context) -> Commands:
         """The engine starts, reloads or resumes.
 
-        Links, addresses and connections that live already are in `ctx.world`; they are
-        not told one by one.
+        Existing links, addresses and connections are in `ctx.world`; no handler is called for each.
         """
         return ()
 
     def reloaded(self, ctx: Context) -> Commands:
         """Instead of `exit` and `init`, when a reload found its code and options as they were.
 
-        It keeps what it remembers.  Which interfaces and addresses are usable may have
-        changed, and it may serve more connections than before; never fewer.  A plugin
-        without this handler is made anew.
+        The plugin keeps its state. Which interfaces and addresses are usable may have changed, and
+        it may serve more connections than before, never fewer. A plugin without this handler is
+        created anew.
         """
         return ()
 
     def exit(self, ctx: Context) -> Commands:
-        """The plugin's last word before it is unloaded.
-
-        `ctx.keep` tells whether what it made may stay.
-        """
+        """The plugin is about to be unloaded. `ctx.keep` says whether what it created may stay."""
         return ()
 
     # --- connections
@@ -104,8 +100,8 @@ class Plugin:
         return ()
 
     def connection_closed(self, ctx: Context, connection: Connection) -> Commands:
-        """It ended; or, if its state is another, it turned out that the in-kernel path manager
-        has it, so that a plugin of mode userspace cannot serve it (`connection.in_kernel`)."""
+        """The connection is closed; or, if its state is another, the in-kernel path manager has
+        it, so that a plugin of mode userspace cannot serve it (`connection.in_kernel`)."""
         return ()
 
     def new_address(
@@ -117,17 +113,16 @@ class Plugin:
     def address_removed(
         self, ctx: Context, connection: Connection, address_id: int, address: SockAddr | None
     ) -> Commands:
-        """The peer withdrew an address; None if it is not known which that id was."""
+        """The peer withdrew an address; None if the id was not known."""
         return ()
 
     def new_subflow(self, ctx: Context, connection: Connection, subflow: Subflow) -> Commands:
-        """A join succeeded, ours or the peer's.  The initial subflow is not told here."""
+        """A join succeeded, ours or the peer's.  Not called for the initial subflow."""
         return ()
 
     def subflow_closed(self, ctx: Context, connection: Connection, subflow: Subflow) -> Commands:
-        """`subflow.error` and `subflow.reset_reason` tell why, if the kernel did.
-
-        A join that failed is told here too, without a `new_subflow` before.
+        """`subflow.error` and `subflow.reset_reason` give the cause, if the kernel does. Also
+        called for a failed join, without a `new_subflow` before.
         """
         return ()
 
@@ -144,13 +139,13 @@ class Plugin:
         return ()
 
     def sampled(self, ctx: Context) -> Commands:
-        """Exact values, asked for with RequestSample, now stand in the world's subflows."""
+        """The values requested with RequestSample are in the world's subflows."""
         return ()
 
     # --- the local network
 
     def new_interface(self, ctx: Context, link: Link) -> Commands:
-        """An interface has come, up or not."""
+        """An interface was added, up or not."""
         return ()
 
     def update_interface(self, ctx: Context, link: Link) -> Commands:
@@ -158,40 +153,40 @@ class Plugin:
         return ()
 
     def delete_interface(self, ctx: Context, link: Link) -> Commands:
-        """It is gone; its addresses are told one by one."""
+        """An interface was removed; `delete_local_address` is called for each of its addresses."""
         return ()
 
     def new_local_address(self, ctx: Context, address: LocalAddress) -> Commands:
-        """New, or changed: a tentative address comes again when it is usable."""
+        """An address was added or changed: called again when a tentative address becomes usable."""
         return ()
 
     def delete_local_address(self, ctx: Context, address: LocalAddress) -> Commands:
-        """It is gone from that interface."""
+        """An address was removed from an interface."""
         return ()
 
     def new_default_route(self, ctx: Context, route: DefaultRoute) -> Commands:
-        """A way to everywhere has come, in any routing table."""
+        """A default route was added, in any routing table."""
         return ()
 
     def delete_default_route(self, ctx: Context, route: DefaultRoute) -> Commands:
-        """It is gone."""
+        """A default route was removed."""
         return ()
 
     def listener_created(self, ctx: Context, address: SockAddr) -> Commands:
-        """An MPTCP socket of the namespace listens there (not told by Linux 6.1)."""
+        """An MPTCP socket of the namespace listens there (not reported by Linux 6.1)."""
         return ()
 
     def listener_closed(self, ctx: Context, address: SockAddr) -> Commands:
-        """It does not listen any more (not told by Linux 6.1)."""
+        """It stopped listening (not reported by Linux 6.1)."""
         return ()
 
     # --- the in-kernel path manager
 
     def endpoints_read(self, ctx: Context) -> Commands:
-        """Endpoints and limits, asked for with ReadEndpoints, now stand in the world."""
+        """The endpoints and limits requested with ReadEndpoints are in the world."""
         return ()
 
-    # --- its own doing
+    # --- the plugin's own requests
 
     def wake(self, ctx: Context) -> Commands:
         """The time of a WakeAt without a token has come.
@@ -206,11 +201,11 @@ class Plugin:
         return ()
 
     def answered(self, ctx: Context, decision: Decision, errno: int, explanation: str) -> Commands:
-        """The kernel answered one of its commands: 0, or an errno with words."""
+        """The kernel answered one of the plugin's commands: 0, or an errno with an explanation."""
         return ()
 
     def refused(self, ctx: Context, decision: Decision) -> Commands:
-        """The engine kept one of its commands from the kernel; `decision.refused` says why."""
+        """The engine did not send one of the plugin's commands; `decision.refused` says why."""
         return ()
 
     # --- the operator's commands

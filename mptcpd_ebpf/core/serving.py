@@ -28,7 +28,7 @@ UNDECIDED = Undecided()
 
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A plugin and the connections it shall serve."""
+    """A plugin and the connections it serves."""
 
     plugin: str | None
     """None leaves the connection to the kernel."""

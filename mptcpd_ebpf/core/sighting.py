@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one event or measurement tells of one subflow: which it is, where it stands, its numbers."""
+"""What one event or measurement says about one subflow: its identity, state and numbers."""
 
 from msgspec.structs import replace
 
@@ -8,7 +8,7 @@ from mptcpd_ebpf.core.measurement import Measurement, Owner
 from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey, World
 
 SubflowName = tuple[int, SubflowKey]
-"""Token and addresses; several subflows in turn can bear one name."""
+"""Token and addresses; a later subflow can have the same name."""
 
 TCP_ESTABLISHED, TCP_SYN_SENT, TCP_SYN_RECV, TCP_CLOSE_WAIT = 1, 2, 3, 8
 _LIVE = {
@@ -21,13 +21,13 @@ _LIVE = {
 
 
 def is_about(measured: Measurement, subflow: Subflow) -> bool:
-    """Whether a measurement that bears a subflow's name is of that very subflow."""
+    """Whether a measurement with a subflow's name belongs to that subflow."""
     held = subflow.measured
     return held is None or (not held.closed and same_socket(held, measured))
 
 
 def same_socket(one: Measurement, other: Measurement) -> bool:
-    """Whether two measurements of one name can be of one socket: unknown cookies are no doubt."""
+    """Whether two measurements of one name can belong to one socket; unknown cookies match."""
     return one.cookie is None or other.cookie is None or one.cookie == other.cookie
 
 
@@ -36,23 +36,23 @@ def name_of(subflow: Subflow | Measurement) -> SubflowName:
 
 
 def is_live(found: Measurement) -> bool:
-    """Whether it is of a subflow that is open or opening, by its TCP state."""
+    """Whether its subflow is open or opening, by its TCP state."""
     return found.state in _LIVE and not found.closed
 
 
 def is_still(subflow: Subflow, found: Measurement) -> bool:
-    """Whether what was found live is the subflow we know, and not another of its name."""
+    """Whether a live subflow that was found is the known one, and not another of its name."""
     held = subflow.measured
     return held is None or (same_socket(held, found) and not (held.closed and held.at < found.at))
 
 
 def state_of(found: Measurement) -> State:
-    """Where a live subflow stands."""
+    """The state of a live subflow."""
     return _LIVE[found.state]
 
 
 def take_over(subflow: Subflow, measured: Measurement) -> None:
-    """Brings a subflow up to date with a newer measurement; what netlink said of it stays."""
+    """Updates a subflow with a newer measurement; what netlink reported stays."""
     subflow.measured = measured
     if measured.opened_at is not None:
         subflow.opened_at = measured.opened_at
@@ -69,7 +69,7 @@ def take_over(subflow: Subflow, measured: Measurement) -> None:
 def add_up(
     connection: Connection, subflow: Subflow, held: Measurement | None, measured: Measurement
 ) -> None:
-    """Carries a subflow's newest numbers into those of its connection.
+    """Adds a subflow's newest numbers to those of its connection.
 
     They are cumulative, so neither the order of arrival nor the end of a subflow
     changes the sum.
@@ -86,10 +86,8 @@ def add_up(
 
 
 def _owner(known: Owner | None, told: Owner, *, initial: bool) -> Owner:
-    """Whose a connection is: the initial subflow's owner says best, if it says who.
-
-    Most measurements say less than one that the processes were looked up for, and take
-    nothing of it back.
+    """The owner of a connection: the initial subflow's, if it is known. Most measurements know
+    less about it than one after a lookup of processes, and remove nothing that is known.
     """
     if known is None:
         return told

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Events → model: keeps the World true, and says what changed.
+"""Events → model: keeps the World up to date, and reports what changed.
 
 Netlink is the authority on what exists, the probes on its numbers, and the two
 arrive in no given order.  So:
 
-* a probe's word about a subflow that netlink has not named yet is kept aside until
-  netlink names it, or for `GRACE`;
-* a subflow is final when both said their last word, or `GRACE` after the first;
-* older numbers never replace newer ones, and a last word is never unsaid.
+* a measurement of a subflow that netlink has not reported yet is kept until netlink reports it, or
+for `GRACE`;
+* a subflow is final when both sources have closed it, or `GRACE` after the first;
+* older numbers never replace newer ones, and a final record is never overwritten.
 
-Whatever the interleaving, the same events end in the same model.  `pairing` keeps what
-waits.
+Every interleaving of the same events ends in the same model. `pairing` keeps what waits.
 
 `apply` and `expire` return the changes of the model, in the order in which they happened:
 mostly a `Notice`, which names the plugin handler to call.
@@ -72,9 +71,10 @@ class Tracker:
         self.world = World()
         self._pairing = Pairing()
         self._joining: dict[SubflowName, None] = {}
-        """Joins that a sample saw under way; netlink names those that succeed."""
+        """Joins that a sample found under way; netlink reports those that succeed."""
         self._buried: dict[int, dict[SubflowKey, None]] = {}
-        """By token: subflows taken for closed before netlink said so, which it may yet do."""
+        """By token: subflows that were taken for closed before netlink closed them, which may
+        follow."""
 
     @property
     def deadline(self) -> int | None:
@@ -150,7 +150,7 @@ class Tracker:
         if held is not None and (held.local, held.remote) == (event.local, event.remote):
             held.server_side, held.deny_join_id0 = event.server_side, event.deny_join_id0
             return []
-        # A token that is used again: the end of its former connection was lost.
+        # The token is used again: the event that closed its former connection was lost.
         changes = self._connection_closed(ev.ConnectionClosed(token=event.token), now)
         connection = Connection(
             event.token,
@@ -214,7 +214,7 @@ class Tracker:
     def _add_subflow(
         self, connection: Connection, subflow: Subflow, now: int, *, since: int = 0
     ) -> None:
-        """`since`: when it was seen to live, if a measurement and not netlink named it."""
+        """`since`: when it was seen, if a measurement and not netlink reported it."""
         connection.subflows[subflow.key] = subflow
         self._unbury(subflow)
         self._learn_id(connection, subflow)
@@ -235,7 +235,7 @@ class Tracker:
         if known is not None and name_of(known) in self._joining:
             del self._joining[name_of(known)]
         elif known is not None and known.state is State.CLOSED:
-            # The same addresses again, and netlink's word on the former ones was lost.
+            # The same addresses again: the event that closed the former subflow was lost.
             changes += self._close_subflow(connection, known, now)
             known = None
         elif known is not None:
@@ -244,7 +244,7 @@ class Tracker:
             return []
         subflow = known or from_join(event, self.world, now)
         subflow.local_id, subflow.remote_id = event.local_id, event.remote_id
-        # The kernel reports only what the peer wishes: whether ours is a backup, we know.
+        # The kernel reports only the peer's flag; ours is known from the command.
         subflow.backup |= connection.joins.pop((event.local.ip, event.remote), False)
         subflow.backup_by_peer, subflow.error = event.backup, event.error
         subflow.failed = False
@@ -267,7 +267,7 @@ class Tracker:
         if subflow is None:
             if self._unbury(event):
                 return []
-            # A join that failed: this is the first that netlink says of it, and the last.
+            # A failed join: netlink reports it with this event alone.
             subflow = from_join(event, self.world, now)
             subflow.state = State.OPENING
             self._add_subflow(connection, subflow, now)
@@ -294,7 +294,7 @@ class Tracker:
         self._buried.setdefault(subflow.token, {})[subflow.key] = None
 
     def _unbury(self, subflow: Subflow | ev.SubflowClosed) -> bool:
-        """Netlink speaks of a name again; whether its subflow was taken for closed."""
+        """Netlink reports a name again; returns whether its subflow was taken for closed."""
         buried = self._buried.get(subflow.token, {})
         if (subflow.local, subflow.remote) not in buried:
             return False
@@ -329,7 +329,7 @@ class Tracker:
     def _observe(
         self, measured: Measurement, now: int
     ) -> tuple[Connection | None, Subflow | None, list[Change]]:
-        """Files a measurement where it belongs; with it, whom it concerns if he lives."""
+        """Stores a measurement; returns the live connection and subflow it belongs to, if any."""
         closing = self._pairing.closing(measured)
         if closing is not None:
             self._measure(closing.subflow, measured, now)
@@ -375,7 +375,7 @@ class Tracker:
                 self._add_join(connection, measured, now)
             changes += self._observe(measured, now)[2]
         if self._joining:
-            # A join that was seen under way and is not there any more did not succeed.
+            # A join that was under way and is not listed any more did not succeed.
             seen = {name_of(measured) for measured in event.measurements}
             for token, key in [name for name in self._joining if name not in seen]:
                 connection = self.world.connections[token]
@@ -390,7 +390,7 @@ class Tracker:
         self._joining[name_of(subflow)] = None
         self._add_subflow(connection, subflow, now, since=found.at)
 
-    # --- the whole truth anew
+    # --- the complete state, read again
 
     def _resynchronised(self, event: ev.Resynchronised, now: int) -> list[Change]:
         return (
@@ -432,7 +432,7 @@ class Tracker:
             if live.token in fresh:
                 changes.append(Notice(Plugin.new_connection, (connection,), connection))
             if connection.state is State.OPENING:
-                # The kernel does not tell; it refuses a join that comes too early.
+                # Not reported by a dump; the kernel refuses a join that comes too early.
                 connection.state = State.ESTABLISHED
                 changes.append(Notice(Plugin.connection_established, (connection,), connection))
         return changes

@@ -36,10 +36,10 @@ PathName = tuple[str, str]
 """Our address and the peer's."""
 
 SOON = 10 * SECOND
-"""A path that falls again so soon after its return has relapsed."""
+"""Nanoseconds: a path that fails again so soon after its return has relapsed."""
 UNMEASURED_RTT = 100 * MS
 LONGEST_PATIENCE = 3 * SECOND
-"""With a join that is a connection's only hope."""
+"""Nanoseconds to wait for a join when the connection has no other subflow."""
 
 
 @dataclass(slots=True)
@@ -50,7 +50,8 @@ class Trial:
     started_at: int
     deadline: int
     counts: bool = True
-    """False for the one that only gives the kernel an address id to withdraw."""
+    """False for a join that only makes the kernel learn an address id, so that it can be
+    withdrawn."""
 
 
 @dataclass(slots=True)
@@ -61,13 +62,13 @@ class AwayPath:
     why: str
     fell_at: int
     usual_rtt: int
-    """Nanoseconds, from better times."""
+    """Nanoseconds, measured before the path failed."""
     needed: int
     """Clean trials in a row that bring it back."""
     pause: int
     next_at: int
     relapses: int
-    """How often it fell again soon after its return, in a row."""
+    """How often in a row it failed again soon after its return."""
     clean: int = 0
     failed: int = 0
     """Trials in a row that failed."""
@@ -82,7 +83,7 @@ class AwayPath:
 
     @property
     def last_patience(self) -> int:
-        """The same where nothing else is left: it grows, for a late answer beats none."""
+        """The same for a connection without any other subflow: it grows with each failure."""
         return min(self.patience << min(self.failed, 10), max(self.patience, LONGEST_PATIENCE))
 
 
@@ -108,14 +109,14 @@ def join_target(connection: Connection) -> SockAddr | None:
 
 
 Return = Callable[[Context, AwayPath, Connection, SockAddr], Iterator[Command]]
-"""What the plugin does with a healed path: path, a connection without it, where to join."""
+"""Called for a healed path: the path, a connection without a subflow on it, where to join."""
 
 
 class Trials:
     """The paths that are away.
 
     `pause` and `longest_pause` are nanoseconds between failed trials, at first and at
-    most; `take_back` is told when a path has healed.
+    most; `take_back` is called when a path has healed.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Trials:
         self._take_back = take_back
         self._away: dict[PathName, AwayPath] = {}
         self._returned: dict[PathName, tuple[int, int]] = {}
-        """When a path came back lately, and its relapses by then."""
+        """When a path returned, and its relapses until then."""
 
     def __contains__(self, name: PathName) -> bool:
         return name in self._away
@@ -156,12 +157,12 @@ class Trials:
     def tell_peer(
         self, ctx: Context, connection: Connection, subflow: Subflow
     ) -> Iterator[Command]:
-        """Withdraws a destroyed subflow's address id over another path: the peer lets go too.
+        """Withdraws a destroyed subflow's address id over another path, so that the peer closes it.
 
-        The FIN goes over the bad path and may take seconds; until then the peer goes on
-        sending there.  The kernel withdraws only ids it knows, and destroying made it
-        forget any but 0 (mptcp_pm_nl_subflow_destroy_doit): a join, which nobody needs to
-        answer, tells it again.
+        The FIN goes over the bad path and may take seconds, while the peer goes on sending there.
+        The kernel withdraws only ids it knows, and destroying made it forget any but 0
+        (mptcp_pm_nl_subflow_destroy_doit): a join, whose answer does not matter, makes the kernel
+        learn it again.
         """
         reason = "tell the peer over another path"
         if subflow.local_id != 0:
@@ -173,7 +174,8 @@ class Trials:
         )
 
     def joined(self, ctx: Context, subflow: Subflow) -> Iterator[Command]:
-        """A subflow was established on a path: if that is away, the verdict, and its end."""
+        """A subflow was established: if its path is away, judges the trial and destroys the
+        subflow."""
         path = self._away.get(path_name(subflow))
         if path is None:
             return
@@ -183,7 +185,7 @@ class Trials:
             return
         trial = path.trial
         if trial is None or trial.token != subflow.token:
-            # A trial that was given up as unanswered and is answered after all.
+            # A trial that counted as unanswered is answered after all.
             yield _end(subflow, "the path is away")
             return
         path.trial = None
@@ -227,7 +229,7 @@ class Trials:
         return list(late)
 
     def due(self, ctx: Context) -> Iterator[Command]:
-        """Starts the trials, and takes back the paths, whose time has come."""
+        """Starts the trials that are due, and takes back the paths that have healed."""
         for path in list(self._away.values()):
             if path.trial is not None:
                 yield WakeAt(at=path.trial.deadline, reason="the trial's end")
@@ -238,7 +240,7 @@ class Trials:
 
     def _try(self, ctx: Context, path: AwayPath) -> Iterator[Command]:
         if not any(_could_join(connection, path) for connection in ctx.served()):
-            # Nobody is left who could try it: forget, the next connection starts afresh.
+            # No connection can try the path any more: the next one starts without its history.
             del self._away[path.name]
             return
         yield from self._end_answered(ctx, path)
