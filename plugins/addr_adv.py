@@ -50,11 +50,11 @@ FEWEST_SUBFLOWS = 2
 """Of the limit, before there is any address: mptcpd's MPTCP_MIN_SUBFLOWS."""
 
 LONGEST_PAUSE = 8 * SECOND
-"""Before something is tried again that a connection's last subflow stood against."""
+"""Nanoseconds before a removal that the guard refused is tried again."""
 
 
 class FlagRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Flags for some addresses; all that is given must fit."""
+    """Flags for the addresses that match everything that is given."""
 
     flags: FlagNames
     interface: str = "*"
@@ -78,7 +78,7 @@ class AddrAdvOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Wanted(Struct, frozen=True):
-    """An endpoint that should be there."""
+    """An endpoint that should exist."""
 
     ip: str
     if_index: int
@@ -95,23 +95,24 @@ class AddrAdv(Plugin):
 
     def __init__(self, options: AddrAdvOptions | None = None) -> None:
         super().__init__(options)
-        # Read once: an endpoint is in a hurry when its address comes.
+        # Read once, since an endpoint is created as soon as its address comes.
         self._flags_by_rule = [(rule, endpoint_flags(rule.flags)) for rule in self.options.rules]
         self._usual_flags = endpoint_flags(self.options.flags)
 
     def init(self, ctx: Context) -> Iterator[Command]:
         self.told: dict[str, EndpointFlag] = {}
-        """The flags an endpoint got or had by our wish: who changed them since may keep his."""
+        """The flags that we gave each endpoint: later changes by others are kept."""
         self.limit: int | None = None
-        """The limit we last set: who changed it since may keep his."""
+        """The limit that we last set: later changes by others are kept."""
         self.under_way: dict[str, None] = {}
-        """Addresses whose endpoint the kernel was asked for and has not answered."""
+        """Addresses whose endpoint was requested and is not answered yet."""
         self.rejected: dict[str, int | None] = {}
-        """Addresses whose endpoint it refused, and how full the table was (None: not read yet)."""
+        """Addresses whose endpoint the kernel refused, and how full the table was (None: not read
+        yet)."""
         self.declined: dict[str, None] = {}
-        """Addresses whose endpoint a person had us remove: they get none as long as they stay."""
+        """Addresses whose endpoint the operator removed: they get none while they exist."""
         self.tries = 0
-        """How often in a row something was to be removed or changed, and was not."""
+        """How often in a row a removal or change was refused."""
         yield ReadEndpoints(reason="what does the table hold already?")
 
     def reloaded(self, ctx: Context) -> Iterator[Command]:
@@ -158,7 +159,7 @@ class AddrAdv(Plugin):
                 self.rejected[command.ip] = None
         if isinstance(command, AddEndpoint | ChangeEndpoint) and not errno:
             self.told[command.ip] = command.flags
-        # A removal that was refused is looked at again by `wake`.
+        # `wake` retries a refused removal.
         removed = isinstance(command, RemoveEndpoint) and not errno
         if not self.under_way and (removed or isinstance(command, AddEndpoint)):
             yield ReadEndpoints(reason="which ids did the kernel choose?")
@@ -195,9 +196,10 @@ class AddrAdv(Plugin):
     # --- comparing
 
     def _compare(self, ctx: Context, *, fresh: bool = False) -> Iterator[Command]:
-        """Makes table and limits what they should be; `fresh`: they were read just now."""
+        """Brings the table and the limits to what they should be; `fresh`: they were read just
+        now."""
         if ctx.world.limits is None:
-            return  # the first reading is under way
+            return  # the first read is under way
         wanted = self._wanted(ctx)
         # The kernel joins from a new endpoint at once, so a limit that is short is raised
         # first; an endpoint does not wait for one that has room for it.
@@ -240,21 +242,21 @@ class AddrAdv(Plugin):
                     routine=self.tries > 1,
                 )
         if self.tries:
-            # What was refused, for a connection lives on it, is tried again.
+            # A removal was refused because a connection depends on it: it is tried again.
             pause = min(SECOND << self.tries, LONGEST_PAUSE)
             yield WakeAt(at=ctx.now + pause, reason="is it done?")
         self.told = {ip: flags for ip, flags in self.told.items() if ip in wanted}
         yield from self._add(ctx, wanted, removed, fresh=fresh)
 
     def _wanted(self, ctx: Context) -> dict[str, Wanted]:
-        """The endpoints that should be there, by address."""
+        """The endpoints that should exist, by address."""
         held = {endpoint.ip for endpoint in ctx.world.endpoints if endpoint.ours}
         wanted: dict[str, Wanted] = {}
         for address in ctx.world.usable_addresses(deprecated=True):
             if address.ip in wanted or address.ip in self.declined:
                 continue
             if address.deprecated and address.ip not in held:
-                continue  # it is good for what uses it, not for anything new
+                continue  # existing subflows may use it, new ones may not
             interface = ctx.world.interface_name(address.if_index) or ""
             flags = self._flags(interface, address.ip)
             wanted[address.ip] = Wanted(address.ip, address.if_index, flags, interface)
@@ -278,7 +280,7 @@ class AddrAdv(Plugin):
     def _add(
         self, ctx: Context, wanted: dict[str, Wanted], removed: dict[str, None], *, fresh: bool
     ) -> Iterator[Command]:
-        # An implicit endpoint is the kernel's own note of an address; ours replaces it.
+        # An implicit endpoint was created by the kernel itself; ours replaces it.
         taken = {
             endpoint.ip
             for endpoint in ctx.world.endpoints
@@ -289,7 +291,7 @@ class AddrAdv(Plugin):
         fullness = len(ctx.world.endpoints) - len(removed)
         for ip, then in list(self.rejected.items()):
             if then is None and fresh:
-                # What is about to be removed was still there when this one was refused.
+                # An endpoint that is about to be removed still existed when this one was refused.
                 then = self.rejected[ip] = len(ctx.world.endpoints)
             if ip not in wanted or (then is not None and fullness < then):
                 del self.rejected[ip]  # it may be tried again
@@ -309,7 +311,7 @@ class AddrAdv(Plugin):
         if limit == self.limit:
             return
         first, self.limit = self.limit is None, limit
-        # Who joins by himself is taken for a client, which also takes up what is announced.
+        # A host that joins by itself counts as a client, which also joins announced addresses.
         joins = EndpointFlag.SUBFLOW in self._usual_flags
         accepted = limit if joins else 0
         now = ctx.world.limits

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Hot standby: one interface carries the data, the others have subflows marked backup.
 
-The kernel sends nothing new on backup subflows while another one is usable (RFC 8684,
-3.3.8), and turns to them the moment there is none: no handshake is waited for.  When the
-primary interface works again, its subflow is made anew and the data returns.
+The kernel sends no new data on backup subflows while another one is usable (RFC 8684, 3.3.8), and
+uses them as soon as there is none, without a handshake. When the primary interface works again,
+its subflow is created again and the data returns.
 
 Primary is the interface that the options name, and without one that on which the
 connection started.  Only the client acts.
@@ -80,7 +80,7 @@ class Backup(JoiningPlugin):
         return super().connection_closed(ctx, connection)
 
     def _mark(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        """Gives each subflow the role of its interface; standing by takes another that works."""
+        """Gives each subflow the role of its interface; a standby needs another usable subflow."""
         roles = [
             (subflow, self._is_primary(ctx, connection, _interface(ctx, subflow)))
             for subflow in connection.usable_subflows()

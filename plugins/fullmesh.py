@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A subflow between every usable address of ours and every address of the peer.
 
-The peer's addresses are the one the connection started to (unless the peer asks not to
-join that, RFC 8684, 3.1) and those it announced.  Only the client joins: through a NAT
-the server cannot.
+The peer's addresses are the initial one (unless the peer asks not to join it, RFC 8684, 3.1) and
+those it announced.  Only the client joins: through a NAT the server cannot.
 """
 
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ class Fullmesh(JoiningPlugin):
             for remote in _addresses_of_peer(connection)
             if (":" in address.ip) == (":" in remote.ip)
         ]
-        # What is there already goes first: the limit must not drive it out.
+        # Existing subflows go first: the limit must not displace them.
         pairs.sort(key=lambda pair: pair not in _there(connection))
         for local_ip, remote in pairs[: self.options.most]:
             yield Want(local_ip, remote, f"{local_ip} and {remote} are a pair without a subflow")

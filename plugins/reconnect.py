@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Makes subflows anew that were lost, and no others.
+"""Creates lost subflows again, and no others.
 
-Which subflows a connection has is somebody else's choice: the application's, the peer's, a
-person's by hand.  When one is lost while the connection lives, it is joined again between
-the same two addresses, sooner or later by what took it:
+The application, the peer or the operator chooses which subflows a connection has. When one is lost
+while the connection exists, the plugin joins again between the same two addresses. How soon
+depends on the cause:
 
-* the peer reset it and said why (MP_TCPRST, RFC 8684, 3.6): at once if it called that
-  transient, not at all if it forbids the path or a middlebox breaks it, else after a pause;
-* it was reset without a word, as a NAT does whose binding is gone, or by a firewall: at
-  once, for a new SYN makes a new binding;
-* nothing came back until the kernel gave up: after a pause, for the path is down;
-* nothing comes back, but the kernel has not given up yet, for which it takes a quarter of an
-  hour (the probes see the timeouts): a second subflow between the same addresses is tried
-  beside it.  If its handshake is answered, the silent one is given up: a NAT or firewall
-  in between had forgotten it, or the path was down and is back.  If the peer takes that
-  one back at once, it is tried again after a pause.
+* the peer reset it and said why (MP_TCPRST, RFC 8684, 3.6): at once if the peer called it
+transient, never if it prohibits the path or a middlebox breaks it, else after a pause;
+* it was reset without a reason, as by a NAT that lost its binding or by a firewall: at once, since
+a new SYN creates a new binding;
+* nothing was acknowledged until the kernel gave up: after a pause, since the path is down;
+* nothing is acknowledged, but the kernel has not given up yet, which takes a quarter of an hour
+(the probes see the timeouts): a second subflow is joined between the same addresses. If its
+handshake is answered, the silent one is destroyed: a NAT or firewall in between had lost its
+state, or the path was down and is back. If the peer closes the new one at once, the plugin tries
+again after a pause.
 
-Pauses double with each failure.  What we or the peer closed in order is not lost.  Only the
+Pauses double with each failure. A subflow that either side closed in order is not lost. Only the
 client side acts.
 """
 
@@ -49,7 +49,7 @@ TRANSIENT = 0x1
 """Flag T of MP_TCPRST: the cause may go away (RFC 8684, 3.6)."""
 PROHIBITED = 3
 FOR_GOOD = {PROHIBITED: "administratively prohibited", 6: "middlebox interference"}
-"""Reasons of MP_TCPRST against which trying again is no use."""
+"""Reasons of MP_TCPRST after which retrying is useless."""
 
 
 class ReconnectOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +68,7 @@ class Pair(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """What is to be made anew."""
+    """A subflow that is to be created again."""
 
     how: str
     backup: bool
@@ -84,10 +84,10 @@ class Reconnect(JoiningPlugin):
         self.lost: dict[int, dict[Pair, Lost]] = {}
         """By token."""
         self.silent: dict[int, dict[SubflowKey, int]] = {}
-        """By token: subflows that nothing comes back on, and how many there shall be between
-        their addresses while another one is tried."""
+        """By token: subflows without any answer, and how many there should be between their
+        addresses while another one is tried."""
         self.successors: dict[int, set[SubflowKey]] = {}
-        """By token: subflows that took the place of one that was lost or silent."""
+        """By token: subflows that replaced a lost or silent one."""
         self.joins = Joins(
             self.ids,
             first_pause=self.options.first_pause_ms * MS,
@@ -124,7 +124,8 @@ class Reconnect(JoiningPlugin):
         yield from self.keep(ctx, connection)
 
     def sampled(self, ctx: Context) -> Iterable[Command]:
-        """A join beside a silent one was not answered: is that one silent still?"""
+        """A join beside a silent subflow was not answered: checks whether that one is still
+        silent."""
         for connection in ctx.served():
             for subflow in self._silent(connection):
                 if subflow.measured is not None and not subflow.measured.timeouts:
@@ -143,8 +144,8 @@ class Reconnect(JoiningPlugin):
                 del self.silent[connection.token][other.key]
                 successors.add(subflow.key)
                 reason = (
-                    "it is silent, but a new handshake was answered: a NAT or firewall forgot "
-                    "it, or the path was down"
+                    "it is silent, but a new handshake was answered: a NAT or firewall lost "
+                    "its state, or the path was down"
                 )
                 yield self.joins.destroy(other, reason)
 
@@ -159,8 +160,8 @@ class Reconnect(JoiningPlugin):
         cause = self._taken_back(ctx, subflow) or _cause(subflow)
         beside = any(_pair(other) == pair for other in self._silent(connection))
         if beside or self.joins.is_leaving(subflow) or (cause is None and pair not in lost):
-            # Tried beside a silent one, or closed in order; but a join of ours that failed is
-            # still to be made.
+            # It was tried beside a silent one, or closed in order. A failed join of ours is still
+            # to be made.
             yield from self.joins.closed(ctx, subflow)
         else:
             how, pause = cause or (lost[pair].how, None)
@@ -172,10 +173,9 @@ class Reconnect(JoiningPlugin):
         yield from self.keep(ctx, connection)
 
     def _taken_back(self, ctx: Context, subflow: Subflow) -> tuple[str, int | None] | None:
-        """Whether the peer answered a successor's SYN and then did not want it, saying no more.
-
-        A peer at its limit does so, which the one given up may have held it at, and Linux 6.1
-        and 6.12 while data waits out of order: neither is for good.
+        """Whether the peer answered a successor's SYN and then closed it without a reason. A peer
+        at its limit of subflows does so, and Linux 6.1 and 6.12 do while data waits out of order:
+        neither is permanent.
         """
         successors = self.successors.get(subflow.token, set())
         if subflow.key not in successors:
@@ -185,10 +185,10 @@ class Reconnect(JoiningPlugin):
         opened_at = subflow.opened_at
         if says_more or (opened_at is not None and ctx.now - opened_at >= SHORT_LIFE):
             return None
-        return "the peer answered its successor, and took it back", None
+        return "the peer answered its successor, and closed it at once", None
 
     def manual_command(self, ctx: Context, command: KernelCommand) -> Iterable[Command]:
-        """What a person destroys is not lost, and what is lost besides is made anew."""
+        """A subflow that the operator destroys is not lost."""
         return ()
 
     def _silent(self, connection: Connection) -> list[Subflow]:
@@ -207,7 +207,7 @@ def _pair(subflow: Subflow) -> Pair:
 
 
 FOREVER = -1
-"""A pause that does not end."""
+"""A pause without end."""
 
 
 def _cause(subflow: Subflow) -> tuple[str, int | None] | None:
@@ -223,8 +223,8 @@ def _cause(subflow: Subflow) -> tuple[str, int | None] | None:
         case 0:
             return None
         case errno.ECONNRESET | errno.EPIPE:
-            return "a reset without a word, perhaps of a NAT that forgot it", 0
+            return "a reset without a reason, perhaps by a NAT that lost its binding", 0
         case errno.ETIMEDOUT:
-            return "nothing came back until the kernel gave up", SECOND
+            return "nothing was acknowledged until the kernel gave up", SECOND
         case other:
             return errno.errorcode.get(other, str(other)), None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Several subflows on the same two addresses, of which the slowest is now and then replaced.
+"""Several subflows on the same two addresses, of which the slowest is replaced from time to time.
 
 Networks with equal-cost paths spread flows by their ports: two subflows may share a crowded
 path while others lie idle.  So every interval the subflow that moved the fewest bytes is
-replaced, if it lags well behind the others: a new one joins from another port first, and
-if it stands an interval later the slow one goes.  An idle connection is left alone.
+replaced, if it lags well behind the others: a new one joins from another port first, and if it is
+established an interval later, the slow one is destroyed.  An idle connection is left alone.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,11 +34,11 @@ class RefreshOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=T
     subflows: Annotated[int, Meta(ge=2, le=64)] = 4
     """Of each connection, the initial one included."""
     interval_s: Annotated[int, Meta(ge=1)] = 3
-    """Between two looks at a connection's subflows."""
+    """Between two checks of a connection's subflows."""
     lag_percent: Annotated[int, Meta(ge=1, le=100)] = 50
     """A subflow that moved less than this share of the median is replaced."""
     least_kib: Annotated[int, Meta(ge=1)] = 256
-    """What the connection must have moved within an interval to be judged at all."""
+    """What a connection must have moved within an interval to be judged at all."""
 
 
 class Refresh(JoiningPlugin):
@@ -49,12 +49,12 @@ class Refresh(JoiningPlugin):
 
     def init(self, ctx: Context) -> Iterable[Command]:
         self.moved: dict[tuple[int, SubflowKey], int] = {}
-        """Bytes acknowledged on each subflow at the last look."""
+        """Bytes acknowledged on each subflow at the last check."""
         self.going: dict[int, SubflowKey] = {}
-        """By token: the subflow that goes when its successor stands."""
+        """By token: the subflow that is destroyed when its successor is established."""
         self.look_at = ctx.now + self.options.interval_s * SECOND
         self.looking = False
-        """A sample was asked for; others come whenever somebody watches."""
+        """A sample was requested."""
         yield WakeAt(at=self.look_at, reason="the next look")
         yield from super().init(ctx)
 
@@ -111,9 +111,8 @@ class Refresh(JoiningPlugin):
             yield from self.keep(ctx, connection)
 
     def _end_going(self, connection: Connection) -> Iterator[Command]:
-        """Ends the slowest if its successor stands, an interval after that was asked for.
-
-        A peer that has as many as it takes answers a join, and resets it a round trip later.
+        """Destroys the slowest if its successor is still established an interval later. A peer at
+        its limit answers a join, and resets it a round trip later.
         """
         slowest = connection.subflows.get(self.going[connection.token])
         if slowest is None or len(connection.usable_subflows()) <= self.options.subflows:

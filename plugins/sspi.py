@@ -3,8 +3,9 @@
 
 A second subflow on an interface is closed, the newer one.  On the interfaces that have
 none, a client creates one; a server, which may not reach through the client's NAT,
-announces an address of each, and withdraws it when it goes or its interface cannot be used,
-so that the peer lets go of its subflow there and joins again when it is announced again.
+announces an address of each. It withdraws the address when it is removed or its interface cannot
+be used, so that the peer closes its subflow there and joins again when the address is announced
+again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -70,7 +71,8 @@ class Sspi(JoiningPlugin):
             )
 
     def _withdraw(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        """Takes back what cannot be joined any more; a subflow that leaves took its id along."""
+        """Withdraws what cannot be joined any more; a subflow that is closing has withdrawn its
+        id."""
         announced = self.announced.setdefault(connection.token, {})
         usable = [address.ip for address in ctx.world.usable_addresses(deprecated=True)]
         subflows = connection.subflows.values()

@@ -50,7 +50,7 @@ class Guard:
 
     @contextmanager
     def without_rate(self) -> Iterator[None]:
-        """Meanwhile no rate holds: a plugin that ends puts back all that it made."""
+        """Within, no rate applies: a plugin that ends puts back all that it created."""
         self._limited = False
         try:
             yield
@@ -182,7 +182,8 @@ def _of_endpoints(
 
 
 def _of_all_modes(command: RemoveEndpoint | FlushEndpoints | ChangeEndpoint) -> bool:
-    """The removal of address id 0 is no endpoint's, and older kernels pass over nobody then."""
+    """Address id 0 belongs to no endpoint, and older kernels apply its removal to every
+    connection."""
     return isinstance(command, RemoveEndpoint) and command.address_id == 0
 
 
@@ -190,7 +191,7 @@ def _affected(
     command: SetBackup | DestroySubflow | WithdrawAddress, connection: Connection
 ) -> dict[SubflowKey, Subflow]:
     if isinstance(command, WithdrawAddress):
-        # An address id that nobody told may be the one.
+        # An unknown address id may be this one.
         return {
             key: subflow
             for key, subflow in connection.subflows.items()

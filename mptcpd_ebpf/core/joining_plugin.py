@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Base of plugins that are defined by which subflows a connection should have.
 
-Such a plugin states its `wants`; this asks for them on every occasion that can change the
-answer, and `Joins` does the rest: create what is missing, try again with pauses, give up
-joins that nobody answers.
+Such a plugin states its `wants`. The base class asks for them whenever they may have changed, and
+`Joins` does the rest: it creates what is missing, retries with pauses, and destroys unanswered
+joins.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,7 @@ from mptcpd_ebpf.core.plugin import Context, Plugin
 class JoiningPlugin(Plugin):
     """Derive from this and say in `wants` which subflows a connection should have.
 
-    A handler that is overridden calls the one of this class too.
+    A handler that you override must call the one of this class too.
     """
 
     mode = "userspace"
@@ -83,7 +83,7 @@ class JoiningPlugin(Plugin):
         yield from self.keep_all(ctx)
 
     def update_interface(self, ctx: Context, link: Link) -> Iterable[Command]:
-        """Joins from an interface that works again; leaves one that does not."""
+        """Joins from an interface that is up again; destroys the subflows of one that is not."""
         if link.up and link.running:
             yield from self._leave_strays(ctx)
             yield from self.keep_all(ctx)

@@ -24,7 +24,7 @@ class Owner(Struct, frozen=True, kw_only=True):
     cgroup: int | None = None
     """cgroup v2 id: the inode number of its folder."""
     cgroup_path: str | None = None
-    """Its path below the cgroup v2 root, ``/user.slice``; looked up only where it is asked for."""
+    """Its path below the cgroup v2 root, ``/user.slice``; looked up only on request."""
     uid: int | None = None
 
 
@@ -47,7 +47,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     state: int | None = None
     """TCP state, ``include/net/tcp_states.h``: 1 established, 2 SYN sent …"""
     opened_at: int | None = None
-    """CLOCK_MONOTONIC, nanoseconds, of the subflow's birth."""
+    """CLOCK_MONOTONIC, nanoseconds, when the subflow was opened."""
 
     srtt_us: int | None = None
     """Smoothed RTT, microseconds (``tcp_sock.srtt_us >> 3``)."""
@@ -63,7 +63,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     bytes_sent: int | None = None
     bytes_acked: int | None = None
     bytes_received: int | None = None
-    """In order (``tcp_sock.bytes_received``); inet_diag says it, the probes do not."""
+    """In order (``tcp_sock.bytes_received``); inet_diag reports it, the probes do not."""
     delivered: int | None = None
     """Segments delivered to the peer (``tcp_sock.delivered``)."""
     retransmits: int | None = None
@@ -90,13 +90,13 @@ class Measurement(Struct, frozen=True, kw_only=True):
     """Opened by MP_CAPABLE rather than MP_JOIN."""
 
     stalled_us: int | None = None
-    """Time the connection stood still because of this subflow (see docs/probes.md)."""
+    """Time for which the connection could not send because of this subflow (see docs/probes.md)."""
     connection_bytes_acked: int | None = None
     connection_reinjected: int | None = None
     """Bytes of the connection sent again on another subflow."""
     owner: Owner | None = None
     closed: bool = False
-    """The subflow's last word."""
+    """The subflow's final record."""
 
 
 class AlarmKind(StrEnum):
@@ -110,13 +110,13 @@ class AlarmKind(StrEnum):
 
 
 Limit = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-"""What fits the 32 bits that the probes keep of a threshold."""
+"""The probes keep thresholds in 32 bits."""
 
 
 class Thresholds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When the probes raise an alarm; written to the kernel at run time.
 
-    How each alarm works is told in docs/probes.md.
+    docs/probes.md describes each alarm.
     """
 
     rtt_factor_percent: Limit = 300
@@ -145,6 +145,6 @@ class Thresholds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lone_delayed_ack_us: Limit = 200_000
     """…or when only one is (TCP_DELACK_MAX)."""
     stall_us: Limit = 200_000
-    """Stalled time within one second blamed on the subflow; 0: no stall alarm."""
+    """Stalled time within one second that the subflow caused; 0: no stall alarm."""
     min_interval_us: Limit = 100_000
     """At most one alarm per subflow and this interval."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the core knows of the world: connections with their subflows, links, addresses, routes.
+"""The core's model: connections with their subflows, links, addresses, routes.
 
 `tracker` alone changes it; plugins and observers read it.  Everything is keyed and
 kept in insertion order, so that walking it is the same in every run.
@@ -28,14 +28,14 @@ SCOPE_HOST = 254
 
 
 class State(StrEnum):
-    """Where a connection or subflow stands."""
+    """The state of a connection or subflow."""
 
     OPENING = "opening"
-    """Its handshake is under way (a join we asked for, a connection not fully established: joins
-    are refused)."""
+    """Its handshake is under way: a join of ours, or a connection that is not fully established
+    and refuses joins."""
     ESTABLISHED = "established"
     CLOSED = "closed"
-    """One source said its last word; gone when the other did, or soon after."""
+    """One source has closed it; it is removed when the other has too, or soon after."""
 
 
 @dataclass(slots=True)
@@ -52,14 +52,15 @@ class Subflow:
     remote_id: int | None = None
     if_index: int | None = None
     backup: bool = False
-    """We marked it backup."""
+    """This host set its backup flag."""
     backup_set_at: int = 0
-    """When we last changed that (CLOCK_MONOTONIC nanoseconds): older measurements do not know."""
+    """When this host last changed the flag (CLOCK_MONOTONIC nanoseconds): older measurements do
+    not show it."""
     backup_by_peer: bool = False
     opened_at: int | None = None
-    """CLOCK_MONOTONIC nanoseconds, None if it is older than the daemon and nobody knows."""
+    """CLOCK_MONOTONIC nanoseconds; None if it is older than the daemon and not known."""
     failed: bool = False
-    """It is closed and never stood: a join that came to nothing."""
+    """A join that closed without having been established."""
     measured: Measurement | None = None
     """The newest measurement."""
     error: int = 0
@@ -73,7 +74,7 @@ class Subflow:
 
     @property
     def usable(self) -> bool:
-        """Can carry data now; one whose socket holds an error is about to close."""
+        """It can carry data now; one whose socket holds an error is about to close."""
         return self.state is State.ESTABLISHED and not self.error
 
     def __str__(self) -> str:
@@ -90,11 +91,11 @@ class Connection:
     """Of the initial subflow."""
     state: State = State.OPENING
     server_side: bool | None = None
-    """None if it is older than the daemon and the kernel does not tell."""
+    """None if it is older than the daemon and the kernel does not report it."""
     deny_join_id0: bool = False
     in_kernel: bool | None = None
-    """The in-kernel path manager has it, and commands for one connection are refused; for its
-    whole life, as it was made.  None if nobody has asked the kernel."""
+    """The in-kernel path manager has it, and refuses commands for one connection. Fixed when the
+    connection is created. None if not known."""
     opened_at: int | None = None
     local_ids: dict[str, int] = field(default_factory=dict)
     """The address ids (never 0) that the kernel uses for our addresses in this connection."""
@@ -102,10 +103,11 @@ class Connection:
     """Addresses the peer announced, by their id; port 0 when it named none."""
     subflows: dict[SubflowKey, Subflow] = field(default_factory=dict)
     joins: dict[tuple[str, SockAddr], bool] = field(default_factory=dict)
-    """Joins we asked for and netlink has not told of, by our address and the peer's: as backup?"""
+    """Joins of ours that netlink has not reported, by our address and the peer's: whether as
+    backup."""
     owner: Owner | None = None
     owner_asked: bool = False
-    """A reading of the sockets has told of the owner what there is to tell."""
+    """The owner was looked up; `owner` is all that is known."""
     stalled_us: int | None = None
     bytes_acked: int | None = None
     reinjected: int | None = None
@@ -114,7 +116,7 @@ class Connection:
         return [subflow for subflow in self.subflows.values() if subflow.usable]
 
     def joins_under_way(self) -> list[tuple[str, SockAddr]]:
-        """Regular and backup joins that somebody asked for and that are not answered yet."""
+        """Joins, regular and backup, that were requested and are not answered yet."""
         seen = [
             (subflow.local.ip, subflow.remote)
             for subflow in self.subflows.values()
@@ -147,14 +149,14 @@ class LocalAddress:
     deprecated: bool = False
     temporary: bool = False
     existing: bool = False
-    """It was there when the daemon started, and has been since."""
+    """It existed when the daemon started, and has existed since."""
 
 
 class AddressPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which of our addresses are used at all; the names are those of mptcpd's notify-flags."""
 
     existing: bool = True
-    """Also those that were there when the daemon started."""
+    """Also those that existed when the daemon started."""
     skip_link_local: bool = True
     """Not fe80::/10 and 169.254.0.0/16."""
     skip_loopback: bool = True
@@ -174,7 +176,7 @@ class DefaultRoute:
 
 @dataclass
 class World:
-    """All of it."""
+    """The whole model."""
 
     connections: dict[int, Connection] = field(default_factory=dict)
     """By token."""
@@ -197,9 +199,9 @@ class World:
     limits: Limits | None = None
     """Its limits; None if they were never read."""
     highest_limit: int = HIGHEST_LIMIT
-    """Most that a limit can be, as far as it is known."""
+    """The highest limit that the kernel accepts, as far as known."""
     limits_before: Limits | None = None
-    """What stood there before we set them; None if they are not ours."""
+    """Their values before this daemon set them; None if it did not."""
 
     def interface_name(self, if_index: int | None) -> str | None:
         link = self.links.get(if_index) if if_index is not None else None
@@ -216,9 +218,8 @@ class World:
         )
 
     def strays(self, connection: Connection) -> list[Subflow]:
-        """Usable subflows on interfaces that the configuration does not let carry any (now).
-
-        Where a connection starts is the application's choice, and where the peer joins it, his.
+        """Usable subflows on interfaces that the configuration does not allow. The application
+        chooses where a connection starts, and the peer where it joins: those are left out.
         """
         if connection.server_side:
             return []
