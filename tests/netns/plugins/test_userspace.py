@@ -224,7 +224,7 @@ def test_reconnect_makes_anew_what_was_reset(make_mptcp_lab: Made, tmp_path: Pat
         assert added.returncode == 0, added.stderr
         expect(running, *both)
         assert one.inject_resets(within_s=SLOWNESS) > 0
-        until(lambda: "a reset without a word" in running.log, "the cause is told")
+        until(lambda: "a reset without a reason" in running.log, "the cause is told")
         expect(running, *both)
         # What goes in order is not lost.
         removed = running.ask("subflow", "del", connection["token"], *_ends(running, two.client_ip))
