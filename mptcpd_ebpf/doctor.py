@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Can this machine, this user, this namespace do it?  A list of checks, each with the way out.
+"""Can this machine, this user, this namespace do it? A list of checks; each problem comes with its
+fix.
 
-A check looks at the real thing wherever it can: it subscribes, it loads the probes.
+A check tries the real thing where it can: it subscribes, it loads the probes.
 What cannot be read from here is `UNKNOWN`, never "no": without root, or under ``ip netns
 exec`` (which mounts a fresh /sys, without securityfs), much is out of sight and nothing
 is wrong.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The command line.  Each command is a module of this package that exports `command`.
 
-A command's module is imported only when it is asked for, so that each pays for its own
-imports alone.  `main` turns every way of ending into an exit code (`exitcodes`) and at
-most one message on stderr.
+The module of a command is imported when the command is used, so that a command loads only its own
+imports. `main` turns every outcome into an exit code (`exit_codes`) and at most one message on
+stderr.
 """
 
 import importlib
@@ -44,7 +44,7 @@ class _LazyGroup(Group):
     """Finds its commands among the modules beside this one."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
-        # Not pkgutil, whose import takes longer than all the rest of `--version`.
+        # Not pkgutil: its import takes longer than the rest of `--version`.
         files = os.listdir(os.path.dirname(__file__))
         return sorted(
             name.removesuffix(".py")
@@ -60,7 +60,8 @@ class _LazyGroup(Group):
         return found
 
     def invoke(self, context: click.Context) -> Any:
-        """A mistake that click finds before it has the command's context names it all the same."""
+        """Names the command also in a mistake that click finds before it has the command's
+        context."""
         try:
             return super().invoke(context)
         except click.UsageError as error:
@@ -102,7 +103,7 @@ def main(
 
     `serve` runs the daemon with its `Settings` and returns the exit code.
     """
-    # A reader that goes away (`ls | head`) ends us silently, as it does other tools.
+    # A closed pipe (`ls | head`) ends the command silently, as for other tools.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         code: Any = group.main(arguments, PROGRAM, standalone_mode=False, obj=serve)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``mptcpd-ebpf announce``: tell the peer of one connection an address of ours."""
+"""``mptcpd-ebpf announce``: announce an address of ours to the peer of one connection."""
 
 import click
 
-from mptcpd_ebpf.cli import _by_hand
+from mptcpd_ebpf.cli import _operator
 from mptcpd_ebpf.control import dispatch
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
@@ -14,14 +14,14 @@ def _port(context: click.Context, parameter: click.Parameter, value: str | None)
     """The port; 0 for any."""
     if value is None or value == ANY:
         return None if value is None else 0
-    port: int = _by_hand.ports(value, parameter, context)
+    port: int = _operator.ports(value, parameter, context)
     return port
 
 
 @click.command()
-@_by_hand.token
-@_by_hand.our_address
-@click.option("--id", "address_id", type=_by_hand.address_ids, help="Its id; else one is found.")
+@_operator.token
+@_operator.our_address
+@click.option("--id", "address_id", type=_operator.address_ids, help="Its id; else one is found.")
 @click.option(
     "--port",
     callback=_port,
@@ -33,8 +33,8 @@ def _port(context: click.Context, parameter: click.Parameter, value: str | None)
     is_flag=True,
     help="With --port: an MPTCP socket listens there already, the daemon opens none.",
 )
-@_by_hand.interface
-@_by_hand.ordering
+@_operator.interface
+@_operator.ordering
 def command(
     token: str,
     ip: str,
@@ -47,21 +47,21 @@ def command(
     control: str | None,
     direct: bool,
 ) -> None:
-    """Announce an ADDRESS of ours to the peer (ADD_ADDR), who may open a subflow to it.
+    """Announce an ADDRESS of ours to the peer (ADD_ADDR), which may then join it.
 
     The connection must be in userspace mode; its TOKEN is what 'ls' shows.
 
-    Where --port names another port, something must listen there, or the peer's attempts are
-    refused.  The daemon does, until the address is withdrawn or the connection ends;
-    without a daemon it must be another socket, --no-listener says that there is one.
+    With --port, an MPTCP socket must listen there, or the peer's joins are refused. The daemon
+    opens one until the address is withdrawn or the connection is closed. Without a daemon another
+    program must; --no-listener says that one does.
     """
     path = dispatch.control_path(control, direct)
     listen = port is not None and not no_listener
     if no_listener and not port:
-        raise click.UsageError("--no-listener needs a --port that something listens at")
+        raise click.UsageError("--no-listener needs a --port on which a socket listens")
     if listen and path is None:
         raise Failure(
-            "there is no daemon that could listen at the announced port: start one, or give "
+            "no daemon runs that could listen on the announced port: start one, or give "
             "--no-listener if an MPTCP socket listens there already",
             ExitCode.NO_DAEMON,
         )
@@ -76,4 +76,4 @@ def command(
         interface=interface,
         reason=reason,
     )
-    _by_hand.finish(done, as_json)
+    _operator.finish(done, as_json)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``mptcpd-ebpf config``: what a configuration says, without a daemon."""
+"""``mptcpd-ebpf config``: reads configurations, without a daemon."""
 
 import os
 from pathlib import Path
@@ -22,8 +22,8 @@ def command() -> None:
 def import_(file: Path) -> None:
     """Print the YAML that does the same as an mptcpd.conf.
 
-    What mptcpd does where FILE says nothing is written out.  What does not apply here is
-    told in comments; what the daemon would refuse to start with is refused here too.
+    mptcpd's defaults are written out where FILE leaves them out. Comments name what does not apply
+    here. A configuration that the daemon would refuse is refused.
 
     \b
     mptcpd-ebpf config import /etc/mptcpd/mptcpd.conf > /etc/mptcpd-ebpf.yaml

@@ -20,8 +20,7 @@ Reader = Callable[[str], dict[str, Any]]
 def _option(
     *names: str, reader: Reader | None = None, **settings: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An option with a value: each that is given is checked, and the last one counts, as mptcpd
-    has it.
+    """An option with a value: each is checked, and the last one counts, as for mptcpd.
 
     `reader` turns the text into keys of the configuration; a ValueError of it is a usage error.
     """
@@ -45,7 +44,7 @@ def _folder(value: str) -> dict[str, Any]:
 def _usage(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
         told = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-        # A blank that no line ends at: option and argument stay together.
+        # A no-break space keeps an option and its argument on one line.
         options = [f"[{record[0]}]".replace(" ", "\N{NO-BREAK SPACE}") for record in told if record]
         head = f"Usage: {context.command_path} "
         lines = textwrap.wrap(
@@ -59,7 +58,7 @@ def _usage(context: click.Context, _parameter: click.Parameter, wanted: bool) ->
 
 
 class _AsGetopt(click.Command):
-    """Takes long options cut short, where only one begins so: getopt_long(3), as mptcpd has it."""
+    """Accepts unambiguous abbreviations of long options, as getopt_long(3) and so mptcpd do."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         names = [
@@ -94,8 +93,8 @@ def _in_full(argument: str, names: list[str], context: click.Context) -> str:
     "--path-manager",
     reader=mptcpd_conf.path_manager,
     metavar="PLUGIN[,PLUGIN…]",
-    help="The plugins that decide; what no rule gives away goes to the first.  Without any, "
-    "the daemon observes and manages nothing.",
+    help="The plugins that decide; connections without a matching rule go to the first.  Without "
+    "any, the daemon observes and manages nothing.",
 )
 @_option(
     "--load-plugins",
@@ -121,7 +120,7 @@ def _in_full(argument: str, names: list[str], context: click.Context) -> str:
     reader=mptcpd_conf.notify_flags,
     metavar="FLAG[,FLAG…]",
     help="Which addresses are used: existing, skip_link_local, skip_loopback, check_route; "
-    "what is not named is off.",
+    "flags that are not named are off.",
 )
 @_option(
     "--mptcpd-conf",
@@ -134,7 +133,7 @@ def _in_full(argument: str, names: list[str], context: click.Context) -> str:
     "file",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help=f"The configuration.  [default: {DEFAULT_FILE}, if it exists]",
+    help=f"The configuration. [default: {DEFAULT_FILE}, if it exists]",
 )
 @_option(
     "--control",
@@ -162,7 +161,7 @@ def _in_full(argument: str, names: list[str], context: click.Context) -> str:
 @_option(
     "--log-level",
     type=click.Choice([level.value for level in LogLevel]),
-    help="How much to tell there.",
+    help="The least severe messages to log.",
 )
 @_option(
     "--record",
@@ -183,16 +182,16 @@ def command(
 ) -> int:
     """Measure subflows and keep connections on good paths.
 
-    Serves the network namespace it is started in, until SIGTERM or Ctrl-C; SIGHUP reads
-    the configuration anew.  The command line beats the file.
+    Serves the network namespace it is started in, until SIGTERM or Ctrl-C; SIGHUP reloads the
+    configuration. The command line overrides the file.
 
     \b
     mptcpd-ebpf daemon                          observe only: watch with 'mptcpd-ebpf ls'
     mptcpd-ebpf daemon --path-manager=adaptive  a subflow per interface, off bad paths
     ip netns exec NAME mptcpd-ebpf daemon …     one more, in another namespace
 
-    With a plugin that decides by itself, the kernel's path manager for new connections
-    is set to userspace while the daemon runs, and put back at exit.
+    With a plugin in userspace mode, net.mptcp.path_manager is set to userspace while the daemon
+    runs, and put back at exit.
 
     mptcpd's command line is accepted as it is.
     """
@@ -200,7 +199,7 @@ def command(
         raise click.UsageError("--config and --mptcpd-conf exclude each other")
     if debug:
         options["log_level"] = LogLevel.DEBUG.value
-    # Writing to a connection that is gone is an error to handle, not a reason to die.
+    # Writing to a closed connection is an error to handle, and must not end the process.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     settings = Settings(
         file=file, mptcpd_conf=mptcpd_conf, overrides=_overrides(options), record=record

@@ -80,7 +80,7 @@ def command(as_json: bool, picture: Path) -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
-    """Leaves by way of every `with`, so that the lab goes too."""
+    """Leaves through every `with`, so that the lab is removed too."""
     raise SystemExit(128 + number)
 
 

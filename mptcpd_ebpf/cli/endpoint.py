@@ -5,7 +5,7 @@ import json
 
 import click
 
-from mptcpd_ebpf.cli import Group, _by_hand, _options, _text
+from mptcpd_ebpf.cli import Group, _operator, _options, _text
 from mptcpd_ebpf.control import dispatch
 from mptcpd_ebpf.control.schema import Endpoints, EndpointView
 from mptcpd_ebpf.core.address import canonical
@@ -24,17 +24,17 @@ def command() -> None:
     \b
     subflow   open subflows from this address
     signal    announce it to peers
-    backup    its subflows carry data only while no other can
+    backup    its subflows carry data only while no other subflow can
     fullmesh  with subflow: to every address of the peer
     laminar   as source for subflows to announced addresses (Linux 6.18)
 
-    What plugins in userspace mode do never shows here.
+    Plugins in userspace mode do not use this table.
     """
 
 
 @command.command()
 @_options.as_json
-@_by_hand.reaching
+@_operator.reaching
 def show(as_json: bool, control: str | None, direct: bool) -> None:
     """Show the endpoints."""
     found = dispatch.endpoints(dispatch.control_path(control, direct))
@@ -47,12 +47,12 @@ def show(as_json: bool, control: str | None, direct: bool) -> None:
 
 
 @command.command()
-@_by_hand.our_address
+@_operator.our_address
 @click.argument("flags", nargs=-1, type=click.Choice(_FLAGS), metavar="[FLAG]...")
-@click.option("--id", "address_id", type=_by_hand.address_ids, help="Its id; else the kernel's.")
-@click.option("--port", type=_by_hand.ports, help="With signal: announce this port, too.")
-@_by_hand.interface
-@_by_hand.ordering
+@click.option("--id", "address_id", type=_operator.address_ids, help="Its id; else the kernel's.")
+@click.option("--port", type=_operator.ports, help="With signal: announce this port, too.")
+@_operator.interface
+@_operator.ordering
 def add(
     ip: str,
     flags: tuple[str, ...],
@@ -75,22 +75,22 @@ def add(
         interface=interface,
         reason=reason,
     )
-    _by_hand.finish(done, as_json)
+    _operator.finish(done, as_json)
 
 
 @command.command("del")
 @_which
-@_by_hand.ordering
+@_operator.ordering
 def delete(
     which: str, reason: str | None, as_json: bool, control: str | None, direct: bool
 ) -> None:
-    """Remove an endpoint; its subflows are closed, and peers told to forget it."""
+    """Remove an endpoint: its subflows are closed, and it is withdrawn from peers."""
     path = dispatch.control_path(control, direct)
     found = _find(path, which)
     done = dispatch.carry_out(
         path, command="RemoveEndpoint", address_id=found["id"], ip=found["ip"], reason=reason
     )
-    _by_hand.finish(done, as_json)
+    _operator.finish(done, as_json)
 
 
 _CHANGES = ["backup", "nobackup", "fullmesh", "nofullmesh"]
@@ -99,7 +99,7 @@ _CHANGES = ["backup", "nobackup", "fullmesh", "nofullmesh"]
 @command.command()
 @_which
 @click.argument("changes", nargs=-1, required=True, type=click.Choice(_CHANGES), metavar="FLAG...")
-@_by_hand.ordering
+@_operator.ordering
 def change(
     which: str,
     changes: tuple[str, ...],
@@ -110,7 +110,7 @@ def change(
 ) -> None:
     """Set or clear flags of an endpoint, and of its subflows.
 
-    FLAG is backup, nobackup, fullmesh or nofullmesh; those not named stay as they are.
+    FLAG is backup, nobackup, fullmesh or nofullmesh; the others stay unchanged.
     """
     path = dispatch.control_path(control, direct)
     found = _find(path, which)
@@ -128,15 +128,15 @@ def change(
         flags=sorted(flags - {"implicit"}),
         reason=reason,
     )
-    _by_hand.finish(done, as_json)
+    _operator.finish(done, as_json)
 
 
 @command.command()
-@_by_hand.ordering
+@_operator.ordering
 def flush(reason: str | None, as_json: bool, control: str | None, direct: bool) -> None:
-    """Remove every endpoint, whoever made it."""
+    """Remove every endpoint, including those of other programs."""
     path = dispatch.control_path(control, direct)
-    _by_hand.finish(dispatch.carry_out(path, command="FlushEndpoints", reason=reason), as_json)
+    _operator.finish(dispatch.carry_out(path, command="FlushEndpoints", reason=reason), as_json)
 
 
 def _find(path: str | None, which: str) -> EndpointView:
@@ -157,7 +157,7 @@ def _find(path: str | None, which: str) -> EndpointView:
         )
     if len(found) > 1:
         ids = ", ".join(str(each["id"]) for each in found)
-        raise Failure(f"{which} has several endpoints, say which id: {ids}", ExitCode.USAGE)
+        raise Failure(f"{which} has several endpoints; name one of the ids {ids}", ExitCode.USAGE)
     return found[0]
 
 

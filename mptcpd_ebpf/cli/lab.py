@@ -47,7 +47,7 @@ _direction = click.option(
 
 @contextmanager
 def _failures(failed: ExitCode = ExitCode.CHECK_FAILED) -> Iterator[None]:
-    """The lab's errors as a person sees them, with their exit codes."""
+    """The lab's errors as messages with exit codes."""
     from mptcpd_ebpf.lab.errors import LabError, UnavailableError
     from mptcpd_ebpf.lab.keeper import NotUpError, RequestError, TakenError
 
@@ -240,9 +240,8 @@ def down(name: str) -> None:
 
 @command.command()
 def clean() -> None:
-    """Remove what labs left whose owners died.
-
-    Every new lab does so too.  Labs whose owners live are not touched.
+    """Remove what labs of ended processes left behind. Every new lab does this too. Labs in use
+    are not touched.
     """
     with _failures():
         from mptcpd_ebpf.lab.namespaces import remove_leftovers

@@ -5,18 +5,18 @@ import json
 
 import click
 
-from mptcpd_ebpf.cli import _by_hand, _options
+from mptcpd_ebpf.cli import _operator, _options
 from mptcpd_ebpf.control import dispatch
 
-_limit = _by_hand.WholeNumber(0, 2**32 - 1)
+_limit = _operator.WholeNumber(0, 2**32 - 1)
 
 
 @click.command()
 @click.option("--subflows", type=_limit, help="Subflows beside the initial one.")
 @click.option("--add-addr-accepted", type=_limit, help="Announced addresses that are joined.")
-@_by_hand.reason
+@_operator.reason
 @_options.as_json
-@_by_hand.reaching
+@_operator.reaching
 def command(
     subflows: int | None,
     add_addr_accepted: int | None,
@@ -27,7 +27,7 @@ def command(
 ) -> None:
     """Show the limits of the in-kernel path manager, or set those that are given.
 
-    Connections in userspace mode know no limits.
+    They do not apply to connections in userspace mode.
     """
     path = dispatch.control_path(control, direct)
     found = dispatch.limits(path)
@@ -41,7 +41,7 @@ def command(
             ),
             reason=reason,
         )
-        _by_hand.finish(done, as_json)
+        _operator.finish(done, as_json)
     elif as_json:
         click.echo(json.dumps(found))
     else:

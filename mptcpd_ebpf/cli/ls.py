@@ -29,11 +29,11 @@ def command(control: str | None, direct: bool, as_json: bool) -> None:
     RETRANS, LOST  segments sent again; segments taken for lost
     RTO            retransmission timeouts in a row, right now
     CWND, FLIGHT   congestion window and segments in flight
-    stalled        time the sender stood still because of a slow path
+    stalled        time for which the sender was blocked by a slow path
 
-    What is not known is shown as –, and as null in --json.  Times are exact at the
-    moment of asking.  Where no daemon runs, the kernel's list of sockets answers: it knows
-    neither what only probes see (LOST, stalled) nor since when a subflow is there.
+    Unknown values are shown as –, and as null in --json. The values are read when the command
+    runs. Without a daemon they come from the kernel's socket diagnosis, which has neither LOST and
+    stalled, which only probes measure, nor the age of a subflow.
     """
     answer = _asked(control, direct)
     if as_json:
@@ -45,7 +45,7 @@ def command(control: str | None, direct: bool, as_json: bool) -> None:
 
 
 def _asked(control: str | None, direct: bool) -> Connections:
-    """The answer of the daemon; without one, or past it, the kernel's."""
+    """The daemon's answer; without a daemon, or with --direct, the kernel's."""
     silence = None
     if not direct:
         try:
@@ -61,7 +61,7 @@ def _asked(control: str | None, direct: bool) -> Connections:
     if silence is not None:
         if dispatch.control_path(control, direct) is not None:
             raise silence
-        click.echo("mptcpd-ebpf: no daemon runs here; this is what the kernel tells", err=True)
+        click.echo("mptcpd-ebpf: no daemon runs here; this is what the kernel reports", err=True)
     return dispatch.connections_of_kernel()
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``mptcpd-ebpf monitor``: what happens, as it happens, one line each.
+"""``mptcpd-ebpf monitor``: events as they happen, one line each.
 
-With a daemon the lines are those of its event stream, its decisions among them; without,
-the events of the kernel's path managers and of the local network, read here.
+With a daemon the lines come from its event stream, which includes decisions; without, from the
+kernel's path managers and the local network.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from mptcpd_ebpf.cli import _by_hand
+from mptcpd_ebpf.cli import _operator
 from mptcpd_ebpf.control import client, dispatch, views
 from mptcpd_ebpf.control.schema import SCHEMA
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
@@ -22,11 +22,11 @@ from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 @click.option(
     "--token",
     metavar="TOKEN",
-    type=_by_hand.hexadecimal_token,
-    help="Only what concerns this connection.",
+    type=_operator.hexadecimal_token,
+    help="Only events of this connection.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, each with a schema.")
-@_by_hand.reaching
+@_operator.reaching
 def command(token: str | None, as_json: bool, control: str | None, direct: bool) -> None:
     """Show events as they happen, until Ctrl-C.
 
@@ -66,7 +66,7 @@ def _from_kernel() -> Iterator[dict[str, Any]]:
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """What a measurement says of its subflow's name belongs to the event."""
+    """Adds the name of the subflow, which the measurement of an event holds."""
     measurement = record.get("measurement")
     if isinstance(measurement, dict):
         return {**record, **{name: measurement[name] for name in ("token", "local", "remote")}}
@@ -77,7 +77,7 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _clock(at: float) -> str:
-    # Cut off, not rounded: what is to come has its own second.
+    # Truncated, not rounded, so that no event seems to be in the next second.
     return time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
 
 
@@ -85,7 +85,7 @@ _NAMED = ("event", "token", "local", "remote")
 
 
 def line(record: dict[str, Any]) -> str:
-    """One event in one line: its name, whom it concerns, and every field that says something."""
+    """One event in one line: its name, its connection or subflow, and every field that is set."""
     if record["event"] == "Decision":
         refused = f" [not done: {record['refused']}]" if record["refused"] else ""
         whom = " ".join(filter(None, (record["token"], record["subflow"])))

@@ -23,10 +23,10 @@ from mptcpd_ebpf.mptcpize import mptcpify
 def command(pid: int | None, comm: str | None, cgroup: Path | None, everything: bool) -> None:
     """Make running and future programs use MPTCP, statically linked ones included.
 
-    A BPF program changes the sockets that are made in this network namespace from now
-    on, by those who fit all that is given; it goes when this command ends.  Needs Linux
-    6.6 and root.  Unlike 'exec' nothing falls back to TCP, so it ends by itself when
-    net.mptcp.enabled goes off.
+    A BPF program changes the sockets that are created in this network namespace from now on, by
+    processes that match all options; it is removed when this command ends.  Needs Linux 6.6 and
+    root.  Unlike 'exec' nothing falls back to TCP, so it ends by itself when net.mptcp.enabled
+    goes off.
 
     \b
     Try it:

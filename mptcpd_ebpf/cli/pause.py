@@ -12,9 +12,8 @@ from mptcpd_ebpf.control import client
 def command(control: str | None) -> None:
     """Stop deciding, at once.
 
-    The daemon goes on measuring and stays subscribed to the kernel's events, so that
-    joins are still accepted; it sends no command until 'resume'.  Subflows stay as
-    they are.
+    The daemon keeps measuring and stays subscribed to the kernel's events, so that joins are still
+    accepted. It sends no command until 'resume'. Subflows stay unchanged.
     """
     client.post(control or client.default_path(), "/v1/pause")
     click.echo("paused")

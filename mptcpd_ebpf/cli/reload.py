@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``mptcpd-ebpf reload``: the daemon reads its configuration and plugins anew."""
+"""``mptcpd-ebpf reload``: reloads the daemon's configuration and plugins."""
 
 import click
 
@@ -11,11 +11,9 @@ from mptcpd_ebpf.control.schema import Status
 @click.command()
 @_options.control
 def command(control: str | None) -> None:
-    """Read configuration and plugins anew.
-
-    Everything is checked first; if something is wrong, every mistake is shown and the
-    daemon goes on as before (exit code 78).  Where the control socket and the metrics are
-    and which probes are loaded can only be changed by a restart; that is told.
+    """Reload configuration and plugins. Everything is checked first: if something is wrong, every
+    mistake is shown and the daemon keeps the old configuration (exit code 78). The control socket,
+    metrics and probes change only at a restart; the command says so.
     """
     status: Status = client.post(control or client.default_path(), "/v1/reload")
     click.echo("reloaded")

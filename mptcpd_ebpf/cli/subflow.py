@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``mptcpd-ebpf subflow``: subflows of one connection in userspace mode, by hand."""
+"""``mptcpd-ebpf subflow``: subflows of one connection in userspace mode."""
 
 import click
 
-from mptcpd_ebpf.cli import Group, _by_hand
+from mptcpd_ebpf.cli import Group, _operator
 from mptcpd_ebpf.control import dispatch
 
 
@@ -12,22 +12,22 @@ def command() -> None:
     """Open, close or demote a subflow of one connection.
 
     TOKEN, LOCAL:PORT and REMOTE:PORT are written as 'ls' shows them; IPv6 as
-    [address]:port.  The connection must have been made while net.mptcp.path_manager was
-    userspace: those under the in-kernel path manager follow 'endpoint' and 'limits'.
+    [address]:port.  The connection must have been created while net.mptcp.path_manager was
+    userspace; connections of the in-kernel path manager follow 'endpoint' and 'limits'.
     """
 
 
 @command.command()
-@_by_hand.token
-@_by_hand.our_address
-@_by_hand.remote
+@_operator.token
+@_operator.our_address
+@_operator.remote
 @click.option(
-    "--id", "local_id", type=_by_hand.address_ids, help="ADDRESS's id; else one is found."
+    "--id", "local_id", type=_operator.address_ids, help="ADDRESS's id. [default: one that is free]"
 )
-@click.option("--remote-id", type=_by_hand.address_ids, help="The id of the peer's address.")
-@click.option("--backup", is_flag=True, help="Let it carry data only while no other can.")
-@_by_hand.interface
-@_by_hand.ordering
+@click.option("--remote-id", type=_operator.address_ids, help="The id of the peer's address.")
+@click.option("--backup", is_flag=True, help="It carries data only while no other subflow can.")
+@_operator.interface
+@_operator.ordering
 def add(
     token: str,
     ip: str,
@@ -57,14 +57,14 @@ def add(
         interface=interface,
         reason=reason,
     )
-    _by_hand.finish(done, as_json)
+    _operator.finish(done, as_json)
 
 
 @command.command("del")
-@_by_hand.token
-@_by_hand.local
-@_by_hand.remote
-@_by_hand.ordering
+@_operator.token
+@_operator.local
+@_operator.remote
+@_operator.ordering
 def delete(
     token: str,
     local: str,
@@ -74,9 +74,9 @@ def delete(
     control: str | None,
     direct: bool,
 ) -> None:
-    """Close a subflow; what it has not delivered is sent again on the others.
+    """Close a subflow; its unacknowledged data is sent again on the others.
 
-    A daemon keeps you from closing the last one that is usable.
+    A daemon refuses to close the last usable one.
     """
     done = dispatch.carry_out(
         dispatch.control_path(control, direct),
@@ -86,15 +86,15 @@ def delete(
         remote=remote,
         reason=reason,
     )
-    _by_hand.finish(done, as_json)
+    _operator.finish(done, as_json)
 
 
 @command.command()
-@_by_hand.token
-@_by_hand.local
-@_by_hand.remote
+@_operator.token
+@_operator.local
+@_operator.remote
 @click.option("--clear", is_flag=True, help="Let it carry data like the others again.")
-@_by_hand.ordering
+@_operator.ordering
 def backup(
     token: str,
     local: str,
@@ -115,4 +115,4 @@ def backup(
         backup=not clear,
         reason=reason,
     )
-    _by_hand.finish(done, as_json)
+    _operator.finish(done, as_json)

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``mptcpd-ebpf withdraw``: take back an address that one connection's peer was told."""
+"""``mptcpd-ebpf withdraw``: withdraw an address that was announced to the peer of one
+connection."""
 
 import click
 
-from mptcpd_ebpf.cli import _by_hand
+from mptcpd_ebpf.cli import _operator
 from mptcpd_ebpf.control import dispatch
 
 
 @click.command()
-@_by_hand.token
-@click.argument("address_id", type=_by_hand.address_ids, metavar="ID")
-@_by_hand.ordering
+@_operator.token
+@click.argument("address_id", type=_operator.address_ids, metavar="ID")
+@_operator.ordering
 def command(
     token: str,
     address_id: int,
@@ -21,8 +22,8 @@ def command(
 ) -> None:
     """Withdraw the address with this ID (REMOVE_ADDR); the subflows that use it are closed.
 
-    The connection must be in userspace mode; its TOKEN is what 'ls' shows.  A daemon keeps
-    you from taking its last usable subflow.
+    The connection must be in userspace mode; its TOKEN is what 'ls' shows.  A daemon refuses to
+    close its last usable subflow.
     """
     done = dispatch.carry_out(
         dispatch.control_path(control, direct),
@@ -31,4 +32,4 @@ def command(
         address_id=address_id,
         reason=reason,
     )
-    _by_hand.finish(done, as_json)
+    _operator.finish(done, as_json)

@@ -16,8 +16,8 @@ from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 def refuse_writable_by_others(path: Path) -> None:
     """Looks at `path` and at all folders and links that lead to it.
 
-    Raises `Failure` (CONFIG) naming the first place that somebody else than root and the
-    daemon's own user can write, or if it cannot be looked at.
+    Raises `Failure` (CONFIG) naming the first place that users other than root and the daemon's
+    own can write, or that cannot be checked.
     """
     try:
         _look(path)
@@ -33,7 +33,7 @@ def _look(path: Path) -> None:
         foreign = found.st_uid not in (0, os.geteuid())
         link = stat.S_ISLNK(found.st_mode)  # its mode says nothing
         writable = not link and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        # In a sticky folder, such as /tmp, nobody can replace what is another's; but anybody can
+        # In a sticky folder, such as /tmp, no user can replace another's file; but any user can
         # add to it, which matters at the end of the way.
         sticky = found.st_mode & stat.S_ISVTX and place != end
         if foreign or (writable and not sticky):

@@ -31,7 +31,7 @@ ENTRY_POINTS = "mptcpd_ebpf.plugins"
 
 
 def load(name: str, plugin_dir: Path | None = None) -> type[Plugin]:
-    """The class.  Raises `Failure` (CONFIG) naming the plugin, the cause and the way out."""
+    """The class.  Raises `Failure` (CONFIG) naming the plugin, the cause and the fix."""
     if not name.isidentifier():
         raise Failure(
             f"plugin {name!r}: a plugin's name is its file's, letters, digits and _",
@@ -111,7 +111,7 @@ def _module_from(path: Path, name: str) -> ModuleType:
     # Dataclasses look their module up while the file still runs.
     sys.modules[private] = module
     try:
-        # Not by way of __pycache__: that is a folder of its own, which somebody else may write,
+        # Not by way of __pycache__: that is another folder, which other users may be able to write,
         # and holds old code when the text changes within a second and keeps its length.
         exec(compile(text, path, "exec"), vars(module))
     except (Exception, SystemExit) as error:

@@ -3,9 +3,9 @@
 
 A document is YAML.  It is read in three steps:
 
-1. `yamldoc.Document` turns the text into plain data and remembers where each key
-   stands; duplicate keys are mistakes here.
-2. It walks the data beside the msgspec structs below, which state each key's type
+1. `yaml_document.Document` turns the text into plain data and keeps the position of each key;
+duplicate keys are mistakes here. 2. It walks the data beside the msgspec structs below, which
+state each key's type
    and range once, and collects what does not fit.
 3. Each plugin that is named must load, and its options must fit the ``Options``
    struct that the plugin itself declares.
@@ -117,11 +117,11 @@ class Config(_Section, frozen=True):
     """One whole configuration; the defaults observe and manage nothing."""
 
     path_manager: PluginName | list[PluginName] | None = None
-    """The plugins that decide; connections that no rule gives away go to the first.  None, and
-    nothing else that names a plugin: observe only."""
+    """The plugins that decide; connections without a matching rule go to the first. None, and no
+    other key that names a plugin: observe only."""
     load_plugins: list[PluginName] = []
-    """More plugins.  They hear of links and addresses, and serve what rules give them; without
-    `path_manager`, the one with the highest priority serves all else."""
+    """More plugins.  They get link and address events, and serve the connections that rules assign
+    to them; without `path_manager`, the one with the highest priority serves all others."""
     rules: list[Rule] = []
     """Which plugin serves a connection: the first rule that fits."""
     plugins: dict[PluginName, dict[str, Any]] = {}
@@ -150,7 +150,7 @@ class Config(_Section, frozen=True):
 
     @property
     def default_plugin(self) -> str | None:
-        """Who serves what no rule gives away, if `path_manager` says so."""
+        """The plugin of connections without a matching rule, if `path_manager` names one."""
         return next(iter(self.path_managers), None)
 
     @property
@@ -205,9 +205,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     """A new file that every event and decision is written to (`core.recording`)."""
 
     def load(self, options_of: OptionsOf | None = None) -> Config:
-        """Reads the file and the overrides anew.  Raises `ConfigError` with every mistake."""
+        """Reads the file and the overrides.  Raises `ConfigError` with every mistake."""
         if self.mptcpd_conf is None:
-            # Looked for each time: a reload reads what a restart would.
+            # Checked each time: a reload reads what a restart would.
             default = DEFAULT_FILE if DEFAULT_FILE.exists() else None
             return load(self.file or default, self.overrides, options_of)
         imported = mptcpd_conf.read(self.mptcpd_conf)
@@ -221,7 +221,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         return _checked(document, self.overrides, options_of)
 
     def warnings(self) -> list[str]:
-        """What mptcpd's file or command line says and does not apply here."""
+        """What mptcpd's file or command line sets and does not apply here."""
         found = []
         if self.mptcpd_conf is not None:
             found += mptcpd_conf.read(self.mptcpd_conf, self.overrides).warnings
@@ -252,7 +252,7 @@ def parse(
     overrides: Mapping[str, Any] = MappingProxyType({}),
     options_of: OptionsOf | None = None,
 ) -> Config:
-    """`load` for text that is already there; `file` names it in mistakes."""
+    """`load` for a text; `file` names it in mistakes."""
     return _checked(Document(text, file), overrides, options_of)
 
 
@@ -324,7 +324,7 @@ def _check_whole(document: Document, data: Any, wanted: type[Struct], path: KeyP
 
 
 def _unfit(plugin_dir: Path) -> str | None:
-    """Why no plugin is to be looked for there, whether or not one would be found."""
+    """Why no plugin may be loaded from there."""
     try:
         refuse_writable_by_others(plugin_dir)
     except Failure as failure:

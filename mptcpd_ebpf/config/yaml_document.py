@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""YAML whose every mistake is found, with its place, in one reading.
+"""Finds every mistake in a YAML text, with its position, in one pass.
 
-`Document` composes the text with pyyaml and turns it into plain data, remembering
-where each key stands; `Document.check` then walks the data beside a msgspec struct.
-Both only collect `Mistake`s, so that a person sees all of them at once.  What a type
-cannot say, a field's own check does: ``Annotated[str, Meta(extra={"check": function})]``
-with a function that raises ValueError.
+`Document` composes the text with pyyaml and turns it into plain data, with the position of each
+key; `Document.check` then walks the data beside a msgspec struct. Both only collect `Mistake`s, so
+that all of them are reported at once.  What a type cannot say, a field's own check does:
+``Annotated[str, Meta(extra={"check": function})]`` with a function that raises ValueError.
 
 The language is YAML 1.1 without what a configuration has no use for and an attacker
 has: aliases (a few lines can expand to gigabytes), tags, merge keys, endless nesting.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How every command ends: its exit code, and the one exception that carries it to `main`.
 
-The numbers follow sysexits.h where it has one for the case.
+The numbers follow sysexits.h where it has one.
 """
 
 from enum import IntEnum
@@ -16,9 +16,9 @@ class ExitCode(IntEnum):
     USAGE = 64
     """The command line is wrong (EX_USAGE)."""
     NO_DAEMON = 69
-    """Nobody answers at the control socket (EX_UNAVAILABLE)."""
+    """No daemon answers at the control socket (EX_UNAVAILABLE)."""
     NO_MPTCP = 71
-    """The kernel has no MPTCP, or what was asked for cannot be had of it (EX_OSERR)."""
+    """The kernel has no MPTCP, or lacks the requested feature (EX_OSERR)."""
     HELD = 75
     """Another daemon holds the namespace or the control path (EX_TEMPFAIL)."""
     PRIVILEGE = 77
@@ -34,7 +34,7 @@ class ExitCode(IntEnum):
 
 
 class Failure(Exception):  # noqa: N818 - it is what `main` ends with, not a bug
-    """Something a person must hear of: what happened, where, and the way out.
+    """A problem to be reported to the user: what happened, where, and the fix.
 
     `main` prints the text after ``mptcpd-ebpf: `` and exits with `exit_code`.
     """

@@ -66,7 +66,7 @@ def _handler(destination: LogDestination) -> logging.Handler:
         case LogDestination.JOURNAL:
             return JournalHandler(JOURNAL_SOCKET)
         case LogDestination.SYSLOG:
-            # The standard library's handler goes on silently where nobody listens.
+            # The standard library's handler ignores that nothing listens there.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
                 probe.connect(SYSLOG_SOCKET)
             syslog = logging.handlers.SysLogHandler(
@@ -84,7 +84,7 @@ class JournalHandler(logging.Handler):
     """Sends each message as one datagram to the journal's socket."""
 
     def __init__(self, path: str) -> None:
-        """Raises OSError if nobody listens at `path`."""
+        """Raises OSError if nothing listens at `path`."""
         super().__init__()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
@@ -105,7 +105,7 @@ class JournalHandler(logging.Handler):
 
 
 def journal_entry(message: str, level: int) -> bytes:
-    """One entry; a message of several lines goes with its length before it."""
+    """One entry; a message of several lines is preceded by its length."""
     raw = message.encode("utf-8", "surrogateescape")
     text = b"MESSAGE\n" + len(raw).to_bytes(8, "little") + raw
     return b"PRIORITY=%d\nSYSLOG_IDENTIFIER=%s\n%s\n" % (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which network namespace we are in.
+"""The network namespace of the calling thread.
 
 A namespace is a property of the *thread* (setns(2) moves one thread only), and a socket
 keeps for ever the one in which its creating thread was.  So everything here and in the
@@ -34,9 +34,8 @@ _NAME = re.compile(r"net:\[(\d+)\]")
 
 
 def dead(inodes: Iterable[int]) -> list[int]:
-    """Those of these network namespaces that nobody is in, has open or has mounted.
-
-    Whoever cannot see every process of the machine cannot know: then none is called dead.
+    """Those of these network namespaces that no process is in, has open or has mounted. A process
+    that cannot see every process of the machine cannot tell: the list is then empty.
     """
     unseen = dict.fromkeys(inodes)
     try:

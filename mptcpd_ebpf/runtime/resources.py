@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Finds the files that ship beside the code: BPF objects, the preload library, plugins, units.
 
-In a source tree they stand at its top (``build/bpf``, ``plugins``); in an
+In a source tree they are at its top (``build/bpf``, ``plugins``); in an
 installed wheel under ``mptcpd_ebpf/_data`` (see ``scripts/hatch_build.py``).
 """
 
@@ -14,7 +14,7 @@ _INSTALLED = _PACKAGE / "_data"
 def bpf_object(name: str) -> Path:
     """The path of a compiled BPF object, ``name`` without ``.bpf.o``.
 
-    Raises FileNotFoundError, with the way out, if it was never built.
+    Raises FileNotFoundError, with the fix, if it was not built.
     """
     folder = _INSTALLED / "bpf" if _INSTALLED.is_dir() else _PACKAGE.parent / "build" / "bpf"
     path = folder / f"{name}.bpf.o"

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where daemons keep what commands and later daemons must find: control sockets and notes.
+"""Where daemons keep what commands and later daemons need: control sockets and state files.
 
-Each file there is called after a network namespace, ``INODE.kind``.  A daemon run by root,
+Each file there is named after a network namespace, ``INODE.kind``.  A daemon run by root,
 or a service whose RuntimeDirectory= belongs to its user, uses `SYSTEM`; any other user's
 daemon the folder below $XDG_RUNTIME_DIR, which is that user's alone.
 
-A namespace that ends takes nothing along: `sweep` removes the files of those that nobody
-can enter any more.
+A namespace that ends removes no files: `sweep` removes those of namespaces that do not exist any
+more.
 """
 
 import os

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Signals for a loop that waits for descriptors.
 
-Which signals came is kept by Python's own handlers; the bytes that the interpreter writes to
-its wakeup descriptor only wake the loop.  So none is lost where more come than the
-descriptor holds, however fast they follow each other.
+Python's own handlers keep which signals came; the bytes that the interpreter writes to its wakeup
+descriptor only wake the loop. So none is lost when more signals come than the descriptor holds.
 
 Asyncio's own handlers are the bytes alone.  And between their `add_signal_handler` and anyone's
 next line a full descriptor makes the interpreter take a lock inside the signal handler that
-it may hold already: it then waits for itself for ever (trip_signal in Modules/signalmodule.c
+it may hold already: it then deadlocks (trip_signal in Modules/signalmodule.c
 of CPython 3.11).
 """
 

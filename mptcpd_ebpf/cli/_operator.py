@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the commands that give orders to the path managers share: arguments, options, the end."""
+"""What the commands for the path managers share: arguments, options, output."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ _NOT_ALLOWED = (errno.EPERM, errno.EACCES)
 
 
 class WholeNumber(click.IntRange):
-    """click's own, with words for people: they name it when the value is none."""
+    """click's own type under a name that its error messages can show."""
 
     name = "whole number"
 
@@ -66,11 +66,11 @@ interface = click.option(
     "--dev", "interface", metavar="NAME", help="Use the address on this interface alone."
 )
 
-reason = click.option("--reason", metavar="TEXT", help="Why, for whoever reads the log later.")
+reason = click.option("--reason", metavar="TEXT", help="Why: shown in the log.")
 
 
 def reaching(function: F) -> F:
-    """The options that choose whom to ask."""
+    """The options that choose between the daemon and the kernel."""
     return _options.control(_options.direct(function))
 
 
