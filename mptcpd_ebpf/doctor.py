@@ -135,7 +135,7 @@ def _capabilities() -> Iterator[Finding]:
     if "CAP_NET_ADMIN" not in held:
         yield (
             Status.FAIL,
-            "CAP_NET_ADMIN is missing: the daemon can neither hear nor steer connections",
+            "CAP_NET_ADMIN is missing: the daemon can neither observe nor manage connections",
             "run as root, or grant it (systemd: AmbientCapabilities=)",
         )
     wanted = {"CAP_BPF", "CAP_PERFMON"}
@@ -220,7 +220,7 @@ def _others() -> Iterator[Finding]:
         found.remove(unseen)  # whose sockets our daemon's are is as hidden as all others'
     for manager in found:
         who = f"{manager.comm or 'a process'} (pid {manager.pid or 'unknown'})"
-        what = "hears" if manager.subscribed else "may set endpoints for"
+        what = "is subscribed to" if manager.subscribed else "may set endpoints for"
         yield Status.WARN, f"{who} {what} this namespace's MPTCP", manager.advice
     if found:
         return

@@ -108,7 +108,7 @@ def _connection(path: str) -> Iterator[_UnixConnection]:
         ) from None
     except ConnectionRefusedError:
         raise Failure(
-            f"no daemon: nobody listens at {path} any more; start 'mptcpd-ebpf daemon'",
+            f"no daemon: nothing listens at {path} any more; start 'mptcpd-ebpf daemon'",
             ExitCode.NO_DAEMON,
         ) from None
     except PermissionError:

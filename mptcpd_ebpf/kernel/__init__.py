@@ -1,2 +1,3 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the kernel is heard and given orders without BPF; docs/kernel.md has the map."""
+"""Talks to the kernel without BPF: netlink, socket diagnosis, sysctls. docs/kernel.md gives an
+overview."""

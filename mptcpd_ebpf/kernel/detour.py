@@ -3,8 +3,8 @@
 
 Linux 6.1 takes no interface with SUBFLOW_CREATE (mptcp_nl_cmd_sf_create in
 net/mptcp/pm_userspace.c reads the address alone): it routes the join as any packet from that
-address.  Rules and routes are often made a moment after the address, and some hosts have none
-for it; the subflow then stands on a path that another has already, for good.
+address.  Rules and routes are often created a moment after the address, and some hosts have none
+for it. The subflow then permanently uses a path that another one has already.
 """
 
 import errno
@@ -17,9 +17,8 @@ from mptcpd_ebpf.kernel.transport import NETLINK_ROUTE, Requester
 
 
 def detour(command: CreateSubflow) -> CommandAnswer | None:
-    """The refusal of a join that its interface is named for and the routes lead elsewhere.
-
-    None if they lead there, or nowhere: the kernel has the words for that.
+    """The refusal of a join whose route leads to another interface than the named one. None if it
+    leads there, or if there is no route, which the kernel reports itself.
     """
     if not command.if_index:
         return None

@@ -2,7 +2,7 @@
 """Live connections and subflows without BPF: the kernel's socket diagnosis (inet_diag).
 
 Two dumps a family: the MPTCP sockets, whose mptcp_info carries the token, and the TCP
-sockets, whose ULP information says of a subflow which token it belongs to.  The second
+sockets, whose ULP information holds the token of a subflow's connection.  The second
 walks *all* TCP sockets of the namespace, because the kernel cannot filter by ULP; the
 probes' iterator is the better source where BPF is allowed.
 
@@ -120,14 +120,15 @@ class _Row(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What is alive at one moment."""
+    """The connections and subflows that exist at one moment."""
 
     connections: list[LiveConnection]
     subflows: list[Measurement]
 
 
 def subflows() -> list[Measurement]:
-    """Every live subflow of the calling thread's namespace; of owners, only what costs nothing.
+    """Every live subflow of the calling thread's namespace; with what is known of owners without a
+    lookup.
 
     Raises NetlinkRefused.
     """
@@ -137,9 +138,9 @@ def subflows() -> list[Measurement]:
 def snapshot(*, with_owners: bool = True) -> Snapshot:
     """Every live connection of the calling thread's namespace with its subflows.
 
-    `with_owners` looks up the processes too (see `owners` for what that costs): who has the
-    socket open, or on a server who listens where the connection came in.
-    Raises NetlinkRefused.
+    `with_owners` looks up the processes too (see `owners` for the cost): the one that has the
+    socket open, or on a server the one that listens where the connection came in. Raises
+    NetlinkRefused.
     """
     here = netns.inode()
     with Requester(NETLINK_SOCK_DIAG) as requester:
@@ -172,7 +173,7 @@ def snapshot(*, with_owners: bool = True) -> Snapshot:
     }
     by_token = {token: _owner(row) for token, row in sockets.items()}
     if with_owners:
-        # A connection that nobody has accepted yet is no process's; its listener always is.
+        # A connection that was not accepted yet belongs to no process; its listener always does.
         listeners = {
             token: _listener(listening, sockets[token].local)
             for token, is_server in server_side.items()
@@ -230,7 +231,8 @@ def _listening(requester: Requester) -> dict[SockAddr, _Row]:
 
 
 def _listener(listening: dict[SockAddr, _Row], local: SockAddr) -> _Row | None:
-    """Who listens where a connection came in: the kernel prefers who names the address."""
+    """The owner of the listener where a connection came in: the kernel prefers a listener that
+    names the address."""
     anywhere = ("::",) if is_ipv6(local.ip) else ("0.0.0.0", "::")
     for ip in (local.ip, *anywhere):
         if (ip, local.port) in listening:
@@ -294,7 +296,7 @@ def _address(family: int, raw: bytes, port: bytes) -> SockAddr:
 
 
 def _owner(row: _Row) -> Owner:
-    """What the kernel itself says of a socket's owner."""
+    """What the kernel itself reports about a socket's owner."""
     cgroup = number(row.rest.get(_INET_DIAG_CGROUP_ID, b""))
     return Owner(cgroup=cgroup or None, uid=row.uid)
 

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What can be wrong between us and the kernel, as exceptions whose text is for people.
-
-Each says the place, the cause and the way out in one line; the commands print it
-and choose their exit code by the class.  The names say what is the matter, which
-"…Error" would not add to.
+"""What can go wrong with the kernel, as exceptions whose text is for users. Each names the place,
+the cause and the fix in one line; the commands print it and choose their exit code by the class.
+The names state the problem, to which "…Error" would add nothing.
 """
 
 import errno
@@ -11,7 +9,7 @@ import os
 
 
 class KernelError(Exception):
-    """Base of all: the kernel cannot or will not do what was asked."""
+    """Base of all: the kernel cannot or does not do what was requested."""
 
 
 class MptcpMissing(KernelError):  # noqa: N818

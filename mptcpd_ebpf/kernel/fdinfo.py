@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the kernel tells of a BPF program through its descriptor (bpf_prog_show_fdinfo)."""
+"""What the kernel reports about a BPF program through its descriptor (bpf_prog_show_fdinfo)."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ def program_fields(descriptor: int) -> dict[str, str]:
 def skipped_runs(descriptors: Iterable[int]) -> int:
     """How often the kernel did not run a program since it was loaded.
 
-    A program that is interrupted, or preempted, is not begun anew on the same processor:
-    what happens meanwhile passes it by (``recursion_misses``, kernel/trace/bpf_trace.c).
+    While a program is interrupted or preempted, the kernel does not run it again on the same
+    processor, so it misses what happens meanwhile (``recursion_misses``, kernel/trace/bpf_trace.c).
     """
     return sum(int(program_fields(each).get("recursion_misses", 0)) for each in descriptors)

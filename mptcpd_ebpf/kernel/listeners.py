@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""MPTCP listening sockets for announced addresses, so that the peer's joins find a door.
+"""MPTCP listening sockets for announced addresses, so that the peer's joins are accepted.
 
 An address announced with a port is joined at that port, and the kernel accepts a join
 there only if something listens (kernel: net/mptcp/subflow.c, subflow_check_req).
 In-kernel endpoints with a port get such a listener from the kernel itself; in
 userspace mode it is ours to open.  Joins never reach accept(2): they become subflows of
-their connection.  What does reach it are strangers, who would fill the backlog and keep
+their connection.  What does reach it are other connections, which would fill the backlog and keep
 joins out; `turn_away` closes them.
 
 A door is counted: opened twice, it stays until it is closed twice.
@@ -54,9 +54,8 @@ class Listeners:
         return actual
 
     def close(self, address: SockAddr) -> bool:
-        """Takes back one `open`; returns whether the door is shut now.
-
-        Raises KeyError for what was not opened here.
+        """Undoes one `open`; returns whether the listener is closed now. Raises KeyError for an
+        address that was not opened here.
         """
         door = self._doors[address]
         if door.users > 1:
@@ -67,7 +66,7 @@ class Listeners:
         return True
 
     def close_all(self) -> None:
-        """Shuts every door, however often it was opened."""
+        """Closes every listener, however often it was opened."""
         for door in self._doors.values():
             door.sock.close()
         self._doors.clear()
@@ -77,7 +76,7 @@ class Listeners:
         return [door.sock.fileno() for door in self._doors.values()]
 
     def turn_away(self) -> int:
-        """Closes the connections of those who came to talk; returns how many.  Never blocks."""
+        """Accepts and closes connections that are no joins; returns how many. Never blocks."""
         count = 0
         for door in self._doors.values():
             for _ in range(_BACKLOG):
@@ -104,7 +103,7 @@ def _listen(address: SockAddr) -> socket.socket:
         ) from None
     try:
         if family == socket.AF_INET6:
-            # Its IPv4 neighbour may want the same port.
+            # The IPv4 listener may use the same port.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One daemon per network namespace: an abstract Unix socket as the lock.
 
-Abstract names live in the network namespace and die with their owner, so the lock needs
-no file and leaves nothing behind, kill -9 included.  The socket listens without ever
-accepting: connecting to it is enough for SO_PEERCRED to name the holder (unix(7)).
+An abstract name belongs to the network namespace and ends with its owner, so the lock needs no
+file and leaves nothing behind, even after kill -9.  The socket listens without ever accepting:
+connecting to it is enough for SO_PEERCRED to name the holder (unix(7)).
 """
 
 import socket
@@ -49,7 +49,8 @@ def _raise_taken() -> NoReturn:
 
 
 def holder() -> tuple[int, str | None, int] | None:
-    """Pid (0 from another PID namespace), command name and uid of who holds the namespace."""
+    """Pid (0 in another PID namespace), command name and uid of the process that holds the
+    namespace."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.setblocking(False)
         try:

@@ -55,7 +55,7 @@ Names = Callable[[list[int]], str]
 
 
 class Request(NamedTuple):
-    """What to ask: everything but the sequence number."""
+    """A request without its sequence number."""
 
     kind: int
     body: bytes
@@ -71,11 +71,11 @@ class Reply(NamedTuple):
     errno: int
     """0 for success."""
     message: str
-    """The kernel's words (extended acknowledgement), with the attribute they mean; often empty."""
+    """The kernel's extended acknowledgement, with the attribute it names; often empty."""
     parts: list[bytes]
     """Bodies of the messages that came before the acknowledgement."""
     interrupted: bool = False
-    """The table changed while it was dumped: ask again."""
+    """The table changed during the dump: repeat the request."""
 
 
 T = TypeVar("T")
@@ -169,7 +169,7 @@ def number(payload: bytes) -> int:
 
 
 class Pending:
-    """The answer to one request, as far as it has come."""
+    """The answer to one request, as far as it has arrived."""
 
     def __init__(self, request: Request, sequence: int) -> None:
         self._request = request
@@ -177,7 +177,7 @@ class Pending:
         self._parts: list[bytes] = []
         self._interrupted = False
         self.reply: Reply | None = None
-        """None until the last message has come."""
+        """None until the last message has arrived."""
 
     def encode(self) -> bytes:
         flags = NLM_F_REQUEST | (NLM_F_DUMP if self._request.dump else NLM_F_ACK)

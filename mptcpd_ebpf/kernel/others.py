@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Other path managers at work in the same network namespace, by name.
-
-Two managers on one namespace undo each other's work.  Who subscribed to
-`mptcp_pm_events` manages connections or watches them; who has a NetworkManager or
-mptcpd running may set endpoints without subscribing.  Subscribers are read from the
-kernel's netlink socket list: netlink_diag, which shows all groups, or
-/proc/net/netlink, which shows the first 32 (kernel: net/netlink/diag.c, af_netlink.c).
+"""Other path managers in the same network namespace, by name. Two managers in one namespace undo
+each other's work. A subscriber of `mptcp_pm_events` manages connections or watches them;
+NetworkManager and mptcpd may set endpoints without subscribing.  Subscribers are read from the
+kernel's netlink socket list: netlink_diag, which shows all groups, or /proc/net/netlink, which
+shows the first 32 (kernel: net/netlink/diag.c, af_netlink.c).
 """
 
 import os
@@ -46,7 +44,7 @@ class Manager(NamedTuple):
     """None if the process cannot be seen from here."""
     comm: str | None
     subscribed: bool
-    """It hears the path-manager events."""
+    """It is subscribed to the path-manager events."""
     advice: str
     """What to do about it, one line."""
 
@@ -95,7 +93,7 @@ def _with_group(part: bytes, group: int) -> Iterator[int]:
 def parse_proc(text: str, group: int) -> set[int]:
     """Inodes of generic netlink sockets in `group`, from /proc/net/netlink.
 
-    That file shows groups 1 to 32 only; above that nobody is seen.
+    That file shows groups 1 to 32 only; subscribers of higher groups are not listed.
     """
     if group > 32:
         return set()

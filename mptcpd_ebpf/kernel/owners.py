@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who has a socket open: from its inode to a process, by way of /proc.
+"""The process that has a socket open: from the socket's inode, through /proc.
 
 There is no index from sockets to processes; the links in every process's fd folder must
 be read.  The work is bounded: processes of our own network namespace come first, the
 search ends when every inode is found, and after `MAX_LINKS` links it gives up.  Without
-CAP_SYS_PTRACE (or in another PID namespace) other users' processes stay unseen; what
-cannot be seen is left out, never guessed.
+CAP_SYS_PTRACE (or in another PID namespace) other users' processes are not visible; what is not
+visible is left out.
 """
 
 import os
@@ -38,7 +38,7 @@ def owners(inodes: set[int], *, max_links: int = MAX_LINKS) -> dict[int, Owner]:
 
 
 def describe(pid: int) -> Owner:
-    """What /proc says of a process; a field it does not say is None."""
+    """What /proc reports about a process; a missing field is None."""
     try:
         uid = os.stat(f"/proc/{pid}").st_uid
     except OSError:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The kernel's MPTCP path managers as requests: all eleven commands of `mptcp_pm`, and answers.
 
-The functions here are operations (see `netlink.Operation`): they say what to send and
-read what comes back; `pm_client` runs them on a socket.  Numbers are those of
-include/uapi/linux/mptcp_pm.h and stand here once; refusals are put in words by
-`pm_errors`.
+The functions here are operations (see `netlink.Operation`): they build a request and read its
+answer; `pm_client` runs them on a socket. Numbers are those of include/uapi/linux/mptcp_pm.h,
+stated here once; `pm_errors` explains refusals.
 
 Commands 1 to 7 work on the endpoint table and limits of the in-kernel path manager, which
 are per network namespace.  Commands 8 to 11, and SET_FLAGS with a token, work on one
@@ -132,10 +131,10 @@ def command(family_id: int, command: KernelCommand) -> Operation[Answer]:
 
 @functools.cache
 def joins_marked() -> bool:
-    """Whether SUBFLOW_CREATE heeds the backup flag and the interface; Linux 6.1 does neither.
+    """Whether SUBFLOW_CREATE uses the backup flag and the interface; Linux 6.1 ignores both.
 
     Where it does, they travel in a ``struct mptcp_pm_local`` (net/mptcp/protocol.h).
-    A kernel that tells nothing of its types counts as one that does not.
+    A kernel without BTF counts as one that ignores them.
     """
     try:
         return b"\0mptcp_pm_local\0" in BTF.read_bytes()
@@ -159,8 +158,8 @@ def endpoint(family_id: int, address_id: int) -> Operation[tuple[Answer, list[En
 def connection_addresses(family_id: int, token: int) -> Operation[tuple[Answer, list[Endpoint]]]:
     """Dumps the local addresses of one connection in userspace mode; EOPNOTSUPP before 6.10.
 
-    A kernel that does not know of such dumps overlooks the token and dumps the endpoint
-    table; one that does refuses a token that no connection has.
+    A kernel without such dumps ignores the token and dumps the endpoint table; one with them
+    refuses a token that no connection has.
     """
     reply = yield _request(family_id, Cmd.GET_ADDR, u32(Attr.TOKEN, 0), dump=True)
     if not reply.errno:

@@ -2,8 +2,8 @@
 """A client of the kernel's MPTCP path managers in one network namespace, blocking or async.
 
 It belongs to the namespace in which the calling thread opens it (see `transport`).
-Every answer is awaited; a refusal comes back as a value with its explanation, because
-a command that the kernel refuses is news, not an accident.
+Every answer is awaited; a refusal comes back as a value with its explanation, because a refused
+command is a normal result, not an error of the program.
 """
 
 from typing import NamedTuple, Self
@@ -56,7 +56,7 @@ class PmClient:
             raise
 
     def close(self) -> None:
-        """Nothing can be asked any more; what was done stays.  A second time does nothing."""
+        """Closes the socket; what was done stays. A second call does nothing."""
         self._requester.close()
 
     def __enter__(self) -> Self:
@@ -84,13 +84,13 @@ class PmClient:
     def connection_addresses(self, token: int) -> list[Endpoint]:
         """Local addresses that one connection in userspace mode knows, with their ids.
 
-        Raises NetlinkRefused, also where the kernel (before 6.10) cannot tell.
+        Raises NetlinkRefused, also on kernels before 6.10, which have no such dump.
         """
         return self._read(pm.connection_addresses(self._family, token))
 
     def in_kernel(self, token: int) -> bool | None:
         """Whether the in-kernel path manager has a connection, so that commands for it alone are
-        refused; None if the kernel knows of no such connection, or does not tell."""
+        refused; None if there is no such connection, or the kernel does not report it."""
         return self._requester.run(pm.in_kernel(self._family, token))
 
     def limits(self) -> Limits:
@@ -100,8 +100,8 @@ class PmClient:
         return found
 
     def highest_limit(self) -> int:
-        """Most that a limit can be; HIGHEST_LIMIT where the kernel does not say (without
-        CAP_NET_ADMIN for instance)."""
+        """The highest limit that the kernel accepts; HIGHEST_LIMIT where that cannot be read
+        (without CAP_NET_ADMIN for instance)."""
         if self._highest_limit is None:
             self._highest_limit = self._requester.run(pm.highest_limit(self._family))
         return self._highest_limit

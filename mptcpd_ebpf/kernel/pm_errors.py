@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Why the kernel refused a path-manager command, in words.
-
-The kernel answers with an errno and, mostly, a short message of its own; neither says
-what to do.  The tables below were read from net/mptcp/pm_userspace.c, pm_kernel.c,
-pm_netlink.c and subflow.c: first what its messages mean, then what an errno means
-where it comes without one.
+"""Explains why the kernel refused a path-manager command. The kernel answers with an errno and
+usually a short message; neither says what to do.  The tables below were read from
+net/mptcp/pm_userspace.c, pm_kernel.c, pm_netlink.c and subflow.c: first what its messages mean,
+then what an errno without a message means.
 """
 
 import errno
@@ -82,7 +80,7 @@ _BY_ERRNO = {
     (Cmd.ADD_ADDR, errno.ERANGE): (
         "the kernel's endpoint table is full: remove an endpoint first (`mptcpd-ebpf endpoint del`)"
     ),
-    # Linux 6.1 does not tell the next three apart.
+    # Linux 6.1 does not distinguish the next three.
     (Cmd.ADD_ADDR, errno.EINVAL): (
         "the address or the address id is an endpoint's already, or the kernel's endpoint table "
         "is full (`mptcpd-ebpf endpoint show`)"
@@ -107,7 +105,7 @@ _ANY_COMMAND = {
 
 
 def explain(answer: Answer) -> str:
-    """One line: what failed, why in the kernel's words, what that means.  Empty for success."""
+    """One line: what failed, the kernel's message, and what that means. Empty for success."""
     reply = answer.reply
     if reply.errno == 0:
         return ""

@@ -2,8 +2,8 @@
 """The kernel's MPTCP events: what it multicasts to `mptcp_pm_events`, as core events.
 
 While nobody is subscribed, a kernel in userspace mode refuses joins and drops announced
-addresses, so the subscription comes before everything else and outlives reloads; its
-descriptor can be kept by another process and taken up again (`PmEvents.adopt`).
+addresses, so the subscription comes before everything else and outlives reloads; its descriptor
+can be kept by another process and adopted again (`PmEvents.adopt`).
 
 Numbers are those of include/uapi/linux/mptcp_pm.h (enum mptcp_event_type and
 mptcp_event_attr), as plain integers for speed: the decoder runs for every connection and
@@ -46,7 +46,7 @@ from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, MessagesLost, Requeste
 SOURCE = "mptcp_pm events"
 """How `EventsLost` names this source."""
 RECEIVE_BUFFER = 8 << 20
-"""Bytes asked for; an event takes about 1 KiB of it, whatever its length."""
+"""Requested size in bytes; an event takes about 1 KiB of it, whatever its length."""
 _BATCH = 256
 
 
@@ -234,8 +234,7 @@ _DECODERS: dict[int, Callable[[Buffer, Offsets], Event]] = {
 def decode(data: Buffer, end: int) -> Event | None:
     """The event in one datagram of `end` bytes (the kernel sends one each).
 
-    None if it is of a kind this kernel has and we do not know.  Raises ValueError or
-    struct.error if it is mangled.
+    None if its kind is unknown. Raises ValueError or struct.error if it is malformed.
     """
     length, kind, _flags, _seq, _port, command, _version, _reserved = _MESSAGE(data)
     if length > end:
@@ -295,8 +294,7 @@ class PmEvents:
     def read(self) -> list[Event]:
         """The events that wait, at most a few hundred; never blocks.
 
-        Where the kernel dropped some, or one cannot be understood, an `EventsLost`
-        stands in their place.
+        Where the kernel dropped some, or one is malformed, an `EventsLost` takes their place.
         """
         events: list[Event] = []
         try:

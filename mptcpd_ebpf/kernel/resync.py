@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The whole truth of one network namespace, read anew: at start, and after events were lost."""
+"""Reads the complete state of one network namespace: at start, and after events were lost."""
 
 from mptcpd_ebpf.core.events import Resynchronised
 from mptcpd_ebpf.core.measurement import Measurement
@@ -10,11 +10,9 @@ from mptcpd_ebpf.kernel.transport import NETLINK_ROUTE, Requester
 def snapshot(subflows: list[Measurement] | None = None) -> Resynchronised:
     """Reads connections, subflows, links, addresses and default routes.
 
-    `subflows` are those that a better source has measured just now (the probes' iterator);
-    without it inet_diag's stand in.
-    Subscribe before calling it: what changes meanwhile then comes as events, and events
-    tell what is, so hearing of something twice does no harm.
-    Raises NetlinkRefused.
+    `subflows` are those that a better source has just measured (the probes' iterator); without it,
+    inet_diag's are used. Subscribe before calling it: changes during the read then arrive as
+    events, and events state what is, so that a duplicate does no harm. Raises NetlinkRefused.
     """
     with Requester(NETLINK_ROUTE) as requester:
         links = rtnetlink.links(requester)

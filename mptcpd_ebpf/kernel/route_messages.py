@@ -80,7 +80,7 @@ _VIA_FAMILY = Struct("=H")
 
 
 class AddressKey(NamedTuple):
-    """What the kernel tells addresses apart by."""
+    """What identifies an address for the kernel."""
 
     if_index: int
     ip: str
@@ -89,7 +89,7 @@ class AddressKey(NamedTuple):
 
 
 def link(data: Buffer, start: int, end: int) -> LinkChanged | None:
-    """None for a bridge's word about its ports, which comes under the same message type."""
+    """None for a bridge's message about its ports, which has the same type."""
     family, _type, index, flags, _change = IFINFOMSG.unpack_from(data, start)
     if family != socket.AF_UNSPEC:
         return None
@@ -228,4 +228,4 @@ MINIMUM = {
     RTM_NEWROUTE: RTMSG.size,
     RTM_DELROUTE: RTMSG.size,
 }
-"""Shortest body of each message type that is heard."""
+"""Shortest body of each message type that is read."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The local network of one namespace: what is there, and what changes, as core events.
+"""The local network of one namespace, and its changes, as core events.
 
-The kernel does not report everything.  An IPv4 route that goes with its interface or
-with its source address goes without a message (net/ipv4/fib_frontend.c,
-fib_disable_ip and fib_sync_down_addr; IPv6 is silent too where
-net.ipv6.route.skip_notify_on_dev_down is set), and one that is replaced is reported
-as the new one only.  `NetworkState` therefore remembers what was told and says what
-follows; `RouteEvents` asks again for the routes after a link changed or an address went.
+The kernel does not report everything.  An IPv4 route that is removed with its interface or with
+its source address is removed without a message (net/ipv4/fib_frontend.c, fib_disable_ip and
+fib_sync_down_addr; IPv6 is silent too where net.ipv6.route.skip_notify_on_dev_down is set), and
+one that is replaced is reported as the new one only.  `NetworkState` therefore keeps what was
+reported and derives what follows; `RouteEvents` asks again for the routes after a link changed or
+an address went.
 
 It also keeps quiet about messages that change nothing (a Wi-Fi scan sends a link
 message each time), and takes an address for gone only when its last instance is:
@@ -83,14 +83,14 @@ def _dump(requester: Requester, request: Request) -> list[bytes]:
 
 
 class NetworkState:
-    """What was told of links, addresses and routes; turns messages into what is news.  Pure."""
+    """The links, addresses and routes reported so far; turns messages into changes. Pure."""
 
     def __init__(self) -> None:
         self.links: dict[int, LinkChanged] = {}
         self.routes: dict[DefaultRouteAdded, None] = {}
         self._instances: dict[tuple[int, str], dict[rt.AddressKey, LocalAddressChanged]] = {}
         self.routes_uncertain = False
-        """Routes may have gone without a word since this was last cleared."""
+        """Routes may have been removed without a message since this was last cleared."""
 
     def seed(
         self,
@@ -98,7 +98,7 @@ class NetworkState:
         addresses: Iterable[tuple[rt.AddressKey, LocalAddressChanged]],
         routes: Iterable[DefaultRouteAdded],
     ) -> None:
-        """Starts anew from dumps."""
+        """Starts again from dumps."""
         self.links = {link.if_index: link for link in links}
         self._instances = {}
         for key, event in addresses:
@@ -133,7 +133,7 @@ class NetworkState:
         return []
 
     def settle_routes(self, present: Iterable[DefaultRouteAdded]) -> list[Event]:
-        """Takes the default routes as they are now, and says what has changed."""
+        """Takes the present default routes, and returns what has changed."""
         now = dict.fromkeys(present)
         gone = [route for route in self.routes if route not in now]
         new = [route for route in now if route not in self.routes]
@@ -240,10 +240,9 @@ class RouteEvents:
         self.close()
 
     def read(self) -> list[Event]:
-        """The events that wait, at most a few hundred; never blocks for want of them.
-
-        Where the kernel dropped some, or one cannot be understood, an `EventsLost`
-        stands in their place and what is there has been read anew.
+        """The events that wait, at most a few hundred; never blocks. Where the kernel dropped
+        some, or one is malformed, an `EventsLost` takes their place, and the state has been read
+        again.
         """
         events: list[Event] = []
         try:

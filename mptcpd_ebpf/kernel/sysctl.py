@@ -65,7 +65,7 @@ class PathManagerSetting:
         return before
 
     def restore(self) -> bool:
-        """Puts the first one back unless someone else has changed it since; says whether it did.
+        """Puts the first value back unless it was changed since; returns whether it did.
 
         Raises NotPermitted.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The options of a TCP header (RFC 9293, 3.1), split; what each means is for others to say."""
+"""The options of a TCP header (RFC 9293, 3.1), split; their meaning is not interpreted here."""
 
 END_OF_LIST, NO_OPERATION, MPTCP = 0, 1, 30
 """Kinds; 30 is MPTCP's (RFC 8684, 3)."""

@@ -35,7 +35,8 @@ _NETLINK_GET_STRICT_CHK = 12
 _SO_RCVBUFFORCE = 33
 
 _DATAGRAM = 1 << 17
-"""Longest datagram taken: dumps come in at most 32 KiB, a link with many VFs may be longer."""
+"""The longest datagram that is read: dumps come in at most 32 KiB, a link with many VFs may be
+longer."""
 _QUEUED = 1 << 15
 """More datagrams than any receive buffer of ours holds."""
 ANSWER_TIMEOUT_S = 5.0
@@ -72,7 +73,7 @@ class Requester:
         return self._sock.fileno()
 
     def close(self) -> None:
-        """Closes the socket; answers that are awaited do not come any more."""
+        """Closes the socket; pending requests get no answer."""
         self._stop_reading()
         self._sock.close()
 
@@ -120,7 +121,7 @@ class Requester:
         return reply
 
     async def ask_async(self, request: Request) -> Reply:
-        """`ask` for asyncio: any number may wait at the same time."""
+        """`ask` for asyncio: several requests may be pending."""
         for _ in range(_DUMP_ATTEMPTS):
             sequence, pending = self._send(request)
             self._receive()
@@ -167,7 +168,7 @@ class Requester:
         return pending.reply
 
     def _receive(self) -> None:
-        """Takes what has come and hands it to whom it answers."""
+        """Reads what has arrived and passes it to the request it answers."""
         while True:
             try:
                 length, sender = self._sock.recvfrom_into(self._buffer, _DATAGRAM, socket.MSG_TRUNC)
@@ -190,7 +191,7 @@ class Requester:
         for kind, flags, sequence, start, end in messages(self._buffer, length):
             pending = self._pending.get(sequence)
             if pending is None:
-                continue  # late: whoever asked has given up
+                continue  # late: the request was abandoned
             pending.feed(kind, flags, self._buffer, start, end)
             if pending.reply is not None:
                 self._wake(sequence)
@@ -208,11 +209,9 @@ class Requester:
 
 
 class Subscription:
-    """A socket that hears multicast groups and asks nothing.
-
-    `receive` yields the datagrams that are there, each as (buffer, length); the
-    buffer is used again for the next one.  It raises `MessagesLost` when the kernel
-    dropped messages because the socket's buffer was full.
+    """A socket that receives multicast groups and sends no requests. `receive` yields the waiting
+    datagrams, each as (buffer, length); the buffer is reused for the next one.  It raises
+    `MessagesLost` when the kernel dropped messages because the socket's buffer was full.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -273,13 +272,12 @@ class Subscription:
                 raise
             if length > _DATAGRAM:
                 raise MessagesLost
-            if sender[0] == 0:  # only the kernel's word counts
+            if sender[0] == 0:  # only messages from the kernel count
                 yield buffer, length
 
     def discard(self) -> None:
-        """Throws away what waits, which is older than what is asked for next.
-
-        After an overflow the kernel drops all that comes until the queue is empty.
+        """Discards what waits, which is older than the answer to the next request. After an
+        overflow the kernel drops everything until the queue is empty.
         """
         for _ in range(2):  # the first pass may find one more overflow before the queue
             with contextlib.suppress(MessagesLost):

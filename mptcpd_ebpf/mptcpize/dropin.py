@@ -2,9 +2,9 @@
 """Gives a systemd service the environment of `environment`, by a drop-in file of our own.
 
 The unit's files are never edited.  ``Environment=`` of a drop-in adds to what the unit
-sets, so everything stays as it was except LD_PRELOAD and GODEBUG; what these held is
-merged in, and the drop-in says from where.  Its name sorts after ``override.conf``,
-which `systemctl edit` writes, because the last assignment counts.
+sets, so everything stays unchanged except LD_PRELOAD and GODEBUG; their former values are merged
+in, and the drop-in names where they came from.  Its name sorts after ``override.conf``, which
+`systemctl edit` writes, because the last assignment counts.
 """
 
 import os
@@ -42,7 +42,7 @@ class Outcome:
     changed: bool
     """False if all was so already."""
     warnings: tuple[str, ...] = ()
-    """Why the service might stay on TCP all the same, with the way out."""
+    """Why the service might still use TCP, with the fix."""
 
 
 def enable(root: Path, asked: str, library: Path) -> Outcome:
@@ -161,7 +161,7 @@ def _refuse_what_beats_us(unit: Unit, path: Path, settings: Settings, library: P
 
 
 def _environment_files(unit: Unit, settings: Settings) -> Iterator[Path]:
-    """The files of ``EnvironmentFile=`` that are there now and whose names can be told."""
+    """The files of ``EnvironmentFile=`` that exist and whose names are known."""
     known = {"%n": str(unit.name), "%p": unit.name.prefix, "%i": unit.name.instance or ""}
     known |= {"%N": str(unit.name).removesuffix(".service"), "%%": "%"}
     for written in settings.environment_files:

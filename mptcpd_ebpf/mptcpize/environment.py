@@ -45,8 +45,7 @@ def library() -> Path:
 def with_preload(value: str, library: str) -> str:
     """`value` of LD_PRELOAD with `library` last, once.
 
-    Last, so that another wrapper of socket() still comes first; it reaches ours when
-    it asks for the next one.
+    Last, so that another wrapper of socket() comes first and calls ours as the next one.
     """
     others = [name for name in _PRELOAD_SEPARATORS.split(value) if name and name != library]
     return ":".join([*others, library])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Lets the kernel turn TCP sockets into MPTCP ones, by the BPF program bpf/mptcpify.bpf.c.
+"""Makes the kernel create MPTCP sockets for TCP ones, with the BPF program bpf/mptcpify.bpf.c.
 
 It reaches what a preload does not: statically linked programs, set-user-ID ones, those
 already running.  The price is a kernel that has update_socket_protocol() (6.6) and
@@ -45,7 +45,7 @@ class Selection:
     def constants(self) -> dict[str, bytes]:
         """The values of the BPF program's ``only_…`` variables, less their padding.
 
-        Raises `Failure` if something named does not exist, or cannot be told apart.
+        Raises `Failure` if something named does not exist, or is ambiguous.
         """
         values = {"only_netns": _number(netns.inode())}
         if self.pid is not None:

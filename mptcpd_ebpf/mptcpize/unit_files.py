@@ -70,7 +70,7 @@ class Unit:
 
     root: Path
     name: UnitName
-    """Its own name, where it was asked for by an alias."""
+    """Its own name, if it was requested by an alias."""
     fragment: Path
     """Its unit file, inside `root`."""
     dropins: tuple[Path, ...]

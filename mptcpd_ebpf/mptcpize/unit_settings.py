@@ -2,9 +2,9 @@
 """Reads what a service's files say about its environment.
 
 The syntax is systemd.syntax(7)'s, the meaning systemd.exec(5)'s: ``Environment=``
-assignments add up over the unit file and its drop-ins, an empty one forgets those
-before it, and files named by ``EnvironmentFile=`` beat them all.  Values keep their
-``%`` specifiers as written, so that they can be written out again (`quoted`).
+assignments add up over the unit file and its drop-ins, an empty one removes those before it, and
+files named by ``EnvironmentFile=`` override them all.  Values keep their ``%`` specifiers as
+written, so that they can be written out again (`quoted`).
 """
 
 import re
@@ -35,7 +35,7 @@ class Settings:
     """The last value of every other setting."""
 
     def is_true(self, key: str) -> bool:
-        """Whether a boolean setting is on; off is the default of all that are asked for."""
+        """Whether a boolean setting is on; off is the default of all that are read."""
         return self.single.get(key, "").lower() in {"1", "yes", "y", "true", "t", "on"}
 
 
@@ -74,7 +74,7 @@ def _apply(settings: Settings, key: str, value: str, file: Path) -> None:
 
 
 def _service_lines(text: str) -> Iterator[tuple[str, str]]:
-    """The assignments in ``[Service]``; comments may stand between continued lines."""
+    """The assignments in ``[Service]``; comments may be between continued lines."""
     section = ""
     pending = ""
     for line in [*text.split("\n"), ""]:

@@ -36,11 +36,11 @@ _environment = threading.Lock()
 
 
 class BccUnavailable(Exception):  # noqa: N818 — a state of the machine, not a bug
-    """bcc is not there or refuses; the text says why and what to do."""
+    """bcc is missing or fails; the text says why and what to do."""
 
 
 class CompileJob(msgspec.Struct, frozen=True):
-    """What the child process is asked to compile."""
+    """What the child process compiles."""
 
     text: str
     flags: list[str]
@@ -67,7 +67,7 @@ def _bcc() -> Any:
 
 @contextmanager
 def _stand_in() -> Iterator[None]:
-    """Points bcc at the stand-in headers, and comes back to the folder that bcc leaves."""
+    """Points bcc at the stand-in headers, and restores the working folder, which bcc changes."""
     with _environment:
         before, folder = os.environ.get(_KERNEL_SOURCE), os.getcwd()
         os.environ[_KERNEL_SOURCE] = str(bpf_sources() / "bcc")
@@ -89,7 +89,7 @@ def open_bcc(text: str, flags: Sequence[str] = ()) -> Any:
     Raises BccUnavailable.
     """
     bcc = _bcc()
-    # The program's own words win over what bcc puts before it.
+    # The program's own definitions override those that bcc puts before it.
     arguments = [*flags, "-Wno-macro-redefined"]
     with _stand_in():
         try:
@@ -111,7 +111,7 @@ def compile_functions(
     declares: a BPF object that states what of the kernel's structures the program looks at;
     their layouts are put before it (`bcc_layouts`).
 
-    Raises BccUnavailable, with the compiler's first words.
+    Raises BccUnavailable, with the compiler's first message.
     """
     flags = [f"-D{name}={value}" for name, value in (defines or {}).items()]
     job = CompileJob(
@@ -129,14 +129,14 @@ def compile_functions(
         raise BccUnavailable(f"bcc's compiler: {error}") from None
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        # An error of the compiler stands first, one of ours last.
+        # A compiler's error is the first line, one of ours the last.
         kept = [line for line in said if "error:" in line][:_MESSAGE_LINES] or said[-1:]
         raise BccUnavailable("; ".join(kept) or f"bcc's compiler ended with {done.returncode}")
     return msgspec.json.decode(done.stdout, type=dict[str, bytes])
 
 
 def main() -> None:
-    """The child process: a `CompileJob` comes in, the instructions of its functions go out."""
+    """The child process: reads a `CompileJob`, writes the instructions of its functions."""
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=CompileJob)
     try:
         text = job.text

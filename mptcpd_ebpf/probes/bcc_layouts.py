@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writes the kernel's structures down as they lie in the running kernel, for bcc.
+"""Declares the kernel's structures with the layout of the running kernel, for bcc.
 
 bcc applies no CO-RE relocations: a field is read where its declaration has it.  Which
 structures and fields the probes look at is stated in bpf/kernel.h, and stands in the BTF
@@ -88,7 +88,7 @@ class _Writer:
         return "{ union { " + " ".join(lines) + " }; }"
 
     def _find(self, found: Type, name: str, base: int = 0) -> Member | None:
-        """A member of the kernel's structure, whatever anonymous ones it stands in."""
+        """A member of the kernel's structure, also inside anonymous ones."""
         for member in self.kernel.members(found):
             bit = base + member.bit
             if member.name == name:

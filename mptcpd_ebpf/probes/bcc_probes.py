@@ -66,8 +66,8 @@ Way = tuple[str, Callable[[], None]]
 class BccProbes:
     """The probes, attached.  Made by `open`; a context manager that detaches them.
 
-    Subflows that are older than these probes are not seen: the kernel asks a sock_ops
-    program only about sockets for which it has asked to be asked.
+    Subflows that are older than these probes are not seen: the kernel calls a sock_ops program
+    only for sockets that enabled its callbacks.
     """
 
     sees_all = False
@@ -213,7 +213,7 @@ class BccProbes:
         yield "raw_tp/tcp_probe", self._raw_tracepoint(name, "tcp_probe", code)
 
     def _first(self, name: str, ways: Iterator[Way]) -> HookReport:
-        """Attaches at the first of the hooks that the kernel lets it."""
+        """Attaches at the first hook that the kernel allows."""
         refused: list[str] = []
         hook = ""
         for hook, attach in ways:
@@ -263,7 +263,7 @@ class BccProbes:
         return {name: count_entries(self._bpf, self._maps[name]) for name in FOLLOWED}
 
     def programs(self) -> dict[str, int]:
-        """The descriptors of the loaded programs by name; their fdinfo tells id and run time."""
+        """The descriptors of the loaded programs by name; their fdinfo has id and run time."""
         return dict(self._programs)
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ _CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
 class BtfError(ValueError):
-    """The BTF does not hold what was asked for, or not in a form that records may have."""
+    """The BTF lacks a requested type, or has it in a form that records may not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Field:
     offset: int
     size: int
     index: int
-    """Where its value stands in what `Layout.codec` unpacks."""
+    """Index of its value in what `Layout.codec` unpacks."""
     count: int
     """Values it takes there: 1, or the length of an array."""
 

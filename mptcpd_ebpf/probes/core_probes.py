@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The probes: opens the CO-RE object, attaches what the kernel lets it, reads.
-
-Two ways lead out of the kernel.  The ring buffer pushes alarms and last words: its
-descriptor becomes readable, `Probes.read` returns events.  The ``iter/tcp`` program is
-pulled: `Probes.sample` returns the exact present values of every MPTCP subflow in the
-namespace of the calling thread, those older than the probes too.
+"""The probes: opens the CO-RE object, attaches what the kernel allows, reads. Data leaves the
+kernel in two ways. The ring buffer pushes alarms and final records: its descriptor becomes
+readable, `Probes.read` returns events. The ``iter/tcp`` program is pulled: `Probes.sample` returns
+the exact present values of every MPTCP subflow in the namespace of the calling thread, those older
+than the probes too.
 
 Thresholds and counters are global variables of the object, mapped into this process;
 writing a threshold takes effect at the next packet.
@@ -40,7 +39,7 @@ _WITHOUT = {
 
 
 class HookReport(Struct, frozen=True):
-    """How one program fared."""
+    """Whether one program is attached."""
 
     program: str
     hook: str
@@ -51,7 +50,7 @@ class HookReport(Struct, frozen=True):
 
 
 class ProbeReport(Struct, frozen=True):
-    """What was tried at start, and what came of it."""
+    """What was attached at start."""
 
     hooks: list[HookReport]
     netns: int
@@ -177,9 +176,8 @@ class Probes:
         return self._out.fileno()
 
     def read(self) -> list[AlarmRaised | SubflowEnded]:
-        """What the probes reported since the last call, in their order; never blocks.
-
-        Last words that found the ring buffer full come after the others.
+        """What the probes reported since the last call, in order; never blocks. Final records that
+        found the ring buffer full come last.
         """
         return self._out.read()
 
@@ -216,7 +214,7 @@ class Probes:
         }
 
     def programs(self) -> dict[str, int]:
-        """The descriptors of the loaded programs by hook; their fdinfo tells id and run time."""
+        """The descriptors of the loaded programs by hook; their fdinfo has id and run time."""
         return {
             self._object.hook(name): descriptor
             for name, descriptor in self._object.programs().items()

@@ -2,7 +2,7 @@
 """Prototypes and enumerations of the running kernel, from its BTF.
 
 libbpf parses the five megabytes of /sys/kernel/btf/vmlinux in some milliseconds, for which
-Python takes a second; what is asked for is then read in place (include/uapi/linux/btf.h,
+Python takes a second; requested types are then read in place (include/uapi/linux/btf.h,
 Documentation/bpf/btf.rst).
 """
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Maps, programs and links from bare instructions, for what has no object file.
-
-What libbpf does for an object is asked for here one by one, through its low-level
-functions (bpf.h of libbpf 1.x; numbers from include/uapi/linux/bpf.h).  Every descriptor
-ends what it stands for when it is closed, so nothing outlives the process, however it ends.
+"""Maps, programs and links from bare instructions, for programs without an object file (bcc's).
+Each step that libbpf takes for an object (`bpf_object`) is taken here through its low-level
+functions (bpf.h of libbpf 1.x; numbers from include/uapi/linux/bpf.h). Closing a descriptor ends
+the map, program or link, so nothing outlives the process, however it ends.
 """
 
 import ctypes
@@ -143,7 +142,7 @@ def load_program(
 ) -> int:
     """A program's descriptor; `fentry` names the kernel function of a TRACING one.
 
-    Raises OSError, its text the verifier's last words if it is the verifier that refuses.
+    Raises OSError, with the verifier's last line if the verifier refuses.
     """
     options = _ProgramOptions(sz=ctypes.sizeof(_ProgramOptions))
     if fentry is not None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What comes out of the probes' maps, however the probes were loaded.
 
-The ring buffer pushes alarms and last words.  A last word that finds it full stays in
-the map of subflows, marked closed, and is harvested with the next `RecordReader.read`.
+The ring buffer pushes alarms and final records. A final record that finds it full stays in the map
+of subflows, marked closed, and the next `RecordReader.read` collects it.
 """
 
 import ctypes
@@ -22,7 +22,8 @@ _KEY_BYTES = 64  # more than the largest key takes
 
 
 class RecordReader:
-    """Reads the maps with these descriptors; `kept` tells how many last words were kept so far.
+    """Reads the maps with these descriptors; `kept` returns how many final records were kept in
+    the map so far.
 
     Raises OSError if the ring buffer cannot be mapped.
     """

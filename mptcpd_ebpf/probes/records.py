@@ -2,8 +2,8 @@
 """Turns the probes' records into the core's.
 
 The layouts come from the BPF object (`btf`); names and units of a measurement's members
-are those of `core.measurement.Measurement`, so most of them go over as they are.  What
-has all bits set was not seen and becomes None (bpf/records.h).
+are those of `core.measurement.Measurement`, so most of them are taken over unchanged. A value with
+all bits set is unknown and becomes None (bpf/records.h).
 """
 
 from socket import AF_INET, AF_INET6, inet_ntop
@@ -41,7 +41,7 @@ def address(ip: bytes, port: int) -> SockAddr:
 class Decoder:
     """Decodes measurements and reports of one BPF object.
 
-    Raises BtfError if the object measures something that the core does not know.
+    Raises BtfError if the object has a member that the core does not have.
     """
 
     def __init__(self, btf: Btf) -> None:
