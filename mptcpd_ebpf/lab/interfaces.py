@@ -14,21 +14,14 @@ bottleneck, plugged into the bottleneck's own router.  Its carrier is therefore 
 all these paths, and the path's router has no part in it.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import msgspec
 from msgspec import Struct
 
 from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.schedule import ENDS, End
 from mptcpd_ebpf.lab.topology import FAR, NEAR
-from mptcpd_ebpf.lab.wiring import WORKSHOP, connect, neck_routers
-
-if TYPE_CHECKING:
-    from mptcpd_ebpf.lab.host import Host
-    from mptcpd_ebpf.lab.wiring import Plan
+from mptcpd_ebpf.lab.wiring import WORKSHOP, Plan, connect, neck_routers
 
 
 class Faults(Struct, frozen=True, kw_only=True):
@@ -41,19 +34,19 @@ class Faults(Struct, frozen=True, kw_only=True):
     """The first host's."""
     router_off: bool = False
 
-    def carrier(self, end: End, *, on: bool) -> Faults:
+    def carrier(self, end: End, *, on: bool) -> "Faults":
         """With the carrier of one host lost, or not."""
         return msgspec.structs.replace(self, carrier_off=_changed(self.carrier_off, end, not on))
 
-    def address(self, end: End, *, there: bool) -> Faults:
+    def address(self, end: End, *, there: bool) -> "Faults":
         """With the addresses of one host removed, or not."""
         ends = _changed(self.address_removed, end, not there)
         return msgspec.structs.replace(self, address_removed=ends)
 
-    def interface(self, *, there: bool) -> Faults:
+    def interface(self, *, there: bool) -> "Faults":
         return msgspec.structs.replace(self, interface_removed=not there)
 
-    def router(self, *, on: bool) -> Faults:
+    def router(self, *, on: bool) -> "Faults":
         return msgspec.structs.replace(self, router_off=not on)
 
 
@@ -126,7 +119,7 @@ class PathInterfaces:
         self._faults = Faults()
 
     @property
-    def faults(self) -> Faults:
+    def faults(self) -> "Faults":
         """What has befallen them, with what another path of the bottleneck did to the far_end."""
         return self._faults.carrier("server", on=not self._far_end.off)
 

@@ -8,19 +8,14 @@ for the sequence number that it acknowledged, so that is what the RST carries
 (RFC 5961, 3.2: anything else earns a challenge ACK).
 """
 
-from __future__ import annotations
-
 import select
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING
 
 from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.topology import FAR, NEAR
-
-if TYPE_CHECKING:
-    from mptcpd_ebpf.lab.host import Host
 
 _STRIP = "-p tcp -j TCPOPTSTRIP --strip-options 30"
 _SIDES = (f"-o {FAR}", f"-i {FAR}")  # up, down, as seen where packets are forwarded

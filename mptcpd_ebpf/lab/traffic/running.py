@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Starting a workload between two hosts, and collecting what it met."""
 
-from __future__ import annotations
-
 import json
 import selectors
 import subprocess
 import sys
 import time
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.host import Host
+from mptcpd_ebpf.lab.live import LivePath
 from mptcpd_ebpf.lab.traffic.results import (
     AnyResult,
     BulkResult,
@@ -31,10 +31,6 @@ from mptcpd_ebpf.lab.traffic.workloads import (
     Stream,
     check,
 )
-
-if TYPE_CHECKING:
-    from mptcpd_ebpf.lab.host import Host
-    from mptcpd_ebpf.lab.live import LivePath
 
 _START_S = 30.0
 R = TypeVar("R", bound=AnyResult)
