@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Lab, LabError, Path
+from mptcpd_ebpf.lab.waiting import wait_until
 
 MPTCPD = "/usr/libexec/mptcpd"
 CONFIGURATION = "/etc/mptcpd/mptcpd.conf"
@@ -83,15 +84,16 @@ def _started(lab: Lab, argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 def _wait_until_listening(lab: Lab, process: subprocess.Popen[bytes]) -> None:
     """Until it has worked off what was there: the endpoint of the first path, or its silence."""
-    deadline = time.monotonic() + _DEADLINE_S
     with lab.client.entered(), PmClient() as pm:
         userspace = lab.client.sysctl("mptcp.pm_type") == "1"
-        while not (_idle(process.pid) if userspace else pm.endpoints()):
+
+        def ready() -> bool:
             if process.poll() is not None:
                 raise LabError(f"{process.args!r} ended with {process.returncode}")
-            if time.monotonic() > deadline:
-                raise LabError(f"{process.args!r} is not ready after {_DEADLINE_S:g} s")
-            time.sleep(0.01)
+            return _idle(process.pid) if userspace else bool(pm.endpoints())
+
+        if not wait_until(ready, _DEADLINE_S):
+            raise LabError(f"{process.args!r} is not ready after {_DEADLINE_S:g} s")
 
 
 def _idle(pid: int) -> bool:

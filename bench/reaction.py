@@ -25,6 +25,7 @@ from mptcpd_ebpf.demo import findings, scenario
 from mptcpd_ebpf.demo.scenario import FAST, FAULTS, SLOW, Manager, Phase
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab.traffic import Message
+from mptcpd_ebpf.lab.waiting import wait_until
 
 NAME = "Fault and action"
 
@@ -111,10 +112,12 @@ def _inject(
         heal = time.monotonic_ns()
         fast.heal()
         phase = Phase(fault="", begin=begin, heal=heal, end=heal + round(_RETURN_S * 1e9))
-        while manager == "adaptive" and time.monotonic_ns() < phase.end:
-            if findings.reaction(scenario.decisions(control), phase, fast.client_ip)[1]:
-                break
-            time.sleep(_POLL_S)
+        if manager == "adaptive":
+            wait_until(
+                lambda: findings.reaction(scenario.decisions(control), phase, fast.client_ip)[1],
+                (phase.end - time.monotonic_ns()) / 1e9,
+                pause_s=_POLL_S,
+            )
         time.sleep(_AFTER_S)
         messages = traffic.stop().messages
     finally:

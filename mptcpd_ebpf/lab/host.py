@@ -2,16 +2,17 @@
 """A host of the lab: a network namespace in which to run things."""
 
 import fcntl
+import functools
 import socket
 import struct
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
 
 from mptcpd_ebpf.lab import namespaces
 from mptcpd_ebpf.lab.errors import LabError, no_such_command
+from mptcpd_ebpf.lab.waiting import wait_until
 
 _SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
 _IFF_RUNNING = 0x40
@@ -102,18 +103,12 @@ class Host:
         Both are worked off by the kernel's linkwatch, a return up to a second later
         (net/core/link_watch.c).  Raises LabError after ten seconds.
         """
-        deadline = time.monotonic() + _RUNNING_S
         with self.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
             for name in interfaces:
-                request = struct.pack("16sH22x", name.encode(), 0)
-                while True:
-                    answer = fcntl.ioctl(control, _SIOCGIFFLAGS, request)
-                    if bool(struct.unpack_from("H", answer, 16)[0] & _IFF_RUNNING) == running:
-                        break
-                    if time.monotonic() > deadline:
-                        state = "is not running" if running else "still has its carrier"
-                        raise LabError(f"{self.label}: {name} {state}")
-                    time.sleep(0.001)
+                reached = functools.partial(_is_running, control, name, running)
+                if not wait_until(reached, _RUNNING_S, pause_s=0.001):
+                    state = "is not running" if running else "still has its carrier"
+                    raise LabError(f"{self.label}: {name} {state}")
 
     def batch(self, tool: str, lines: Sequence[str]) -> None:
         """Feeds lines to ``ip -batch`` or ``tc -batch`` here: one process for many changes.
@@ -128,3 +123,10 @@ class Host:
         ):
             if batch:
                 self.run([tool, *option, "-batch", "-"], input="\n".join(batch) + "\n")
+
+
+def _is_running(control: socket.socket, interface: str, running: bool) -> bool:
+    """Whether IFF_RUNNING of an interface is `running` (netdevice(7))."""
+    request = struct.pack("16sH22x", interface.encode(), 0)
+    flags = struct.unpack_from("H", fcntl.ioctl(control, _SIOCGIFFLAGS, request), 16)[0]
+    return bool(flags & _IFF_RUNNING) == running

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A link or path of a running lab, and everything that can be done to it."""
 
-from __future__ import annotations
-
-import time
+from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from threading import RLock
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
 from mptcpd_ebpf.lab.backends import Backend
 from mptcpd_ebpf.lab.emulation import DOWN, UP
 from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.impairment import Direction, Impairment, changed
 from mptcpd_ebpf.lab.interfaces import FarEnd, Faults, PathInterfaces
 from mptcpd_ebpf.lab.middlebox import (
@@ -20,13 +20,8 @@ from mptcpd_ebpf.lab.middlebox import (
     inject_resets,
 )
 from mptcpd_ebpf.lab.schedule import OPTION_SUBTYPES, End, Target
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from threading import RLock
-
-    from mptcpd_ebpf.lab.host import Host
-    from mptcpd_ebpf.lab.wiring import Plan
+from mptcpd_ebpf.lab.waiting import wait_until
+from mptcpd_ebpf.lab.wiring import Plan
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -186,11 +181,8 @@ class LivePath(LiveLink):
 
     def wait_for_subflow(self, within_s: float = 10.0) -> None:
         """Returns when there is one; raises LabError after `within_s`."""
-        deadline = time.monotonic() + within_s
-        while not self.subflows():
-            if time.monotonic() > deadline:
-                raise LabError(f"path {self.name}: no subflow after {within_s:g} s")
-            time.sleep(0.01)
+        if not wait_until(self.subflows, within_s):
+            raise LabError(f"path {self.name}: no subflow after {within_s:g} s")
 
     @property
     def faults(self) -> Faults:

@@ -17,13 +17,13 @@ import pickle
 import re
 import signal
 import subprocess
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn, ParamSpec, TypeVar
 
 from mptcpd_ebpf.lab.errors import LabError, UnavailableError, no_such_command
+from mptcpd_ebpf.lab.waiting import wait_until
 
 RUN_NETNS = "/run/netns"
 PREFIX = "mptcplab"
@@ -192,18 +192,18 @@ def end_processes(inodes: set[int], *, grace_s: float = 0.0) -> None:
 
 
 def _signal_until_gone(inodes: set[int], number: signal.Signals, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
     signalled: set[int] = set()
-    # A zombie has no namespace any more, so what is left to be reaped is not seen here.
-    while pids := processes_in(inodes):
-        for pid in set(pids) - signalled:
+
+    def gone() -> bool:
+        # A zombie has no namespace any more, so what is left to be reaped is not seen here.
+        pids = set(processes_in(inodes))
+        for pid in pids - signalled:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-        signalled |= set(pids)
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
+        signalled.update(pids)
+        return not pids
+
+    return wait_until(gone, seconds, pause_s=0.002)
 
 
 def leftovers() -> list[str]:

@@ -89,14 +89,13 @@ def carrying(running: RunningDaemon, token: int | None) -> list[str]:
 def until_carried_by(running: RunningDaemon, token: int | None, *paths: LivePath) -> None:
     """Waits until a connection has one regular subflow on each of these paths, and no other."""
     wanted = sorted(path.client_if for path in paths)
-    try:
-        until(lambda: carrying(running, token) == wanted, "", PATIENCE_S)
-    except AssertionError:
-        found, seconds = carrying(running, token), PATIENCE_S * SLOWNESS
-        raise AssertionError(
-            f"not within {seconds:g} s: regular subflows on {wanted}; there are {found}\n"
-            f"{running.log}"
-        ) from None
+    until(
+        lambda: carrying(running, token) == wanted,
+        lambda: (
+            f"regular subflows on {wanted}; there are {carrying(running, token)}\n{running.log}"
+        ),
+        PATIENCE_S,
+    )
 
 
 def decisions(running: RunningDaemon, *actions: str, ip: str | None = None) -> list[Record]:
@@ -117,8 +116,7 @@ def until_decided(running: RunningDaemon, action: str, ip: str, after: int = 0) 
     def found() -> list[Record]:
         return [made for made in decisions(running, action, ip=ip) if made["id"] > after]
 
-    until(lambda: bool(found()), f"{action} {ip}\n{running.log}", PATIENCE_S)
-    return found()[0]
+    return until(found, lambda: f"{action} {ip}\n{running.log}", PATIENCE_S)[0]
 
 
 def newest(running: RunningDaemon) -> int:
@@ -185,5 +183,4 @@ class Story:
         def found() -> list[Record]:
             return [event for event in self.events(name) if fits(event)]
 
-        until(lambda: bool(found()), f"{name} among {self.told[-20:]}", PATIENCE_S)
-        return found()[0]
+        return until(found, lambda: f"{name} among {self.told[-20:]}", PATIENCE_S)[0]

@@ -3,7 +3,6 @@
 
 import contextlib
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mptcpd_ebpf.kernel.pm_events import RECEIVE_BUFFER
 from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, NETLINK_ROUTE
 from mptcpd_ebpf.lab import Lab
 from tests.netns.daemon_process import RunningDaemon
-from tests.netns.mptcp_peers import IPPROTO_MPTCP
+from tests.netns.mptcp_sockets import listen
 from tests.waiting import until
 
 
@@ -58,11 +57,7 @@ def listen_until_dropped(lab: Lab, running: RunningDaemon) -> None:
     """Opens and closes MPTCP listeners until the socket for path-manager events overflows."""
     before = _sum(lab, running, NETLINK_GENERIC, column=4)
     for count in range(1, RECEIVE_BUFFER // 512):
-        with lab.client.entered():
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
+        listen(lab.client, "127.0.0.1").close()
         if count % 1000 == 0:
             if dropped(lab, running, NETLINK_GENERIC):
                 return

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mptcpd_ebpf.probes.cgroups import root_cgroup
-from tests.netns.probed import wait_for
+from tests.waiting import until
 
 _numbers = itertools.count()
 
@@ -42,7 +42,7 @@ def own_cgroup() -> Iterator[Path]:
             (before / "cgroup.procs").write_text(str(os.getpid()))
             # What the test started: it ended, but may not be quite gone, or the test failed.
             (folder / "cgroup.kill").write_text("1")
-            wait_for(
+            until(
                 lambda: not (folder / "cgroup.procs").read_text().split() or None,
                 "end of the processes in the test's cgroup",
             )

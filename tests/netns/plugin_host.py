@@ -75,7 +75,7 @@ class PluginHost:
         """Waits until the table holds these and no others."""
         until(
             lambda: self.table == set(addresses),
-            f"endpoints {sorted(addresses)}; there are {sorted(self.table)}",
+            lambda: f"endpoints {sorted(addresses)}; there are {sorted(self.table)}",
         )
 
     @contextmanager

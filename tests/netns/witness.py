@@ -94,9 +94,8 @@ class Testimony:
         def found() -> list[list[Any]]:
             return [args for args in self.calls(handler) if fits(*args)]
 
-        try:
-            until(lambda: bool(found()), "")
-        except AssertionError:
-            last = "\n".join(map(str, self.rows[-15:]))
-            raise AssertionError(f"no such call of {handler}; the last ones:\n{last}") from None
-        return found()[0]
+        def last_calls() -> str:
+            rows = "\n".join(map(str, self.rows[-15:]))
+            return f"such a call of {handler}; the last calls:\n{rows}"
+
+        return until(found, last_calls)[0]

@@ -21,7 +21,8 @@ from mptcpd_ebpf.core.events import AddressAnnounced, AddressWithdrawn, SubflowE
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Host, Lab
 from tests.netns.daemon_process import RunningDaemon, command, daemon
-from tests.netns.mptcp_peers import Pair, Peer, connected, listen, peer
+from tests.netns.mptcp_peers import Pair, Peer, connected, peer
+from tests.netns.mptcp_sockets import listen
 from tests.tree import ROOT
 from tests.waiting import SLOWNESS, until
 

@@ -23,6 +23,7 @@ from tests.netns.daemon_host import (
     status,
     until_carried_by,
 )
+from tests.netns.kernel_path_manager import raise_limits
 from tests.netns.overflowing import (
     change_addresses_until_dropped,
     listen_until_dropped,
@@ -38,7 +39,7 @@ MPTCP_SOCKETS = ["ss", "-HMn", "state", "established"]
 @pytest.fixture
 def lab(make_mptcp_lab: MakeLab) -> Lab:
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     return lab
 
 

@@ -24,6 +24,7 @@ from tests.netns.daemon_host import (
     until_decided,
 )
 from tests.netns.daemon_process import refusal
+from tests.netns.kernel_path_manager import raise_limits
 from tests.netns.overflowing import change_addresses_until_dropped, stopped
 from tests.netns.own_plugins import plugin_folder
 from tests.tree import ROOT
@@ -73,7 +74,7 @@ def replayed(recording: Path, plugins: Path, hash_seed: str) -> bytes:
 @pytest.fixture
 def lab(make_mptcp_lab: MakeLab) -> Lab:
     lab = make_mptcp_lab([LabPath(delay_ms=10), LabPath(delay_ms=40)], seed=1)
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     make_room_behind_holes(lab)
     return lab
 

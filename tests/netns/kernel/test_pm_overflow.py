@@ -15,7 +15,9 @@ from mptcpd_ebpf.kernel.pm import VERSION
 from mptcpd_ebpf.kernel.pm_events import CLOSED, SOURCE, TOKEN, PmEvents
 from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC
 from mptcpd_ebpf.lab import Lab
-from tests.netns.mptcp_peers import Heard, listen, need_listener_events
+from tests.netns.event_log import EventLog
+from tests.netns.mptcp_peers import need_listener_events
+from tests.netns.mptcp_sockets import listen
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_an_overflow_is_told_and_hearing_goes_on(lab: Lab) -> None:
     with events:
         for _ in range(50):
             listen(lab.client, "127.0.0.1").close()
-        heard = Heard(events)
+        heard = EventLog(events)
         assert heard.wait(EventsLost).source == SOURCE
         heard.drain()
         with listen(lab.client, "127.0.0.1") as listener:
@@ -59,7 +61,7 @@ def test_a_kept_descriptor_goes_on_hearing(lab: Lab) -> None:
         kept = os.dup(first.fileno())
     with listen(lab.client, "127.0.0.1") as listener, PmEvents.adopt(kept) as events:
         port = listener.getsockname()[1]
-        Heard(events).wait(ListenerCreated, lambda event: event.local.port == port)
+        EventLog(events).wait(ListenerCreated, lambda event: event.local.port == port)
         assert not os.get_inheritable(events.fileno())
 
 

@@ -36,7 +36,8 @@ from mptcpd_ebpf.kernel.errors import NetlinkRefused
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer
 from mptcpd_ebpf.lab import Lab
-from tests.netns.mptcp_peers import Pair, Peer, connected, listen, need_listener_events, peer
+from tests.netns.mptcp_peers import Pair, Peer, connected, need_listener_events, peer
+from tests.netns.mptcp_sockets import listen
 
 
 class Scene:

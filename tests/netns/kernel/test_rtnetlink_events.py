@@ -6,8 +6,6 @@ what catches the changes of which the kernel does not tell.
 """
 
 import json
-import select
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TypeVar
@@ -31,7 +29,8 @@ from mptcpd_ebpf.kernel import rtnetlink
 from mptcpd_ebpf.kernel.rtnetlink import RouteEvents
 from mptcpd_ebpf.kernel.transport import NETLINK_ROUTE, Requester
 from mptcpd_ebpf.lab import Host, Lab
-from tests.netns.mptcp_peers import DEADLINE_S, Heard
+from tests.netns.event_log import EventLog
+from tests.waiting import until
 
 E = TypeVar("E", bound=Event)
 
@@ -41,7 +40,7 @@ class Network:
 
     def __init__(self, host: Host, far: Host, events: RouteEvents, requester: Requester) -> None:
         self.host, self.far = host, far
-        self.heard = Heard(events)
+        self.heard = EventLog(events)
         self._requester = requester
         self.world = World()
         network.resynchronise(self.world, self.dump())
@@ -78,18 +77,22 @@ class Network:
         IPv4 is told before `ip` returns, IPv6 by a worker of the kernel a moment later.
         """
         self.heard.events = []
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
-            for event in self.heard.source.read():
-                self.heard.events.append(event)
+        applied = 0
+        fresh = World()
+
+        def in_step() -> bool:
+            nonlocal applied, fresh
+            while self.heard.take():
+                pass
+            for event in self.heard.events[applied:]:
                 network.apply(self.world, event)
+            applied = len(self.heard.events)
             fresh = World()
             network.resynchronise(fresh, self.dump())
-            if known(self.world) == known(fresh):
-                return self.heard.events
-            left = max(deadline - time.monotonic(), 0)
-            if not select.select([self.heard.source], [], [], left)[0]:
-                assert known(self.world) == known(fresh)
+            return known(self.world) == known(fresh)
+
+        until(in_step, lambda: f"{known(self.world)} is {known(fresh)}")
+        return self.heard.events
 
     def index(self, name: str) -> int:
         rows = json.loads(self.run(f"-j link show dev {name}"))
@@ -260,7 +263,7 @@ def test_an_overflow_is_told_and_made_good(net: Network) -> None:
     with small:
         lines = [f"address add 192.0.2.{n}/24 dev one" for n in range(1, 100)]
         net.host.batch("ip", [*lines, "route add default via 192.0.2.250 metric 5"])
-        heard = Heard(small)
+        heard = EventLog(small)
         assert heard.wait(EventsLost).source == rtnetlink.SOURCE
         heard.drain()
         net.run("route del default via 192.0.2.250 metric 5")

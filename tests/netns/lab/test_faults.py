@@ -24,6 +24,7 @@ from mptcpd_ebpf.lab import (
 )
 from mptcpd_ebpf.lab.schedule import End
 from mptcpd_ebpf.lab.traffic import RequestResponseResult
+from tests.netns.kernel_path_manager import add_endpoint
 from tests.waiting import SLOWNESS, until
 
 Make = Callable[..., Lab]
@@ -49,7 +50,7 @@ def mib(host: Host) -> dict[str, int]:
 
 
 def join_over_second_path(lab: Lab) -> None:
-    lab.client.run(["ip", "mptcp", "endpoint", "add", lab.paths[1].client_ip, "subflow"])
+    add_endpoint(lab.client, lab.paths[1].client_ip, "subflow")
 
 
 def joining(lab: Lab) -> int:
@@ -321,7 +322,7 @@ def test_only_joins_are_dropped(make_mptcp_lab: Make, ip: str) -> None:
 
 def test_only_announcements_are_dropped(make_mptcp_lab: Make) -> None:
     lab = make_mptcp_lab(TWO)
-    lab.server.run(["ip", "mptcp", "endpoint", "add", lab.paths[1].server_ip, "signal"])
+    add_endpoint(lab.server, lab.paths[1].server_ip, "signal")
     lab.paths[0].drop_mptcp("add-addr")
     running = lab.start(RequestResponse(count=20, interval_ms=5))
     until(lambda: mib(lab.server).get("AddAddrTx", 1) >= 1, "the server announces")

@@ -14,7 +14,8 @@ import pytest
 from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse
 from mptcpd_ebpf.lab.traffic.sockets import token_of
 from mptcpd_ebpf.runtime.exit_codes import ExitCode
-from tests.netns.probed import Ends, abort, allow_joins, connection
+from tests.netns.kernel_path_manager import allow_joins, raise_limits
+from tests.netns.mptcp_sockets import Ends, abort, connection
 from tests.netns.tracing import MAIN, Line, tracing
 from tests.waiting import SLOWNESS
 
@@ -188,8 +189,7 @@ def test_only_one_subflow() -> None:
 
 def test_only_backups_are_left() -> None:
     with Lab(paths=HEALTHY) as lab:
-        for host in (lab.client, lab.server):
-            host.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+        raise_limits(lab.client, lab.server)
         spare = lab.paths[1]
         lab.client.run(
             [

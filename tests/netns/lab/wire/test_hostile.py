@@ -31,8 +31,10 @@ from mptcpd_ebpf.lab.wire import (
     PeerSubflow,
 )
 from mptcpd_ebpf.lab.wire.options import KIND
-from tests.netns.mptcp_peers import DEADLINE_S, listen
-from tests.netns.wire_kernel import WRONG_HMAC, Counters, Talk, kernel_connects, open_lab, talk
+from tests.netns.kernel_path_manager import add_endpoint
+from tests.netns.mptcp_counters import WRONG_HMAC, Counters
+from tests.netns.mptcp_sockets import DEADLINE_S, listen
+from tests.netns.scripted_peer import Talk, kernel_connects, open_lab, talk
 from tests.waiting import until
 
 MIDDLEBOX, PROHIBITED, MPTCP_SPECIFIC = 6, 3, 1
@@ -114,7 +116,7 @@ def test_a_join_beyond_the_limit_is_refused_by_policy(lab: Lab) -> None:
 
 
 def test_a_server_that_cannot_prove_itself_is_reset(lab: Lab) -> None:
-    lab.client.run(["ip", "mptcp", "endpoint", "add", second_ip(lab), "subflow"])
+    add_endpoint(lab.client, second_ip(lab), "subflow")
     counters = Counters(lab.client)
     with Peer(lab.server.name) as peer, kernel_connects(lab) as client:
         connection = peer.accept(5000)

@@ -7,7 +7,6 @@ The kernel is the judge: what it accepted, it counted (MPTcpExt) and its sockets
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -25,8 +24,11 @@ from mptcpd_ebpf.lab.wire import (
     Peer,
     RemoveAddr,
 )
-from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP, listen
-from tests.netns.wire_kernel import Counters, Talk, kernel_connects, open_lab, talk
+from tests.netns.kernel_path_manager import add_endpoint
+from tests.netns.mptcp_counters import Counters
+from tests.netns.mptcp_sockets import DEADLINE_S, connected_sockets, listen
+from tests.netns.scripted_peer import Talk, kernel_connected, kernel_connects, open_lab, talk
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -92,7 +94,6 @@ def test_ipv6_joins_and_announcements() -> None:
 def test_a_join_carries_data(plain: Talk) -> None:
     counters = Counters(plain.lab.server)
     path1 = plain.lab.paths[1]
-    assert path1.client_ip is not None
     subflow = plain.connection.join(path1.client_ip, 2, backup=True)
     assert subflow.reset_by is None
     plain.connection.send(b"over the second path", on=subflow)
@@ -110,7 +111,6 @@ def test_a_join_carries_data(plain: Talk) -> None:
 
 def test_priority_changes(plain: Talk) -> None:
     path1 = plain.lab.paths[1]
-    assert path1.client_ip is not None
     subflow = plain.connection.join(path1.client_ip, 2)
     counters = Counters(plain.lab.server)
     subflow.prio(backup=True)
@@ -124,7 +124,6 @@ def test_priority_changes(plain: Talk) -> None:
 
 def test_an_announced_address_is_echoed_joined_and_left_when_withdrawn(plain: Talk) -> None:
     path1 = plain.lab.paths[1]
-    assert path1.client_ip is not None
     counters = Counters(plain.lab.server)
     port = plain.connection.initial.flow.source.port
     plain.connection.announce(path1.client_ip, 7)
@@ -163,7 +162,6 @@ def test_the_kernel_s_fast_close_proves_itself_with_our_key(plain: Talk) -> None
 
 def test_a_reset_with_a_reason_ends_one_subflow(plain: Talk) -> None:
     path1 = plain.lab.paths[1]
-    assert path1.client_ip is not None
     subflow = plain.connection.join(path1.client_ip, 2)
     counters = Counters(plain.lab.server)
     subflow.reset(reason=4, transient=True)
@@ -218,14 +216,8 @@ def test_the_kernel_connects_to_the_peer(lab: Lab, checksum: bool) -> None:
 
 def test_an_endpoint_of_the_kernel_joins_the_peer(lab: Lab) -> None:
     path1 = lab.paths[1]
-    assert path1.client_ip is not None
-    endpoint = ["ip", "mptcp", "endpoint", "add", path1.client_ip, "subflow", "backup", "id", "9"]
-    lab.client.run(endpoint)
-    with Peer(lab.server.name) as peer, kernel_connects(lab) as client:
-        connection = peer.accept(5000)
-        client.settimeout(DEADLINE_S)
-        client.sendall(b"x")
-        connection.receive_data(1)
+    add_endpoint(lab.client, path1.client_ip, "subflow", "backup", "id", "9")
+    with kernel_connected(lab) as (peer, connection, _):
         subflow = connection.accept_join()
         assert subflow.heard[0].carries(
             MPJoinSyn(address_id=9, backup=True, token=connection.token)
@@ -258,21 +250,21 @@ def test_a_namespace_has_one_peer(lab: Lab) -> None:
 
 def test_the_rule_goes_with_a_killed_owner(lab: Lab) -> None:
     script = (
-        "import sys, time; from mptcpd_ebpf.lab.wire import Peer\n"
-        "peer = Peer(sys.argv[1]); print('open', flush=True); time.sleep(60)"
+        "import sys; from mptcpd_ebpf.lab.wire import Peer\n"
+        "peer = Peer(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
     )
     argv = [sys.executable, "-c", script, lab.server.name]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as owner:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
         try:
             assert owner.stdout is not None
             assert owner.stdout.readline() == "open\n"
             assert "drop" in lab.server.run(["nft", "list", "ruleset"]).stdout
         finally:
             owner.kill()
-    deadline = time.monotonic() + DEADLINE_S
-    while "wire_peer" in lab.server.run(["nft", "list", "ruleset"]).stdout:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(
+        lambda: "wire_peer" not in lab.server.run(["nft", "list", "ruleset"]).stdout,
+        "the kernel removes the rule",
+    )
 
 
 def test_an_expectation_not_met_shows_the_conversation(lab: Lab) -> None:
@@ -286,9 +278,5 @@ def test_an_expectation_not_met_shows_the_conversation(lab: Lab) -> None:
 
 def test_plain_tcp_still_works_after_the_peer(lab: Lab) -> None:
     Peer(lab.client.name).close()
-    with listen(lab.server, "0.0.0.0") as listener:
-        with lab.client.entered():
-            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with client:
-            client.settimeout(DEADLINE_S)
-            client.connect((lab.paths[0].server_ip, listener.getsockname()[1]))
+    with connected_sockets(lab.client, lab.server, lab.paths[0].server_ip):
+        pass
