@@ -26,13 +26,13 @@ from tests.ordinary_user import AS_NOBODY
 from tests.waiting import SLOWNESS, runs, until
 
 HOLD = """
-import subprocess, sys, time
+import signal
 from mptcpd_ebpf.lab import Lab, Path, RequestResponse
 with Lab([Path(delay_ms=5)], backend="nfqueue") as lab:
     child = lab.client.popen(["sleep", "600"])
     lab.start(RequestResponse())
     print(lab.client.name, child.pid, lab.backend.emulation.process.pid, flush=True)
-    time.sleep(600)
+    signal.pause()
 """
 
 
