@@ -18,13 +18,12 @@ from msgspec import Struct
 
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Lab, LabError, Path
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from mptcpd_ebpf.lab.waiting import wait_until
 
 MPTCPD = "/usr/libexec/mptcpd"
 CONFIGURATION = "/etc/mptcpd/mptcpd.conf"
 NAMES = ("mptcpd", "ours")
-LIMIT = "8"
-"""The highest the kernel takes: room for joins at the server."""
 
 _DEADLINE_S = 20.0
 
@@ -58,8 +57,7 @@ def both(plugin: str, folder: str, paths: Sequence[Path], ip: str = "4") -> Iter
             lab = stack.enter_context(Lab(paths=paths, ip=ip))
             if plugin == "sspi":
                 lab.client.sysctl("mptcp.pm_type", 1)
-            limits = ["subflows", LIMIT, "add_addr_accepted", LIMIT]
-            lab.server.run(["ip", "mptcp", "limits", "set", *limits])
+            raise_limits(lab.server)
             argv = commands(name, plugin, f"{folder}/{name}-{plugin}.sock")
             sides.append(Side(name, lab, stack.enter_context(_started(lab, argv))))
         yield sides

@@ -10,7 +10,6 @@ import pytest
 
 SERVER = pathlib.Path(__file__).with_name("line_server.py")
 PORT = 7000
-IPPROTO_MPTCP = 262
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def lab(mptcp_lab):
 def connect(lab):
     """A connection from the client host to the server's first address."""
     with lab.client.entered():
-        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
     connection.settimeout(20)
     connection.connect((lab.paths[0].server_ip, PORT))
     return connection

@@ -22,7 +22,7 @@ class Latency(TypedDict):
     max_ms: float | None
 
 
-class Told(TypedDict):
+class ReportedDecision(TypedDict):
     """A decision as the report tells it."""
 
     t: float
@@ -40,7 +40,7 @@ Compared = TypedDict(
         "with": Latency,
         "fault_to_action_ms": float | None,
         "heal_to_return_ms": float | None,
-        "decisions": list[Told],
+        "decisions": list[ReportedDecision],
     },
 )
 
@@ -72,8 +72,8 @@ def conclusion(report: Report) -> str:
     return f"The slowest message took {', '.join(parts)}."
 
 
-def news(decisions: list[DecisionView]) -> list[DecisionView]:
-    """Decisions worth telling: without the many trials of a path that is away."""
+def without_routine(decisions: list[DecisionView]) -> list[DecisionView]:
+    """Decisions worth shown: without the many trials of a path that is away."""
     return [each for each in decisions if not each["command"]["routine"]]
 
 
@@ -82,19 +82,19 @@ def reaction(
 ) -> tuple[float | None, float | None]:
     """Milliseconds from the fault to the leaving of the path of our address `ip`, and from
     the healing to its return; None for what did not happen."""
-    telling = [
+    shown = [
         (at, each)
         for at, each in decisions
         if phase.begin <= at < phase.end and not each["command"]["routine"]
     ]
-    left = next((at for at, each in telling if _leaves(each, ip)), None)
-    back = next((at for at, each in telling if at >= phase.heal and _returns(each, ip)), None)
+    left = next((at for at, each in shown if _leaves(each, ip)), None)
+    back = next((at for at, each in shown if at >= phase.heal and _returns(each, ip)), None)
     return _ms(left, phase.begin), _ms(back, phase.heal)
 
 
 def _compared(without: Recording, before: Phase, managed: Recording, after: Phase) -> Compared:
     made = [(at, each) for at, each in managed.decisions if after.begin <= at < after.end]
-    telling = [(at, each) for at, each in made if not each["command"]["routine"]]
+    shown = [(at, each) for at, each in made if not each["command"]["routine"]]
     left, back = reaction(managed.decisions, after, managed.fast_ip)
     return {
         "fault": after.fault,
@@ -109,7 +109,7 @@ def _compared(without: Recording, before: Phase, managed: Recording, after: Phas
                 "subflow": each["subflow"],
                 "reason": each["reason"],
             }
-            for at, each in telling
+            for at, each in shown
         ],
     }
 

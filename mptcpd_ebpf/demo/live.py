@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mptcpd_ebpf.control.schema import Connections, DecisionView, SubflowView
-from mptcpd_ebpf.demo.findings import news
+from mptcpd_ebpf.demo.findings import without_routine
 
 _SHOWN_DECISIONS = 8
 _COLUMNS = ("subflow", "interface", "state", "srtt ms", "min ms", "sent again", "lost", "cwnd",
@@ -22,7 +22,7 @@ _COLUMNS = ("subflow", "interface", "state", "srtt ms", "min ms", "sent again", 
 
 
 class View(AbstractContextManager["View"]):
-    """Told what `scenario.run` watches."""
+    """ReportedDecision what `scenario.run` watches."""
 
     def __init__(self, title: str, stream: IO[str]) -> None:
         self._title = title
@@ -44,19 +44,19 @@ class View(AbstractContextManager["View"]):
 
     def __call__(self, phase: str, answer: Connections, decisions: list[DecisionView]) -> None:
         """Shows the present state."""
-        telling = news(decisions)
+        shown = without_routine(decisions)
         if phase != self._phase:
             self._phase = phase
             self._console.print(f"  {phase}")
-        for decision in telling[self._told :]:
-            self._console.print(Text(f"    {words(decision)}"))
-        self._told = len(telling)
+        for decision in shown[self._told :]:
+            self._console.print(Text(f"    {sentence(decision)}"))
+        self._told = len(shown)
         if self._live is not None:
-            recent = [Text(words(decision)) for decision in telling[-_SHOWN_DECISIONS:]]
+            recent = [Text(sentence(decision)) for decision in shown[-_SHOWN_DECISIONS:]]
             self._live.update(Group(_table(answer), *recent))
 
 
-def words(decision: DecisionView) -> str:
+def sentence(decision: DecisionView) -> str:
     """``destroy 10.1.1.2:4000 → 10.1.2.2:80: nothing came back …``."""
     command = decision["command"]
     verbs = {

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 
 from mptcpd_ebpf.control.schema import SubflowView
-from mptcpd_ebpf.demo.findings import news
+from mptcpd_ebpf.demo.findings import without_routine
 from mptcpd_ebpf.demo.scenario import FAST, SLOW, Phase, Recording, Sample
 
 matplotlib.use("agg")
@@ -34,7 +34,7 @@ def draw(without: Recording, managed: Recording, path: Path) -> None:
     ):
         rows = [_subflow(sample, ip) for sample in managed.samples]
         rtt.plot(times, [_srtt_ms(row) for row in rows], ".-", color=colour, label=name)
-        loss.step(times, _sent_again(rows), where="post", color=colour, label=name)
+        loss.step(times, _retransmitted(rows), where="post", color=colour, label=name)
     latency.set_ylabel("message latency, ms")
     latency.set_yscale("log")
     rtt.set_ylabel("smoothed RTT, ms")
@@ -92,7 +92,7 @@ def _srtt_ms(row: SubflowView | None) -> float:
     return nan if row is None or row["srtt_us"] is None else row["srtt_us"] / 1000
 
 
-def _sent_again(rows: list[SubflowView | None]) -> list[float]:
+def _retransmitted(rows: list[SubflowView | None]) -> list[float]:
     """Segments sent again since the sample before; a new subflow starts anew."""
     grown: list[float] = [nan]
     for before, after in pairwise(rows):
@@ -115,7 +115,9 @@ def _shade(axes: Any, phases: list[Phase], start: int) -> None:
 
 
 def _mark_decisions(axes: Any, managed: Recording, start: int) -> None:
-    telling = {each["id"] for each in news([decision for _, decision in managed.decisions])}
+    shown = {
+        each["id"] for each in without_routine([decision for _, decision in managed.decisions])
+    }
     for at, decision in managed.decisions:
-        if decision["id"] in telling:
+        if decision["id"] in shown:
             axes.axvline((at - start) / 1e9, linestyle=":", color="black", linewidth=0.8)

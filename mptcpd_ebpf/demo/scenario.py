@@ -20,16 +20,17 @@ from msgspec import Struct
 from mptcpd_ebpf.control import client
 from mptcpd_ebpf.control.schema import Connections, DecisionView
 from mptcpd_ebpf.lab import Bulk, Lab, LabError, Path, RequestResponse
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins, raise_limits
 from mptcpd_ebpf.lab.live import LivePath
 from mptcpd_ebpf.lab.traffic import BulkResult, Message
 from mptcpd_ebpf.runtime.exit_codes import Failure
 
-Manager = Literal["kernel", "adaptive"]
+ManagerName = Literal["kernel", "adaptive"]
 
 FAST = Path(name="fibre", delay_ms=10, rate_mbit=20)
 SLOW = Path(name="mobile", delay_ms=40, rate_mbit=20)
 
-FAULTS: dict[str, Callable[[LivePath], None]] = {
+DEMO_FAULTS: dict[str, Callable[[LivePath], None]] = {
     "loss": lambda path: path.set(loss_percent=30),
     "delay": lambda path: path.set(delay_ms=FAST.delay_ms + 290),
     "blackhole": lambda path: path.blackhole(),
@@ -37,7 +38,6 @@ FAULTS: dict[str, Callable[[LivePath], None]] = {
 """What happens to the faster path, each way."""
 
 SAMPLE_S = 0.25
-_LIMIT = 8
 
 
 class Timing(Struct, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ class Phase(Struct, frozen=True, kw_only=True):
     """A stretch of the run.  CLOCK_MONOTONIC nanoseconds."""
 
     fault: str
-    """``none``, a key of `FAULTS`, or ``bulk``."""
+    """``none``, a key of `DEMO_FAULTS`, or ``bulk``."""
     begin: int
     heal: int
     """When the fault ended."""
@@ -71,7 +71,7 @@ class Sample(Struct, frozen=True, kw_only=True):
 class Recording(Struct, frozen=True, kw_only=True):
     """Everything one run brought."""
 
-    manager: Manager
+    manager: ManagerName
     fast_ip: str
     """The client's address on the path that suffers."""
     slow_ip: str
@@ -84,10 +84,10 @@ class Recording(Struct, frozen=True, kw_only=True):
 
 
 Watch = Callable[[str, Connections, list[DecisionView]], None]
-"""Told the phase, the connections and the decisions so far, a few times a second."""
+"""ReportedDecision the phase, the connections and the decisions so far, a few times a second."""
 
 
-def run(manager: Manager, timing: Timing, watch: Watch) -> Recording:
+def run(manager: ManagerName, timing: Timing, watch: Watch) -> Recording:
     """One run from set-up to clean-up.  Raises LabError."""
     with (
         stage(manager) as lab,
@@ -98,24 +98,18 @@ def run(manager: Manager, timing: Timing, watch: Watch) -> Recording:
 
 
 @contextmanager
-def stage(manager: Manager, paths: Sequence[Path] = (FAST, SLOW)) -> Iterator[Lab]:
+def stage(manager: ManagerName, paths: Sequence[Path] = (FAST, SLOW)) -> Iterator[Lab]:
     """The two hosts and their paths, with what the path manager needs to use both."""
     with Lab(paths=paths) as lab:
-        # Room for joins at both ends; the defaults of the in-kernel path manager allow two.
-        for host in (lab.client, lab.server):
-            limit = str(_LIMIT)
-            host.run(
-                ["ip", "mptcp", "limits", "set", "subflows", limit, "add_addr_accepted", limit]
-            )
-        for path in lab.paths[1:] if manager == "kernel" else []:
-            lab.client.run(
-                ["ip", "mptcp", "endpoint", "add", path.client_ip, "dev", path.client_if, "subflow"]
-            )
+        if manager == "kernel":
+            allow_joins(lab)
+        else:
+            raise_limits(lab.client, lab.server)
         yield lab
 
 
 @contextmanager
-def daemon(lab: Lab, manager: Manager, control: str) -> Iterator[str]:
+def daemon(lab: Lab, manager: ManagerName, control: str) -> Iterator[str]:
     """A daemon in the client's namespace, ready; gives its control path."""
     argv = [sys.executable, "-m", "mptcpd_ebpf", "daemon", "--control", control]
     if manager != "kernel":
@@ -156,7 +150,7 @@ def _carried_out(control: str) -> list[DecisionView]:
 
 class _Run:
     def __init__(
-        self, lab: Lab, manager: Manager, timing: Timing, control: str, watch: Watch
+        self, lab: Lab, manager: ManagerName, timing: Timing, control: str, watch: Watch
     ) -> None:
         self._lab = lab
         self._manager = manager
@@ -187,9 +181,9 @@ class _Run:
             now = time.monotonic_ns()
             phases = [Phase(fault="none", begin=begin, heal=now, end=now)]
             fast = self._lab.paths[0]
-            for fault, inflict in FAULTS.items():
+            for fault, inject in DEMO_FAULTS.items():
                 begin = time.monotonic_ns()
-                inflict(fast)
+                inject(fast)
                 self._wait(self._timing.fault, f"{FAST.name}: {fault}")
                 heal = time.monotonic_ns()
                 fast.heal()

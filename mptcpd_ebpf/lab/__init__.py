@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         Stream,
     )
 
-_HOMES = {
+_MODULES = {
     "Bottleneck": "topology",
     "Bulk": "traffic",
     "Burst": "impairment",
@@ -77,8 +77,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

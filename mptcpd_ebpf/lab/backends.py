@@ -8,7 +8,7 @@ emulator; a seed asks for the emulator where tc(8) cannot seed netem.
 
 from typing import Protocol
 
-from mptcpd_ebpf.lab.emulation import EmulatedLink, Emulation, State
+from mptcpd_ebpf.lab.emulation import DirectionState, EmulatedLink, Emulation
 from mptcpd_ebpf.lab.errors import UnavailableError
 from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.impairment import Impairment
@@ -24,7 +24,7 @@ class Backend(Protocol):
     def prepare(self) -> None:
         """Sets everything up, before the first `apply`; UnavailableError if it cannot work here."""
 
-    def apply(self, link: int, states: dict[int, State]) -> None:
+    def apply(self, link: int, states: dict[int, DirectionState]) -> None:
         """Makes the given directions (UP, DOWN) of link number `link` so."""
 
     def drop_options(self, link: int, subtypes: dict[int, list[int]]) -> None:
@@ -105,13 +105,13 @@ class Netem:
     def prepare(self) -> None:
         pass
 
-    def apply(self, link: int, states: dict[int, State]) -> None:
+    def apply(self, link: int, states: dict[int, DirectionState]) -> None:
         self.shaper.change(
             link,
             {direction: self._lines(link, direction, state) for direction, state in states.items()},
         )
 
-    def _lines(self, link: int, direction: int, state: State) -> list[str]:
+    def _lines(self, link: int, direction: int, state: DirectionState) -> list[str]:
         value, blackhole = state
         words = ["netem", f"limit {_NETEM_LIMIT}"]
         if value.delay_ms:
@@ -180,7 +180,7 @@ class Nfqueue:
                 raise
             raise UnavailableError(f"{error}; {self.instead_of}") from None
 
-    def apply(self, link: int, states: dict[int, State]) -> None:
+    def apply(self, link: int, states: dict[int, DirectionState]) -> None:
         self.emulation.impair(link, states)
         self.shaper.change(link, {d: _bucket(value) for d, (value, _) in states.items()})
 

@@ -21,7 +21,7 @@ UP, DOWN = 0, 1
 
 _ENDED = "the path emulator has ended: packets have passed unimpaired since"
 
-State = tuple[Impairment, bool]
+DirectionState = tuple[Impairment, bool]
 """An impairment, and whether everything is swallowed (blackhole)."""
 
 
@@ -81,7 +81,7 @@ class Emulation:
                 raise UnavailableError(f"NFQUEUE does not work here: {done.stderr.strip()}")
         self._diverted.add(link)
 
-    def impair(self, link: int, states: dict[int, State]) -> None:
+    def impair(self, link: int, states: dict[int, DirectionState]) -> None:
         """Sets what happens to the packets of a link, by direction."""
         self._change(
             link,

@@ -38,7 +38,7 @@ from typing import Any
 if __name__ == "__main__":
     # Started by its path, without the site module, since that starts fastest.
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mptcpd_ebpf.kernel.tcp_options import MPTCP, split_options
+from mptcpd_ebpf.kernel.tcp_options import MPTCP_KIND, split_options
 
 # include/uapi/linux/netfilter/nfnetlink.h, nfnetlink_queue.h
 _SUBSYS_QUEUE = 3 << 8
@@ -255,7 +255,7 @@ def mptcp_subtypes(packet: bytes) -> frozenset[int]:
     if protocol != socket.IPPROTO_TCP or len(packet) < tcp + 20:
         return frozenset()
     options, _ = split_options(packet[tcp + 20 : tcp + (packet[tcp + 12] >> 4) * 4])
-    return frozenset(each[2] >> 4 for each in options if each[0] == MPTCP and len(each) > 2)
+    return frozenset(each[2] >> 4 for each in options if each[0] == MPTCP_KIND and len(each) > 2)
 
 
 def _message(kind: int, queue: int, attribute: int, value: bytes, flags: int) -> bytes:

@@ -21,7 +21,7 @@ from mptcpd_ebpf.lab.errors import LabError
 from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.schedule import ENDS, End
 from mptcpd_ebpf.lab.topology import FAR, NEAR
-from mptcpd_ebpf.lab.wiring import WORKSHOP, Plan, connect, neck_routers
+from mptcpd_ebpf.lab.wiring import SCRATCH, Plan, connect, neck_routers
 
 
 class Faults(Struct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ def _changed(ends: frozenset[End], end: End, member: bool) -> frozenset[End]:
     return ends | {end} if member else ends - {end}
 
 
-class Wanted(Struct, frozen=True, kw_only=True):
+class PathState(Struct, frozen=True, kw_only=True):
     """What must be so with a path's interfaces."""
 
     interface: bool
@@ -71,14 +71,14 @@ class Wanted(Struct, frozen=True, kw_only=True):
     """The hosts that have the path's addresses, and the first host's rules with them."""
 
 
-def wanted(faults: Faults, *, bottleneck: bool) -> Wanted:
+def state_under(faults: Faults, *, bottleneck: bool) -> PathState:
     """What all faults together leave of a path."""
     interface = not faults.interface_removed
     powered = not faults.router_off
     served = "server" not in faults.carrier_off
     far = powered and (bottleneck or served)
     gone = faults.address_removed | (frozenset() if interface else {"client"})
-    return Wanted(
+    return PathState(
         interface=interface,
         near=interface and powered and "client" not in faults.carrier_off,
         far=far,
@@ -126,14 +126,14 @@ class PathInterfaces:
     def bring(self, faults: Faults) -> None:
         """Makes everything so that these faults hold and no others."""
         bottleneck = self.path.bottleneck is not None
-        old = wanted(self.faults, bottleneck=bottleneck)
-        new = wanted(faults, bottleneck=bottleneck)
+        old = state_under(self.faults, bottleneck=bottleneck)
+        new = state_under(faults, bottleneck=bottleneck)
         if old != new:
             self._change(old, new)
         self._faults = faults
         self._far_end.off = "server" in faults.carrier_off
 
-    def _change(self, old: Wanted, new: Wanted) -> None:
+    def _change(self, old: PathState, new: PathState) -> None:
         for end in ENDS:
             if end in old.addresses and end not in new.addresses:
                 self._take_address(end, new)
@@ -157,7 +157,7 @@ class PathInterfaces:
             plug.host.wait_until_running([plug.interface])
             plug.other.wait_until_running([plug.its])
 
-    def _take_address(self, end: End, new: Wanted) -> None:
+    def _take_address(self, end: End, new: PathState) -> None:
         host = self._host(end)
         lines = []
         if end == "server" or new.interface:  # they go with the interface, its rules do not
@@ -172,11 +172,11 @@ class PathInterfaces:
 
     def _make_interface(self) -> None:
         cable = connect([(self._client(), self.path.name, self.router, NEAR)])
-        self.hosts[WORKSHOP].batch("ip", cable)
+        self.hosts[SCRATCH].batch("ip", cable)
         self._client().batch("ip", [self.plan.host_link_line(self._client().label, self.index)])
 
     def _plugs(self) -> dict[str, _Plug]:
-        """What can be taken down, by the field of `Wanted`."""
+        """What can be taken down, by the field of `PathState`."""
         server = self._host("server")
         far_interface = self.plan.far_interface(self.index)
         plugs = {

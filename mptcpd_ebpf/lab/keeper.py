@@ -227,13 +227,13 @@ def _serve(listener: socket.socket, lab: Lab, schedule: RunningSchedule | None) 
             if request == {"down": True}:
                 return connection.dup()
             try:
-                answer = _obey(lab, schedule, request)
+                answer = _answer(lab, schedule, request)
             except Exception as error:
                 answer = _refusal(error)
             _send(connection, answer)
 
 
-def _obey(lab: Lab, schedule: RunningSchedule | None, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(lab: Lab, schedule: RunningSchedule | None, request: dict[str, Any]) -> dict[str, Any]:
     if "step" in request:
         try:
             step = msgspec.convert(request["step"], Step)

@@ -28,7 +28,7 @@ T = TypeVar("T")
 L = TypeVar("L", bound="LiveLink")
 
 
-def _alone(method: Callable[Concatenate[L, P], T]) -> Callable[Concatenate[L, P], T]:
+def _locked(method: Callable[Concatenate[L, P], T]) -> Callable[Concatenate[L, P], T]:
     """A method that no other thread's change of the same lab comes between.
 
     Schedules run in threads of their own beside the test.
@@ -68,7 +68,7 @@ class LiveLink:
         self._backend = backend
         self._declared = declared
         self._now = list(declared)
-        self._swallows = [False, False]
+        self._blackholed = [False, False]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -89,9 +89,9 @@ class LiveLink:
     @property
     def blackholed(self) -> tuple[bool, bool]:
         """Whether everything is swallowed: up, down."""
-        return self._swallows[UP], self._swallows[DOWN]
+        return self._blackholed[UP], self._blackholed[DOWN]
 
-    @_alone
+    @_locked
     def set(self, /, *, direction: Direction = "both", **changes: Any) -> None:
         """Changes fields of the impairment at once; the others stay.
 
@@ -105,22 +105,22 @@ class LiveLink:
             self._now[index] = value
         self._apply(which)
 
-    @_alone
+    @_locked
     def blackhole(self, direction: Direction = "both") -> None:
         """Swallows every packet, while links and routes look healthy."""
         which = directions(direction)
         for index in which:
-            self._swallows[index] = True
+            self._blackholed[index] = True
         self._apply(which)
 
-    @_alone
+    @_locked
     def heal(self) -> None:
         """Back to what was declared."""
         self._now = list(self._declared)
-        self._swallows = [False, False]
+        self._blackholed = [False, False]
         self._apply([UP, DOWN])
 
-    @_alone
+    @_locked
     def apply_declared(self) -> None:
         """Makes a new link as declared; what is unimpaired needs nothing."""
         if any(value != Impairment() for value in self._declared):
@@ -128,7 +128,7 @@ class LiveLink:
 
     def _apply(self, which: list[int]) -> None:
         self._backend.apply(
-            self._number, {index: (self._now[index], self._swallows[index]) for index in which}
+            self._number, {index: (self._now[index], self._blackholed[index]) for index in which}
         )
 
 
@@ -202,7 +202,7 @@ class LivePath(LiveLink):
     # --- what the hosts notice: links, addresses, routers.  Each fault lasts until its own
     #     opposite or `heal`, whatever else happens meanwhile
 
-    @_alone
+    @_locked
     def carrier(self, on: bool, *, end: End = "client") -> None:
         """Takes the carrier from the interface at `end`, or gives it back.
 
@@ -210,26 +210,26 @@ class LivePath(LiveLink):
         """
         self._bring(self.faults.carrier(end, on=on))
 
-    @_alone
+    @_locked
     def remove_address(self, *, end: End = "client") -> None:
         """Takes the path's addresses from its interface at `end`, with rules and routes."""
         self._bring(self.faults.address(end, there=False))
 
-    @_alone
+    @_locked
     def restore_address(self, *, end: End = "client") -> None:
         self._bring(self.faults.address(end, there=True))
 
-    @_alone
+    @_locked
     def remove_interface(self) -> None:
         """Deletes the first host's interface, as when a USB modem is pulled."""
         self._bring(self.faults.interface(there=False))
 
-    @_alone
+    @_locked
     def restore_interface(self) -> None:
         """Makes the interface, with its addresses and routes, again."""
         self._bring(self.faults.interface(there=True))
 
-    @_alone
+    @_locked
     def power_off_router(self) -> None:
         """The router stops: its neighbours lose carrier, what was on the way is lost.
 
@@ -237,7 +237,7 @@ class LivePath(LiveLink):
         """
         self._bring(self.faults.router(on=False))
 
-    @_alone
+    @_locked
     def power_on_router(self) -> None:
         """The router is back, with its configuration and none of its NAT bindings."""
         self._bring(self.faults.router(on=True))
@@ -266,12 +266,12 @@ class LivePath(LiveLink):
             raise LabError(f"path {self.name} has no NAT: declare Path(nat=True)")
         return expire_nat(self.router)
 
-    @_alone
+    @_locked
     def strip_mptcp(self, direction: Direction = "both") -> None:
         """Removes MPTCP options from every packet (they become NOPs)."""
         self._stripper.strip(directions(direction))
 
-    @_alone
+    @_locked
     def drop_mptcp(self, *options: str, direction: Direction = "both") -> None:
         """Drops packets that carry one of these MPTCP options, and lets all others pass.
 
@@ -301,7 +301,7 @@ class LivePath(LiveLink):
         """
         return self.router.call(inject_resets, within_s)
 
-    @_alone
+    @_locked
     def heal(self) -> None:
         """Everything back to what was declared: impairment, interfaces, addresses, options."""
         self._stripper.clear()

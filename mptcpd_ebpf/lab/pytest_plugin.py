@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mptcpd_ebpf.lab.lab import Lab
 
-MARKER = "mptcp_lab"
+MARKER_NAME = "mptcp_lab"
 REQUIRED = "mptcp_lab_required"
 BACKEND = "--mptcp-lab-backend"
 
@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", f"{MARKER}(paths=[...], **fields): the topology of the mptcp_lab fixture"
+        "markers", f"{MARKER_NAME}(paths=[...], **fields): the topology of the mptcp_lab fixture"
     )
 
 
@@ -77,5 +77,5 @@ def make_mptcp_lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab
 @pytest.fixture
 def mptcp_lab(request: pytest.FixtureRequest, make_mptcp_lab: Callable[..., Lab]) -> Lab:
     """A lab as the test's `mptcp_lab` marker describes it, or with two unimpaired paths."""
-    marker = request.node.get_closest_marker(MARKER)
+    marker = request.node.get_closest_marker(MARKER_NAME)
     return make_mptcp_lab(*marker.args, **marker.kwargs) if marker else make_mptcp_lab()

@@ -8,12 +8,12 @@ from typing import Any, assert_never, cast
 
 from mptcpd_ebpf.lab.errors import LabError
 from mptcpd_ebpf.lab.live import LiveLink, LivePath
-from mptcpd_ebpf.lab.schedule import Fault, Step
+from mptcpd_ebpf.lab.schedule import FaultName, Step
 
 
 def action(link: LiveLink, step: Step) -> Callable[[], object]:
     """What a step, of which `schedule.problems` knows none, does to its path or bottleneck."""
-    fault = cast("Fault | None", step.fault)
+    fault = cast("FaultName | None", step.fault)
     if fault is None:
         return lambda: link.set(direction=step.direction, **step.set)
     if fault == "heal":

@@ -31,7 +31,7 @@ OPTION_SUBTYPES = {
 }
 """RFC 8684, 9.3: MPTCP option subtypes."""
 
-Fault = Literal[
+FaultName = Literal[
     "blackhole",
     "heal",
     "carrier-off",
@@ -49,7 +49,7 @@ Fault = Literal[
 ]
 """What can befall a path."""
 
-FAULTS: tuple[Fault, ...] = get_args(Fault)
+FAULTS: tuple[FaultName, ...] = get_args(FaultName)
 
 End = Literal["client", "server"]
 """The first or the second host of a path."""

@@ -27,7 +27,7 @@ from mptcpd_ebpf.lab.topology import (
     subnet,
 )
 
-WORKSHOP = "_workshop"
+SCRATCH = "_scratch"
 """A namespace that stays empty.  Links are made from here: before Linux 6.14 the kernel
 refuses a new link whose name its maker has already, wherever the link is to go."""
 FIRST_TABLE = 101

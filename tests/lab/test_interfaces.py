@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mptcpd_ebpf.lab import LabError
-from mptcpd_ebpf.lab.interfaces import Faults, wanted
+from mptcpd_ebpf.lab.interfaces import Faults, state_under
 
 CHANGES: list[tuple[Callable[[Faults], Faults], Callable[[Faults], Faults]]] = [
     (lambda f: f.carrier("client", on=False), lambda f: f.carrier("client", on=True)),
@@ -39,7 +39,7 @@ def test_only_the_last_word_on_each_fault_counts(
     client_off, server_off, client_gone, server_gone, removed, router_off = (
         last.get(number, False) for number in range(len(CHANGES))
     )
-    state = wanted(faults, bottleneck=bottleneck)
+    state = state_under(faults, bottleneck=bottleneck)
     assert state.interface is not removed
     assert state.near is not (removed or router_off or client_off)
     assert state.last is not (server_off or (router_off and not bottleneck))

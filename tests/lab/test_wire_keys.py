@@ -13,9 +13,9 @@ from mptcpd_ebpf.lab.wire.keys import (
     ack_hmac,
     add_addr_hmac,
     dss_checksum,
-    idsn_of,
+    idsn_from_key,
     synack_hmac,
-    token_of,
+    token_from_key,
 )
 
 CLIENT_KEY = 0x8AB7CD4EB50E82E4
@@ -23,13 +23,13 @@ SERVER_KEY = 0x7FEF6776DA324C84
 
 
 def test_the_token_names_the_connection() -> None:
-    assert token_of(SERVER_KEY) == 0x697BF393
+    assert token_from_key(SERVER_KEY) == 0x697BF393
 
 
 def test_data_begins_one_above_the_initial_data_sequence_number() -> None:
     # The kernel acknowledged five bytes from the client, and mapped its own first byte.
-    assert idsn_of(CLIENT_KEY) + 1 + 5 == 0x59F50F4946D062A2
-    assert idsn_of(SERVER_KEY) + 1 == 0x5EB6DC75FD8914EF
+    assert idsn_from_key(CLIENT_KEY) + 1 + 5 == 0x59F50F4946D062A2
+    assert idsn_from_key(SERVER_KEY) + 1 == 0x5EB6DC75FD8914EF
 
 
 def test_the_listener_proves_itself_with_the_first_64_bits() -> None:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mptcpd_ebpf.kernel.tcp_options import MPTCP_KIND
 from mptcpd_ebpf.lab.wire.options import (
     DSS,
-    KIND,
     AddAddr,
     MPCapableAck,
     MPCapableSyn,
@@ -91,7 +91,7 @@ def test_what_is_built_is_dissected_as_the_same(form: str, data: st.DataObject) 
     assert type(dissected) is option_class
     assert {name: dissected.getfieldval(name) for name in fields} == fields
     assert dissected.matches(built)
-    assert raw[0] == KIND
+    assert raw[0] == MPTCP_KIND
     assert raw[1] == len(raw)
     assert rebuilt(dissected) == raw
 
@@ -99,7 +99,7 @@ def test_what_is_built_is_dissected_as_the_same(form: str, data: st.DataObject) 
 @given(st.integers(0, 15), st.binary(max_size=37))
 def test_any_octets_come_out_as_they_went_in(subtype: int, rest: bytes) -> None:
     body = bytes([subtype << 4 | (rest[0] & 15 if rest else 0)]) + rest
-    raw = bytes([KIND, 2 + len(body)]) + body
+    raw = bytes([MPTCP_KIND, 2 + len(body)]) + body
     option = MPTCPOption(raw)
     assert rebuilt(option) == raw
     assert option.describe()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.lab.wire.keys import dss_checksum, idsn_of
+from mptcpd_ebpf.lab.wire.keys import dss_checksum, idsn_from_key
 from mptcpd_ebpf.lab.wire.options import DSS, MPCapableAck, MPTCPOption
 from mptcpd_ebpf.lab.wire.peer import Peer
 from mptcpd_ebpf.lab.wire.peer_connection import PeerConnection
@@ -52,7 +52,7 @@ def test_the_stream_is_put_together_from_two_subflows(
     connection = established(key)
     subflows = [connection.initial, subflow(1)]
     next_ssn = [1, 1]
-    dsn = idsn_of(key) + 1
+    dsn = idsn_from_key(key) + 1
     stream = b""
     for which, wide, piece in pieces:
         ssn = next_ssn[which]
@@ -79,7 +79,7 @@ def test_the_stream_is_put_together_from_two_subflows(
 @given(keys, st.binary(max_size=20), st.booleans())
 def test_a_data_fin_is_counted_once_and_checked(key: int, data: bytes, right: bool) -> None:
     connection = established(key)
-    dsn = (idsn_of(key) + 1) % 2**64
+    dsn = (idsn_from_key(key) + 1) % 2**64
     ssn = 1 if data else 0
     checksum = dss_checksum(dsn, ssn, data, len(data) + 1) ^ (not right)
     fin = DSS(data_fin=1, dsn=dsn, ssn=ssn, data_length=len(data) + 1, checksum=checksum)

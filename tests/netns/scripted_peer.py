@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.lab import Lab, Path
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from mptcpd_ebpf.lab.wire import Peer, PeerConnection
-from tests.netns.kernel_path_manager import raise_limits
 from tests.netns.mptcp_sockets import listen, mptcp_socket
 
 PORT = 5000

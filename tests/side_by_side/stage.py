@@ -26,10 +26,10 @@ from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Host, Lab
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from mptcpd_ebpf.lab.waiting import wait_until
 from mptcpd_ebpf.lab.wire import Wire
 from tests.netns.daemon_process import PROGRAM
-from tests.netns.kernel_path_manager import raise_limits
 from tests.netns.mptcp_sockets import connected_sockets, exchange
 from tests.netns.plugin_host import PluginHost, plugin_host
 from tests.side_by_side.spoken import spoken

@@ -6,7 +6,7 @@ from typing import Any
 
 from mptcpd_ebpf.lab.traffic.sockets import (
     READ,
-    Stopped,
+    StopRequested,
     now,
     open_socket,
     send_some,
@@ -16,7 +16,7 @@ from mptcpd_ebpf.lab.traffic.sockets import (
 from mptcpd_ebpf.lab.traffic.workloads import Address, RequestResponse, ShortConnections
 
 
-class _Asking:
+class _RequestClient:
     """The client's side of one connection: what was sent, what came back."""
 
     def __init__(self, connection: socket.socket, workload: RequestResponse) -> None:
@@ -59,7 +59,7 @@ class _Asking:
         stoppable = self.give_up_at is None
         try:
             return bool(wait([self.connection], writes, due, stoppable=stoppable)[0])
-        except Stopped:
+        except StopRequested:
             self._stop_sending()
             return False
 
@@ -73,10 +73,10 @@ class _Asking:
             self.latencies.append(arrived - self.sent[len(self.latencies)])
 
 
-def ask(connection: socket.socket, workload: RequestResponse) -> dict[str, Any]:
+def make_requests(connection: socket.socket, workload: RequestResponse) -> dict[str, Any]:
     """Sends requests by the clock and notes when each response was there whole."""
     connection.setblocking(False)
-    asking = _Asking(connection, workload)
+    asking = _RequestClient(connection, workload)
     error = None
     try:
         asking.run()
@@ -96,7 +96,7 @@ def answer_all(listener: socket.socket, workload: RequestResponse | ShortConnect
         writes = [connection for connection, left in owed.items() if left]
         try:
             readable, writable = wait([listener, *received], writes, None)
-        except Stopped:
+        except StopRequested:
             return
         if listener in readable:
             readable.remove(listener)
@@ -123,7 +123,7 @@ def answer_all(listener: socket.socket, workload: RequestResponse | ShortConnect
                 connection.close()
 
 
-class _Short:
+class _ShortConnection:
     """One short connection, from its begin to the whole response."""
 
     def __init__(self, workload: ShortConnections, local: Address, remote: Address) -> None:
@@ -153,14 +153,14 @@ class _Short:
         return self.missing <= 0
 
 
-class _Often:
+class _ShortConnectionsClient:
     """Many short connections, `parallel` at a time; what fails is a message without an answer."""
 
     def __init__(self, workload: ShortConnections, local: Address, remote: Address) -> None:
         self.workload = workload
         self.ends = (local, remote)
         self.messages: list[tuple[int, int | None]] = []
-        self.live: dict[socket.socket, tuple[int, _Short]] = {}  # begun at
+        self.live: dict[socket.socket, tuple[int, _ShortConnection]] = {}  # begun at
         self.left = workload.count
 
     def run(self) -> None:
@@ -172,7 +172,7 @@ class _Often:
             sending = [one for one, (_, short) in self.live.items() if short.pending]
             try:
                 readable, writable = wait(self.live, sending, until, stoppable=not stopped)
-            except Stopped:
+            except StopRequested:
                 stopped, self.left = True, 0
                 continue
             for connection in dict.fromkeys([*readable, *writable]):
@@ -185,7 +185,7 @@ class _Often:
         self.left -= 1
         started = now()
         try:
-            short = _Short(self.workload, *self.ends)
+            short = _ShortConnection(self.workload, *self.ends)
         except OSError:
             self.messages.append((started, None))
         else:
@@ -208,8 +208,10 @@ class _Often:
         connection.close()
 
 
-def connect_often(workload: ShortConnections, local: Address, remote: Address) -> dict[str, Any]:
+def make_short_connections(
+    workload: ShortConnections, local: Address, remote: Address
+) -> dict[str, Any]:
     """Opens, asks, reads and closes; no connection waits for another."""
-    often = _Often(workload, local, remote)
+    often = _ShortConnectionsClient(workload, local, remote)
     often.run()
     return {"messages": sorted(often.messages, key=lambda row: row[0]), "error": None}

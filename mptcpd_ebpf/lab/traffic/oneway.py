@@ -5,7 +5,7 @@ import select
 import socket
 from typing import Any
 
-from mptcpd_ebpf.lab.traffic.sockets import READ, Stopped, now, send_some, wait
+from mptcpd_ebpf.lab.traffic.sockets import READ, StopRequested, now, send_some, wait
 from mptcpd_ebpf.lab.traffic.workloads import Bulk, Stream
 
 
@@ -21,7 +21,7 @@ def send_all(connection: socket.socket, workload: Bulk | Stream) -> dict[str, An
             _send_bulk(connection, workload, end)
         else:
             _send_stream(connection, workload, started, end, sent)
-    except Stopped:
+    except StopRequested:
         pass
     except OSError as failure:
         error = str(failure)
@@ -90,7 +90,7 @@ def receive_all(connection: socket.socket, unit: int) -> dict[str, Any]:
                 arrivals.append((now(), total))
         if not arrivals or total > arrivals[-1][1]:
             arrivals.append((now(), total))
-    except Stopped:
+    except StopRequested:
         pass
     except OSError as failure:
         error = str(failure)

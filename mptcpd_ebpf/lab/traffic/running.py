@@ -25,7 +25,7 @@ from mptcpd_ebpf.lab.traffic.results import (
 from mptcpd_ebpf.lab.traffic.workloads import (
     AnyWorkload,
     Bulk,
-    Order,
+    EndTask,
     RequestResponse,
     ShortConnections,
     Stream,
@@ -39,13 +39,13 @@ R = TypeVar("R", bound=AnyResult)
 class _Process:
     """One end's process, spoken to in lines of JSON."""
 
-    def __init__(self, host: Host, order: Order) -> None:
+    def __init__(self, host: Host, task: EndTask) -> None:
         self.process = host.popen(
             [
                 sys.executable,
                 "-m",
                 "mptcpd_ebpf.lab.traffic.process",
-                msgspec.json.encode(order).decode(),
+                msgspec.json.encode(task).decode(),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -91,12 +91,12 @@ class Running(Generic[R]):
         local, remote = _addresses(workload, path)
         # A join may aim at any address of the server, so it listens on all.
         wildcard = "::" if ":" in remote else "0.0.0.0"
-        self._server = _Process(server, Order(workload=workload, local=(wildcard, 0)))
+        self._server = _Process(server, EndTask(workload=workload, local=(wildcard, 0)))
         try:
             self.server_address = (remote, int(self._server.line(_START_S)["port"]))
             """Where the first subflow leads."""
-            order = Order(workload=workload, local=(local, 0), remote=self.server_address)
-            self._client = _Process(client, order)
+            task = EndTask(workload=workload, local=(local, 0), remote=self.server_address)
+            self._client = _Process(client, task)
         except BaseException:
             self._server.end()
             raise

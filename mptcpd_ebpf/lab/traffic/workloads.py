@@ -101,7 +101,7 @@ def check(workload: AnyWorkload) -> None:
             raise LabError(f"{where}: not a number")
 
 
-class Order(Struct, kw_only=True):
+class EndTask(Struct, kw_only=True):
     """What a process is told: its workload and addresses; a server has no remote."""
 
     workload: AnyWorkload

@@ -26,7 +26,7 @@ list tables
 
 
 @contextmanager
-def deaf(netns: str | None) -> Iterator[None]:
+def without_tcp_input(netns: str | None) -> Iterator[None]:
     """For the time of the block no TCP reaches the kernel of `netns` (None: the caller's).
 
     Raises LabError if it is deaf already, if the namespace is missing, or for what nft says;

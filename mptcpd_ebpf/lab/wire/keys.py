@@ -19,12 +19,12 @@ def _digest(key: int) -> bytes:
     return hashlib.sha256(key.to_bytes(8, "big")).digest()
 
 
-def token_of(key: int) -> int:
+def token_from_key(key: int) -> int:
     """The token that names the connection of `key`: the first 32 bits of its hash."""
     return int.from_bytes(_digest(key)[:4], "big")
 
 
-def idsn_of(key: int) -> int:
+def idsn_from_key(key: int) -> int:
     """The initial data sequence number of `key`'s owner: the last 64 bits of the hash.
 
     It stands for the SYN: the first byte of data is IDSN + 1.

@@ -44,6 +44,7 @@ from scapy.fields import (
 )
 from scapy.packet import NoPayload, Packet
 
+from mptcpd_ebpf.kernel.tcp_options import MPTCP_KIND
 from mptcpd_ebpf.lab.wire.option_fields import (
     AddressField,
     PresenceBit,
@@ -52,8 +53,6 @@ from mptcpd_ebpf.lab.wire.option_fields import (
     is_set,
     present,
 )
-
-KIND = 30
 
 SUBTYPES = {
     0: "MP_CAPABLE",
@@ -88,7 +87,7 @@ class MPTCPOption(Packet):  # type: ignore[misc]
     @classmethod
     def dispatch_hook(cls, _pkt: bytes | None = None, *_args: Any, **_kargs: Any) -> Any:
         raw = _pkt or b""
-        if len(raw) < 3 or raw[0] != KIND or raw[1] != len(raw):
+        if len(raw) < 3 or raw[0] != MPTCP_KIND or raw[1] != len(raw):
             return MPTCPUnknown
         for form in _FORMS.get(raw[2] >> 4, ()):
             if len(raw) in form.lengths:
@@ -140,7 +139,7 @@ def _rebuilt(form: type[MPTCPOption], raw: bytes) -> bytes | None:
 
 def _head(subtype: int, *rest: Any) -> list[Any]:
     return [
-        ByteField("kind", KIND),
+        ByteField("kind", MPTCP_KIND),
         ByteField("length", None),
         BitEnumField("subtype", subtype, 4, SUBTYPES),
         *rest,

@@ -27,11 +27,11 @@ from typing import Any, Self, TypeVar
 from mptcpd_ebpf.core.address import SockAddr, is_ipv6
 from mptcpd_ebpf.lab import namespaces
 from mptcpd_ebpf.lab.wire.capture import PATIENCE_S
-from mptcpd_ebpf.lab.wire.deafness import deaf
+from mptcpd_ebpf.lab.wire.deafness import without_tcp_input
 from mptcpd_ebpf.lab.wire.options import MPCapableSyn, MPTCPOption
 from mptcpd_ebpf.lab.wire.peer_connection import PeerConnection
 from mptcpd_ebpf.lab.wire.peer_subflow import PeerSubflow
-from mptcpd_ebpf.lab.wire.segment import ACK, SYN, Flow, Segment, wanted
+from mptcpd_ebpf.lab.wire.segment import ACK, SYN, Flow, Segment, pattern_text
 from mptcpd_ebpf.lab.wire.wire import Wire
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Peer:
         self._syns: list[Segment] = []
         self._looked_at = 0
         with ExitStack() as stack:
-            stack.enter_context(deaf(netns))
+            stack.enter_context(without_tcp_input(netns))
             self.wire = stack.enter_context(Wire(netns))
             """What the peer's interfaces saw, both directions."""
             self._open = stack.pop_all()
@@ -124,7 +124,7 @@ class Peer:
                     return syn
             return None
 
-        return self.wait(taken, f"{wanted(what)} comes", within)
+        return self.wait(taken, f"{pattern_text(what)} comes", within)
 
     # --- packets
 

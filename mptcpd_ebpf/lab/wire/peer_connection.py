@@ -17,9 +17,9 @@ from mptcpd_ebpf.lab.wire.keys import (
     ack_hmac,
     add_addr_hmac,
     dss_checksum,
-    idsn_of,
+    idsn_from_key,
     synack_hmac,
-    token_of,
+    token_from_key,
 )
 from mptcpd_ebpf.lab.wire.options import (
     DSS,
@@ -87,7 +87,7 @@ class PeerConnection:
         self._deny_join_id0 = False
         self.checksum = False
         """DSS checksums were agreed on."""
-        self.snd_nxt = (idsn_of(key) + 1) % _U64
+        self.snd_nxt = (idsn_from_key(key) + 1) % _U64
         """Data sequence number of the next byte sent."""
         self.rcv_nxt = 0
         """The next data sequence number expected: what `data_ack` acknowledges."""
@@ -108,12 +108,12 @@ class PeerConnection:
     @property
     def token(self) -> int:
         """Names the connection to this side: the kernel's joins carry it."""
-        return token_of(self.key)
+        return token_from_key(self.key)
 
     @property
     def remote_token(self) -> int:
         """The kernel's own name for the connection, as its tools and netlink events show it."""
-        return token_of(self.remote_key)
+        return token_from_key(self.remote_key)
 
     # --- handshakes
 
@@ -160,7 +160,7 @@ class PeerConnection:
         subflow.syn(MPJoinSyn(address_id=address_id, backup=backup, token=token, nonce=nonce))
 
         def answered() -> bool:
-            return bool(subflow.heard)
+            return bool(subflow.segments)
 
         self.peer.wait(answered, "an answer to MP_JOIN", within)
         if subflow.reset_by:
@@ -172,7 +172,7 @@ class PeerConnection:
             hmac = ack_hmac(self.key, self.remote_key, nonce, theirs.nonce)
         subflow.connection = self
         subflow.ack(MPJoinAck(hmac=hmac))
-        self.peer.wait(lambda: len(subflow.heard) > 1, "an answer to the MP_JOIN ACK", within)
+        self.peer.wait(lambda: len(subflow.segments) > 1, "an answer to the MP_JOIN ACK", within)
         return subflow
 
     def accept_join(
@@ -198,7 +198,9 @@ class PeerConnection:
         if hmac is None:
             hmac = synack_hmac(self.key, self.remote_key, nonce, asked.nonce)
         subflow.syn_ack(MPJoinSynAck(address_id=address_id, backup=backup, hmac=hmac, nonce=nonce))
-        self.peer.wait(lambda: len(subflow.heard) > 1, "an answer to the MP_JOIN SYN/ACK", within)
+        self.peer.wait(
+            lambda: len(subflow.segments) > 1, "an answer to the MP_JOIN SYN/ACK", within
+        )
         if subflow.reset_by:
             return subflow
         theirs = _option(subflow.expect(MPJoinAck), MPJoinAck)
@@ -275,21 +277,21 @@ class PeerConnection:
         news = False
         for option in options:
             if isinstance(option, DSS):
-                news |= self._hear_dss(subflow, option)
+                news |= self._take_dss(subflow, option)
             elif isinstance(option, MPCapableAck):
                 if not self.remote_key:
                     self._agree(option.sender_key, bool(option.checksum_required) or self.checksum)
                 if option.data_length is not None:
-                    first = (idsn_of(self.remote_key) + 1) % _U64
+                    first = (idsn_from_key(self.remote_key) + 1) % _U64
                     self._map(subflow, Mapping(1, first, option.data_length, 0, option.checksum))
-        self._hear_data(subflow, ssn, payload)
+        self._take_data(subflow, ssn, payload)
         if self._fin_at == self.rcv_nxt:
             self._fin_at = None
             self.rcv_nxt = (self.rcv_nxt + 1) % _U64
             self.closed_by_kernel = True
         return news
 
-    def _hear_dss(self, subflow: PeerSubflow, dss: DSS) -> bool:
+    def _take_dss(self, subflow: PeerSubflow, dss: DSS) -> bool:
         if dss.has_ack:
             acked = dss.data_ack if dss.data_ack8 else _widen(dss.data_ack, self.snd_nxt)
             if (acked - self.acked) % _U64 < _U64 // 2:
@@ -312,7 +314,7 @@ class PeerConnection:
         if not any(known.ssn == mapping.ssn for known in mappings):
             mappings.append(mapping)
 
-    def _hear_data(self, subflow: PeerSubflow, ssn: int, payload: bytes) -> None:
+    def _take_data(self, subflow: PeerSubflow, ssn: int, payload: bytes) -> None:
         while payload:
             mapping = next(
                 (
@@ -362,7 +364,7 @@ class PeerConnection:
     def _agree(self, remote_key: int, checksum: bool) -> None:
         self.remote_key = remote_key
         self.checksum = checksum
-        self.rcv_nxt = (idsn_of(remote_key) + 1) % _U64
+        self.rcv_nxt = (idsn_from_key(remote_key) + 1) % _U64
 
 
 def _option(segment: Segment, form: type[MPTCPOption]) -> MPTCPOption:

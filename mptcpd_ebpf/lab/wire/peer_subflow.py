@@ -15,8 +15,8 @@ from scapy.layers.inet6 import IPv6
 from mptcpd_ebpf.core.address import is_ipv6
 from mptcpd_ebpf.lab.wire.capture import PATIENCE_S
 from mptcpd_ebpf.lab.wire.options import MPFail, MPPrio, MPTCPOption, MPTcpRst
-from mptcpd_ebpf.lab.wire.segment import ACK, FIN, PSH, RST, SYN, Flow, Segment, What, wanted
-from mptcpd_ebpf.lab.wire.tcp import MPTCP
+from mptcpd_ebpf.lab.wire.segment import ACK, FIN, PSH, RST, SYN, Flow, Segment, What, pattern_text
+from mptcpd_ebpf.lab.wire.tcp import MPTCP_NAME
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class PeerSubflow:
         self.remote_isn = 0
         self.snd_nxt = self.isn
         self.rcv_nxt = 0
-        self.heard: list[Segment] = []
+        self.segments: list[Segment] = []
         """Everything that arrived and was looked at."""
         self.reset_by: Segment | None = None
         """The RST that arrived."""
@@ -84,7 +84,7 @@ class PeerSubflow:
             "seq": self.snd_nxt,
             "ack": self.rcv_nxt if flags & ACK else 0,
             "window": 65535,
-            "options": said + [(MPTCP, option) for option in options],
+            "options": said + [(MPTCP_NAME, option) for option in options],
         }
         self.peer.send(ip / TCP(**(fields | tcp)) / payload)
         if not tcp.keys() & {"seq"}:
@@ -124,13 +124,13 @@ class PeerSubflow:
         """The first segment heard here, ever, with these flags and an option like `what`."""
 
         def found() -> Segment | None:
-            for segment in self.heard:
+            for segment in self.segments:
                 if segment.flags & flags == flags and segment.carries(what):
                     return segment
             return None
 
         return self.peer.wait(
-            found, f"{self.flow.reversed()} sends {wanted(what)}, flags {flags}", within
+            found, f"{self.flow.reversed()} sends {pattern_text(what)}, flags {flags}", within
         )
 
     def expect_reset(self, within: float = PATIENCE_S) -> Segment:
@@ -138,7 +138,7 @@ class PeerSubflow:
 
     def receive(self, segment: Segment) -> None:
         """Takes one segment from the kernel, and acknowledges what takes sequence numbers."""
-        self.heard.append(segment)
+        self.segments.append(segment)
         if segment.flags & RST:
             self.reset_by = segment
             return

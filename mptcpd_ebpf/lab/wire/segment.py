@@ -104,7 +104,7 @@ class Segment:
         )
 
 
-def wanted(what: What) -> str:
+def pattern_text(what: What) -> str:
     """A person's words for what was looked for."""
     if what is None:
         return "segment"

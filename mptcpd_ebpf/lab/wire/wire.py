@@ -15,11 +15,11 @@ from typing import Literal, Self, TypedDict, Unpack
 from scapy.utils import RawPcapWriter
 
 from mptcpd_ebpf.lab.wire.capture import PATIENCE_S, WHOLE, Capture
-from mptcpd_ebpf.lab.wire.connections import Connections
+from mptcpd_ebpf.lab.wire.connections import ConnectionTokens
 from mptcpd_ebpf.lab.wire.retransmissions import retransmissions
-from mptcpd_ebpf.lab.wire.segment import Flow, Segment, What, wanted
+from mptcpd_ebpf.lab.wire.segment import Flow, Segment, What, pattern_text
 
-Direction = Literal["out", "in"]
+PacketDirection = Literal["out", "in"]
 
 _LINKTYPE_RAW = 101
 """Packets begin with the IP header (https://www.tcpdump.org/linktypes.html)."""
@@ -30,7 +30,7 @@ class Where(TypedDict, total=False):
     """What else must hold of a segment; what is left out does not matter."""
 
     interface: str
-    direction: Direction
+    direction: PacketDirection
     """"out": it left by the interface, "in": it arrived on it."""
     token: int
     """It belongs to this connection: either side's token, host order."""
@@ -55,7 +55,7 @@ class Wire:
     def __init__(self, netns: str | None = None, *, snap: int = WHOLE) -> None:
         self.capture = Capture(netns, snap=snap)
         """Where the segments come from."""
-        self._connections = Connections()
+        self._connections = ConnectionTokens()
         self._tokens: list[frozenset[int]] = []
         """For each segment looked at, the tokens of its connection at that moment."""
 
@@ -134,7 +134,7 @@ class Wire:
 
     def _learn(self, end: int) -> None:
         for segment in self.capture.segments[len(self._tokens) : end]:
-            self._connections.see(segment)
+            self._connections.learn(segment)
             self._tokens.append(self._connections.tokens(segment.flow))
 
     def _fits(self, index: int, segment: Segment, what: What, where: Where) -> bool:
@@ -153,7 +153,7 @@ class Wire:
         told = {key: f"{value:#x}" if key == "token" else value for key, value in where.items()}
         conditions = "".join(f", {key}={value}" for key, value in told.items())
         segments = self.segments
-        lines = [f"no {wanted(what)}{conditions} within {within:g} s"]
+        lines = [f"no {pattern_text(what)}{conditions} within {within:g} s"]
         if "token" in where and not self.token_known(where["token"]):
             lines.append("no handshake of that token was captured: begin the capture before it")
         shown = [segment for segment in segments if segment.mptcp][-_SHOWN:]

@@ -8,6 +8,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     adaptive_in,
@@ -17,7 +18,6 @@ from tests.netns.daemon_host import (
     until_carried_by,
 )
 from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon, refusal
-from tests.netns.kernel_path_manager import raise_limits
 from tests.netns.mptcp_peers import need_listener_events
 from tests.netns.mptcp_sockets import listen
 from tests.netns.own_plugins import plugin_folder

@@ -10,7 +10,7 @@ import pytest
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Lab, RequestResponse, ShortConnections
 from mptcpd_ebpf.lab import Path as LabPath
-from tests.netns.kernel_path_manager import raise_limits
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.plugin_host import PluginHost
 from tests.waiting import INTERVAL_MS, SLOWNESS, until
 

@@ -14,6 +14,7 @@ import pytest
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from mptcpd_ebpf.lab.wire import DSS, FIN, RST, MPJoinSyn, RemoveAddr, Wire
 from mptcpd_ebpf.lab.wire.segment import Flow, Segment
 from tests.netns.daemon_host import (
@@ -30,7 +31,6 @@ from tests.netns.daemon_host import (
     until_decided,
 )
 from tests.netns.daemon_process import RunningDaemon
-from tests.netns.kernel_path_manager import raise_limits
 from tests.netns.own_plugins import plugin_folder
 from tests.waiting import INTERVAL_MS, SLOWNESS, until
 

@@ -13,6 +13,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse, Stream
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins, raise_limits
 from mptcpd_ebpf.lab.wire import MPJoinSyn, Wire
 from mptcpd_ebpf.lab.wire.segment import Segment
 from tests.netns.daemon_host import (
@@ -29,7 +30,6 @@ from tests.netns.daemon_host import (
     until_decided,
 )
 from tests.netns.daemon_process import RunningDaemon
-from tests.netns.kernel_path_manager import allow_joins, raise_limits
 from tests.netns.mptcp_sockets import listen, mptcp_socket
 from tests.waiting import INTERVAL_MS, until
 

@@ -12,9 +12,9 @@ import pytest
 from mptcpd_ebpf.control.schema import Announced, ConnectionView, SubflowView
 from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint, raise_limits
 from tests.netns.daemon_host import PATIENCE_S, adaptive_in, connections
 from tests.netns.daemon_process import RunningDaemon, command
-from tests.netns.kernel_path_manager import add_endpoint, raise_limits
 from tests.netns.mptcp_sockets import connection, exchange
 from tests.ordinary_user import AS_NOBODY
 from tests.waiting import until

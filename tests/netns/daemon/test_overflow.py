@@ -15,6 +15,7 @@ from mptcpd_ebpf.kernel.pm_events import SOURCE
 from mptcpd_ebpf.kernel.rtnetlink import SOURCE as ROUTE_SOURCE
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     Story,
@@ -23,7 +24,6 @@ from tests.netns.daemon_host import (
     status,
     until_carried_by,
 )
-from tests.netns.kernel_path_manager import raise_limits
 from tests.netns.overflowing import (
     change_addresses_until_dropped,
     listen_until_dropped,

@@ -15,6 +15,7 @@ from mptcpd_ebpf.core.commands import MANUAL
 from mptcpd_ebpf.core.recording import Record, read
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     daemon_in,
@@ -24,7 +25,6 @@ from tests.netns.daemon_host import (
     until_decided,
 )
 from tests.netns.daemon_process import refusal
-from tests.netns.kernel_path_manager import raise_limits
 from tests.netns.overflowing import change_addresses_until_dropped, stopped
 from tests.netns.own_plugins import plugin_folder
 from tests.tree import ROOT

@@ -10,6 +10,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     adaptive_in,
@@ -23,7 +24,6 @@ from tests.netns.daemon_host import (
     until_decided,
 )
 from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon
-from tests.netns.kernel_path_manager import raise_limits
 from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]

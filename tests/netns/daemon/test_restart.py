@@ -13,6 +13,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint, raise_limits
 from mptcpd_ebpf.lab.wire import MPJoinSyn, Wire
 from mptcpd_ebpf.runtime.run_folder import SYSTEM
 from tests.netns.daemon_host import (
@@ -26,7 +27,6 @@ from tests.netns.daemon_host import (
     until_decided,
 )
 from tests.netns.daemon_process import refusal
-from tests.netns.kernel_path_manager import add_endpoint, raise_limits
 from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]

@@ -9,7 +9,7 @@ from pathlib import Path
 from mptcpd_ebpf import api
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.lab import Lab, RequestResponse
-from tests.netns.kernel_path_manager import raise_limits
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.tree import ROOT
 from tests.waiting import SLOWNESS, until
 

@@ -22,9 +22,9 @@ from mptcpd_ebpf.lab import (
     RunningSchedule,
     Step,
 )
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint
 from mptcpd_ebpf.lab.schedule import End
 from mptcpd_ebpf.lab.traffic import RequestResponseResult
-from tests.netns.kernel_path_manager import add_endpoint
 from tests.waiting import SLOWNESS, until
 
 Make = Callable[..., Lab]

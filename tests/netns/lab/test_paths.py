@@ -18,7 +18,7 @@ from mptcpd_ebpf.lab import (
     Path,
     RequestResponse,
 )
-from tests.netns.kernel_path_manager import add_endpoint
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint
 from tests.waiting import SLOWNESS, until
 
 Make = Callable[..., Lab]

@@ -11,6 +11,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from mptcpd_ebpf.lab.traffic.running import Running
 from tests.netns.daemon_host import (
     PATIENCE_S,
@@ -20,7 +21,6 @@ from tests.netns.daemon_host import (
     subflows,
 )
 from tests.netns.daemon_process import RunningDaemon
-from tests.netns.kernel_path_manager import raise_limits
 from tests.netns.scripted_peer import kernel_connected
 from tests.waiting import INTERVAL_MS, until
 

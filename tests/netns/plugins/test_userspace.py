@@ -16,10 +16,10 @@ from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from mptcpd_ebpf.lab.wire import AddAddr, MPJoinSyn, RemoveAddr, Wire
 from tests.core.scenario import TCP_ESTABLISHED
 from tests.netns.daemon_process import RunningDaemon, daemon
-from tests.netns.kernel_path_manager import raise_limits
 from tests.waiting import INTERVAL_MS, SLOWNESS, until
 
 Made = Callable[..., Lab]

@@ -13,7 +13,7 @@ import pytest
 
 from mptcpd_ebpf.core.measurement import AlarmKind, Thresholds
 from mptcpd_ebpf.lab import Bulk, Lab, LivePath, Path, RequestResponse, Stream
-from tests.netns.kernel_path_manager import allow_joins
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from tests.netns.probed import QUIET, Listening, compile_probes_with, probing, sample
 from tests.waiting import INTERVAL_MS, until
 

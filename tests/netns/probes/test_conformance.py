@@ -26,12 +26,12 @@ from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Bulk, Lab, LivePath, Path, RequestResponse, ShortConnections
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from mptcpd_ebpf.probes import BpfUnavailable, Probes, loading
 from mptcpd_ebpf.probes.bcc_compile import compile_functions
 from mptcpd_ebpf.probes.bcc_probes import BccProbes
 from mptcpd_ebpf.probes.libbpf import Libbpf
 from mptcpd_ebpf.probes.loading import AttachType, ProgramType, attach_cgroup, load_program
-from tests.netns.kernel_path_manager import allow_joins
 from tests.netns.mptcp_sockets import Ends, connection, exchange
 from tests.netns.own_cgroup import own_cgroup
 from tests.netns.probed import QUIET, Listening, probing, sample, tcp_infos

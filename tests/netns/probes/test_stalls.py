@@ -10,10 +10,10 @@ import pytest
 
 from mptcpd_ebpf.core.measurement import AlarmKind, Thresholds
 from mptcpd_ebpf.lab import Lab, Path
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from mptcpd_ebpf.lab.wire import Wire
 from mptcpd_ebpf.lab.wire.segment import Segment
 from mptcpd_ebpf.probes import Probes
-from tests.netns.kernel_path_manager import allow_joins
 from tests.netns.mptcp_sockets import Ends, connection
 from tests.netns.probed import QUIET, Listening, probing, sample
 from tests.waiting import SLOWNESS, until

@@ -21,11 +21,11 @@ from mptcpd_ebpf.core.events import (
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.lab import Bulk, Lab, Path
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from mptcpd_ebpf.lab.wire import Wire
 from mptcpd_ebpf.lab.wire.segment import Flow
 from mptcpd_ebpf.probes import Probes
 from tests.netns.event_log import EventLog
-from tests.netns.kernel_path_manager import allow_joins
 from tests.netns.mptcp_sockets import Ends, connection, exchange
 from tests.netns.probed import QUIET, Listening, TcpInfo, probing, sample, tcp_infos
 from tests.waiting import until

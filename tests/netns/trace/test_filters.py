@@ -17,7 +17,7 @@ import pytest
 
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Lab, Path
-from tests.netns.kernel_path_manager import raise_limits
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.tracing import Tracing, tracing
 from tests.waiting import SLOWNESS, until
 

@@ -8,9 +8,9 @@ import pytest
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Lab, Path, ShortConnections
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint, allow_joins
 from mptcpd_ebpf.lab.wire import MPJoinSyn, MPJoinSynAck
 from mptcpd_ebpf.trace.join_attempt import COUNTED
-from tests.netns.kernel_path_manager import add_endpoint, allow_joins
 from tests.netns.mptcp_counters import WRONG_HMAC
 from tests.netns.mptcp_sockets import connection
 from tests.netns.scripted_peer import kernel_connected, open_lab, talk

@@ -8,7 +8,7 @@ from pathlib import Path as FilePath
 import pytest
 
 from mptcpd_ebpf.lab import Lab, Path
-from tests.netns.kernel_path_manager import allow_joins
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from tests.netns.mptcp_sockets import abort, connection, exchange
 from tests.netns.tracing import tracing
 from tests.waiting import SLOWNESS, until

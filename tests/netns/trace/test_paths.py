@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse, ShortConnections
-from tests.netns.kernel_path_manager import allow_joins
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from tests.netns.mptcp_sockets import connection
 from tests.netns.tracing import Line, Tracing, tracing
 from tests.waiting import SLOWNESS

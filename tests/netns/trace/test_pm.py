@@ -8,8 +8,8 @@ import pytest
 
 from mptcpd_ebpf.kernel.counters import read
 from mptcpd_ebpf.lab import Lab, Path
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint, raise_limits
 from mptcpd_ebpf.trace.events import Events
-from tests.netns.kernel_path_manager import add_endpoint, raise_limits
 from tests.netns.mptcp_sockets import connection
 from tests.netns.tracing import tracing
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from mptcpd_ebpf.lab import Lab, Path
-from tests.netns.kernel_path_manager import allow_joins
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from tests.netns.mptcp_sockets import Ends, connection, exchange
 from tests.netns.scripted_peer import open_lab, talk
 from tests.netns.tracing import tracing

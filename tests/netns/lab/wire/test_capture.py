@@ -18,6 +18,7 @@ from scapy.utils import rdpcap
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.lab import Lab, LabError, Path
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint
 from mptcpd_ebpf.lab.wire import (
     DSS,
     RST,
@@ -42,8 +43,7 @@ from mptcpd_ebpf.lab.wire import (
     Wire,
     capture,
 )
-from mptcpd_ebpf.lab.wire.keys import token_of
-from tests.netns.kernel_path_manager import add_endpoint
+from mptcpd_ebpf.lab.wire.keys import token_from_key
 from tests.netns.mptcp_sockets import connected_sockets, transfer
 from tests.netns.scripted_peer import open_lab
 from tests.waiting import SLOWNESS, until
@@ -148,10 +148,10 @@ def test_a_join_is_found_by_all_that_is_known_of_it(lab: Lab) -> None:
         with connected_sockets(lab.client, lab.server, first.server_ip):
             capable = wire.expect(MPCapableAck, direction="out").mptcp[0]
             join = wire.expect(
-                MPJoinSyn(address_id=2, backup=True, token=token_of(capable.receiver_key)),
+                MPJoinSyn(address_id=2, backup=True, token=token_from_key(capable.receiver_key)),
                 interface=second.client_if,
                 direction="out",
-                token=token_of(capable.sender_key),
+                token=token_from_key(capable.sender_key),
                 source=second.client_ip,
                 destination=first.server_ip,
                 flags=SYN,

@@ -12,7 +12,9 @@ import pytest
 from scapy.layers.inet import IP, TCP
 
 from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.kernel.tcp_options import MPTCP_KIND
 from mptcpd_ebpf.lab import Lab
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint
 from mptcpd_ebpf.lab.wire import (
     ACK,
     DSS,
@@ -30,8 +32,6 @@ from mptcpd_ebpf.lab.wire import (
     Peer,
     PeerSubflow,
 )
-from mptcpd_ebpf.lab.wire.options import KIND
-from tests.netns.kernel_path_manager import add_endpoint
 from tests.netns.mptcp_counters import WRONG_HMAC, Counters
 from tests.netns.mptcp_sockets import DEADLINE_S, listen
 from tests.netns.scripted_peer import Talk, kernel_connects, open_lab, talk
@@ -136,7 +136,7 @@ def test_a_server_that_cannot_prove_itself_is_reset(lab: Lab) -> None:
 def test_a_join_of_a_wrong_length_is_no_join(plain: Talk) -> None:
     """The kernel sees a plain SYN, and the listener accepts a TCP connection."""
     counters = Counters(plain.lab.server)
-    garbled = MPTCPUnknown(octets=bytes([KIND, 10]) + bytes(MPJoinSyn(token=1))[2:10])
+    garbled = MPTCPUnknown(octets=bytes([MPTCP_KIND, 10]) + bytes(MPJoinSyn(token=1))[2:10])
     remote = plain.connection.initial.flow.destination
     subflow = plain.peer.subflow(SockAddr(second_ip(plain.lab), 50000), remote)
     subflow.syn(garbled)
@@ -158,7 +158,9 @@ def test_a_handshake_stripped_on_its_way_back_falls_back(lab: Lab) -> None:
         subflow.expect(flags=ACK)
         client.settimeout(DEADLINE_S)
         client.sendall(b"plain")
-        data = peer.wait(lambda: next((s for s in subflow.heard if s.payload_length), None), "data")
+        data = peer.wait(
+            lambda: next((s for s in subflow.segments if s.payload_length), None), "data"
+        )
         assert data.payload == b"plain"
         assert not data.mptcp
     counters.expect(MPCapableFallbackSYNACK=1)
@@ -333,10 +335,10 @@ def test_a_forged_reset_kills_its_subflow_alone(plain: Talk) -> None:
 def test_a_blind_reset_is_not_believed(plain: Talk, offset: int, challenged: bool) -> None:
     """RFC 5961, 3.2: only the exact sequence number resets, one in the window is challenged."""
     initial = plain.connection.initial
-    heard = len(initial.heard)
+    heard = len(initial.segments)
     initial.reset(seq=initial.snd_nxt + offset)
     if challenged:
-        plain.peer.wait(lambda: len(initial.heard) > heard, "a challenge")
+        plain.peer.wait(lambda: len(initial.segments) > heard, "a challenge")
     assert_alive(plain)
     assert not plain.peer.wire.matching(flags=RST, direction="in")
 
@@ -359,7 +361,7 @@ def test_a_storm_of_garbled_options_changes_nothing(plain: Talk) -> None:
     sent = 0
     while sent < 200:
         body = bytes([randomly.randrange(256)]) + randomly.randbytes(randomly.randrange(30))
-        option = MPTCPOption(bytes([KIND, len(body) + 2]) + body)
+        option = MPTCPOption(bytes([MPTCP_KIND, len(body) + 2]) + body)
         if isinstance(option, MPTCPUnknown):
             plain.connection.initial.ack(option)
             sent += 1
@@ -375,9 +377,9 @@ def break_length(option: MPTCPOption, length: int) -> MPTCPOption:
 @pytest.mark.parametrize(
     "garbled",
     [
-        lambda: MPTCPUnknown(octets=bytes([KIND, 0])),
-        lambda: MPTCPUnknown(octets=bytes([KIND, 1])),
-        lambda: MPTCPUnknown(octets=bytes([KIND, 255, 0x50])),
+        lambda: MPTCPUnknown(octets=bytes([MPTCP_KIND, 0])),
+        lambda: MPTCPUnknown(octets=bytes([MPTCP_KIND, 1])),
+        lambda: MPTCPUnknown(octets=bytes([MPTCP_KIND, 255, 0x50])),
         lambda: break_length(AddAddr(address="203.0.113.1", hmac=1), 40),
         lambda: break_length(MPCapableAck(data_length=1), 23),
     ],
@@ -400,7 +402,7 @@ def test_a_listener_outlives_the_storm(lab: Lab) -> None:
         port = listener.getsockname()[1]
         for number in range(50):
             subflow = peer.subflow(SockAddr(client_ip, 50000 + number), SockAddr(server_ip, port))
-            subflow.syn(MPTCPUnknown(octets=bytes([KIND, 12]) + randomly.randbytes(10)))
+            subflow.syn(MPTCPUnknown(octets=bytes([MPTCP_KIND, 12]) + randomly.randbytes(10)))
             subflow.expect()
             subflow.reset()
     with talk(lab) as talking:

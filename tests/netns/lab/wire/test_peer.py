@@ -13,6 +13,7 @@ import pytest
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.lab import Lab, LabError
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint
 from mptcpd_ebpf.lab.wire import (
     FIN,
     RST,
@@ -24,7 +25,6 @@ from mptcpd_ebpf.lab.wire import (
     Peer,
     RemoveAddr,
 )
-from tests.netns.kernel_path_manager import add_endpoint
 from tests.netns.mptcp_counters import Counters
 from tests.netns.mptcp_sockets import DEADLINE_S, connected_sockets, listen
 from tests.netns.scripted_peer import Talk, kernel_connected, kernel_connects, open_lab, talk
@@ -118,7 +118,7 @@ def test_priority_changes(plain: Talk) -> None:
     # The backup is left alone while another subflow lives.
     plain.accepted.sendall(b"x" * 2000)
     plain.connection.receive_data(2000)
-    assert all(segment.payload_length == 0 for segment in subflow.heard)
+    assert all(segment.payload_length == 0 for segment in subflow.segments)
     assert plain.peer.wire.matching(MPPrio(backup=True), direction="out", flow=subflow.flow)
 
 
@@ -219,7 +219,7 @@ def test_an_endpoint_of_the_kernel_joins_the_peer(lab: Lab) -> None:
     add_endpoint(lab.client, path1.client_ip, "subflow", "backup", "id", "9")
     with kernel_connected(lab) as (peer, connection, _):
         subflow = connection.accept_join()
-        assert subflow.heard[0].carries(
+        assert subflow.segments[0].carries(
             MPJoinSyn(address_id=9, backup=True, token=connection.token)
         )
         assert subflow.flow.destination.ip == path1.client_ip

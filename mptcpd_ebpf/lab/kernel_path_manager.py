@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Settings of the in-kernel path manager that tests need: limits and endpoints."""
+"""Settings of the in-kernel path manager in a lab's hosts: limits and endpoints (ip-mptcp(8))."""
 
-from mptcpd_ebpf.lab import Host, Lab
+from mptcpd_ebpf.lab.host import Host
+from mptcpd_ebpf.lab.lab import Lab
 
-MOST = "8"
+_MOST = "8"
 """The highest limit that the kernel accepts (MPTCP_PM_ADDR_MAX in net/mptcp/protocol.h)."""
 
 
 def raise_limits(*hosts: Host) -> None:
-    """These hosts accept and make as many subflows as the kernel can, announced addresses too."""
+    """Lets these hosts have as many subflows per connection as the kernel can.
+
+    The same limit holds for subflows to announced addresses.  The default is two subflows and
+    no announced address.
+    """
     for host in hosts:
-        host.run(["ip", "mptcp", "limits", "set", "subflows", MOST, "add_addr_accepted", MOST])
+        host.run(["ip", "mptcp", "limits", "set", "subflows", _MOST, "add_addr_accepted", _MOST])
 
 
 def add_endpoint(host: Host, ip: str, *words: str) -> None:
@@ -19,7 +24,7 @@ def add_endpoint(host: Host, ip: str, *words: str) -> None:
 
 
 def allow_joins(lab: Lab) -> None:
-    """Every path of the client after the first becomes a subflow of new connections."""
+    """Makes every path of the client after the first a subflow of new connections."""
     raise_limits(lab.client, lab.server)
     for path in lab.paths[1:]:
         add_endpoint(lab.client, path.client_ip, "dev", path.client_if, "subflow")
