@@ -220,9 +220,9 @@ def test_without_root_the_fixture_skips_and_says_why(tmp_path: FilePath) -> None
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("ip", "ip: no such command; Debian's package iproute2 has it"),
-        ("tc", "tc: no such command; Debian's package iproute2 has it"),
-        ("iptables-restore", "iptables-restore: no such command; Debian's package iptables has it"),
+        ("ip", "ip: no such command; install Debian's package iproute2"),
+        ("tc", "tc: no such command; install Debian's package iproute2"),
+        ("iptables-restore", "iptables-restore: no such command; install Debian's package iptables"),
     ],
 )
 def test_a_missing_tool_makes_a_lab_unavailable(
