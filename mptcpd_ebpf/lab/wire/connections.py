@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which subflow belongs to which connection, learnt from the handshakes on the wire.
+"""Assigns subflows to connections by the handshakes in a capture.
 
-MP_CAPABLE carries the keys, and a key gives a token; MP_JOIN names the token of the
-connection it joins (RFC 8684, 3.1 and 3.2).  A connection has two tokens, one per side,
-and answers to both.  A connection whose beginning was not seen is unknown, except for
-the joined subflows, which name the token of the side that was asked.
+MP_CAPABLE carries the keys, from which the tokens are derived; MP_JOIN carries the token of
+the connection it joins (RFC 8684, 3.1 and 3.2).  A connection has two tokens, one per side,
+and can be looked up by both.  If its first handshake was not captured, only its joined
+subflows are known, by the token of the side that received the MP_JOIN.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from mptcpd_ebpf.lab.wire.segment import Flow, Segment
 
 
 class ConnectionTokens:
-    """The tokens of every subflow seen so far."""
+    """The connection tokens of every captured subflow."""
 
     def __init__(self) -> None:
         # All subflows of a connection share one set of tokens.
@@ -27,7 +27,7 @@ class ConnectionTokens:
         """Learns from one segment; segments come in the order of capture."""
         for option in segment.mptcp:
             if isinstance(option, MPCapableSyn):
-                # The same addresses and ports again: another connection.
+                # Addresses and ports are used again: this is another connection.
                 self._by_subflow.pop(frozenset(segment.flow), None)
             elif isinstance(option, MPCapableSynAck):
                 self._add(segment.flow, [token_from_key(option.sender_key)])

@@ -222,7 +222,10 @@ def test_without_root_the_fixture_skips_and_says_why(tmp_path: FilePath) -> None
     [
         ("ip", "ip: no such command; install Debian's package iproute2"),
         ("tc", "tc: no such command; install Debian's package iproute2"),
-        ("iptables-restore", "iptables-restore: no such command; install Debian's package iptables"),
+        (
+            "iptables-restore",
+            "iptables-restore: no such command; install Debian's package iptables",
+        ),
     ],
 )
 def test_a_missing_tool_makes_a_lab_unavailable(
