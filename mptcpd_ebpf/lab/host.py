@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A host of the lab: a network namespace in which to run things."""
+"""A host of the lab: a network namespace in which programs run."""
 
 import fcntl
 import functools
@@ -27,7 +27,7 @@ class Host:
 
     def __init__(self, label: str, name: str) -> None:
         self.label = label
-        """What the topology calls it."""
+        """Its name in the topology."""
         self.name = name
         """Its name under /run/netns, as `ip netns` knows it."""
         self.netns = namespaces.inode(name)
@@ -37,7 +37,7 @@ class Host:
         return f"<Host {self.label} netns={self.name}>"
 
     def entered(self) -> AbstractContextManager[None]:
-        """The calling thread is in this host for the time of a `with` block."""
+        """A context manager: the calling thread is in this host while the block runs."""
         return namespaces.entered(self.name)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -47,7 +47,7 @@ class Host:
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """Starts a process here; `options` are subprocess.Popen's.
 
-        What still runs when the lab ends gets SIGTERM, a second, and SIGKILL.
+        When the lab ends, a process that still runs gets SIGTERM and, a second later, SIGKILL.
         """
         with self.entered():
             return subprocess.Popen(argv, **options)
@@ -60,11 +60,11 @@ class Host:
         timeout_s: float = 60.0,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command here to its end and returns it with its output as text.
+        """Runs a command here to its end; returns its exit code and its output as text.
 
-        Raises LabError with the command's words if it fails (unless `check` is False)
-        or takes longer than `timeout_s`, UnavailableError if it is one of the lab's own
-        tools and missing.
+        Raises LabError with the command's message if it fails (unless `check` is False) or
+        takes longer than `timeout_s`, UnavailableError for a missing tool that the lab itself
+        needs.
         """
         with self.entered():
             try:
@@ -98,10 +98,10 @@ class Host:
                     file.write(str(value))
 
     def wait_until_running(self, interfaces: Sequence[str], running: bool = True) -> None:
-        """Waits until interfaces here are up with carrier, or without, as the kernel has noticed.
+        """Waits until interfaces here have a carrier, or have none, in the kernel's view.
 
-        Both are worked off by the kernel's linkwatch, a return up to a second later
-        (net/core/link_watch.c).  Raises LabError after ten seconds.
+        The kernel's linkwatch handles both, a return up to a second late (net/core/link_watch.c).
+        Raises LabError after ten seconds.
         """
         with self.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
             for name in interfaces:
@@ -111,10 +111,10 @@ class Host:
                     raise LabError(f"{self.label}: {name} {state}")
 
     def batch(self, tool: str, lines: Sequence[str]) -> None:
-        """Feeds lines to ``ip -batch`` or ``tc -batch`` here: one process for many changes.
+        """Runs lines with ``ip -batch`` or ``tc -batch`` here: one process for many changes.
 
-        ip(8) takes a rule about IPv6 only after ``-6``, which a line cannot say: lines
-        that begin with it go to a second process, after the others.
+        ip(8) accepts an IPv6 rule only with ``-6``, which a line cannot contain: lines that
+        begin with it run in a second process, after the others.
         """
         plain = [line for line in lines if not line.startswith("-6 ")]
         for option, batch in (

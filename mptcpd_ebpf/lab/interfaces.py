@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What happens to a path's interfaces, addresses and router, and how it is undone.
+"""Applies and removes faults of a path's interfaces, addresses and router.
 
-`Faults` says what has befallen a path, and each fault lasts until it is taken back by
-its own opposite; `wanted` derives from all of them together what must be up and who has
-addresses; `PathInterfaces.bring` carries out what differs.  So faults can be combined and
-ended in any order.
+`Faults` holds the faults of a path; each lasts until its own opposite removes it.
+`state_under` derives from all faults together what must be up and which hosts have addresses;
+`PathInterfaces.apply` makes the difference.  So faults can be combined and ended in any order.
 
-A host loses its carrier when the other end of its cable goes down; its own configuration
-stays as it was.  That end is set up again by the same lines that set it up first.
+A host loses its carrier when the other end of its veth pair goes down; its own configuration
+does not change.  That other end is set up again with the same lines as at first.
 
 The second host of a path through a bottleneck has one interface for all paths of that
-bottleneck, plugged into the bottleneck's own router.  Its carrier is therefore one for
-all these paths, and the path's router has no part in it.
+bottleneck, connected to the bottleneck's own router.  All these paths therefore share its
+carrier, which does not depend on the path's router.
 """
 
 import msgspec
@@ -25,10 +24,10 @@ from mptcpd_ebpf.lab.wiring import SCRATCH, Plan, connect, neck_routers
 
 
 class Faults(Struct, frozen=True, kw_only=True):
-    """What has befallen the interfaces of a path; the default is nothing."""
+    """The faults of a path's interfaces; the default is none."""
 
     carrier_off: frozenset[End] = frozenset()
-    """The hosts whose interface has lost its carrier for a reason of its own."""
+    """The hosts whose interface has lost its carrier, apart from the effects of other faults."""
     address_removed: frozenset[End] = frozenset()
     interface_removed: bool = False
     """The first host's."""
@@ -57,22 +56,22 @@ def _changed(ends: frozenset[End], end: End, member: bool) -> frozenset[End]:
 
 
 class PathState(Struct, frozen=True, kw_only=True):
-    """What must be so with a path's interfaces."""
+    """The state of a path's interfaces."""
 
     interface: bool
-    """The first host has its interface; without it the router has no `near`."""
+    """The first host's interface exists; without it the router has no `near`."""
     near: bool
-    """The router's end of the cable to the first host is up."""
+    """The router's interface to the first host is up."""
     far: bool
-    """The router's end of the cable towards the second host is up."""
+    """The router's interface towards the second host is up."""
     last: bool
-    """The bottleneck's end of the cable to the second host is up; `far` without a bottleneck."""
+    """The bottleneck's interface to the second host is up; equals `far` without a bottleneck."""
     addresses: frozenset[End]
-    """The hosts that have the path's addresses, and the first host's rules with them."""
+    """The hosts that have the path's addresses; the first host also has their rules."""
 
 
 def state_under(faults: Faults, *, bottleneck: bool) -> PathState:
-    """What all faults together leave of a path."""
+    """The state of a path's interfaces while these faults last."""
     interface = not faults.interface_removed
     powered = not faults.router_off
     served = "server" not in faults.carrier_off
@@ -88,14 +87,14 @@ def state_under(faults: Faults, *, bottleneck: bool) -> PathState:
 
 
 class FarEnd:
-    """The far end of the second host's cable, which all paths of a bottleneck share."""
+    """Whether the second host's link is down; all paths of a bottleneck share it."""
 
     def __init__(self) -> None:
         self.off = False
 
 
 class _Plug(Struct, frozen=True):
-    """One end of a cable that can be taken down, and who notices."""
+    """One end of a veth pair that can be taken down, and the end that loses its carrier."""
 
     host: Host
     interface: str
@@ -120,11 +119,11 @@ class PathInterfaces:
 
     @property
     def faults(self) -> "Faults":
-        """What has befallen them, with what another path of the bottleneck did to the far_end."""
+        """Their faults, including what another path of the bottleneck did to the far end."""
         return self._faults.carrier("server", on=not self._far_end.off)
 
-    def bring(self, faults: Faults) -> None:
-        """Makes everything so that these faults hold and no others."""
+    def apply(self, faults: Faults) -> None:
+        """Changes the interfaces so that exactly these faults hold."""
         bottleneck = self.path.bottleneck is not None
         old = state_under(self.faults, bottleneck=bottleneck)
         new = state_under(faults, bottleneck=bottleneck)
@@ -160,7 +159,7 @@ class PathInterfaces:
     def _take_address(self, end: End, new: PathState) -> None:
         host = self._host(end)
         lines = []
-        if end == "server" or new.interface:  # they go with the interface, its rules do not
+        if end == "server" or new.interface:  # the kernel removes them with the interface
             interface = self.path.name if end == "client" else self.plan.far_interface(self.index)
             lines = [
                 f"address del {ip}/{length} dev {interface}"
@@ -176,7 +175,7 @@ class PathInterfaces:
         self._client().batch("ip", [self.plan.host_link_line(self._client().label, self.index)])
 
     def _plugs(self) -> dict[str, _Plug]:
-        """What can be taken down, by the field of `PathState`."""
+        """The ends that can be taken down, by the field of `PathState`."""
         server = self._host("server")
         far_interface = self.plan.far_interface(self.index)
         plugs = {

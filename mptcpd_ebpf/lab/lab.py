@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The lab itself: builds a topology, holds it, takes it down again."""
+"""The lab itself: builds a topology, holds it, and takes it down again."""
 
 import itertools
 import os
@@ -56,9 +56,9 @@ _numbers = itertools.count(1)
 class Lab:
     """Hosts joined by paths.  A context manager; nothing exists before it is entered.
 
-    `paths` defaults to two unimpaired ones; the other arguments are fields of
-    `Topology`.  Raises LabError for a topology that cannot be, and, when entered,
-    UnavailableError for a machine that cannot hold it.
+    `paths` defaults to two unimpaired ones; the other arguments are fields of `Topology`.
+    Raises LabError for an invalid topology and, when entered, UnavailableError if the machine
+    cannot run it.
     """
 
     def __init__(self, paths: Sequence[Path] | None = None, **fields: Any) -> None:
@@ -66,7 +66,7 @@ class Lab:
             fields["paths"] = list(paths)
         self.topology = parse(fields)
         self.hosts: dict[str, Host] = {}
-        """By their names in the topology, without routers."""
+        """By their names in the topology; routers are not included."""
         self.routers: dict[str, Host] = {}
         self.paths: list[LivePath] = []
         self.bottlenecks: dict[str, LiveLink] = {}
@@ -76,7 +76,7 @@ class Lab:
 
     @classmethod
     def of(cls, topology: Topology) -> Self:
-        """A lab of a topology that was made or read elsewhere."""
+        """A lab from a `Topology`."""
         return cls(**{name: getattr(topology, name) for name in topology.__struct_fields__})
 
     @property
@@ -114,7 +114,7 @@ class Lab:
     def start(self, workload: AnyWorkload) -> Running[Any]:
         """Starts traffic between the hosts of the workload's path; returns when connected.
 
-        Raises LabError for a workload that cannot be, or cannot connect.
+        Raises LabError for an invalid workload, or one that cannot connect.
         """
         path = self.path(workload.path)
         client, server = (self.hosts[label] for label in path.path.between)
@@ -125,7 +125,7 @@ class Lab:
     def do(self, step: Step) -> None:
         """Takes one step of a schedule at once, whatever its `at`.
 
-        Raises LabError for one that cannot be; then nothing has happened.
+        Raises LabError for an impossible step; then nothing was changed.
         """
         self.check(step)
         action(self._link(step.path), step)()
@@ -139,7 +139,7 @@ class Lab:
     def schedule(self, steps: Sequence[Step] | None = None) -> RunningSchedule:
         """Starts a schedule of faults: the given one, or the topology's.
 
-        Raises LabError for steps that cannot be; then none is taken.
+        Raises LabError for impossible steps; then none is taken.
         """
         wanted = self.topology.schedule if steps is None else list(steps)
         found = list(problems(wanted, self._targets()))
@@ -157,7 +157,7 @@ class Lab:
             targets[path.name] = targets[path.index] = path.target()
         return targets | {name: neck.target() for name, neck in self.bottlenecks.items()}
 
-    # --- life
+    # --- start and end
 
     def __enter__(self) -> Self:
         if os.geteuid() != 0:
@@ -181,7 +181,7 @@ class Lab:
         try:
             self._stack.close()
         except LabError as late:
-            # What went wrong first is what has to be read first.
+            # The first error must stay the first to be read.
             if error is None:
                 raise
             error.add_note(f"and, when the lab ended: {late}")
@@ -224,7 +224,7 @@ class Lab:
             live.apply_declared()
 
     def _links(self) -> list[EmulatedLink]:
-        """All links that can be impaired, in the numbering of the backend."""
+        """All links that can be impaired, in the order of the backend's numbers."""
         links = []
         for path in self.topology.paths:
             router = self.routers[router_of(path)]

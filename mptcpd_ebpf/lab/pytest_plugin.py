@@ -5,13 +5,13 @@
     def test_over_two_paths(mptcp_lab):
         mptcp_lab.client.run([...])
 
-`mptcp_lab` is one lab, described by the marker (the arguments of `Lab`; without it two
-unimpaired paths); `make_mptcp_lab` makes any number of them.  Where a lab cannot be
+`mptcp_lab` is one lab as the marker describes it (the arguments of `Lab`; by default two
+unimpaired paths); `make_mptcp_lab` makes any number of labs.  Where a lab is not possible
 (no root, no MPTCP) the test is skipped with the reason, or fails if the ini option
-`mptcp_lab_required` says so.
+`mptcp_lab_required` is set.
 
-Every pytest run loads this module, so it imports nothing of the package until a
-fixture is asked for.
+Every pytest run loads this module, so it imports nothing of the package until a fixture is
+used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["auto", "netem", "nfqueue"],
         help="how labs impair paths (default: the environment's MPTCP_LAB_BACKEND, or auto)",
     )
-    parser.addini(REQUIRED, "fail instead of skip where a lab cannot be", type="bool")
+    parser.addini(REQUIRED, "fail instead of skip where a lab is not possible", type="bool")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def make_mptcp_lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
-    """Makes running labs with the arguments of `Lab`; they end with the test.
+    """A function that makes running labs from the arguments of `Lab`; they end with the test.
 
     A path may be a dict of the fields of `Path`.
     """

@@ -89,7 +89,7 @@ def test_paths_are_named_by_their_number_unless_they_have_a_name() -> None:
         ({"paths": [{"dealy_ms": 2}]}, "paths[0].dealy_ms: unknown key; did you mean 'delay_ms'?"),
         ({"ip": "5"}, "ip: '5' is none of 4, 6, both"),
         ({"hosts": ["client", "server", "client"]}, "hosts[2]: the name 'client' is taken"),
-        ({"hosts": ["client", "server", "neck-a"]}, "hosts[2]: 'neck-a': names that begin so"),
+        ({"hosts": ["client", "server", "neck-a"]}, "hosts[2]: 'neck-a': this prefix is reserved"),
         ("words", "topology: expected keys and values"),
     ],
 )
