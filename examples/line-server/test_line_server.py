@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The line server keeps its word over paths that lose packets, fail, and meddle."""
+"""The line server works over paths that lose packets, fail, or remove MPTCP options."""
 
 import pathlib
 import socket
@@ -14,7 +14,7 @@ PORT = 7000
 
 @pytest.fixture
 def lab(mptcp_lab):
-    """The test's lab, with the server running on its server host."""
+    """The test's lab, with the line server running on its server host."""
     server = mptcp_lab.server.popen(
         [sys.executable, str(SERVER), str(PORT)], stdout=subprocess.PIPE, text=True
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From two recordings to figures: latencies by phase, reaction times, one sentence.
+"""Computes figures from two recordings: latencies by phase, reaction times, a conclusion.
 
-A phase lasts from its fault to the healing.  For the bulk phase a "message" is the
-time from one chunk of 128 KiB to the next, so lower is faster there too.
+A phase lasts from its fault to the end of the fault.  In the bulk phase a "latency" is the time
+from one chunk of 128 KiB to the next, so lower is faster there too.
 """
 
 from itertools import pairwise
@@ -23,10 +23,10 @@ class Latency(TypedDict):
 
 
 class ReportedDecision(TypedDict):
-    """A decision as the report tells it."""
+    """A decision as the report shows it."""
 
     t: float
-    """Seconds after the phase began."""
+    """Seconds after the phase's start."""
     action: str
     subflow: str | None
     reason: str
@@ -51,7 +51,7 @@ class Report(TypedDict):
 
 
 def compare(without: Recording, managed: Recording) -> Report:
-    """The figures of both runs side by side."""
+    """The figures of both runs, phase by phase."""
     return {
         "schema": SCHEMA,
         "phases": [
@@ -73,15 +73,15 @@ def conclusion(report: Report) -> str:
 
 
 def without_routine(decisions: list[DecisionView]) -> list[DecisionView]:
-    """Decisions worth shown: without the many trials of a path that is away."""
+    """Decisions without the routine ones: the many probes of a path that is down."""
     return [each for each in decisions if not each["command"]["routine"]]
 
 
 def reaction(
     decisions: list[tuple[int, DecisionView]], phase: Phase, ip: str
 ) -> tuple[float | None, float | None]:
-    """Milliseconds from the fault to the leaving of the path of our address `ip`, and from
-    the healing to its return; None for what did not happen."""
+    """Milliseconds from the fault until the path of our address `ip` was left, and from the end
+    of the fault until it was used again; None for what did not happen."""
     shown = [
         (at, each)
         for at, each in decisions

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The run as a picture: message latency, RTT and loss of each path, decisions over time."""
+"""Draws a run: message latency, RTT and loss of each path, and decisions over time."""
 
 from itertools import pairwise
 from math import nan
@@ -21,7 +21,7 @@ _FAULT_SHADE = "#d62728"
 
 
 def draw(without: Recording, managed: Recording, path: Path) -> None:
-    """Writes a PNG (or what the file's ending asks for)."""
+    """Writes a PNG file, or the format of the file name's ending."""
     figure, (latency, rtt, loss) = plt.subplots(
         3, 1, figsize=(13, 10), sharex=True, layout="constrained"
     )
@@ -76,7 +76,7 @@ def _latency(axes: Any, without: Recording, managed: Recording) -> None:
 
 
 def _subflow(sample: Sample, ip: str) -> SubflowView | None:
-    """The path's regular subflow at that moment; trials carry no data and do not count."""
+    """The path's regular subflow at that moment; probes carry no data and are left out."""
     found = [
         subflow
         for connection in sample.connections["connections"]
@@ -93,7 +93,7 @@ def _srtt_ms(row: SubflowView | None) -> float:
 
 
 def _retransmitted(rows: list[SubflowView | None]) -> list[float]:
-    """Segments sent again since the sample before; a new subflow starts anew."""
+    """Segments retransmitted since the previous sample; a new subflow counts from zero."""
     grown: list[float] = [nan]
     for before, after in pairwise(rows):
         if after is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Requests and responses: on one connection by the clock, or on many short ones."""
+"""Requests and responses: on one connection at fixed times, or on many short connections."""
 
 import socket
 from typing import Any
@@ -17,7 +17,7 @@ from mptcpd_ebpf.lab.traffic.workloads import Address, RequestResponse, ShortCon
 
 
 class _RequestClient:
-    """The client's side of one connection: what was sent, what came back."""
+    """The client's side of one connection: the requests and their responses."""
 
     def __init__(self, connection: socket.socket, workload: RequestResponse) -> None:
         self.connection = connection
@@ -29,7 +29,7 @@ class _RequestClient:
         self.received = 0
         self.pending = bytearray()
         self.give_up_at: int | None = None
-        """Set when nothing more is to be sent."""
+        """Set once no more requests are to be sent."""
 
     def run(self) -> None:
         while not self._finished():
@@ -74,16 +74,16 @@ class _RequestClient:
 
 
 def make_requests(connection: socket.socket, workload: RequestResponse) -> dict[str, Any]:
-    """Sends requests by the clock and notes when each response was there whole."""
+    """Sends requests at fixed times and notes when each response was complete."""
     connection.setblocking(False)
-    asking = _RequestClient(connection, workload)
+    client = _RequestClient(connection, workload)
     error = None
     try:
-        asking.run()
+        client.run()
     except OSError as failure:
         error = str(failure)
-    missing: list[int | None] = [None] * (len(asking.sent) - len(asking.latencies))
-    messages = list(zip(asking.sent, [*asking.latencies, *missing], strict=True))
+    missing: list[int | None] = [None] * (len(client.sent) - len(client.latencies))
+    messages = list(zip(client.sent, [*client.latencies, *missing], strict=True))
     return {"messages": messages, "error": error}
 
 
@@ -124,10 +124,10 @@ def answer_all(listener: socket.socket, workload: RequestResponse | ShortConnect
 
 
 class _ShortConnection:
-    """One short connection, from its begin to the whole response."""
+    """One short connection, from its start to the complete response."""
 
     def __init__(self, workload: ShortConnections, local: Address, remote: Address) -> None:
-        """Raises OSError if it cannot even begin."""
+        """Starts to connect.  Raises OSError if that fails."""
         self.give_up_at = now() + round(workload.drain_s * 1e9)
         self.pending = bytearray(workload.size)
         self.missing = workload.response_size
@@ -142,7 +142,7 @@ class _ShortConnection:
             raise
 
     def go_on(self, *, readable: bool, writable: bool) -> bool:
-        """Does what can be done; returns whether the response is whole.  Raises OSError."""
+        """Sends and reads what it can; True once the response is complete.  Raises OSError."""
         if writable and self.pending:
             send_some(self.connection, self.pending)
         if readable:
@@ -154,13 +154,13 @@ class _ShortConnection:
 
 
 class _ShortConnectionsClient:
-    """Many short connections, `parallel` at a time; what fails is a message without an answer."""
+    """Many short connections, `parallel` at a time; one that fails is an unanswered message."""
 
     def __init__(self, workload: ShortConnections, local: Address, remote: Address) -> None:
         self.workload = workload
         self.ends = (local, remote)
         self.messages: list[tuple[int, int | None]] = []
-        self.live: dict[socket.socket, tuple[int, _ShortConnection]] = {}  # begun at
+        self.live: dict[socket.socket, tuple[int, _ShortConnection]] = {}  # started at
         self.left = workload.count
 
     def run(self) -> None:
@@ -211,7 +211,7 @@ class _ShortConnectionsClient:
 def make_short_connections(
     workload: ShortConnections, local: Address, remote: Address
 ) -> dict[str, Any]:
-    """Opens, asks, reads and closes; no connection waits for another."""
-    often = _ShortConnectionsClient(workload, local, remote)
-    often.run()
-    return {"messages": sorted(often.messages, key=lambda row: row[0]), "error": None}
+    """Makes connections, each with one request and its response."""
+    client = _ShortConnectionsClient(workload, local, remote)
+    client.run()
+    return {"messages": sorted(client.messages, key=lambda row: row[0]), "error": None}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The two processes of a workload: ``python -m mptcpd_ebpf.lab.traffic.process TASK``.
 
-The server prints ``{"port": …}`` and the client ``{"local": …, "token":
-…}`` as soon as there is something to use; each prints its records as the last line.
-The end of standard input ends a process early, with its records: that is how
-`Running.stop` works, and how nothing outlives the test that started it.
+The server prints ``{"port": …}`` once it listens and the client ``{"local": …, "token": …}``
+once it is connected; each prints its records as the last line.  The end of standard input
+ends a process early, with its records: `Running.stop` uses this, and no process outlives the
+test that started it.
 """
 
 import json
@@ -38,7 +38,7 @@ def serve(task: EndTask) -> dict[str, Any]:
         try:
             wait([listener], [], None)
         except StopRequested:
-            return {"arrivals": [], "sent": [], "error": "nobody connected"}
+            return {"arrivals": [], "sent": [], "error": "no client connected"}
         connection, _ = listener.accept()
         set_options(connection, workload)
         return _one_way(connection, workload, sends=workload.direction == "down")
