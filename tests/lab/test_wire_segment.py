@@ -60,7 +60,7 @@ def segment(
     ],
     ids=["IPv4", "IPv4 with options", "IPv6", "IPv6 with an extension header"],
 )
-def test_headers_are_read_as_scapy_wrote_them(ip: IP) -> None:
+def test_headers_are_read_as_scapy_builds_them(ip: IP) -> None:
     tcp = TCP(
         sport=5,
         dport=6,
@@ -79,7 +79,7 @@ def test_headers_are_read_as_scapy_wrote_them(ip: IP) -> None:
     assert bytes(read.scapy()) == read.packet
 
 
-def test_a_cut_packet_still_tells_its_length() -> None:
+def test_a_cut_packet_keeps_its_length() -> None:
     packet = bytes(IP(src="192.0.2.1", dst="192.0.2.2") / TCP() / bytes(500))
     read = read_segment(packet[:60], 0, "eth0", True)
     assert read is not None
@@ -143,7 +143,7 @@ def count(segments: list[Segment]) -> int:
     lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=20),
     again=st.data(),
 )
-def test_each_segment_sent_again_counts_once(
+def test_each_retransmitted_segment_counts_once(
     isn: int, lengths: list[int], again: st.DataObject
 ) -> None:
     sent = [segment(SYN, seq=isn)]
@@ -159,14 +159,14 @@ def test_each_segment_sent_again_counts_once(
     assert count(sent) == expected
 
 
-def test_a_super_packet_counts_as_what_it_becomes() -> None:
+def test_a_super_packet_counts_as_its_segments() -> None:
     first = segment(ACK, seq=0, length=3500, segment_size=1000)
     assert count([first, first]) == 4
     beyond = segment(ACK, seq=2500, length=2000, segment_size=1000)
     assert count([first, beyond]) == 1
 
 
-def test_syn_and_fin_sent_again_count() -> None:
+def test_retransmitted_syn_and_fin_count() -> None:
     syn, fin = segment(SYN, seq=5), segment(FIN | ACK, seq=6)
     assert count([syn, syn, fin, fin]) == 2
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Captures of real kernels talking: dissection loses nothing, assertions tell the truth."""
+"""Captures of real kernels: dissection is lossless, and assertions are right."""
 
 import os
 import pathlib
@@ -50,7 +50,7 @@ from tests.waiting import SLOWNESS, until
 
 
 def without_cache(packet: Packet) -> bytes:
-    """Builds a dissected packet from its fields: scapy keeps the original bytes otherwise."""
+    """Builds a dissected packet from its fields, without scapy's cache of the original bytes."""
     layer = packet
     while layer:
         layer.raw_packet_cache = None
@@ -60,7 +60,7 @@ def without_cache(packet: Packet) -> bytes:
 
 # --- a corpus of real packets
 
-KERNEL_SAYS: list[type[MPTCPOption]] = [
+KERNEL_SENDS: list[type[MPTCPOption]] = [
     MPCapableSyn,
     MPCapableSynAck,
     MPCapableAck,
@@ -101,13 +101,13 @@ def corpus(request: pytest.FixtureRequest) -> list[Segment]:
             lab.client.run([*endpoint, "delete", "id", "2"])
             wire.expect(RemoveAddr(address_ids=[2]), direction="out")
             payload = os.urandom(200_000)
-            # More than the buffers of both ends need hold; the rest is never read.
+            # More than the buffers of both ends hold; the rest is never read.
             with ThreadPoolExecutor(1) as other:
                 sending = other.submit(near.sendall, payload)
                 left = len(payload) // 2
                 while left > 0:
                     left -= len(far.recv(min(left, 65536)))
-                # Who closes over what he has not read closes fast.
+                # A socket that is closed with unread data sends MP_FASTCLOSE.
                 assert far.recv(1, socket.MSG_PEEK)
                 far.close()
                 with suppress(OSError):
@@ -116,8 +116,8 @@ def corpus(request: pytest.FixtureRequest) -> list[Segment]:
         return wire.matching()
 
 
-@pytest.mark.parametrize("form", KERNEL_SAYS, ids=lambda form: form.__name__)
-def test_the_corpus_holds_every_option_that_two_kernels_say(
+@pytest.mark.parametrize("form", KERNEL_SENDS, ids=lambda form: form.__name__)
+def test_the_corpus_has_every_option_that_two_kernels_send(
     corpus: list[Segment], form: type[MPTCPOption]
 ) -> None:
     assert any(segment.carries(form) for segment in corpus)
@@ -140,7 +140,7 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def test_a_join_is_found_by_all_that_is_known_of_it(lab: Lab) -> None:
+def test_a_join_is_found_by_each_of_its_properties(lab: Lab) -> None:
     first, second = lab.paths
     add_endpoint(lab.client, second.client_ip, "subflow", "backup", "id", "2")
     with Wire(lab.client.name) as wire:
@@ -172,7 +172,7 @@ def test_a_join_is_found_by_all_that_is_known_of_it(lab: Lab) -> None:
         assert wire.matching(MPJoinSyn, flow=join.flow) == [join]
 
 
-def test_what_did_not_come_is_reported_with_what_came(lab: Lab) -> None:
+def test_a_failed_expectation_shows_the_captured_packets(lab: Lab) -> None:
     server_ip = lab.paths[0].server_ip
     with (
         Wire(lab.client.name) as wire,
@@ -186,9 +186,9 @@ def test_what_did_not_come_is_reported_with_what_came(lab: Lab) -> None:
     assert "MP_CAPABLE SYN/ACK sender_key=" in text
 
 
-def test_what_has_passed_is_known_even_if_the_reader_lags(lab: Lab) -> None:
+def test_packets_that_have_passed_are_found_even_if_the_reader_lags(lab: Lab) -> None:
     server_ip = lab.paths[0].server_ip
-    # Whoever holds the condition holds the reading thread up.
+    # The reading thread waits while this thread holds the condition.
     with (
         Wire(lab.client.name) as wire,
         wire.capture.arrived,
@@ -230,12 +230,12 @@ def test_a_capture_can_be_saved_for_other_tools(lab: Lab, tmp_path: pathlib.Path
         assert [int(packet.time * 10**9) for packet in read] == [s.at for s in wire.segments]
 
 
-def test_a_missing_namespace_is_named() -> None:
+def test_the_error_names_a_missing_namespace() -> None:
     with pytest.raises(LabError, match="there is no network namespace nowhere"):
         Wire("nowhere")
 
 
-def test_a_capture_that_lost_packets_says_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_that_lost_packets_raises(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "_QUEUE_BYTES", 1)
     server_ip = lab.paths[0].server_ip
     with (
@@ -255,7 +255,7 @@ def test_an_interface_that_goes_down_does_not_end_the_capture(lab: Lab) -> None:
             wire.expect(MPCapableAck, interface=first.client_if)
 
 
-def test_nothing_remains_of_a_capture(lab: Lab) -> None:
+def test_a_closed_capture_leaves_no_thread_and_no_descriptor(lab: Lab) -> None:
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     wire = Wire(lab.client.name)
     wire.close()
@@ -268,7 +268,7 @@ def test_nothing_remains_of_a_capture(lab: Lab) -> None:
 
 
 def total_retrans_at_rest(near: socket.socket) -> int:
-    """tcpi_total_retrans of the first subflow, once nothing is unacknowledged (linux/tcp.h)."""
+    """tcpi_total_retrans of the first subflow, once everything is acknowledged (linux/tcp.h)."""
 
     def at_rest() -> bytes | None:
         information = near.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The scripted peer holds whole conversations with the kernel, as client and as server.
+"""The scripted peer works with the kernel, as client and as server.
 
-The kernel is the judge: what it accepted, it counted (MPTcpExt) and its sockets show.
+The kernel's counters (MPTcpExt) and sockets show what it accepted.
 """
 
 import socket
@@ -39,8 +39,8 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def plain(lab: Lab) -> Iterator[Talk]:
-    with talk(lab) as talking:
-        yield talking
+    with talk(lab) as conversation:
+        yield conversation
 
 
 def read_exactly(source: socket.socket, count: int) -> bytes:
@@ -100,7 +100,7 @@ def test_a_join_carries_data(plain: Talk) -> None:
     plain.connection.wait_acked()
     assert plain.accepted.recv(100) == b"over the second path"
     counters.expect(MPJoinSynRx=1, MPJoinSynBackupRx=1, MPJoinAckRx=1)
-    # The same, as anyone may ask the capture.
+    # The capture shows the same.
     plain.peer.wire.expect(
         MPJoinSyn(address_id=2, backup=True),
         interface=path1.client_if,
@@ -115,14 +115,14 @@ def test_priority_changes(plain: Talk) -> None:
     counters = Counters(plain.lab.server)
     subflow.prio(backup=True)
     counters.expect(MPPrioRx=1)
-    # The backup is left alone while another subflow lives.
+    # The kernel does not use the backup while a regular subflow is live.
     plain.accepted.sendall(b"x" * 2000)
     plain.connection.receive_data(2000)
     assert all(segment.payload_length == 0 for segment in subflow.segments)
     assert plain.peer.wire.matching(MPPrio(backup=True), direction="out", flow=subflow.flow)
 
 
-def test_an_announced_address_is_echoed_joined_and_left_when_withdrawn(plain: Talk) -> None:
+def test_an_announced_address_is_echoed_and_joined_and_closed_when_withdrawn(plain: Talk) -> None:
     path1 = plain.lab.paths[1]
     counters = Counters(plain.lab.server)
     port = plain.connection.initial.flow.source.port
@@ -136,7 +136,7 @@ def test_an_announced_address_is_echoed_joined_and_left_when_withdrawn(plain: Ta
     counters.expect(RmAddr=1)
 
 
-def test_a_withdrawal_names_several_addresses(plain: Talk) -> None:
+def test_a_withdrawal_may_have_several_addresses(plain: Talk) -> None:
     counters = Counters(plain.lab.server)
     plain.connection.remove(5, 6)
     counters.expect(RmAddr=2)
@@ -152,7 +152,7 @@ def test_fast_close_is_answered_by_a_reset(plain: Talk) -> None:
     counters.expect(MPFastcloseRx=1, MPRstTx=1)
 
 
-def test_the_kernel_s_fast_close_proves_itself_with_our_key(plain: Talk) -> None:
+def test_the_kernels_fast_close_carries_the_peers_key(plain: Talk) -> None:
     plain.connection.send(b"unread")
     plain.connection.wait_acked()
     plain.accepted.close()
@@ -178,13 +178,13 @@ def test_a_claimed_checksum_failure_falls_back_on_the_only_subflow(plain: Talk) 
     counters.expect(MPFailRx=1, MPFailTx=1)
 
 
-def test_closing_takes_data_fins_and_fins_both_ways(plain: Talk) -> None:
+def test_a_close_exchanges_data_fins_and_fins_in_both_directions(plain: Talk) -> None:
     connection = plain.connection
     connection.close()
     connection.wait_acked()
     assert plain.accepted.recv(1) == b""
-    plain.accepted.sendall(b"last words")
-    assert connection.receive_data(10) == b"last words"
+    plain.accepted.sendall(b"final data")
+    assert connection.receive_data(10) == b"final data"
     plain.accepted.close()
     plain.peer.wait(lambda: connection.closed_by_kernel, "DATA_FIN")
     plain.peer.wait(lambda: connection.initial.finished, "FIN")
@@ -231,8 +231,8 @@ def test_an_endpoint_of_the_kernel_joins_the_peer(lab: Lab) -> None:
 # --- the peer and its namespace
 
 
-def test_the_namespace_s_own_kernel_keeps_silent(lab: Lab) -> None:
-    """No RST answers what the peer has not answered, and the rule goes with the peer."""
+def test_the_namespaces_own_kernel_sends_no_tcp(lab: Lab) -> None:
+    """The kernel sends no RST in place of the peer, and the rule is removed with the peer."""
     with Peer(lab.server.name) as peer:
         with kernel_connects(lab, port=5999):
             peer.wire.expect(flags=2, direction="in")
@@ -248,7 +248,7 @@ def test_a_namespace_has_one_peer(lab: Lab) -> None:
         assert "drop" in lab.server.run(["nft", "list", "ruleset"]).stdout
 
 
-def test_the_rule_goes_with_a_killed_owner(lab: Lab) -> None:
+def test_the_rule_is_removed_when_its_owner_is_killed(lab: Lab) -> None:
     script = (
         "import sys; from mptcpd_ebpf.lab.wire import Peer\n"
         "peer = Peer(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
@@ -267,7 +267,7 @@ def test_the_rule_goes_with_a_killed_owner(lab: Lab) -> None:
     )
 
 
-def test_an_expectation_not_met_shows_the_conversation(lab: Lab) -> None:
+def test_a_failed_expectation_shows_the_last_packets(lab: Lab) -> None:
     with (
         Peer(lab.server.name) as peer,
         kernel_connects(lab),
