@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Makes a daemon's netlink sockets overflow: it is stopped while more happens than they hold."""
+"""Makes a daemon's netlink sockets overflow: it is stopped while they get more than they hold."""
 
 import contextlib
 import signal
@@ -18,7 +18,7 @@ from tests.waiting import until
 
 @contextlib.contextmanager
 def stopped(running: RunningDaemon) -> Iterator[None]:
-    """The daemon hears nothing meanwhile; its sockets fill."""
+    """The daemon reads nothing meanwhile, so that its sockets fill."""
     running.process.send_signal(signal.SIGSTOP)
     stat = Path(f"/proc/{running.process.pid}/stat")
     until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
@@ -29,7 +29,7 @@ def stopped(running: RunningDaemon) -> Iterator[None]:
 
 
 def dropped(lab: Lab, running: RunningDaemon, protocol: int) -> int:
-    """How many messages the daemon's sockets of a netlink protocol had no room for."""
+    """How many messages the daemon's sockets of a netlink protocol have dropped."""
     return _sum(lab, running, protocol, column=8)
 
 
@@ -61,10 +61,10 @@ def listen_until_dropped(lab: Lab, running: RunningDaemon) -> None:
         if count % 1000 == 0:
             if dropped(lab, running, NETLINK_GENERIC):
                 return
-            # Two events each, of some 700 bytes with what the kernel keeps of them.
+            # Two events each, some 700 bytes with the kernel's own overhead.
             if _sum(lab, running, NETLINK_GENERIC, column=4) < before + 500_000:
-                pytest.skip("this kernel tells nothing of listeners")
-    pytest.fail("the socket took it all")
+                pytest.skip("this kernel sends no events about listeners")
+    pytest.fail("the socket did not overflow")
 
 
 def change_addresses_until_dropped(lab: Lab, running: RunningDaemon) -> None:
@@ -74,4 +74,4 @@ def change_addresses_until_dropped(lab: Lab, running: RunningDaemon) -> None:
         lab.client.batch("ip", lines)
         if dropped(lab, running, NETLINK_ROUTE):
             return
-    pytest.fail("the socket took it all")
+    pytest.fail("the socket did not overflow")

@@ -28,7 +28,7 @@ QUIET = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress
 
 
 def compile_probes_with(define: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on `Probes` are ones that are compiled with a macro defined."""
+    """From now on `Probes` loads programs that were compiled with a macro defined."""
     recipe = subprocess.run(
         ["make", "-nB", "build/bpf/subflow.bpf.o"], capture_output=True, text=True, check=True
     ).stdout
@@ -40,7 +40,7 @@ def compile_probes_with(define: str, folder: Path, monkeypatch: pytest.MonkeyPat
 
 @contextmanager
 def probing(host: Host, *, everywhere: bool = False, **options: Any) -> Iterator[Probes]:
-    """Probes opened in a host, keeping to its namespace."""
+    """Probes opened in a host; by default they are limited to its namespace."""
     try:
         with host.entered():
             probes = Probes.open(netns=0 if everywhere else host.netns, **options)
@@ -72,7 +72,7 @@ class Listening(EventLog[AlarmRaised | SubflowEnded]):
 
 
 class TcpInfo(NamedTuple):
-    """What TCP says of one subflow (struct tcp_info of include/uapi/linux/tcp.h)."""
+    """The kernel's figures of one subflow (struct tcp_info of include/uapi/linux/tcp.h)."""
 
     local: SockAddr
     remote: SockAddr
@@ -123,7 +123,7 @@ def _per_subflow(sock: socket.socket, option: int, each: int) -> list[bytes]:
 
 
 def _getsockopt(sock: socket.socket, option: int, buffer: bytearray) -> int:
-    """getsockopt(2) that also hands the buffer in, which Python's own does not."""
+    """getsockopt(2) that also passes the buffer's content, which Python's own does not."""
     libc = ctypes.CDLL(None, use_errno=True)
     size = ctypes.c_uint32(len(buffer))
     raw = (ctypes.c_char * len(buffer)).from_buffer(buffer)
