@@ -35,7 +35,7 @@ def until(
 
 
 async def until_async(condition: Callable[[], object], what: str, within_s: float = 10.0) -> None:
-    """`until` for a test inside an event loop, which goes on meanwhile."""
+    """`until` for a test inside an event loop, which keeps running."""
     deadline = time.monotonic() + within_s * SLOWNESS
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_s * SLOWNESS:g} s: {what}"

@@ -64,9 +64,9 @@ def _topology(document: Document) -> Topology:
     for path, changes in _changes(data):
         document.check(changes, Impairment, path)
     broken = [mistake.key for mistake in document.mistakes]
-    mended = _mended(data, broken)
-    if mended is not None:
-        topology = named(msgspec.convert(mended, Topology))
+    valid = _valid_part(data, broken)
+    if valid is not None:
+        topology = named(msgspec.convert(valid, Topology))
         for path, reason in problems(topology):
             if not _follows_from_mistake(path, broken):
                 document.mistake(path, reason)
@@ -92,19 +92,19 @@ def _changes(data: Any) -> list[tuple[KeyPath, dict[str, Any]]]:
     return found
 
 
-def _mended(data: Any, broken: list[str]) -> dict[str, Any] | None:
+def _valid_part(data: Any, broken: list[str]) -> dict[str, Any] | None:
     """The data without its invalid parts; None if too little is left to check."""
     if not isinstance(data, dict):
         return None
-    mended = {}
+    valid = {}
     for key, value in data.items():
         if key in _STAND_INS and isinstance(value, list):
-            mended[key] = [_item(key, number, item, broken) for number, item in enumerate(value)]
+            valid[key] = [_item(key, number, item, broken) for number, item in enumerate(value)]
         elif not _hit((key,), broken):
-            mended[key] = value
+            valid[key] = value
         elif key in _STAND_INS or key == "hosts":
             return None
-    return mended
+    return valid
 
 
 def _item(key: str, number: int, item: Any, broken: list[str]) -> Any:

@@ -2,8 +2,8 @@
 """The impairment of a path in one direction, as plain data.
 
 Both backends use the same record: netem (tc-netem(8)) and the NFQUEUE emulator.  With jitter
-the delay is uniform in delay ± jitter, as in netem without a distribution table.  A packet
-meets loss first, then the delay, then the rate limit with its queue (a token bucket,
+the delay is uniform in delay ± jitter, as in netem without a distribution table.  To each packet
+apply first loss, then the delay, then the rate limit with its queue (a token bucket,
 tc-tbf(8)).
 """
 

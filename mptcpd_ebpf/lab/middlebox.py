@@ -87,7 +87,7 @@ def expire_nat(router: Host) -> int:
         netlink.send(struct.pack("=IHHII", 16 + len(body), kind, _REQUEST_ACK, 1, 0) + body)
         error = -struct.unpack_from("=i", netlink.recv(4096), 16)[0]
     if error:
-        raise LabError(f"{router.label}: cannot forget NAT bindings: errno {error}")
+        raise LabError(f"{router.label}: cannot remove NAT bindings: errno {error}")
     return count
 
 

@@ -212,12 +212,12 @@ def leftovers() -> list[str]:
         names = sorted(os.listdir(RUN_NETNS))
     except FileNotFoundError:
         return []
-    dead = []
+    ended = []
     for name in names:
         match = _NAME.fullmatch(name)
         if match and start_time(int(match["pid"])) != int(match["start"]):
-            dead.append(name)
-    return dead
+            ended.append(name)
+    return ended
 
 
 def remove_leftovers() -> list[str]:

@@ -118,7 +118,7 @@ def test_octets_that_are_no_option_are_kept(raw: bytes) -> None:
         bytes.fromhex("1e0c2001") + bytes(8),  # DSS: a 4-octet acknowledgement, and 4 more
         bytes.fromhex("1e062003") + bytes(2),  # DSS: an 8-octet acknowledgement cut short
         bytes.fromhex("1e045001"),  # MP_PRIO with the address id of version 0
-        bytes.fromhex("1e049000"),  # a subtype that nobody has assigned
+        bytes.fromhex("1e049000"),  # an unassigned subtype
     ],
     ids=bytes.hex,
 )

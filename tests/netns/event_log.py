@@ -49,7 +49,7 @@ class EventLog(Generic[E]):
         return True
 
     def drain(self) -> None:
-        """Reads what is there now, and forgets all."""
+        """Reads all pending events and empties the log."""
         while self.take():
             pass
         self.events.clear()

@@ -20,7 +20,7 @@ from tests.netns.mptcp_sockets import connected_sockets, exchange, listen
 def need_listener_events(host: Host) -> None:
     """Skips the test on a kernel without events about listeners (Linux 6.1 has none)."""
     with host.entered(), PmEvents.open() as events, listen(host, "127.0.0.1"):
-        # The kernel sends the event inside listen(), so it is here by now or never comes.
+        # The kernel sends the event inside listen(), so it is here by now or never.
         if not any(isinstance(event, ListenerCreated) for event in events.read()):
             pytest.skip("this kernel sends no events about listeners")
 

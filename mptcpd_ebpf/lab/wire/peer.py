@@ -122,7 +122,7 @@ class Peer:
                     return syn
             return None
 
-        return self.wait(taken, f"{pattern_text(what)} comes", within)
+        return self.wait(taken, f"{pattern_text(what)} arrives", within)
 
     # --- packets
 

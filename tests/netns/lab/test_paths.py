@@ -264,7 +264,7 @@ def test_eight_paths_and_a_third_host(make: Make) -> None:
 
 
 def test_the_same_seed_loses_the_same_packets(make: Make) -> None:
-    def fate() -> list[str]:
+    def lost_packets() -> list[str]:
         lab = make([Path(up={"loss_percent": 30})], seed=42, repeatable=True)
         out = lab.client.run(
             ["ping", "-n", "-c", "60", "-i", "0.002", "-W", "1", lab.paths[0].server_ip],
@@ -272,9 +272,9 @@ def test_the_same_seed_loses_the_same_packets(make: Make) -> None:
         ).stdout
         return re.findall(r"icmp_seq=(\d+)", out)
 
-    first = fate()
+    first = lost_packets()
     assert 20 < len(first) < 60
-    assert fate() == first
+    assert lost_packets() == first
 
 
 def test_an_invalid_change_is_reported_and_changes_nothing(make: Make) -> None:

@@ -174,7 +174,7 @@ def test_short_connections_in_a_blackhole_are_counted_and_more_follow(
     running = lab.start(workload)
     until(lambda: counter(lab.client, "Tcp", "ActiveOpens") >= 8, "the next four begin")
     lab.paths[0].heal()
-    until(lambda: counter(lab.server, "Tcp", "PassiveOpens") >= 20, "connections stand")
+    until(lambda: counter(lab.server, "Tcp", "PassiveOpens") >= 20, "connections are established")
     result = running.stop()
     assert result.error is None
     assert result.unanswered >= 4

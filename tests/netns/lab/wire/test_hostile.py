@@ -341,12 +341,12 @@ def test_a_reset_from_a_foreign_address_is_not_accepted(plain: Talk) -> None:
     """The ports are right, but the address belongs to no subflow."""
     initial = plain.connection.initial
     (_, port), remote = initial.flow
-    stranger = IP(src=second_ip(plain.lab), dst=remote.ip)
-    plain.peer.send(stranger / TCP(sport=port, dport=remote.port, flags="R", seq=initial.snd_nxt))
+    foreign = IP(src=second_ip(plain.lab), dst=remote.ip)
+    plain.peer.send(foreign / TCP(sport=port, dport=remote.port, flags="R", seq=initial.snd_nxt))
     assert_alive(plain)
 
 
-# --- garbage
+# --- malformed options
 
 
 def test_many_malformed_options_change_nothing(plain: Talk) -> None:

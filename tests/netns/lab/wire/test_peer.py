@@ -271,7 +271,7 @@ def test_a_failed_expectation_shows_the_last_packets(lab: Lab) -> None:
     with (
         Peer(lab.server.name) as peer,
         kernel_connects(lab),
-        pytest.raises(AssertionError, match=r"(?s)MPJoinSyn comes.*MP_CAPABLE SYN"),
+        pytest.raises(AssertionError, match=r"(?s)MPJoinSyn arrives.*MP_CAPABLE SYN"),
     ):
         peer.next_syn(MPJoinSyn, within=0.1)
 
