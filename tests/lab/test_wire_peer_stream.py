@@ -103,6 +103,6 @@ def test_short_acknowledgements_are_widened(far: int, wide: bool) -> None:
     option = DSS(data_ack=acknowledged if wide else acknowledged % U32, data_ack8=wide)
     assert not receive(connection, connection.initial, 1, b"", option)
     assert connection.acked == acknowledged
-    # An older acknowledgement takes nothing back.
+    # An older acknowledgement changes nothing.
     receive(connection, connection.initial, 1, b"", DSS(data_ack=(acknowledged - 9) % 2**64))
     assert connection.acked == acknowledged

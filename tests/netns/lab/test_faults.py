@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import (
     Bottleneck,
     Host,
@@ -36,17 +37,8 @@ SECOND_FASTER = [Path(delay_ms=20), Path(delay_ms=1, nat=True)]
 
 def mib(host: Host) -> dict[str, int]:
     """The MPTcpExt counters of a host."""
-
-    def read() -> dict[str, int]:
-        with open("/proc/net/netstat") as file:
-            lines = file.read().splitlines()
-        for names, values in zip(lines[::2], lines[1::2], strict=True):
-            if names.startswith("MPTcpExt:"):
-                numbers = map(int, values.split()[1:])
-                return dict(zip(names.split()[1:], numbers, strict=True))
-        raise AssertionError("no MPTcpExt counters")
-
-    return host.call(read)
+    with host.entered():
+        return counters.read()
 
 
 def join_over_second_path(lab: Lab) -> None:

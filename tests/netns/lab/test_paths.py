@@ -53,7 +53,7 @@ def ping(
 def check_round_trip(
     host: Host, target: str, low_ms: float, high_ms: float, *, source: str | None = None
 ) -> None:
-    """The best round trip is in low…high: load on the machine only ever adds, so try again."""
+    """The best round trip is in low…high; repeats, because load on the machine only adds to it."""
     best = float("inf")
 
     def fast_enough() -> bool:
