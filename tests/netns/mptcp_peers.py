@@ -29,7 +29,7 @@ class Peer(NamedTuple):
     """One end: a host under userspace path management, its events, and its netlink client."""
 
     host: Host
-    heard: EventLog[Event]
+    log: EventLog[Event]
     pm: PmClient
 
 
@@ -62,10 +62,10 @@ def connected(client: Peer, server: Peer, ip: str, *, bind_to: str = "") -> Iter
     with connected_sockets(client.host, server.host, ip, listen_on=bind_to) as ends:
         near, far = ends.client.getsockname()[1], ends.listener.getsockname()[1]
         # The client's port alone may be that of an earlier connection, to another listener.
-        at_client = client.heard.wait(
+        at_client = client.log.wait(
             ConnectionEstablished, lambda e: (e.local.port, e.remote.port) == (near, far)
         )
-        at_server = server.heard.wait(
+        at_server = server.log.wait(
             ConnectionEstablished, lambda e: (e.remote.port, e.local.port) == (near, far)
         )
         yield Pair(ends.client, ends.server, at_client, at_server)

@@ -155,7 +155,7 @@ def connection(lab: Lab) -> Iterator[tuple[Pair, EventLog[Event]]]:
         peer(lab.server) as server,
         connected(client, server, lab.paths[0].server_ip) as pair,
     ):
-        yield pair, server.heard
+        yield pair, server.log
 
 
 def test_subflows_and_announcements_reach_the_peer(

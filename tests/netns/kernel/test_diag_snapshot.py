@@ -58,8 +58,8 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
             reason="test",
         )
         assert client.pm.execute_now(create) == (0, "")
-        joined = client.heard.wait(SubflowEstablished)
-        server.heard.wait(SubflowEstablished)
+        joined = client.log.wait(SubflowEstablished)
+        server.log.wait(SubflowEstablished)
         if not joins_marked():
             mark = SetBackup(
                 token=create.token,
@@ -69,7 +69,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
                 reason="test",
             )
             assert client.pm.execute_now(mark) == (0, "")
-            server.heard.wait(SubflowPriority)
+            server.log.wait(SubflowPriority)
         pair.exchange(bytes(20_000))
         yield Scene(client, server, pair, joined)
 

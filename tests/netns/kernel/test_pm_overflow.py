@@ -33,13 +33,13 @@ def test_an_overflow_is_told_and_hearing_goes_on(lab: Lab) -> None:
     with events:
         for _ in range(50):
             listen(lab.client, "127.0.0.1").close()
-        heard = EventLog(events)
-        assert heard.wait(EventsLost).source == SOURCE
-        heard.drain()
+        log = EventLog(events)
+        assert log.wait(EventsLost).source == SOURCE
+        log.drain()
         with listen(lab.client, "127.0.0.1") as listener:
             port = listener.getsockname()[1]
-            heard.wait(ListenerCreated, lambda event: event.local.port == port)
-        assert not any(isinstance(event, EventsLost) for event in heard.events)
+            log.wait(ListenerCreated, lambda event: event.local.port == port)
+        assert not any(isinstance(event, EventsLost) for event in log.events)
 
 
 def test_a_burst_fits_the_default_buffer(lab: Lab) -> None:
@@ -48,11 +48,11 @@ def test_a_burst_fits_the_default_buffer(lab: Lab) -> None:
     with events:
         for _ in range(500):
             listen(lab.client, "127.0.0.1").close()
-        heard: list[object] = []
+        events_read: list[object] = []
         while batch := events.read():
-            heard += batch
-    assert not any(isinstance(event, EventsLost) for event in heard)
-    assert sum(isinstance(event, ListenerCreated) for event in heard) == 500
+            events_read += batch
+    assert not any(isinstance(event, EventsLost) for event in events_read)
+    assert sum(isinstance(event, ListenerCreated) for event in events_read) == 500
 
 
 def test_a_kept_descriptor_goes_on_hearing(lab: Lab) -> None:

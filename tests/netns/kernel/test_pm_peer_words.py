@@ -30,7 +30,7 @@ def test_a_reset_gives_its_reason() -> None:
         peer(lab.client) as client,
         kernel_connected(lab) as (_, connection, _),
     ):
-        established = client.heard.wait(ConnectionEstablished)
+        established = client.log.wait(ConnectionEstablished)
         create = CreateSubflow(
             token=established.token,
             local_ip=lab.paths[1].client_ip,
@@ -40,9 +40,9 @@ def test_a_reset_gives_its_reason() -> None:
         )
         assert client.pm.execute_now(create) == (0, "")
         subflow = connection.accept_join()
-        client.heard.wait(SubflowEstablished)
+        client.log.wait(SubflowEstablished)
         subflow.reset(LACK_OF_RESOURCES, transient=True)
-        closed = client.heard.wait(SubflowClosed)
+        closed = client.log.wait(SubflowClosed)
     assert closed.error == errno.ECONNRESET
     assert closed.reset_reason == LACK_OF_RESOURCES
     assert closed.reset_flags == TRANSIENT
@@ -53,9 +53,9 @@ def test_a_peer_may_deny_joins_to_its_first_address(deny: bool) -> None:
     with Lab() as lab, peer(lab.client) as client, peer(lab.server) as server:
         lab.client.sysctl("mptcp.allow_join_initial_addr_port", int(not deny))
         with connected(client, server, lab.paths[0].server_ip) as pair:
-            assert server.heard.wait(ConnectionCreated).deny_join_id0 is deny
+            assert server.log.wait(ConnectionCreated).deny_join_id0 is deny
             assert pair.at_server.deny_join_id0 is deny
-            assert not client.heard.wait(ConnectionCreated).deny_join_id0
+            assert not client.log.wait(ConnectionCreated).deny_join_id0
 
 
 def test_a_subscriber_anywhere_keeps_joins_accepted() -> None:
@@ -66,7 +66,7 @@ def test_a_subscriber_anywhere_keeps_joins_accepted() -> None:
         peer(lab.server) as server,
         connected(client, server, lab.paths[0].server_ip) as pair,
     ):
-        cast(PmEvents, server.heard.source).close()
+        cast(PmEvents, server.log.source).close()
         create = CreateSubflow(
             token=pair.at_client.token,
             local_ip=lab.paths[1].client_ip,
@@ -75,7 +75,7 @@ def test_a_subscriber_anywhere_keeps_joins_accepted() -> None:
             reason="test",
         )
         assert client.pm.execute_now(create) == (0, "")
-        client.heard.wait(SubflowEstablished)
+        client.log.wait(SubflowEstablished)
         pair.exchange()
         with lab.server.entered():
             assert counters.read().get("MPJoinRejected", 0) == 0, "6.1 does not count them"

@@ -148,11 +148,11 @@ def test_rtt_samples_fall_into_the_slot_of_the_path(lab: Lab, probes: Probes) ->
 
 def test_identity_is_that_of_the_netlink_events(lab: Lab, probes: Probes) -> None:
     with lab.client.entered(), PmEvents.open() as events:
-        heard = EventLog(events)
+        log = EventLog(events)
         with connection(lab) as ends:
             subflows = both_paths(lab, probes)
-            established = heard.wait(ConnectionEstablished)
-            joined = heard.wait(SubflowEstablished)
+            established = log.wait(ConnectionEstablished)
+            joined = log.wait(SubflowEstablished)
             local = ends.client.getsockname()
         first = subflows[lab.paths[0].client_ip]
         second = subflows[lab.paths[1].client_ip]
