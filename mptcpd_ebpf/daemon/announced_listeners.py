@@ -13,6 +13,7 @@ The peer may come after a restart of the daemon too, so what is open is noted
 import asyncio
 import errno
 from collections.abc import Container, Iterator
+from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -40,12 +41,13 @@ class AnnouncedListeners:
     While open they are watched by the running event loop, which turns strangers away.
     """
 
-    def __init__(self) -> None:
-        self._listeners = Listeners()
+    def __init__(self, listeners: Listeners, folder: Path) -> None:
+        """`folder` holds the note."""
+        self._listeners = listeners
         self._behind: dict[tuple[int, int], SockAddr] = {}
         """By token and address id."""
         self._watched: set[int] = set()
-        self._file = StateFile("doors", list[_Announced])
+        self._file = StateFile(folder, "listeners", list[_Announced])
         self._unsaved = False
 
     def reopen(self, tokens: Container[int]) -> Iterator[str]:

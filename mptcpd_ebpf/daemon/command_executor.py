@@ -8,27 +8,39 @@ a turn, because a file takes longer than all commands.
 """
 
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from mptcpd_ebpf.core.commands import CreateSubflow, KernelCommand
 from mptcpd_ebpf.core.events import ConnectionMode, EndpointsRead, ModesRead
 from mptcpd_ebpf.daemon.announced_listeners import AnnouncedListeners
 from mptcpd_ebpf.daemon.endpoint_ledger import EndpointLedger
-from mptcpd_ebpf.kernel.detour import detour
 from mptcpd_ebpf.kernel.errors import KernelError
-from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 
 log = logging.getLogger("mptcpd-ebpf")
+
+CheckRoute = Callable[[CreateSubflow], CommandAnswer | None]
+"""Returns why a join is refused, None if it is not (`kernel.detour`)."""
 
 
 class CommandExecutor:
     """Carries out commands in the daemon's network namespace."""
 
-    def __init__(self, pm: PmClient) -> None:
+    def __init__(
+        self,
+        pm: PmClient,
+        ledger: EndpointLedger,
+        listeners: AnnouncedListeners,
+        check_route: CheckRoute | None,
+    ) -> None:
+        """`check_route` refuses a join that would leave by another interface.
+
+        None on a kernel that binds joins to their interface.
+        """
         self._pm = pm
-        self._ledger = EndpointLedger(pm)
-        self._listeners = AnnouncedListeners()
+        self._ledger = ledger
+        self._listeners = listeners
+        self._check_route = check_route
 
     def execute(
         self, command: KernelCommand, *, manual: bool = False
@@ -50,9 +62,9 @@ class CommandExecutor:
 
     def _wrong_route(self, command: KernelCommand) -> CommandAnswer | None:
         """Why a join would leave by another interface, on a kernel that does not bind it."""
-        if not isinstance(command, CreateSubflow) or joins_marked():
+        if self._check_route is None or not isinstance(command, CreateSubflow):
             return None
-        return detour(command)
+        return self._check_route(command)
 
     def read_endpoints(self) -> EndpointsRead:
         """The endpoint table as it is now.  Raises NetlinkRefused."""

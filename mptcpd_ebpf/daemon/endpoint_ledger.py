@@ -10,6 +10,8 @@ the kernel starts again at 1.  Only an entry that somebody makes anew in every p
 ours cannot be told from it.
 """
 
+from pathlib import Path
+
 from msgspec import Struct, field
 from msgspec.structs import replace
 
@@ -56,9 +58,10 @@ class _Ledger(Struct):
 class EndpointLedger:
     """Carries out commands on the table and notes what came of them."""
 
-    def __init__(self, pm: PmClient) -> None:
+    def __init__(self, pm: PmClient, folder: Path) -> None:
+        """`folder` holds the note."""
         self._pm = pm
-        self._file = StateFile("endpoints", _Ledger)
+        self._file = StateFile(folder, "endpoints", _Ledger)
         self._ledger = self._file.read() or _Ledger()
         self._unsaved = False
 

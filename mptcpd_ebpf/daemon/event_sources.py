@@ -6,7 +6,7 @@ the kernel refuses joins while nobody listens.  Without probes the daemon still 
 netlink; what only probes can measure is then unknown.
 """
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -33,6 +33,10 @@ _ROUNDS = 100
 """Reads of one source at most to empty it: each takes 256 events, a full socket holds 8192."""
 
 
+def _list_subflows(with_owners: bool) -> list[Measurement]:
+    return diag.snapshot(with_owners=with_owners).subflows
+
+
 class EventSources:
     """Open while used as a context."""
 
@@ -44,7 +48,11 @@ class EventSources:
         backend: ProbeBackend,
         choice: str,
         closing: ExitStack,
+        *,
+        list_subflows: Callable[[bool], list[Measurement]] = _list_subflows,
+        read_all: Callable[[list[Measurement] | None], Resynchronised] = resync.snapshot,
     ) -> None:
+        """`list_subflows` and `read_all` read the kernel without probes (`diag`, `resync`)."""
         self.netns = here
         self.sources = sources
         """In the order in which they are worth reading first."""
@@ -53,6 +61,8 @@ class EventSources:
         """Which probes, and why, in one line."""
         self._probes = probes
         self._closing = closing
+        self._list_subflows = list_subflows
+        self._read_all = read_all
 
     @classmethod
     def open(cls, settings: ProbeSettings) -> Self:
@@ -91,7 +101,7 @@ class EventSources:
             each.owner is None and each.token in owners_of for each in measured
         )
         if unknown or not sees_all:
-            listed = diag.snapshot(with_owners=owners_of is not None).subflows
+            listed = self._list_subflows(owners_of is not None)
             if unknown:
                 measured = _owned(measured, listed)
             if not sees_all:
@@ -100,7 +110,7 @@ class EventSources:
 
     def snapshot(self) -> Resynchronised:
         """The whole truth, read anew."""
-        return resync.snapshot(self.sample() if self._probes is not None else None)
+        return self._read_all(self.sample() if self._probes is not None else None)
 
     def waiting(self) -> list[Event]:
         """All that waits to be read.

@@ -11,7 +11,6 @@ microseconds and keeps everything in order.
 """
 
 import asyncio
-import gc
 import logging
 import os
 import time
@@ -21,9 +20,9 @@ from typing import cast
 
 from msgspec.structs import replace
 
-from mptcpd_ebpf.config import plugin_loader, plugin_set
+from mptcpd_ebpf.config import plugin_set
 from mptcpd_ebpf.config.plugin_set import PluginSet
-from mptcpd_ebpf.config.settings import Config, OnExit, Settings, fixed_at_start
+from mptcpd_ebpf.config.settings import Config, OnExit
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     MANUAL,
@@ -36,20 +35,17 @@ from mptcpd_ebpf.core.commands import (
     WakeAt,
 )
 from mptcpd_ebpf.core.engine import Engine
+from mptcpd_ebpf.core.plugin_host import RunHandler
 from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.daemon.command_executor import CommandExecutor
 from mptcpd_ebpf.daemon.event_sources import EventSources
-from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
 from mptcpd_ebpf.daemon.observers import Observers
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
 from mptcpd_ebpf.daemon.resync_scheduler import ResyncScheduler
-from mptcpd_ebpf.kernel import others, sysctl
 from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.kernel.event_source import EventSource
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer
-from mptcpd_ebpf.runtime import logging_setup, run_folder
-from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 log = logging.getLogger("mptcpd-ebpf")
 
@@ -59,23 +55,21 @@ class Loop:
 
     def __init__(
         self,
-        settings: Settings,
         config: Config,
         plugins: PluginSet,
         sources: EventSources,
         executor: CommandExecutor,
-        budget: HandlerBudget,
+        path_manager: PathManagerSysctl,
         observers: Observers,
+        run_handler: RunHandler,
     ) -> None:
-        self._settings = settings
-        self._started_with = self._config = config
+        self._config = config
         self._plugins = plugins
         self._sources = sources
         self._executor = executor
+        self._path_manager = path_manager
         self._observers = observers
-        self.engine = Engine(lambda spec: self._plugins.plugins[spec.name], budget)
-        self._sysctl = PathManagerSysctl()
-        self._mode: str | None = None
+        self.engine = Engine(lambda spec: self._plugins.plugins[spec.name], run_handler)
         self._queue: deque[ev.Event] = deque()
         self._resync_due = False
         self._resync = ResyncScheduler(self._read_again, sees_ends=sources.sees_ends)
@@ -85,22 +79,12 @@ class Loop:
     def start(self) -> None:
         """Adopts what exists already, then listens."""
         loop = asyncio.get_running_loop()
-        for file in run_folder.sweep():
-            log.info("%s removed: its network namespace does not exist any more", file)
-        self._set_path_manager(self._plugins)
-        log.info("probes: %s", self._sources.choice)
-        if not sysctl.enabled():
-            log.warning(
-                "net.mptcp.enabled is 0: no socket here becomes MPTCP; "
-                "run 'sysctl -w net.mptcp.enabled=1'"
-            )
-        for other in others.others():
-            log.warning("%s (pid %s) manages or monitors MPTCP here too; %s", *_named(other))
+        self._path_manager.use(self._plugins.mode)
         # The plugins come after the snapshot: their `init` finds every live connection.
         started = ev.Started(seed=int.from_bytes(os.urandom(4)), joins_marked=joins_marked())
         self.dispatch([started, replace(self._sources.snapshot(), at_start=True)])
         self._executor.reopen_listeners(self.engine.world.connections)
-        self._configure()
+        self.configure(self._config, self._plugins)
         for source in self._sources.sources:
             loop.add_reader(source.fileno(), self._read, source)
         self._resync.start()
@@ -109,8 +93,6 @@ class Loop:
             self._plugins_at_work(),
             len(self.engine.world.connections),
         )
-        # What was made up to here stays: the garbage collector need not look at it again.
-        gc.freeze()
 
     def stop(self) -> None:
         """Lets the plugins clean up and puts the namespace's settings back."""
@@ -127,7 +109,7 @@ class Loop:
             self._timer.cancel()
         self._executor.save()
         self._executor.close()
-        self._sysctl.give_back()
+        self._path_manager.give_back()
         log.info("stopped")
 
     def _plugins_at_work(self) -> str:
@@ -138,18 +120,24 @@ class Loop:
 
     # --- configuration
 
-    def _configure(self) -> None:
-        """Puts the configuration in force; its plugins start from the model."""
+    def configure(self, config: Config, plugins: PluginSet) -> None:
+        """Puts a configuration in force; its plugins start from the model."""
+        self._config, self._plugins = config, plugins
+        self._sources.set_thresholds(config.probes.thresholds)
         self.dispatch(self._sources.waiting())
-        userspace = self._plugins.mode == "userspace"
+        userspace = plugins.mode == "userspace"
         if userspace or self._manages_endpoints():
             self.dispatch(self._read_modes())
         if userspace:
             self._log_connections_of_kernel()
-        config = plugin_set.core_config(self._config, self._plugins)
-        endpoints = self._endpoints_if_ours()
         self.dispatch(
-            [ev.Configured(config=config, plugins=self._plugins.specs, endpoints=endpoints)]
+            [
+                ev.Configured(
+                    config=plugin_set.core_config(config, plugins),
+                    plugins=plugins.specs,
+                    endpoints=self._endpoints_if_ours(),
+                )
+            ]
         )
 
     def _manages_endpoints(self) -> bool:
@@ -177,58 +165,6 @@ class Loop:
                 "it: no plugin manages them",
                 count,
             )
-
-    def _set_path_manager(self, plugins: PluginSet) -> None:
-        """Raises KernelError, and the setting is as before."""
-        mode = plugins.mode
-        if mode is None:
-            self._sysctl.give_back()
-            self._mode = None
-            return
-        before = self._sysctl.borrow(mode)
-        is_news, self._mode = mode != self._mode, mode
-        if before != mode and is_news:
-            log.info(
-                "new connections get the %s path manager (was: %s) until this daemon ends",
-                mode,
-                before,
-            )
-
-    def reload(self) -> None:
-        """Reads the configuration again and puts it in force, all of it or nothing.
-
-        Raises `Failure`, and the old configuration stays whole.
-        """
-        config = self._settings.load(plugin_loader.options_of)
-        plugins = plugin_set.build(config)
-        switch_log = logging_setup.prepare(config.log, config.log_level)
-        try:
-            self._set_path_manager(plugins)
-        except KernelError as error:
-            switch_log.cancel()
-            raise Failure(str(error), ExitCode.PRIVILEGE) from None
-        # From here on nothing can fail.
-        switch_log.apply()
-        self._config, self._plugins = config, plugins
-        self._sources.set_thresholds(config.probes.thresholds)
-        self._configure()
-        for warning in self._settings.warnings():
-            log.warning("%s", warning)
-        log.info("configuration reloaded")
-        if fixed := fixed_at_start(self._started_with, config):
-            log.warning("changed, but in force only after a restart: %s", ", ".join(fixed))
-
-    def reload_or_log(self) -> None:
-        """SIGHUP: mistakes go to the log."""
-        try:
-            self.reload()
-        except Failure as failure:
-            log.error("configuration not reloaded, the old one stays: %s", failure)
-
-    @property
-    def pending_restart(self) -> list[str]:
-        """Keys whose new values are in force only after a restart."""
-        return fixed_at_start(self._started_with, self._config)
 
     # --- events in
 
@@ -346,7 +282,3 @@ class Loop:
             log.error("the subflows could not be read, nothing is decided from them: %s", error)
             return
         self._queue.append(ev.Sampled(measurements=measured, with_owners=with_owners))
-
-
-def _named(other: others.Manager) -> tuple[str, int | str, str]:
-    return other.comm or "a process", other.pid or "unknown", other.advice

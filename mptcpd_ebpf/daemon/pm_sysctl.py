@@ -5,10 +5,15 @@ What stood there before is noted (`namespace_note`), so that a daemon that was k
 leaves something for the next start to put right.
 """
 
+import logging
+from pathlib import Path
+
 import msgspec
 
 from mptcpd_ebpf.daemon.state_file import StateFile
-from mptcpd_ebpf.kernel import sysctl
+from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
+
+log = logging.getLogger("mptcpd-ebpf")
 
 
 class _Borrowed(msgspec.Struct, frozen=True):
@@ -19,9 +24,29 @@ class _Borrowed(msgspec.Struct, frozen=True):
 class PathManagerSysctl:
     """Sets the path manager for new connections and puts the former one back."""
 
-    def __init__(self) -> None:
-        self._file = StateFile("path-manager", _Borrowed)
-        self._setting = sysctl.PathManagerSetting()
+    def __init__(self, folder: Path, setting: PathManagerSetting) -> None:
+        """`folder` holds the note."""
+        self._file = StateFile(folder, "path-manager", _Borrowed)
+        self._setting = setting
+        self._used: str | None = None
+
+    def use(self, path_manager: str | None) -> None:
+        """Borrows the setting for the plugins that need it; None gives it back.
+
+        Raises NotPermitted, MptcpMissing or KernelError, and setting and note are as before.
+        """
+        if path_manager is None:
+            self.give_back()
+            self._used = None
+            return
+        before = self.borrow(path_manager)
+        is_news, self._used = path_manager != self._used, path_manager
+        if before != path_manager and is_news:
+            log.info(
+                "new connections get the %s path manager (was: %s) until this daemon ends",
+                path_manager,
+                before,
+            )
 
     def borrow(self, path_manager: str) -> str:
         """Sets it and returns what stood there before any daemon of ours came.

@@ -29,10 +29,10 @@ class _Written(msgspec.Struct, Generic[T], frozen=True):
 
 
 class StateFile(Generic[T]):
-    """One file, with a record of type `content` in it; `kind` is its ending."""
+    """One file in `folder`, with a record of type `content` in it; `kind` is its ending."""
 
-    def __init__(self, kind: str, content: type[T]) -> None:
-        self._path = run_folder.here(kind)
+    def __init__(self, folder: Path, kind: str, content: type[T]) -> None:
+        self._path = folder / run_folder.here(kind).name
         self._content = content
         self._here = (_boot_id(), _netns_cookie())
 
@@ -54,7 +54,7 @@ class StateFile(Generic[T]):
         """Notes it in place of what was noted before.  Raises NotPermitted."""
         fresh = self._path.with_name(f"{self._path.name}.new")
         try:
-            run_folder.make()
+            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             fresh.write_bytes(msgspec.json.encode(_Written(*self._here, content)))
             fresh.rename(self._path)
         except OSError as error:

@@ -9,19 +9,23 @@ import pytest
 
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
 from mptcpd_ebpf.kernel.errors import KernelError, NotPermitted
+from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.lab import Host, Lab
-from mptcpd_ebpf.runtime import run_folder
 
 
 @pytest.fixture
 def host(
-    make_mptcp_lab: Callable[..., Lab], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_mptcp_lab: Callable[..., Lab],
 ) -> Iterator[Host]:
-    """The test itself is in this host; notes are kept in `tmp_path`."""
-    monkeypatch.setattr(run_folder, "SYSTEM", tmp_path / "run")
+    """The test itself is in this host."""
     client = make_mptcp_lab().client
     with client.entered():
         yield client
+
+
+def sysctl_in(folder: Path) -> PathManagerSysctl:
+    """What a daemon has whose notes are in a subfolder of `folder`."""
+    return PathManagerSysctl(folder / "run", PathManagerSetting())
 
 
 def setting(host: Host) -> str:
@@ -33,7 +37,7 @@ def notes(folder: Path) -> list[Path]:
 
 
 def test_it_is_given_back(host: Host, tmp_path: Path) -> None:
-    ours = PathManagerSysctl()
+    ours = sysctl_in(tmp_path)
     assert ours.borrow("userspace") == "kernel"
     assert setting(host) == "1"
     assert [note.name for note in notes(tmp_path)] == [f"{host.netns}.path-manager"]
@@ -46,7 +50,7 @@ def test_it_is_given_back(host: Host, tmp_path: Path) -> None:
 
 def test_what_stood_there_already_is_left(host: Host, tmp_path: Path) -> None:
     host.sysctl("mptcp.pm_type", 1)
-    ours = PathManagerSysctl()
+    ours = sysctl_in(tmp_path)
     assert ours.borrow("userspace") == "userspace"
     ours.give_back()
     assert setting(host) == "1"
@@ -54,22 +58,24 @@ def test_what_stood_there_already_is_left(host: Host, tmp_path: Path) -> None:
 
 
 def test_what_a_killed_one_borrowed_the_next_gives_back(host: Host, tmp_path: Path) -> None:
-    PathManagerSysctl().borrow("userspace")  # and it dies
-    second = PathManagerSysctl()
+    sysctl_in(tmp_path).borrow("userspace")  # and it dies
+    second = sysctl_in(tmp_path)
     assert second.borrow("userspace") == "kernel"
     second.give_back()
     assert setting(host) == "0"
     assert notes(tmp_path) == []
 
 
-def test_one_that_borrows_nothing_gives_back_what_a_killed_one_borrowed(host: Host) -> None:
-    PathManagerSysctl().borrow("userspace")
-    PathManagerSysctl().give_back()
+def test_one_that_borrows_nothing_gives_back_what_a_killed_one_borrowed(
+    host: Host, tmp_path: Path
+) -> None:
+    sysctl_in(tmp_path).borrow("userspace")
+    sysctl_in(tmp_path).give_back()
     assert setting(host) == "0"
 
 
 def test_what_somebody_else_chose_meanwhile_stays(host: Host, tmp_path: Path) -> None:
-    ours = PathManagerSysctl()
+    ours = sysctl_in(tmp_path)
     ours.borrow("userspace")
     host.sysctl("mptcp.pm_type", 0)
     host.sysctl("mptcp.pm_type", 1)
@@ -91,10 +97,10 @@ def test_a_note_of_another_boot_or_namespace_is_none_of_ours(
     host: Host, tmp_path: Path, field: str, value: object
 ) -> None:
     """An inode number returns; so a note may be of a namespace that is long gone."""
-    PathManagerSysctl().borrow("userspace")
+    sysctl_in(tmp_path).borrow("userspace")
     (note,) = notes(tmp_path)
     note.write_text(json.dumps(json.loads(note.read_text()) | {field: value}))
-    ours = PathManagerSysctl()
+    ours = sysctl_in(tmp_path)
     assert ours.borrow("userspace") == "userspace"
     ours.give_back()
     assert setting(host) == "1"
@@ -105,7 +111,7 @@ def test_a_note_of_another_boot_or_namespace_is_none_of_ours(
 def test_a_broken_note_is_no_note(host: Host, tmp_path: Path, text: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / f"{host.netns}.path-manager").write_text(text)
-    ours = PathManagerSysctl()
+    ours = sysctl_in(tmp_path)
     assert ours.borrow("userspace") == "kernel"
     ours.give_back()
     assert setting(host) == "0"
@@ -113,7 +119,7 @@ def test_a_broken_note_is_no_note(host: Host, tmp_path: Path, text: str) -> None
 
 def test_a_mode_that_this_kernel_does_not_have(host: Host, tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="does not take 'nonsense'"):
-        PathManagerSysctl().borrow("nonsense")
+        sysctl_in(tmp_path).borrow("nonsense")
     assert setting(host) == "0"
     assert notes(tmp_path) == []
 
@@ -121,5 +127,5 @@ def test_a_mode_that_this_kernel_does_not_have(host: Host, tmp_path: Path) -> No
 def test_a_folder_that_cannot_hold_the_note(host: Host, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(NotPermitted, match="set XDG_RUNTIME_DIR"):
-        PathManagerSysctl().borrow("userspace")
+        sysctl_in(tmp_path).borrow("userspace")
     assert setting(host) == "0"

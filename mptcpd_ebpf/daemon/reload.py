@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Reloads: a new configuration is in force as a whole, or not at all.
+
+Whatever can fail is done before anything of the old configuration is given up: files and plugins
+are read, the log's destination is opened, the path manager is set.
+"""
+
+import logging
+from collections.abc import Callable
+
+from mptcpd_ebpf.config import plugin_loader, plugin_set
+from mptcpd_ebpf.config.settings import Config, Settings, fixed_at_start
+from mptcpd_ebpf.daemon.loop import Loop
+from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
+from mptcpd_ebpf.kernel.errors import KernelError
+from mptcpd_ebpf.runtime import logging_setup
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+from mptcpd_ebpf.runtime.logging_setup import LogDestination, LogSwitch
+
+log = logging.getLogger("mptcpd-ebpf")
+
+PrepareLog = Callable[[LogDestination, str], LogSwitch]
+"""Opens a log destination; raises `Failure` (`logging_setup.prepare`)."""
+
+
+class Reloader:
+    """Reads the settings again and puts them in force in a running loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        config: Config,
+        loop: Loop,
+        path_manager: PathManagerSysctl,
+        prepare_log: PrepareLog = logging_setup.prepare,
+    ) -> None:
+        """`config` is what the daemon started with."""
+        self._settings = settings
+        self._started_with = self._config = config
+        self._loop = loop
+        self._path_manager = path_manager
+        self._prepare_log = prepare_log
+
+    @property
+    def pending_restart(self) -> list[str]:
+        """Keys whose new values are in force only after a restart."""
+        return fixed_at_start(self._started_with, self._config)
+
+    def reload(self) -> None:
+        """Reads the configuration again and puts it in force, all of it or nothing.
+
+        Raises `Failure`, and the old configuration stays whole.
+        """
+        config = self._settings.load(plugin_loader.options_of)
+        warnings = self._settings.warnings()
+        plugins = plugin_set.build(config)
+        switch_log = self._prepare_log(config.log, config.log_level)
+        try:
+            self._path_manager.use(plugins.mode)
+        except KernelError as error:
+            switch_log.cancel()
+            raise Failure(str(error), ExitCode.PRIVILEGE) from None
+        # From here on nothing can fail.
+        switch_log.apply()
+        self._config = config
+        self._loop.configure(config, plugins)
+        for warning in warnings:
+            log.warning("%s", warning)
+        log.info("configuration reloaded")
+        if pending := self.pending_restart:
+            log.warning("changed, but in force only after a restart: %s", ", ".join(pending))
+
+    def reload_or_log(self) -> None:
+        """SIGHUP: mistakes go to the log."""
+        try:
+            self.reload()
+        except Failure as failure:
+            log.error("configuration not reloaded, the old one stays: %s", failure)
