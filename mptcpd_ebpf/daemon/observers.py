@@ -156,7 +156,7 @@ class Recorder:
     """Writes every record into a file that `core.recording` reads (``daemon --record FILE``)."""
 
     def __init__(self, file: Path, head: Head) -> None:
-        """Raises `Failure`: the file exists already, or cannot be created."""
+        """Raises `Failure`: the file exists already, or cannot be created or written."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             self._descriptor = os.open(file, flags, 0o600)
@@ -166,14 +166,21 @@ class Recorder:
             ) from None
         except OSError as error:
             raise Failure(f"--record {file}: {error.strerror}", ExitCode.USAGE) from None
-        self._write(head)
+        try:
+            self._write(head)
+        except OSError as error:
+            os.close(self._descriptor)
+            file.unlink()
+            raise Failure(f"--record {file}: {error.strerror}", ExitCode.USAGE) from None
 
     def publish(self, record: Record) -> None:
         self._write(record)
 
     def _write(self, line: Head | Record) -> None:
         # Unbuffered: what a killed daemon did last is what its recording is wanted for.
-        os.write(self._descriptor, encode(line) + b"\n")
+        left = memoryview(encode(line) + b"\n")
+        while left:
+            left = left[os.write(self._descriptor, left) :]
 
     def close(self) -> None:
         os.close(self._descriptor)
