@@ -63,7 +63,8 @@ class Loop:
         observers: Observers,
         run_handler: RunHandler,
     ) -> None:
-        self._config = config
+        self.config = config
+        """The one in force."""
         self._plugins = plugins
         self._sources = sources
         self._executor = executor
@@ -84,7 +85,7 @@ class Loop:
         started = ev.Started(seed=int.from_bytes(os.urandom(4)), joins_marked=joins_marked())
         self.dispatch([started, replace(self._sources.snapshot(), at_start=True)])
         self._executor.reopen_listeners(self.engine.world.connections)
-        self.configure(self._config, self._plugins)
+        self.configure(self.config, self._plugins)
         for source in self._sources.sources:
             loop.add_reader(source.fileno(), self._read, source)
         self._resync.start()
@@ -101,7 +102,7 @@ class Loop:
             loop.remove_reader(source.fileno())
         # From here on plugins begin nothing new; what waits still updates the model.
         self.dispatch([ev.Stopping(), *self._sources.waiting()])
-        keep = self.engine.plugins if self._config.on_exit is OnExit.KEEP else []
+        keep = self.engine.plugins if self.config.on_exit is OnExit.KEEP else []
         self.dispatch([ev.Stopped(keep=keep, endpoints=self._endpoints_if_ours())])
         # The loop may turn once more, and must not run the timer then.
         self._resync.stop()
@@ -122,7 +123,7 @@ class Loop:
 
     def configure(self, config: Config, plugins: PluginSet) -> None:
         """Puts a configuration in force; its plugins start from the model."""
-        self._config, self._plugins = config, plugins
+        self.config, self._plugins = config, plugins
         self._sources.set_thresholds(config.probes.thresholds)
         self.dispatch(self._sources.waiting())
         userspace = plugins.mode == "userspace"

@@ -36,7 +36,7 @@ class Reloader:
     ) -> None:
         """`config` is what the daemon started with."""
         self._settings = settings
-        self._started_with = self._config = config
+        self._started_with = config
         self._loop = loop
         self._path_manager = path_manager
         self._prepare_log = prepare_log
@@ -44,7 +44,7 @@ class Reloader:
     @property
     def pending_restart(self) -> list[str]:
         """Keys whose new values are in force only after a restart."""
-        return fixed_at_start(self._started_with, self._config)
+        return fixed_at_start(self._started_with, self._loop.config)
 
     def reload(self) -> None:
         """Reads the configuration again and puts it in force, all of it or nothing.
@@ -62,7 +62,6 @@ class Reloader:
             raise Failure(str(error), ExitCode.PRIVILEGE) from None
         # From here on nothing can fail.
         switch_log.apply()
-        self._config = config
         self._loop.configure(config, plugins)
         for warning in warnings:
             log.warning("%s", warning)
