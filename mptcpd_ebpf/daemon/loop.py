@@ -78,9 +78,19 @@ class Loop:
         self._manual: tuple[KernelCommand, CommandAnswer] | Decision | None = None
 
     def start(self) -> None:
-        """Adopts what exists already, then listens."""
-        loop = asyncio.get_running_loop()
+        """Sets the path manager, adopts what exists already, and waits for events.
+
+        Raises KernelError, and the path manager is as before.
+        """
         self._path_manager.use(self._plugins.mode)
+        try:
+            self._adopt()
+        except BaseException:
+            self._path_manager.give_back()
+            raise
+
+    def _adopt(self) -> None:
+        loop = asyncio.get_running_loop()
         # The plugins come after the snapshot: their `init` finds every live connection.
         started = ev.Started(seed=int.from_bytes(os.urandom(4)), joins_marked=joins_marked())
         self.dispatch([started, replace(self._sources.snapshot(), at_start=True)])

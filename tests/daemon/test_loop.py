@@ -365,6 +365,18 @@ def test_the_start_adopts_what_exists_before_the_plugins_begin(tmp_path: Path) -
     assert seen == [[TOKEN]]
 
 
+def test_a_start_that_fails_gives_the_setting_back(tmp_path: Path) -> None:
+    host = Host(tmp_path, Userspace())
+    host.unreadable = NetlinkRefused("no memory", errno.ENOMEM)
+
+    async def main() -> None:
+        with host.sources, pytest.raises(NetlinkRefused):
+            host.loop.start()
+
+    asyncio.run(main())
+    assert host.setting.value == "kernel"
+
+
 def test_a_configuration_is_put_in_force_after_all_that_waits(tmp_path: Path) -> None:
     plugin = InKernel()
 
