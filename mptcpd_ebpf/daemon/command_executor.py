@@ -3,8 +3,8 @@
 
 A command may need more than its netlink message: a listening socket for an announced port
 (`AnnouncedListeners`), a record that an endpoint is ours (`EndpointLedger`), or a check of the
-route that a join would take (`detour`).  The first two are written to disk after the commands of
-a turn, because a file takes longer than all commands.
+route that a join would take (`detour`).  The state of the first two is saved after the commands of
+a turn, because writing a file takes longer than all of them.
 """
 
 import logging
@@ -45,9 +45,9 @@ class CommandExecutor:
     def execute(
         self, command: KernelCommand, *, manual: bool = False
     ) -> tuple[KernelCommand, CommandAnswer]:
-        """The command as it was carried out, with the port that was chosen, and the answer.
+        """Carries out a command; returns it with the port that was chosen, and the answer.
 
-        What an operator's command (`manual`) creates in the endpoint table is not ours.
+        `manual`: an operator's command; what it creates in the endpoint table is not ours.
         """
         wrong_route = self._wrong_route(command)
         if wrong_route is not None:
@@ -84,22 +84,25 @@ class CommandExecutor:
     def reopen_listeners(self, tokens: Container[int]) -> None:
         """Listens again where an earlier daemon did, for the connections that still exist."""
         for complaint in self._listeners.reopen(tokens):
-            log.warning("an address announced before cannot be joined any more: %s", complaint)
+            log.warning(
+                "the peer can no longer join an address that an earlier daemon announced: %s",
+                complaint,
+            )
 
     def keep_listeners_of(self, tokens: Container[int]) -> None:
         """Closes the listeners of all other connections."""
         self._listeners.keep_only(tokens)
 
     def save(self) -> None:
-        """Writes down what has changed."""
-        for what, keeper in (
-            ("what is ours in the endpoint table", self._ledger),
-            ("which announced ports are listened at", self._listeners),
+        """Saves what has changed, and logs what cannot be saved."""
+        for what, part in (
+            ("the daemon's own endpoints", self._ledger),
+            ("the listeners of announced addresses", self._listeners),
         ):
             try:
-                keeper.save()
+                part.save()
             except KernelError as error:
-                log.error("%s could not be noted: %s", what, error)
+                log.error("%s cannot be saved: %s", what, error)
 
     def close(self) -> None:
         self._listeners.close()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the control socket asks the daemon for (`control.server.ControlSource`).
+"""The daemon's answers to the control socket (`control.server.ControlSource`).
 
-Reading never reaches a plugin: `connections` shows fresh measurements beside the model, and
-changes nothing in it.
+A read never reaches a plugin: `connections` shows new measurements in place of the model's, and
+leaves the model as it is.
 """
 
 import os
@@ -32,7 +32,7 @@ from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 
 
 class DaemonControl:
-    """A running daemon, as the control socket sees it."""
+    """Answers for a running daemon."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class DaemonControl:
             "netns": self._sources.netns,
             "started_at": self._started_at,
             "paused": engine.paused,
-            "waits_for_restart": self._reloader.pending_restart,
+            "pending_restart": self._reloader.pending_restart,
             "path_manager": self._path_manager.current(),
             "plugins": [
                 {"name": plugin.name, "excluded": self._why_excluded(plugin.name)}
@@ -80,7 +80,7 @@ class DaemonControl:
 
     def _why_excluded(self, name: str) -> str | None:
         fault = self._loop.engine.excluded.get(name)
-        return f"its {fault.handler} raised {fault.error}" if fault is not None else None
+        return f"{fault.handler}() raised {fault.error}" if fault is not None else None
 
     def decisions(self) -> list[DecisionView]:
         shift = epoch_ns()
@@ -90,7 +90,7 @@ class DaemonControl:
         command = operator_commands.parse(fields, self._pm)
         table = isinstance(command, TableCommand)
         if table:
-            # The guard needs the table, which may not have been read yet.
+            # The guard depends on the table, which may not have been read yet.
             self._loop.dispatch(self._loop.read_table())
         done = self._loop.carry_out(command)
         if table:

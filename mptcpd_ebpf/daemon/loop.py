@@ -6,8 +6,8 @@
                         └──▶ observers
 
 One thread, one timer.  Commands are carried out in the turn of the loop that decided them: the
-kernel handles a path-manager request inside the call, so waiting for the answer costs
-microseconds and keeps everything in order.
+kernel handles a path-manager request inside the call, so waiting for the answer takes microseconds
+and keeps events, commands and answers in order.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class Loop:
         run_handler: RunHandler,
     ) -> None:
         self.config = config
-        """The one in force."""
+        """The configuration in force."""
         self._plugins = plugins
         self._sources = sources
         self._executor = executor
@@ -73,25 +73,25 @@ class Loop:
         self.engine = Engine(lambda spec: self._plugins.plugins[spec.name], run_handler)
         self._queue: deque[ev.Event] = deque()
         self._resync_due = False
-        self._resync = ResyncScheduler(self._read_again, sees_ends=sources.sees_ends)
+        self._resync = ResyncScheduler(self._resynchronise, sees_ends=sources.sees_ends)
         self._timer: asyncio.TimerHandle | None = None
         self._manual: tuple[KernelCommand, CommandAnswer] | Decision | None = None
 
     def start(self) -> None:
-        """Sets the path manager, adopts what exists already, and waits for events.
+        """Sets the path manager, reads the existing connections, and waits for events.
 
         Raises KernelError, and the path manager is as before.
         """
         self._path_manager.use(self._plugins.mode)
         try:
-            self._adopt()
+            self._begin()
         except BaseException:
-            self._path_manager.give_back()
+            self._path_manager.restore()
             raise
 
-    def _adopt(self) -> None:
+    def _begin(self) -> None:
         loop = asyncio.get_running_loop()
-        # The plugins come after the snapshot: their `init` finds every live connection.
+        # The plugins start after the snapshot, so that their `init` sees every live connection.
         started = ev.Started(seed=int.from_bytes(os.urandom(4)), joins_marked=joins_marked())
         self.dispatch([started, replace(self._sources.snapshot(), at_start=True)])
         self._executor.reopen_listeners(self.engine.world.connections)
@@ -100,39 +100,41 @@ class Loop:
             loop.add_reader(source.fileno(), self._read, source)
         self._resync.start()
         log.info(
-            "ready: %s; %d connections live already",
+            "ready: %s; existing connections: %d",
             self._plugins_at_work(),
             len(self.engine.world.connections),
         )
 
     def stop(self) -> None:
-        """Lets the plugins clean up and puts the namespace's settings back."""
+        """Lets the plugins clean up and restores the settings of the namespace."""
         loop = asyncio.get_running_loop()
         for source in self._sources.sources:
             loop.remove_reader(source.fileno())
-        # From here on plugins begin nothing new; what waits still updates the model.
+        # From here on plugins start nothing new; events that wait still update the model.
         self.dispatch([ev.Stopping(), *self._sources.waiting()])
         keep = self.engine.plugins if self.config.on_exit is OnExit.KEEP else []
-        self.dispatch([ev.Stopped(keep=keep, endpoints=self._endpoints_if_ours())])
-        # The loop may turn once more, and must not run the timer then.
+        self.dispatch([ev.Stopped(keep=keep, endpoints=self._endpoints_if_managed())])
+        # asyncio may run one more turn, in which the timer must not fire.
         self._resync.stop()
         if self._timer is not None:
             self._timer.cancel()
         self._executor.save()
         self._executor.close()
-        self._path_manager.give_back()
+        self._path_manager.restore()
         log.info("stopped")
 
     def _plugins_at_work(self) -> str:
         if not self.engine.installed:
-            return "observing only, nothing is managed (choose a plugin with --path-manager)"
+            return "observing only, no plugin is configured (choose one with --path-manager)"
         names = self.engine.plugins
-        return f"plugins {', '.join(names)}" if names else "no plugin is left, nothing is managed"
+        return (
+            f"plugins {', '.join(names)}" if names else "observing only, all plugins are excluded"
+        )
 
     # --- configuration
 
     def configure(self, config: Config, plugins: PluginSet) -> None:
-        """Puts a configuration in force; its plugins start from the model."""
+        """Puts a configuration in force; its plugins start from the present model."""
         self.config, self._plugins = config, plugins
         self._sources.set_thresholds(config.probes.thresholds)
         self.dispatch(self._sources.waiting())
@@ -140,13 +142,13 @@ class Loop:
         if userspace or self._manages_endpoints():
             self.dispatch(self._read_modes())
         if userspace:
-            self._log_connections_of_kernel()
+            self._log_in_kernel_connections()
         self.dispatch(
             [
                 ev.Configured(
                     config=plugin_set.core_config(config, plugins),
                     plugins=plugins.specs,
-                    endpoints=self._endpoints_if_ours(),
+                    endpoints=self._endpoints_if_managed(),
                 )
             ]
         )
@@ -154,26 +156,26 @@ class Loop:
     def _manages_endpoints(self) -> bool:
         return any(plugin.mode == "kernel" for plugin in self.engine.installed)
 
-    def _endpoints_if_ours(self) -> ev.EndpointsRead | None:
-        """For plugins that are about to end: what they remove must still be what they made."""
+    def _endpoints_if_managed(self) -> ev.EndpointsRead | None:
+        """The table, for plugins that are about to end and remove only endpoints of their own."""
         return self._executor.read_endpoints() if self._manages_endpoints() else None
 
     def read_table(self) -> list[ev.Event]:
-        """The endpoint table, and which connections it applies to."""
+        """The endpoint table, and the path manager of connections for which it is unknown."""
         return [*self._read_modes(), self._executor.read_endpoints()]
 
     def _read_modes(self) -> list[ev.Event]:
-        """Which path manager has the connections for which that is not known yet."""
+        """The path manager of each connection for which it is unknown."""
         found = self.engine.world.connections.items()
         tokens = [token for token, connection in found if connection.in_kernel is None]
         return [self._executor.read_modes(tokens)] if tokens else []
 
-    def _log_connections_of_kernel(self) -> None:
+    def _log_in_kernel_connections(self) -> None:
         count = sum(bool(c.in_kernel) for c in self.engine.world.connections.values())
         if count:
             log.info(
-                "%d of the connections were created under the in-kernel path manager and stay with "
-                "it: no plugin manages them",
+                "%d of the connections use the in-kernel path manager, as they did when they were "
+                "created: no plugin manages them",
                 count,
             )
 
@@ -183,7 +185,7 @@ class Loop:
         self.dispatch(source.read())
 
     def dispatch(self, events: Sequence[ev.Event]) -> None:
-        """Handles events, and all that follow from them."""
+        """Handles events, and all events that follow from them."""
         self._queue.extend(events)
         try:
             while self._queue or self._resync_due:
@@ -193,9 +195,9 @@ class Loop:
                     self._handle(self._sources.snapshot())
                     self._resync_due = False
         finally:
-            # Whatever went wrong with one event, the next deadline must not be missed.
+            # An error in one event must not cost the next deadline.
             self._set_timer()
-            # A file takes longer than all the commands of a turn: once, and after them.
+            # Once and after all commands of the turn, because a file takes longer than they do.
             self._executor.save()
 
     def _handle(self, event: ev.Event) -> None:
@@ -224,11 +226,11 @@ class Loop:
 
     def _want_resync(self) -> None:
         if not self._resync_due:
-            # All that waits is older than the snapshot, and must not come after it.
+            # All events that wait are older than the snapshot and must be handled before it.
             self._resync_due = True
             self._queue.extend(self._sources.waiting())
 
-    def _read_again(self) -> None:
+    def _resynchronise(self) -> None:
         if self.engine.world.connections:
             self._want_resync()
             self.dispatch(())
@@ -238,7 +240,7 @@ class Loop:
         at = None if deadline is None else deadline / 1e9
         if self._timer is not None:
             if self._timer.when() == at:
-                return  # most events change nothing here, and a new timer costs as much
+                return  # as after most events
             self._timer.cancel()
             self._timer = None
         if at is not None:
@@ -264,7 +266,7 @@ class Loop:
         if manual:
             self._manual = (done, answer)
         if answer.errno and isinstance(command, ConnectionCommand):
-            # Before the answer: a plugin whose connection it is not is told that first.
+            # Before the answer: a plugin first learns whether it serves the connection at all.
             self._queue.append(self._executor.read_modes([command.token]))
         self._queue.append(
             ev.CommandAnswered(
@@ -276,20 +278,25 @@ class Loop:
         )
 
     def carry_out(self, command: KernelCommand) -> tuple[KernelCommand, CommandAnswer] | Decision:
-        """An operator's command: as it was carried out with the kernel's answer, or the decision
-        that refused it."""
+        """Carries out an operator's command.
+
+        Returns the command as it was sent with the kernel's answer, or the refusal by the guard.
+        """
         self._manual = None
         self.dispatch([ev.CommandAsked(command=command)])
         assert self._manual is not None
         return self._manual
 
     def _sample(self, *, with_owners: bool) -> None:
-        """On failure nothing is answered, and plugins wait: an empty sample would be wrong."""
+        """Answers a request for a sample.
+
+        A failure is not answered, because an empty sample would mean that no subflow is left.
+        """
         connections = self.engine.world.connections
         unasked = {token: None for token, c in connections.items() if not c.owner_asked}
         try:
             measured = self._sources.sample(owners_of=unasked if with_owners else None)
         except (OSError, KernelError) as error:
-            log.error("the subflows could not be read, nothing is decided from them: %s", error)
+            log.error("subflows cannot be read, so the plugins get no sample: %s", error)
             return
         self._queue.append(ev.Sampled(measurements=measured, with_owners=with_owners))

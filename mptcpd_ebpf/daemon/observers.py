@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The one way out of the daemon: every event and its decisions, published to all who watch.
+"""Publishes every event and its decisions to the log, the control socket and other observers.
 
-Observers get records, which are immutable, after the commands of a turn have left.  So none can
-change or delay a decision.  One that raises is dropped with an error in the log.
+Observers get immutable records after the commands of the event have been sent.  So they can neither
+change nor delay a decision.  An observer that raises is dropped, with an error in the log.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger("mptcpd-ebpf")
 
 
 class Observer(Protocol):
-    """Sees every record of the run, in order."""
+    """Gets every record of the run, in order."""
 
     def publish(self, record: Record) -> None: ...
 
@@ -42,13 +42,17 @@ class Observers:
         for observer in list(self._observers):
             try:
                 observer.publish(record)
-            except Exception:
+            except Exception as error:
                 self._observers.remove(observer)
-                log.exception("%s failed and gets no more events", type(observer).__name__)
+                log.exception(
+                    "%s is disabled until the daemon restarts, because it failed: %s",
+                    type(observer).__name__,
+                    error,
+                )
 
 
 class LogObserver:
-    """Writes decisions, refusals by the kernel, and what happens to the daemon into the log."""
+    """Logs decisions, the kernel's refusals, and changes of the daemon's state."""
 
     def __init__(self) -> None:
         self._unanswered: dict[int, Decision] = {}
@@ -72,31 +76,31 @@ class LogObserver:
             return
         command = decision.command
         if event.errno:
-            log.warning("%s: %s", describe.action(command), event.explanation)
+            log.warning("failed: %s: %s", describe.action(command), event.explanation)
         elif isinstance(command, AnnounceAddress) and command.listen:
             log.info("announce %s: listening on port %d", command.ip, event.port)
 
     def _events_lost(self, event: ev.EventsLost) -> None:
         count = self._lost[event.source] = self._lost.get(event.source, 0) + 1
         log.warning(
-            "events lost from %s (overflow %d): the kernel's state is read again",
+            "events lost from %s (overflow %d since the start): reading the kernel's state again",
             event.source,
             count,
         )
 
     def _excluded(self, event: ev.PluginExcluded) -> None:
         log.error(
-            "plugin %s is excluded from now on: its %s raised %s; fix it and reload (SIGHUP)",
+            "plugin %s is excluded: %s() raised %s; correct it and run 'mptcpd-ebpf reload'",
             event.plugin,
             event.handler,
             event.error,
         )
 
     def _paused(self, _event: ev.Paused) -> None:
-        log.info("paused: nothing is decided until 'mptcpd-ebpf resume'")
+        log.info("paused: plugins decide nothing until 'mptcpd-ebpf resume'")
 
     def _resumed(self, _event: ev.Resumed) -> None:
-        log.info("resumed")
+        log.info("resumed: plugins decide again")
 
 
 _LINES: dict[type[ev.Event], Callable[[LogObserver, Any], None]] = {
@@ -109,7 +113,7 @@ _LINES: dict[type[ev.Event], Callable[[LogObserver, Any], None]] = {
 
 
 class Statistics:
-    """Counts what happened since the start, and keeps the newest decisions."""
+    """Counts decisions and overflows since the start, and keeps the newest decisions."""
 
     REMEMBERED = 1000
 
@@ -123,7 +127,7 @@ class Statistics:
 
     @property
     def decisions(self) -> list[Decision]:
-        """The newest, oldest first, without requests for samples."""
+        """The newest ones, oldest first, without requests for samples and endpoints."""
         return [self._decisions[number] for number in self._order]
 
     def publish(self, record: Record) -> None:
@@ -145,7 +149,7 @@ class Statistics:
             del self._decisions[self._order.popleft()]
 
     def _fill_in_port(self, event: ev.CommandAnswered) -> None:
-        """An announcement may leave the choice of its port to the daemon."""
+        """Fills in the port that the kernel chose for an announcement."""
         decision = self._decisions.get(event.decision_id)
         if decision is not None and isinstance(decision.command, AnnounceAddress):
             command = replace(decision.command, port=event.port)
@@ -177,7 +181,7 @@ class Recorder:
         self._write(record)
 
     def _write(self, line: Head | Record) -> None:
-        # Unbuffered: what a killed daemon did last is what its recording is wanted for.
+        # Unbuffered, so that the recording of a killed daemon is complete.
         left = memoryview(encode(line) + b"\n")
         while left:
             left = left[os.write(self._descriptor, left) :]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reloads: a new configuration is in force as a whole, or not at all.
+"""Reloads the configuration: the new one is in force as a whole, or not at all.
 
-Whatever can fail is done before anything of the old configuration is given up: files and plugins
-are read, the log's destination is opened, the path manager is set.
+The steps that can fail come first: reading files and plugins, opening the log's destination,
+setting the path manager.  If one fails, the old configuration stays in force.
 """
 
 import logging
@@ -34,7 +34,7 @@ class Reloader:
         path_manager: PathManagerSysctl,
         prepare_log: PrepareLog = logging_setup.prepare,
     ) -> None:
-        """`config` is what the daemon started with."""
+        """`config` is the one with which the daemon started."""
         self._settings = settings
         self._started_with = config
         self._loop = loop
@@ -43,13 +43,13 @@ class Reloader:
 
     @property
     def pending_restart(self) -> list[str]:
-        """Keys whose new values are in force only after a restart."""
+        """Changed keys that take effect only after a restart."""
         return fixed_at_start(self._started_with, self._loop.config)
 
     def reload(self) -> None:
         """Reads the configuration again and puts it in force, all of it or nothing.
 
-        Raises `Failure`, and the old configuration stays whole.
+        Raises `Failure`, and the old configuration stays in force.
         """
         config = self._settings.load(plugin_loader.options_of)
         warnings = self._settings.warnings()
@@ -60,18 +60,18 @@ class Reloader:
         except KernelError as error:
             switch_log.cancel()
             raise Failure(str(error), ExitCode.PRIVILEGE) from None
-        # From here on nothing can fail.
+        # The steps from here on do not fail.
         switch_log.apply()
         self._loop.configure(config, plugins)
         for warning in warnings:
             log.warning("%s", warning)
         log.info("configuration reloaded")
         if pending := self.pending_restart:
-            log.warning("changed, but in force only after a restart: %s", ", ".join(pending))
+            log.warning("changed, takes effect only after a restart: %s", ", ".join(pending))
 
     def reload_or_log(self) -> None:
-        """SIGHUP: mistakes go to the log."""
+        """Reloads for SIGHUP, with failures in the log."""
         try:
             self.reload()
         except Failure as failure:
-            log.error("configuration not reloaded, the old one stays: %s", failure)
+            log.error("configuration not reloaded, the old one stays in force: %s", failure)

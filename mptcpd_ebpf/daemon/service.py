@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon as a service: from its configuration to the exit code.
+"""Runs the daemon: from its configuration to the exit code.
 
-One daemon serves one network namespace, which it locks; everything that it opens here is
-closed again in the reverse order, whatever ends it.
+One daemon serves one network namespace, which it locks.  Everything that is opened here is closed
+in the reverse order, also after an error.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ log = logging.getLogger("mptcpd-ebpf")
 def run(settings: Settings) -> int:
     """Serves the network namespace of the calling thread until SIGTERM or SIGINT.
 
-    Raises `Failure` for what keeps it from starting.
+    Raises `Failure` if the daemon cannot start.
     """
     config = settings.load(plugin_loader.options_of)
     logging_setup.prepare(config.log, config.log_level).apply()
@@ -87,7 +87,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             came = signals.take()
             if came & {signal.SIGTERM, signal.SIGINT}:
                 stopping.set()
-            # A daemon that ends does not reload.
+            # No reload while the daemon stops.
             if signal.SIGHUP in came and not stopping.is_set():
                 reloader.reload_or_log()
 
@@ -98,10 +98,10 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
         try:
             _log_surroundings(sources)
             loop.start()
-            # What was made up to here stays: the garbage collector need not look at it again.
+            # The objects of the start stay: the garbage collector need not visit them again.
             gc.freeze()
             try:
-                # Only now is there something to reload.
+                # A SIGHUP that arrived during the start.
                 if startup_signals.hangup_came():
                     reloader.reload_or_log()
                 asyncio.get_running_loop().add_reader(signals, take_signals)
@@ -125,19 +125,25 @@ def _executor(pm: PmClient, folder: Path) -> CommandExecutor:
 
 
 def _log_surroundings(sources: EventSources) -> None:
-    """Logs what the daemon finds in its network namespace, and removes files of namespaces that
-    are gone."""
+    """Logs what the daemon finds in its network namespace.
+
+    Also removes the files of namespaces that do not exist any more.
+    """
     for file in run_folder.sweep():
-        log.info("%s removed: its network namespace does not exist any more", file)
+        log.info("removed %s: its network namespace does not exist any more", file)
     log.info("probes: %s", sources.choice)
     if not sysctl.enabled():
         log.warning(
-            "net.mptcp.enabled is 0: no socket here becomes MPTCP; "
+            "net.mptcp.enabled is 0: new sockets of this network namespace cannot use MPTCP; "
             "run 'sysctl -w net.mptcp.enabled=1'"
         )
     for other in others.others():
-        name, pid = other.comm or "a process", other.pid or "unknown"
-        log.warning("%s (pid %s) manages or monitors MPTCP here too; %s", name, pid, other.advice)
+        log.warning(
+            "%s (pid %s) manages or monitors MPTCP in this network namespace too: %s",
+            other.comm or "a process",
+            other.pid or "unknown",
+            other.advice,
+        )
 
 
 def _recorder(file: Path, stack: ExitStack) -> Recorder:

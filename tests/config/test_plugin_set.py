@@ -106,12 +106,15 @@ def test_the_set_needs_the_path_manager_of_its_plugins(
 
 def test_plugins_for_both_path_managers_exclude_each_other(folder: Path) -> None:
     told = refusal(config(folder, path_manager=["kern", "low", "user"]))
-    assert "kern needs the in-kernel path manager and user the userspace one" in told
+    for words in ("kern", "in-kernel", "user", "userspace"):
+        assert words in told
+    assert "low" not in told
 
 
 def test_a_mode_that_does_not_exist_is_refused(folder: Path) -> None:
     told = refusal(config(folder, path_manager="odd"))
-    assert "plugin odd: its mode is 'sideways'; there are kernel, userspace, any" in told
+    for words in ("plugin odd", "'sideways'", "kernel, userspace, any"):
+        assert words in told
 
 
 def test_a_plugin_that_raises_when_it_is_made_is_refused(folder: Path) -> None:
@@ -119,12 +122,15 @@ def test_a_plugin_that_raises_when_it_is_made_is_refused(folder: Path) -> None:
     file.write_text(
         file.read_text() + "\n    def __init__(self, options):\n        raise OSError('no')\n"
     )
-    assert "plugin low: making it raised OSError: no" in refusal(config(folder, path_manager="low"))
+    told = refusal(config(folder, path_manager="low"))
+    assert "plugin low" in told
+    assert "OSError: no" in told
 
 
 def test_options_that_do_not_fit_are_refused(folder: Path) -> None:
     told = refusal(config(folder, path_manager="low", plugins={"low": {"pace": "fast"}}))
-    assert "plugin low: making it raised ValidationError: Expected `int`" in told
+    assert "plugin low" in told
+    assert "ValidationError: Expected `int`" in told
 
 
 @pytest.mark.parametrize(

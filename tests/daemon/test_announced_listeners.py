@@ -175,8 +175,8 @@ def test_a_listener_that_cannot_be_reopened_is_reported(run: Run) -> None:
 
     def after(daemon: Listening) -> None:
         daemon.sockets.refuses.add(IP)
-        (complaint,) = daemon.listeners.reopen([1])
-        assert "cannot listen on 10.0.1.2:4000" in complaint
+        (error,) = daemon.listeners.reopen([1])
+        assert "cannot listen on 10.0.1.2:4000" in error
         assert daemon.open == {}
 
     run(before)

@@ -99,7 +99,7 @@ def test_the_status_says_what_the_daemon_does(tmp_path: Path) -> None:
         assert found["events_lost"] == {}
         daemon.host.loop.dispatch([joined()])
         (plugin,) = daemon.control.status()["plugins"]
-        assert plugin["excluded"] == "its new_subflow raised KeyError: 'by the test'"
+        assert plugin["excluded"] == "new_subflow() raised KeyError: 'by the test'"
         await daemon.control.pause()
         assert daemon.control.status()["paused"]
         await daemon.control.resume()

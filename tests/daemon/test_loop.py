@@ -340,7 +340,7 @@ def test_a_manual_command_is_not_confused_with_a_plugin_s(tmp_path: Path) -> Non
 # --- start, configuration and stop
 
 
-def test_the_start_adopts_what_exists_before_the_plugins_begin(tmp_path: Path) -> None:
+def test_the_start_reads_what_exists_before_the_plugins_start(tmp_path: Path) -> None:
     seen: list[list[int]] = []
     plugin = Userspace(init=lambda ctx: seen.append(list(ctx.world.connections)) or ())  # type: ignore[func-returns-value]
     host = Host(tmp_path, plugin)
@@ -357,15 +357,15 @@ def test_the_start_adopts_what_exists_before_the_plugins_begin(tmp_path: Path) -
 
     asyncio.run(main())
     assert host.events[:4] == ["Started", "Resynchronised", "ModesRead", "Configured"]
-    adopted = host.records[1].event
-    assert isinstance(adopted, ev.Resynchronised)
-    assert adopted.at_start
+    first = host.records[1].event
+    assert isinstance(first, ev.Resynchronised)
+    assert first.at_start
     assert host.steps.index("publish Resynchronised") < host.steps.index("reopen listeners")
     assert host.steps.index("reopen listeners") < host.steps.index("publish Configured")
     assert seen == [[TOKEN]]
 
 
-def test_a_start_that_fails_gives_the_setting_back(tmp_path: Path) -> None:
+def test_a_start_that_fails_restores_the_setting(tmp_path: Path) -> None:
     host = Host(tmp_path, Userspace())
     host.unreadable = NetlinkRefused("no memory", errno.ENOMEM)
 
@@ -406,7 +406,7 @@ def test_thresholds_reach_the_probes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_exit", list(OnExit))
-def test_the_stop_lets_plugins_end_and_gives_back_the_setting(
+def test_the_stop_ends_the_plugins_and_restores_the_setting(
     tmp_path: Path, on_exit: OnExit
 ) -> None:
     kept: list[bool] = []
@@ -436,9 +436,7 @@ def test_the_stop_lets_plugins_end_and_gives_back_the_setting(
     assert kept == [on_exit is OnExit.KEEP]
 
 
-def test_the_log_says_what_a_start_manages(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_start_logs_what_is_managed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for host in (Host(tmp_path), Host(tmp_path, Userspace())):
         host.kernel = truth(measured())
@@ -452,8 +450,8 @@ def test_the_log_says_what_a_start_manages(
         asyncio.run(main())
     assert "observing only" in caplog.text
     assert "plugins userspace" in caplog.text
-    assert "1 of the connections were created under the in-kernel path manager" in caplog.text
-    assert caplog.text.count("new connections get the userspace path manager (was: kernel)") == 1
+    assert "1 of the connections use the in-kernel path manager" in caplog.text
+    assert caplog.text.count("new connections use the userspace path manager") == 1
 
 
 def test_the_clock_is_the_kernel_s_monotonic_one(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_command_is_logged_before_its_answer(
     assert [(each.levelname, each.message) for each in caplog.records] == [
         ("INFO", f"scripted: {what}: slow"),
         ("INFO", f"scripted: {what}: slow [not done: the last one]"),
-        ("WARNING", f"{what}: no such subflow"),
+        ("WARNING", f"failed: {what}: no such subflow"),
     ]
 
 
@@ -137,7 +137,7 @@ def test_reads_are_not_logged(log: LogObserver, caplog: pytest.LogCaptureFixture
     assert caplog.text == ""
 
 
-def test_a_success_is_silent_but_for_a_chosen_port(
+def test_a_success_is_logged_only_with_a_chosen_port(
     log: LogObserver, caplog: pytest.LogCaptureFixture
 ) -> None:
     log.publish(record(ev.Tick(), decision(1), decision(2, ANNOUNCE)))
@@ -150,7 +150,7 @@ def test_a_success_is_silent_but_for_a_chosen_port(
     assert len(caplog.records) == before + 1
 
 
-def test_what_happens_to_the_daemon_is_logged(
+def test_changes_of_the_daemon_s_state_are_logged(
     log: LogObserver, caplog: pytest.LogCaptureFixture
 ) -> None:
     for event in (
@@ -164,9 +164,9 @@ def test_what_happens_to_the_daemon_is_logged(
         log.publish(record(event))
     lost, other, again, excluded, paused, resumed = caplog.records
     assert "mptcp_pm" in lost.message
-    assert "overflow 1" in lost.message
-    assert "overflow 1" in other.message
-    assert "overflow 2" in again.message
+    assert "overflow 1 " in lost.message
+    assert "overflow 1 " in other.message
+    assert "overflow 2 " in again.message
     assert excluded.levelname == "ERROR"
     for words in ("plugin bad", "alarm", "KeyError: 1", "reload"):
         assert words in excluded.message

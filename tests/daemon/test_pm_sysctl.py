@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The path-manager sysctl: what stood there before outlives a killed daemon and a failed change."""
+"""The path-manager sysctl: the value before survives a killed daemon and a failed change."""
 
 import logging
 from pathlib import Path
@@ -15,32 +15,32 @@ def state(folder: Path) -> list[bytes]:
     return [file.read_bytes() for file in folder.iterdir()]
 
 
-def test_the_setting_is_borrowed_and_given_back(tmp_path: Path) -> None:
+def test_the_value_before_is_restored(tmp_path: Path) -> None:
     setting = FakeSetting("bpf_first")
-    borrowed = PathManagerSysctl(tmp_path, setting)
-    assert borrowed.borrow("userspace") == "bpf_first"
-    assert borrowed.borrow("kernel") == "bpf_first"
+    sysctl = PathManagerSysctl(tmp_path, setting)
+    assert sysctl.set("userspace") == "bpf_first"
+    assert sysctl.set("kernel") == "bpf_first"
     assert setting.value == "kernel"
-    borrowed.give_back()
+    sysctl.restore()
     assert setting.value == "bpf_first"
     assert state(tmp_path) == []
 
 
-def test_the_next_daemon_gives_back_what_a_killed_one_borrowed(tmp_path: Path) -> None:
+def test_the_next_daemon_restores_what_a_killed_one_set(tmp_path: Path) -> None:
     setting = FakeSetting()
-    PathManagerSysctl(tmp_path, setting).borrow("userspace")
+    PathManagerSysctl(tmp_path, setting).set("userspace")
     following = PathManagerSysctl(tmp_path, setting)
-    assert following.borrow("userspace") == "kernel"
-    following.give_back()
+    assert following.set("userspace") == "kernel"
+    following.restore()
     assert setting.value == "kernel"
 
 
-def test_what_the_operator_set_since_stays(tmp_path: Path) -> None:
+def test_what_the_operator_set_meanwhile_stays(tmp_path: Path) -> None:
     setting = FakeSetting()
-    borrowed = PathManagerSysctl(tmp_path, setting)
-    borrowed.borrow("userspace")
+    sysctl = PathManagerSysctl(tmp_path, setting)
+    sysctl.set("userspace")
     setting.value = "bpf_first"
-    borrowed.give_back()
+    sysctl.restore()
     assert setting.value == "bpf_first"
     assert state(tmp_path) == []
 
@@ -48,9 +48,9 @@ def test_what_the_operator_set_since_stays(tmp_path: Path) -> None:
 def test_a_failed_first_change_leaves_no_record(tmp_path: Path) -> None:
     setting = FakeSetting()
     setting.refuses = "userspace"
-    borrowed = PathManagerSysctl(tmp_path, setting)
+    sysctl = PathManagerSysctl(tmp_path, setting)
     with pytest.raises(NotPermitted):
-        borrowed.borrow("userspace")
+        sysctl.set("userspace")
     assert setting.value == "kernel"
     assert state(tmp_path) == []
 
@@ -58,26 +58,26 @@ def test_a_failed_first_change_leaves_no_record(tmp_path: Path) -> None:
 def test_a_failed_change_leaves_the_earlier_record(tmp_path: Path) -> None:
     """Else the value of before the first change would be lost."""
     setting = FakeSetting()
-    borrowed = PathManagerSysctl(tmp_path, setting)
-    borrowed.borrow("userspace")
+    sysctl = PathManagerSysctl(tmp_path, setting)
+    sysctl.set("userspace")
     before = state(tmp_path)
     setting.refuses = "bpf_first"
     with pytest.raises(NotPermitted):
-        borrowed.borrow("bpf_first")
+        sysctl.set("bpf_first")
     assert state(tmp_path) == before
-    borrowed.give_back()
+    sysctl.restore()
     assert setting.value == "kernel"
 
 
-def test_a_setting_that_cannot_be_given_back_keeps_its_record(tmp_path: Path) -> None:
+def test_a_value_that_cannot_be_restored_keeps_its_record(tmp_path: Path) -> None:
     setting = FakeSetting()
-    borrowed = PathManagerSysctl(tmp_path, setting)
-    borrowed.borrow("userspace")
+    sysctl = PathManagerSysctl(tmp_path, setting)
+    sysctl.set("userspace")
     setting.refuses = "kernel"
     with pytest.raises(NotPermitted):
-        borrowed.give_back()
+        sysctl.restore()
     setting.refuses = None
-    PathManagerSysctl(tmp_path, setting).give_back()
+    PathManagerSysctl(tmp_path, setting).restore()
     assert setting.value == "kernel"
 
 
@@ -85,7 +85,7 @@ def test_a_record_that_cannot_be_written_prevents_the_change(tmp_path: Path) -> 
     (tmp_path / "run").write_text("in the way")
     setting = FakeSetting()
     with pytest.raises(NotPermitted, match="set XDG_RUNTIME_DIR"):
-        PathManagerSysctl(tmp_path / "run", setting).borrow("userspace")
+        PathManagerSysctl(tmp_path / "run", setting).set("userspace")
     assert setting.value == "kernel"
 
 
@@ -93,7 +93,7 @@ def test_use_logs_a_change_once(tmp_path: Path, caplog: pytest.LogCaptureFixture
     caplog.set_level(logging.INFO)
     setting = FakeSetting()
     path_manager = PathManagerSysctl(tmp_path, setting)
-    line = "new connections get the userspace path manager (was: kernel)"
+    line = "new connections use the userspace path manager until the daemon stops (before: kernel)"
     for count in (1, 1):
         path_manager.use("userspace")
         assert caplog.text.count(line) == count
@@ -113,4 +113,4 @@ def test_use_that_fails_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptur
     assert caplog.text == ""
     setting.refuses = None
     path_manager.use("userspace")
-    assert "new connections get the userspace path manager" in caplog.text
+    assert "new connections use the userspace path manager" in caplog.text

@@ -170,7 +170,7 @@ def test_a_failed_reload_leaves_the_old_configuration_in_force(
             reloading.reloader.reload()
         assert caught.value.exit_code is exit_code
         assert reloading.in_force == before
-        assert reloading.host.records == []  # no plugin has heard of it
+        assert reloading.host.records == []  # no plugin was called
         reloading.reloader.reload_or_log()
         assert reloading.in_force == before
 
@@ -217,7 +217,7 @@ def test_a_reload_that_succeeds_after_one_that_failed(reloading: Reloading) -> N
     assert reloading.reloader.pending_restart == []
 
 
-def test_a_configuration_without_plugins_gives_the_setting_back(reloading: Reloading) -> None:
+def test_a_configuration_without_plugins_restores_the_setting(reloading: Reloading) -> None:
     def use() -> None:
         reloading.write(NEW)
         reloading.reloader.reload()

@@ -44,11 +44,11 @@ def test_kinds_are_files_of_their_own(folder: Path) -> None:
     assert StateFile(folder, "one", int).read() == 1
 
 
-def test_a_forgotten_record_is_none(folder: Path) -> None:
+def test_a_removed_record_is_none(folder: Path) -> None:
     file = StateFile(folder, "kind", list[int])
-    file.forget()  # there is none
+    file.remove()  # there is none
     file.write([1])
-    file.forget()
+    file.remove()
     assert file.read() is None
     assert list(folder.iterdir()) == []
 

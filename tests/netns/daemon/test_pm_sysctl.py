@@ -38,30 +38,30 @@ def notes(folder: Path) -> list[Path]:
 
 def test_it_is_given_back(host: Host, tmp_path: Path) -> None:
     ours = sysctl_in(tmp_path)
-    assert ours.borrow("userspace") == "kernel"
+    assert ours.set("userspace") == "kernel"
     assert setting(host) == "1"
     assert [note.name for note in notes(tmp_path)] == [f"{host.netns}.path-manager"]
-    ours.give_back()
+    ours.restore()
     assert setting(host) == "0"
     assert notes(tmp_path) == []
-    ours.give_back()  # a second time does nothing
+    ours.restore()  # a second time does nothing
     assert setting(host) == "0"
 
 
 def test_what_stood_there_already_is_left(host: Host, tmp_path: Path) -> None:
     host.sysctl("mptcp.pm_type", 1)
     ours = sysctl_in(tmp_path)
-    assert ours.borrow("userspace") == "userspace"
-    ours.give_back()
+    assert ours.set("userspace") == "userspace"
+    ours.restore()
     assert setting(host) == "1"
     assert notes(tmp_path) == []
 
 
 def test_what_a_killed_one_borrowed_the_next_gives_back(host: Host, tmp_path: Path) -> None:
-    sysctl_in(tmp_path).borrow("userspace")  # and it dies
+    sysctl_in(tmp_path).set("userspace")  # and it dies
     second = sysctl_in(tmp_path)
-    assert second.borrow("userspace") == "kernel"
-    second.give_back()
+    assert second.set("userspace") == "kernel"
+    second.restore()
     assert setting(host) == "0"
     assert notes(tmp_path) == []
 
@@ -69,22 +69,22 @@ def test_what_a_killed_one_borrowed_the_next_gives_back(host: Host, tmp_path: Pa
 def test_one_that_borrows_nothing_gives_back_what_a_killed_one_borrowed(
     host: Host, tmp_path: Path
 ) -> None:
-    sysctl_in(tmp_path).borrow("userspace")
-    sysctl_in(tmp_path).give_back()
+    sysctl_in(tmp_path).set("userspace")
+    sysctl_in(tmp_path).restore()
     assert setting(host) == "0"
 
 
 def test_what_somebody_else_chose_meanwhile_stays(host: Host, tmp_path: Path) -> None:
     ours = sysctl_in(tmp_path)
-    ours.borrow("userspace")
+    ours.set("userspace")
     host.sysctl("mptcp.pm_type", 0)
     host.sysctl("mptcp.pm_type", 1)
-    ours.give_back()
+    ours.restore()
     # It reads as what we set, so it counts as ours.
     assert setting(host) == "0"
-    ours.borrow("userspace")
+    ours.set("userspace")
     host.sysctl("mptcp.pm_type", 0)
-    ours.give_back()
+    ours.restore()
     assert setting(host) == "0"
     assert notes(tmp_path) == []
 
@@ -97,12 +97,12 @@ def test_a_note_of_another_boot_or_namespace_is_none_of_ours(
     host: Host, tmp_path: Path, field: str, value: object
 ) -> None:
     """An inode number returns; so a note may be of a namespace that is long gone."""
-    sysctl_in(tmp_path).borrow("userspace")
+    sysctl_in(tmp_path).set("userspace")
     (note,) = notes(tmp_path)
     note.write_text(json.dumps(json.loads(note.read_text()) | {field: value}))
     ours = sysctl_in(tmp_path)
-    assert ours.borrow("userspace") == "userspace"
-    ours.give_back()
+    assert ours.set("userspace") == "userspace"
+    ours.restore()
     assert setting(host) == "1"
     assert notes(tmp_path) == []
 
@@ -112,14 +112,14 @@ def test_a_broken_note_is_no_note(host: Host, tmp_path: Path, text: str) -> None
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / f"{host.netns}.path-manager").write_text(text)
     ours = sysctl_in(tmp_path)
-    assert ours.borrow("userspace") == "kernel"
-    ours.give_back()
+    assert ours.set("userspace") == "kernel"
+    ours.restore()
     assert setting(host) == "0"
 
 
 def test_a_mode_that_this_kernel_does_not_have(host: Host, tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="does not take 'nonsense'"):
-        sysctl_in(tmp_path).borrow("nonsense")
+        sysctl_in(tmp_path).set("nonsense")
     assert setting(host) == "0"
     assert notes(tmp_path) == []
 
@@ -127,5 +127,5 @@ def test_a_mode_that_this_kernel_does_not_have(host: Host, tmp_path: Path) -> No
 def test_a_folder_that_cannot_hold_the_note(host: Host, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(NotPermitted, match="set XDG_RUNTIME_DIR"):
-        sysctl_in(tmp_path).borrow("userspace")
+        sysctl_in(tmp_path).set("userspace")
     assert setting(host) == "0"

@@ -46,12 +46,12 @@ def test_what_only_a_restart_changes_is_named(tmp_path: Path) -> None:
         words = "changed, but in force only after a restart: metrics, probes.backend"
         assert told.stderr == f"mptcpd-ebpf: {words}\n"
         assert f"WARNING {words}" in running.log
-        assert status(running)["waits_for_restart"] == ["metrics", "probes.backend"]
+        assert status(running)["pending_restart"] == ["metrics", "probes.backend"]
         assert "metrics, probes.backend" in running.ask("status").stdout
         file.write_text("probes: {backend: netlink}\n")
         told = running.ask("reload")
         assert (told.returncode, told.stderr) == (0, "")
-        assert status(running)["waits_for_restart"] == []
+        assert status(running)["pending_restart"] == []
 
 
 def test_a_reload_reads_the_file_that_a_restart_would(tmp_path: Path) -> None:
