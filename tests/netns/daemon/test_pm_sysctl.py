@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The path-manager sysctl is borrowed and given back, also over a death in between."""
+"""The path-manager sysctl is set and restored, also after a daemon was killed in between."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ from mptcpd_ebpf.lab import Host, Lab
 def host(
     make_mptcp_lab: Callable[..., Lab],
 ) -> Iterator[Host]:
-    """The test itself is in this host."""
+    """The test runs in the namespace of this host."""
     client = make_mptcp_lab().client
     with client.entered():
         yield client
 
 
 def sysctl_in(folder: Path) -> PathManagerSysctl:
-    """What a daemon has whose notes are in a subfolder of `folder`."""
+    """That of a daemon whose state files are in a subfolder of `folder`."""
     return PathManagerSysctl(folder / "run", PathManagerSetting())
 
 
@@ -32,41 +32,41 @@ def setting(host: Host) -> str:
     return host.sysctl("mptcp.pm_type")
 
 
-def notes(folder: Path) -> list[Path]:
+def state_files(folder: Path) -> list[Path]:
     return sorted((folder / "run").glob("*"))
 
 
-def test_it_is_given_back(host: Host, tmp_path: Path) -> None:
-    ours = sysctl_in(tmp_path)
-    assert ours.set("userspace") == "kernel"
+def test_it_is_restored(host: Host, tmp_path: Path) -> None:
+    sysctl = sysctl_in(tmp_path)
+    assert sysctl.set("userspace") == "kernel"
     assert setting(host) == "1"
-    assert [note.name for note in notes(tmp_path)] == [f"{host.netns}.path-manager"]
-    ours.restore()
+    assert [file.name for file in state_files(tmp_path)] == [f"{host.netns}.path-manager"]
+    sysctl.restore()
     assert setting(host) == "0"
-    assert notes(tmp_path) == []
-    ours.restore()  # a second time does nothing
+    assert state_files(tmp_path) == []
+    sysctl.restore()  # a second time does nothing
     assert setting(host) == "0"
 
 
-def test_what_stood_there_already_is_left(host: Host, tmp_path: Path) -> None:
+def test_a_value_that_is_set_already_stays(host: Host, tmp_path: Path) -> None:
     host.sysctl("mptcp.pm_type", 1)
-    ours = sysctl_in(tmp_path)
-    assert ours.set("userspace") == "userspace"
-    ours.restore()
+    sysctl = sysctl_in(tmp_path)
+    assert sysctl.set("userspace") == "userspace"
+    sysctl.restore()
     assert setting(host) == "1"
-    assert notes(tmp_path) == []
+    assert state_files(tmp_path) == []
 
 
-def test_what_a_killed_one_borrowed_the_next_gives_back(host: Host, tmp_path: Path) -> None:
-    sysctl_in(tmp_path).set("userspace")  # and it dies
+def test_the_next_daemon_restores_what_a_killed_one_set(host: Host, tmp_path: Path) -> None:
+    sysctl_in(tmp_path).set("userspace")  # killed
     second = sysctl_in(tmp_path)
     assert second.set("userspace") == "kernel"
     second.restore()
     assert setting(host) == "0"
-    assert notes(tmp_path) == []
+    assert state_files(tmp_path) == []
 
 
-def test_one_that_borrows_nothing_gives_back_what_a_killed_one_borrowed(
+def test_a_daemon_that_sets_nothing_restores_what_a_killed_one_set(
     host: Host, tmp_path: Path
 ) -> None:
     sysctl_in(tmp_path).set("userspace")
@@ -74,57 +74,59 @@ def test_one_that_borrows_nothing_gives_back_what_a_killed_one_borrowed(
     assert setting(host) == "0"
 
 
-def test_what_somebody_else_chose_meanwhile_stays(host: Host, tmp_path: Path) -> None:
-    ours = sysctl_in(tmp_path)
-    ours.set("userspace")
+def test_a_value_that_another_program_set_meanwhile_stays(host: Host, tmp_path: Path) -> None:
+    sysctl = sysctl_in(tmp_path)
+    sysctl.set("userspace")
     host.sysctl("mptcp.pm_type", 0)
     host.sysctl("mptcp.pm_type", 1)
-    ours.restore()
-    # It reads as what we set, so it counts as ours.
+    sysctl.restore()
+    # It is the value that the daemon set, so it counts as the daemon's.
     assert setting(host) == "0"
-    ours.set("userspace")
+    sysctl.set("userspace")
     host.sysctl("mptcp.pm_type", 0)
-    ours.restore()
+    sysctl.restore()
     assert setting(host) == "0"
-    assert notes(tmp_path) == []
+    assert state_files(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("boot", "another"), ("netns_cookie", 1), ("content", {"before": "kernel", "ours": "x"})],
 )
-def test_a_note_of_another_boot_or_namespace_is_none_of_ours(
+def test_a_state_file_of_another_boot_or_namespace_is_ignored(
     host: Host, tmp_path: Path, field: str, value: object
 ) -> None:
-    """An inode number returns; so a note may be of a namespace that is long gone."""
+    """Inode numbers are used again, so a file may belong to a namespace that does not exist."""
     sysctl_in(tmp_path).set("userspace")
-    (note,) = notes(tmp_path)
-    note.write_text(json.dumps(json.loads(note.read_text()) | {field: value}))
-    ours = sysctl_in(tmp_path)
-    assert ours.set("userspace") == "userspace"
-    ours.restore()
+    (file,) = state_files(tmp_path)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    sysctl = sysctl_in(tmp_path)
+    assert sysctl.set("userspace") == "userspace"
+    sysctl.restore()
     assert setting(host) == "1"
-    assert notes(tmp_path) == []
+    assert state_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "\0", '{"boot": 1}'])
-def test_a_broken_note_is_no_note(host: Host, tmp_path: Path, text: str) -> None:
+def test_a_broken_state_file_is_ignored(host: Host, tmp_path: Path, text: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / f"{host.netns}.path-manager").write_text(text)
-    ours = sysctl_in(tmp_path)
-    assert ours.set("userspace") == "kernel"
-    ours.restore()
+    sysctl = sysctl_in(tmp_path)
+    assert sysctl.set("userspace") == "kernel"
+    sysctl.restore()
     assert setting(host) == "0"
 
 
-def test_a_mode_that_this_kernel_does_not_have(host: Host, tmp_path: Path) -> None:
+def test_a_path_manager_that_the_kernel_does_not_have_is_an_error(
+    host: Host, tmp_path: Path
+) -> None:
     with pytest.raises(KernelError, match="does not take 'nonsense'"):
         sysctl_in(tmp_path).set("nonsense")
     assert setting(host) == "0"
-    assert notes(tmp_path) == []
+    assert state_files(tmp_path) == []
 
 
-def test_a_folder_that_cannot_hold_the_note(host: Host, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_hold_the_state_file_is_an_error(host: Host, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(NotPermitted, match="set XDG_RUNTIME_DIR"):
         sysctl_in(tmp_path).set("userspace")
