@@ -167,7 +167,7 @@ def _ip(value: Any) -> str:
             raise ValueError
         return canonical(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is not an IP address") from None
+        raise ValueError(f"{value!r} is no IP address") from None
 
 
 def _sockaddr(value: Any) -> SockAddr:
@@ -187,7 +187,7 @@ def _interface(value: Any) -> int:
     try:
         return socket.if_nametoindex(value)
     except (TypeError, ValueError, OSError):
-        raise ValueError(f"interface: no {value!r} in this network namespace") from None
+        raise ValueError(f"interface: there is no {value!r} in this network namespace") from None
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {

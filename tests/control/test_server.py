@@ -462,8 +462,8 @@ def test_only_the_owner_can_use_the_socket_and_the_server_removes_it(path: Path)
 
 
 def test_the_socket_of_a_killed_daemon_is_replaced_that_of_a_running_one_is_not(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
     taken = SocketFile(str(path))
     with pytest.raises(Failure, match=f"in use by process {os.getpid()}") as caught:
         SocketFile(str(path))
@@ -474,9 +474,9 @@ def test_the_socket_of_a_killed_daemon_is_replaced_that_of_a_running_one_is_not(
 
 
 def test_a_live_socket_that_does_not_answer_is_left_alone(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as waiting:
-        deaf.bind(str(path))
-        deaf.listen(0)
+    with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as waiting:
+        silent.bind(str(path))
+        silent.listen(0)
         waiting.connect(str(path))  # fills the backlog
         with pytest.raises(Failure, match="in use by a process that does not answer") as caught:
             SocketFile(str(path))
@@ -514,8 +514,8 @@ def test_the_client_names_what_is_missing(path: Path) -> None:
     with pytest.raises(Failure, match="does not exist; start 'mptcpd-ebpf daemon'") as caught:
         client.get(str(path), "/v1/status")
     assert caught.value.exit_code is ExitCode.NO_DAEMON
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
     with pytest.raises(Failure, match="nothing listens on") as caught:
         client.get(str(path), "/v1/status")
     assert caught.value.exit_code is ExitCode.NO_DAEMON
@@ -541,9 +541,9 @@ def test_the_client_gives_up_when_the_daemon_does_not_answer(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.05)
-    with socket.socket(socket.AF_UNIX) as deaf:
-        deaf.bind(str(path))
-        deaf.listen()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
         with pytest.raises(Failure, match="did not answer") as caught:
             client.get(str(path), "/v1/status")
     assert caught.value.exit_code is ExitCode.NO_DAEMON

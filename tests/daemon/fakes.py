@@ -48,7 +48,7 @@ DONE = CommandAnswer(0, "")
 
 
 class Scripted(Plugin):
-    """A plugin that records its calls and does in each handler what the test says."""
+    """A plugin that records its calls; the test defines its handlers."""
 
     name = "scripted"
 
@@ -176,7 +176,7 @@ class FakeSetting(PathManagerSetting):
 
 
 class FakeListeners(Listeners):
-    """Listeners without sockets; an eventfd stands for each."""
+    """Listeners with an eventfd in place of each socket."""
 
     FIRST_PORT = 5000
 
@@ -262,7 +262,7 @@ class FakeSource:
 
 
 class FakeProbes:
-    """Probes that measure what the test says."""
+    """Probes with the measurements of the test."""
 
     def __init__(self, *measured: Measurement, sees_all: bool = True) -> None:
         self.report = ProbeReport(hooks=[HookReport("tap", "tp_btf/tcp_probe", True)], netns=1)
@@ -298,7 +298,7 @@ class FakeProbes:
 
 
 class FakeExecutor(CommandExecutor):
-    """Carries out nothing, and notes each call in `steps`."""
+    """Carries out nothing, and records each call in `steps`."""
 
     def __init__(self, steps: list[str]) -> None:
         self._steps = steps
@@ -400,7 +400,7 @@ class Host:
         )
 
     def run(self, use: Callable[["Host"], Coroutine[Any, Any, None]]) -> "Host":
-        """Runs `use` beside the loop, whose plugins are in force."""
+        """Runs `use` in an event loop, with the plugins in force."""
 
         async def main() -> None:
             with self.sources:

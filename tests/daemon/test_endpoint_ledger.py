@@ -78,7 +78,7 @@ def test_a_refused_command_changes_nothing(ledger: EndpointLedger, pm: FakePm) -
         Endpoint(ip="10.0.1.3", address_id=1, flags=SUBFLOW),
     ],
 )
-def test_an_endpoint_that_somebody_else_changed_is_not_ours(
+def test_an_endpoint_that_another_program_changed_is_not_ours(
     ledger: EndpointLedger, pm: FakePm, changed: Endpoint
 ) -> None:
     ledger.execute(ADD)
@@ -86,7 +86,7 @@ def test_an_endpoint_that_somebody_else_changed_is_not_ours(
     original = pm.table[-1]
     pm.table[-1] = changed
     assert ours(ledger) == []
-    pm.table[-1] = original  # by somebody else, too
+    pm.table[-1] = original  # by another program, too
     assert ours(ledger) == []
 
 
@@ -118,7 +118,7 @@ def test_limits_keep_what_stood_there_before_the_first_change(
     assert ledger.read().limits_before is None
 
 
-def test_limits_that_somebody_else_set_since_are_not_ours(
+def test_limits_that_another_program_set_meanwhile_are_not_ours(
     ledger: EndpointLedger, pm: FakePm
 ) -> None:
     ledger.execute(LIMITS)

@@ -74,7 +74,7 @@ def test_a_handler_that_sleeps_is_interrupted_later(limited: HandlerBudget) -> N
 def test_a_handler_that_waits_for_the_processor_is_not_interrupted(
     limited: HandlerBudget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a loaded machine: the clock of the handler's processor time stands still."""
+    """As on a loaded machine: the clock of the handler's processor time does not advance."""
     monkeypatch.setattr(handler_budget, "WAITING_SECONDS", 3600)
     monkeypatch.setattr(time, "thread_time", lambda: 0.0)
     alarms = iter(range(10))

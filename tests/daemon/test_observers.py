@@ -47,7 +47,7 @@ def answer(number: int, errno: int = 0, explanation: str = "", port: int = 0) ->
     )
 
 
-class Noting:
+class Witness:
     def __init__(self, name: str, notes: list[str], *, fails_at: int = 0) -> None:
         self._name = name
         self._notes = notes
@@ -64,8 +64,8 @@ class Noting:
 
 def test_observers_see_each_record_in_the_order_they_were_added() -> None:
     notes: list[str] = []
-    observers = Observers(Noting("first", notes), Noting("second", notes))
-    observers.add(Noting("third", notes))
+    observers = Observers(Witness("first", notes), Witness("second", notes))
+    observers.add(Witness("third", notes))
     for seq in (1, 2):
         observers.publish(record(ev.Tick(), seq=seq))
     assert notes == ["first 1", "second 1", "third 1", "first 2", "second 2", "third 2"]
@@ -74,7 +74,7 @@ def test_observers_see_each_record_in_the_order_they_were_added() -> None:
 def test_an_observer_that_raises_is_dropped_and_named(caplog: pytest.LogCaptureFixture) -> None:
     notes: list[str] = []
     observers = Observers(
-        Noting("first", notes), Noting("bad", notes, fails_at=2), Noting("last", notes)
+        Witness("first", notes), Witness("bad", notes, fails_at=2), Witness("last", notes)
     )
     for seq in (1, 2, 3):
         observers.publish(record(ev.Tick(), seq=seq))
@@ -83,7 +83,7 @@ def test_an_observer_that_raises_is_dropped_and_named(caplog: pytest.LogCaptureF
     ]  # fmt: skip
     (error,) = caplog.records
     assert error.levelname == "ERROR"
-    assert "Noting" in error.message
+    assert "Witness" in error.message
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -146,7 +146,7 @@ def test_a_success_is_logged_only_with_a_chosen_port(
     assert len(caplog.records) == before
     log.publish(answer(2, port=4711))
     assert caplog.records[-1].message == "announce 10.0.1.2: listening on port 4711"
-    log.publish(answer(3, errno.ESRCH, "to nobody's decision"))
+    log.publish(answer(3, errno.ESRCH, "of an unknown decision"))
     assert len(caplog.records) == before + 1
 
 
@@ -271,7 +271,7 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(
 ) -> None:
     file = tmp_path / "recording"
     recorder, notes = Recorder(file, HEAD), list[str]()
-    observers = Observers(recorder, Noting("other", notes))
+    observers = Observers(recorder, Witness("other", notes))
     observers.publish(record(ev.Tick(), seq=1))
     fill_the_disk_of(file)
     for seq in (2, 3):

@@ -44,7 +44,7 @@ log_level: debug
 
 
 class FakeSwitch(LogSwitch):
-    """A destination that notes what becomes of it."""
+    """A destination that records whether it was applied or cancelled."""
 
     def __init__(self, level: str) -> None:
         super().__init__(logging.NullHandler(), level)
@@ -107,7 +107,7 @@ class Reloading:
             [id(plugin) for plugin in engine.installed],
             self.probes.thresholds,
             self.host.setting.value,
-            [note.read_bytes() for note in sorted((self.folder / "run").glob("*"))],
+            [file.read_bytes() for file in sorted((self.folder / "run").glob("*"))],
             self.reloader.pending_restart,
             self.host.loop.config,
         )

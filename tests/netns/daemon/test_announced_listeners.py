@@ -83,9 +83,9 @@ def test_an_announced_port_has_a_listener_until_the_address_is_withdrawn(
         pair.exchange()
 
         with mptcp_lab.client.entered():
-            stranger = socket.create_connection((ip, sent["port"]), timeout=20 * SLOWNESS)
-        with stranger:
-            assert stranger.recv(1) == b"", "a connection that is no join is closed"
+            other = socket.create_connection((ip, sent["port"]), timeout=20 * SLOWNESS)
+        with other:
+            assert other.recv(1) == b"", "a connection that is no join is closed"
 
         withdrawn = running.ask("withdraw", f"{pair.at_server.token:08x}", str(sent["address_id"]))
         assert withdrawn.returncode == 0, withdrawn.stderr

@@ -109,8 +109,8 @@ def test_a_control_path_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_the_control_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(tmp_path / "control.sock"))
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / "control.sock"))
     with daemon(tmp_path) as running:
         assert running.ask("status").returncode == 0
 

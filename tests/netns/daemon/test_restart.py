@@ -181,8 +181,8 @@ def test_endpoints_of_others_stay(lab: Lab, tmp_path: Path) -> None:
 def test_a_control_socket_that_was_replaced_is_not_removed(lab: Lab, tmp_path: Path) -> None:
     with adaptive_in(lab.client, tmp_path) as running:
         running.control.unlink()
-        with socket.socket(socket.AF_UNIX) as stranger:
-            stranger.bind(str(running.control))
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(running.control))
             running.process.send_signal(signal.SIGTERM)
             assert running.process.wait(PATIENCE_S) == 0
             assert running.control.exists()

@@ -67,8 +67,8 @@ def test_fullmesh(make_mptcp_lab: Made, tmp_path: Path) -> None:
         with lab.server.entered(), PmClient() as pm:
             (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
             token = _server_token(lab, connection["local"])
-            said = AnnounceAddress(token=token, ip=two.server_ip, address_id=5, reason="test")
-            assert pm.execute_now(said).errno == 0
+            announce = AnnounceAddress(token=token, ip=two.server_ip, address_id=5, reason="test")
+            assert pm.execute_now(announce).errno == 0
         until(
             lambda: {(a, b) for a, b, _ in subflows(running)} > {(a, b) for a, b, _ in first},
             "the announced address is joined",
@@ -91,8 +91,8 @@ def test_fullmesh_over_ipv6(make_mptcp_lab: Made, tmp_path: Path) -> None:
             token = _server_token(lab, connection["local"])
             second = lab.paths[1].server_ip6
             assert second is not None
-            said = AnnounceAddress(token=token, ip=second, address_id=5, reason="test")
-            assert pm.execute_now(said).errno == 0
+            announce = AnnounceAddress(token=token, ip=second, address_id=5, reason="test")
+            assert pm.execute_now(announce).errno == 0
         expect(running, *[(our, their, False) for our in ours for their in theirs])
         traffic.stop()
 
@@ -162,11 +162,13 @@ def test_sspi_on_the_server_announces_withdraws_and_announces_again(
         since = 0
         for _ in range(2):
             until(lambda: carried_by() == both, f"the client joins the address {running.log}")
-            said = wire.expect(AddAddr(echo=0, address=two.server_ip), direction="out", since=since)
+            announced = wire.expect(
+                AddAddr(echo=0, address=two.server_ip), direction="out", since=since
+            )
             since = time.monotonic_ns()
             lose(True)
             withdrawn = wire.expect(
-                RemoveAddr(address_ids=[said.mptcp[0].address_id]),
+                RemoveAddr(address_ids=[announced.mptcp[0].address_id]),
                 direction="out",
                 interface=one.server_if,
                 since=since,
@@ -221,7 +223,7 @@ def test_reconnect_replaces_a_subflow_that_was_reset(make_mptcp_lab: Made, tmp_p
         assert added.returncode == 0, added.stderr
         expect(running, *both)
         assert one.inject_resets(within_s=SLOWNESS) > 0
-        until(lambda: "a reset without a reason" in running.log, "the cause is told")
+        until(lambda: "a reset without a reason" in running.log, "the cause is logged")
         expect(running, *both)
         # A subflow that is closed regularly is not lost.
         removed = running.ask("subflow", "del", connection["token"], *_ends(running, two.client_ip))
