@@ -26,7 +26,8 @@ log = logging.getLogger("mptcpd-ebpf")
 class Observer(Protocol):
     """Gets every record of the run, in order."""
 
-    def publish(self, record: Record) -> None: ...
+    def publish(self, record: Record) -> None:
+        """Raises `Failure` for an expected reason to be dropped, such as a full disk."""
 
 
 class Observers:
@@ -42,13 +43,12 @@ class Observers:
         for observer in list(self._observers):
             try:
                 observer.publish(record)
-            except Exception as error:
+            except Failure as failure:
                 self._observers.remove(observer)
-                log.exception(
-                    "%s is disabled until the daemon restarts, because it failed: %s",
-                    type(observer).__name__,
-                    error,
-                )
+                log.error("%s; the daemon continues without it", failure)
+            except Exception:
+                self._observers.remove(observer)
+                log.exception("%s failed; the daemon continues without it", type(observer).__name__)
 
 
 class LogObserver:
@@ -170,12 +170,13 @@ class Recorder:
             ) from None
         except OSError as error:
             raise Failure(f"--record {file}: {error.strerror}", ExitCode.USAGE) from None
+        self._file = file
         try:
             self._write(head)
-        except OSError as error:
+        except Failure:
             os.close(self._descriptor)
             file.unlink()
-            raise Failure(f"--record {file}: {error.strerror}", ExitCode.USAGE) from None
+            raise
 
     def publish(self, record: Record) -> None:
         self._write(record)
@@ -183,8 +184,11 @@ class Recorder:
     def _write(self, line: Head | Record) -> None:
         # Unbuffered, so that the recording of a killed daemon is complete.
         left = memoryview(encode(line) + b"\n")
-        while left:
-            left = left[os.write(self._descriptor, left) :]
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError as error:
+            raise Failure(f"--record {self._file}: {error.strerror}", ExitCode.USAGE) from None
 
     def close(self) -> None:
         os.close(self._descriptor)
