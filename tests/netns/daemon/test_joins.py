@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`adaptive` in a real namespace: a subflow from every usable interface, seen on the wire.
 
-Interfaces, addresses and carriers come and go; several connections, IPv6, the server's
-side, and a kernel without probes are served as they should be.
+Also with interfaces, addresses and carriers that change, several connections, IPv6, on the server's
+side, and without probes.
 """
 
 import re
@@ -40,7 +40,7 @@ TALK = RequestResponse(interval_ms=INTERVAL_MS)
 def joined(
     wire: Wire, path: LivePath, running: RunningDaemon, token: int | None, *, since: int = 0
 ) -> Segment:
-    """The regular MP_JOIN that left by a path's interface, with the id that the daemon tells."""
+    """The regular MP_JOIN sent on a path's interface, with the id that the daemon shows."""
     assert token is not None
     (subflow,) = (s for s in subflows(running, token) if s["interface"] == path.client_if)
     return wire.expect(
@@ -74,7 +74,7 @@ def test_it_joins_from_every_usable_interface(make_mptcp_lab: MakeLab, tmp_path:
 
 
 def test_every_connection_is_served(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
-    """Also one that began on the other path; ids and subflows are its own."""
+    """Also one that began on the other path; each has ids and subflows of its own."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     raise_limits(lab.server)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
@@ -84,14 +84,14 @@ def test_every_connection_is_served(make_mptcp_lab: MakeLab, tmp_path: Path) -> 
             until_carried_by(running, traffic.token, *lab.paths)
             joined(wire, other, running, traffic.token)
         first.stop()
-        until(lambda: not subflows(running, first.token), "the first is forgotten")
+        until(lambda: not subflows(running, first.token), "the first is removed")
         until_carried_by(running, second.token, *lab.paths)
         assert second.stop().unanswered == 0
 
 
 @pytest.mark.parametrize("ip", ["6", "both"])
 def test_it_joins_over_ipv6(make_mptcp_lab: MakeLab, tmp_path: Path, ip: str) -> None:
-    """And only from addresses of the connection's own family."""
+    """Only from addresses of the connection's own family."""
     lab = make_mptcp_lab([LabPath(), LabPath()], ip=ip)
     raise_limits(lab.server)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
@@ -112,7 +112,7 @@ def lose_carrier(path: LivePath) -> None:
 @pytest.mark.parametrize(
     ("lose", "reason"),
     [
-        # The kernel tells of a lost carrier up to a second later: silence may be seen before.
+        # The kernel reports a lost carrier up to a second later, after a possible timeout.
         (lose_carrier, "lost its carrier|timeouts in a row|nothing came back"),
         (LivePath.remove_address, "was removed"),
         (LivePath.remove_interface, "lost its carrier|was removed"),
@@ -120,7 +120,7 @@ def lose_carrier(path: LivePath) -> None:
     ids=["carrier", "address", "interface"],
 )
 @pytest.mark.parametrize("number", [0, 1], ids=["initial", "joined"])
-def test_what_an_interface_loses_is_left_and_joined_again(
+def test_a_path_that_is_lost_is_left_and_joined_again(
     make_mptcp_lab: MakeLab,
     tmp_path: Path,
     lose: Callable[[LivePath], None],
@@ -138,15 +138,15 @@ def test_what_an_interface_loses_is_left_and_joined_again(
         decision = until_decided(running, "DestroySubflow", path.client_ip, before)
         assert re.search(reason, decision["reason"])
         until_carried_by(running, traffic.token, other)
-        back = answered_on(wire, other)
+        answered = answered_on(wire, other)
         path.heal()
         until_carried_by(running, traffic.token, *lab.paths)
-        joined(wire, path, running, traffic.token, since=back)
+        joined(wire, path, running, traffic.token, since=answered)
         assert traffic.stop().unanswered == 0
 
 
 def answered_on(wire: Wire, path: LivePath) -> int:
-    """Waits for data to come back on a path from now on; returns when it did."""
+    """Waits for new data from the peer on a path; returns its time."""
     seen = len(wire.segments)
     found: list[Segment] = []
 
@@ -167,7 +167,7 @@ def answered_on(wire: Wire, path: LivePath) -> int:
 def test_a_join_leaves_by_its_own_interface_or_waits_for_the_route(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
-    """A kernel that binds the join needs no rule for it; on Linux 6.1 the daemon waits for one."""
+    """A kernel that binds joins needs no routing rule; on Linux 6.1 the daemon waits for one."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     raise_limits(lab.server)
     first, second = lab.paths
@@ -186,7 +186,7 @@ def test_a_join_leaves_by_its_own_interface_or_waits_for_the_route(
                 f"leaves by {first.client_if}" in running.log
                 or len(subflows(running, traffic.token)) == 2
             ),
-            "the join is made, or has to wait",
+            "the join is made, or waits",
         )
         lab.client.run(["ip", "rule", "add", *rule, "lookup", table])
         until_carried_by(running, traffic.token, first, second)
@@ -195,7 +195,7 @@ def test_a_join_leaves_by_its_own_interface_or_waits_for_the_route(
         assert traffic.stop().unanswered == 0
 
 
-def test_an_interface_that_is_new_is_joined_from(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+def test_a_new_interface_is_used(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     raise_limits(lab.server)
     lab.paths[1].remove_interface()
@@ -229,12 +229,12 @@ def test_a_denied_interface_is_not_used_until_a_reload_allows_it(
         assert traffic.stop().unanswered == 0
 
 
-def test_the_servers_side_is_left_alone(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
-    """There the daemon lets the client join, sees what goes wrong, and does nothing."""
+def test_the_server_side_makes_no_joins(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+    """There the client joins; the daemon observes alarms and decides nothing."""
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
     allow_joins(lab)
     with adaptive_in(lab.server, tmp_path) as running, Story(running) as story:
-        # A server that has nothing to send sees nothing: this one never waits for a request.
+        # This server sends without requests: one that sends nothing gets no measurements.
         traffic = lab.start(Stream(rate_mbit=1, direction="down"))
         until(
             lambda: [len(c["subflows"]) for c in connections(running)] == [2],
@@ -243,7 +243,7 @@ def test_the_servers_side_is_left_alone(make_mptcp_lab: MakeLab, tmp_path: Path)
         )
         (connection,) = connections(running)
         assert connection["server_side"] is True
-        # Whichever the server prefers by now.
+        # Both, because it is not known which one the server prefers.
         for each in lab.paths:
             each.blackhole()
         story.until("AlarmRaised")
@@ -253,8 +253,8 @@ def test_the_servers_side_is_left_alone(make_mptcp_lab: MakeLab, tmp_path: Path)
         assert status(running)["decisions"] == 0
 
 
-def test_two_daemons_side_by_side(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
-    """One at each end: each tells of its own end, and ends without the other's noticing."""
+def test_two_daemons_at_both_ends(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+    """Each shows its own end, and stops without an effect on the other."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     for name in ("near", "far"):
         (tmp_path / name).mkdir()
@@ -279,9 +279,7 @@ def test_two_daemons_side_by_side(make_mptcp_lab: MakeLab, tmp_path: Path) -> No
         assert traffic.stop().unanswered == 0
 
 
-def test_without_probes_it_manages_from_netlink_alone(
-    make_mptcp_lab: MakeLab, tmp_path: Path
-) -> None:
+def test_without_probes_netlink_events_are_enough(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     raise_limits(lab.server)
     with adaptive_in(lab.client, tmp_path, "--probes=netlink") as running:
@@ -291,7 +289,7 @@ def test_without_probes_it_manages_from_netlink_alone(
         for subflow in subflows(running, traffic.token):
             assert subflow["srtt_us"]
             assert subflow["cwnd"]
-            assert subflow["lost"] is None  # inet_diag does not tell
+            assert subflow["lost"] is None  # not in inet_diag
         lab.paths[0].carrier(False)
         until_decided(running, "DestroySubflow", lab.paths[0].client_ip)
         until_carried_by(running, traffic.token, lab.paths[1])
@@ -300,7 +298,7 @@ def test_without_probes_it_manages_from_netlink_alone(
         assert traffic.stop().unanswered == 0
 
 
-def test_nothing_is_decided_while_paused_and_what_was_missed_is_done_after(
+def test_a_paused_daemon_decides_nothing_and_catches_up_when_resumed(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
@@ -328,7 +326,7 @@ def test_nothing_is_decided_while_paused_and_what_was_missed_is_done_after(
 def test_a_connection_that_was_idle_at_the_start_is_joined_when_it_carries_data(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
-    """The kernel refuses joins before that, once."""
+    """Before that, the kernel refuses the join; the daemon tries it once."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     raise_limits(lab.server)
     lab.client.sysctl("mptcp.pm_type", 1)
