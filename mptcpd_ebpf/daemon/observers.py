@@ -76,7 +76,7 @@ class LogObserver:
             return
         command = decision.command
         if event.errno:
-            log.warning("failed: %s: %s", describe.action(command), event.explanation)
+            log.warning("not done: %s: %s", describe.action(command), event.explanation)
         elif isinstance(command, AnnounceAddress) and command.listen:
             log.info("announce %s: listening on port %d", command.ip, event.port)
 

@@ -105,7 +105,7 @@ def test_a_command_is_logged_before_its_answer(
     assert [(each.levelname, each.message) for each in caplog.records] == [
         ("INFO", f"scripted: {what}: slow"),
         ("INFO", f"scripted: {what}: slow [not done: the last one]"),
-        ("WARNING", f"failed: {what}: no such subflow"),
+        ("WARNING", f"not done: {what}: no such subflow"),
     ]
 
 

@@ -127,7 +127,7 @@ def test_a_command_that_the_kernel_refuses_is_explained(lab: Lab, tmp_path: Path
     with daemon_in(lab.client, tmp_path, *options) as running:
         listen(lab.client, "127.0.0.1").close()
         until(lambda: bool(decisions(running, "CreateSubflow")), "it decided", PATIENCE_S)
-        start = "WARNING failed: create subflow"
+        start = "WARNING not done: create subflow"
         until(lambda: start in running.log, "the answer is logged", PATIENCE_S)
         (line,) = (line for line in running.log.splitlines() if line.startswith(start))
         assert "of 00000001: creating the subflow: EINVAL" in line
