@@ -17,5 +17,5 @@ def command(control: str | None) -> None:
     """
     status: Status = client.post(control or client.default_path(), "/v1/reload")
     click.echo("reloaded")
-    if fixed := ", ".join(status["waits_for_restart"]):
-        click.echo(f"mptcpd-ebpf: changed, but in force only after a restart: {fixed}", err=True)
+    if fixed := ", ".join(status["pending_restart"]):
+        click.echo(f"mptcpd-ebpf: changed, takes effect only after a restart: {fixed}", err=True)

@@ -29,7 +29,7 @@ def text(status: Status) -> str:
         ("daemon", f"{status['version']}, process {status['pid']}, since {since}"),
         ("namespace", str(status["netns"])),
         ("deciding", _deciding(status)),
-        ("waits for a restart", ", ".join(status["waits_for_restart"]) or "nothing"),
+        ("pending restart", ", ".join(status["pending_restart"]) or "none"),
         ("kernel's path manager", status["path_manager"] or "unknown"),
         ("probes", f"{status['probes']['backend']}: {status['probes']['reason']}"),
         ("connections", f"{status['connections']} with {status['subflows']} subflows"),

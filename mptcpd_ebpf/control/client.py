@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Asks a daemon over its control socket: HTTP over AF_UNIX, standard library only."""
+"""A client of the control socket: HTTP over AF_UNIX, with the standard library only."""
 
 import http.client
 import json
@@ -14,20 +14,19 @@ from mptcpd_ebpf.runtime import run_folder
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 SOCKET = "sock"
-"""The kind of file in `run_folder` that is a control socket."""
+"""The kind of a control socket among the files of `run_folder`."""
 
 MAX_PATH_BYTES = 107
 """``sun_path`` holds 108 bytes, the closing NUL among them (unix(7))."""
 
 TIMEOUT_SECONDS = 15.0
-"""A daemon that stays silent for so long is as good as not there."""
+"""How long to wait for an answer."""
 
 
 def default_path() -> str:
-    """The control socket of this network namespace's daemon, unless it was told otherwise.
+    """The default path of the control socket of this network namespace's daemon.
 
-    The namespace's inode is in the name, so that daemons in several namespaces that
-    share /run do not collide.
+    The name contains the inode of the namespace, because several namespaces share /run.
     """
     return str(run_folder.find(SOCKET))
 
@@ -37,24 +36,24 @@ def check_length(path: str) -> None:
     length = len(os.fsencode(path))
     if length > MAX_PATH_BYTES:
         raise Failure(
-            f"control path {path!r} has {length} bytes; a Unix socket's path may have "
+            f"control path {path!r} has {length} bytes; the path of a Unix socket can have "
             f"{MAX_PATH_BYTES}: choose a shorter one",
             ExitCode.CONFIG,
         )
 
 
 def get(path: str, target: str) -> Any:
-    """The JSON that the daemon answers to ``GET target``."""
+    """The JSON of the daemon's answer to ``GET target``.  Raises `Failure`."""
     return _ask(path, "GET", target)
 
 
 def post(path: str, target: str, body: Any = None) -> Any:
-    """The JSON that the daemon answers to ``POST target`` with `body` as JSON."""
+    """The JSON of the answer to ``POST target`` with `body` as JSON.  Raises `Failure`."""
     return _ask(path, "POST", target, None if body is None else json.dumps(body).encode())
 
 
 def stream(path: str, target: str) -> Iterator[tuple[str, Any]]:
-    """Name and data of each server-sent event that the daemon streams, until it ends."""
+    """Name and data of each server-sent event, until the stream ends.  Raises `Failure`."""
     with _connection(path) as connection:
         connection.request("GET", target)
         response = connection.getresponse()
@@ -83,7 +82,6 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _ask(path: str, method: str, target: str, body: bytes | None = None) -> Any:
-    """One request."""
     with _connection(path) as connection:
         connection.request(method, target, body)
         response = connection.getresponse()
@@ -95,7 +93,7 @@ def _ask(path: str, method: str, target: str, body: bytes | None = None) -> Any:
 
 @contextmanager
 def _connection(path: str) -> Iterator[_UnixConnection]:
-    """A connection; raises `Failure` for every way in which its use can fail."""
+    """A connection; raises `Failure` for every error of its use."""
     check_length(path)
     connection = _UnixConnection(path)
     try:
@@ -103,18 +101,18 @@ def _connection(path: str) -> Iterator[_UnixConnection]:
     except FileNotFoundError:
         raise Failure(
             f"no daemon: {path} does not exist; start 'mptcpd-ebpf daemon' in this network "
-            "namespace, or name its socket with --control",
+            "namespace, or name the socket of a running one with --control",
             ExitCode.NO_DAEMON,
         ) from None
     except ConnectionRefusedError:
         raise Failure(
-            f"no daemon: nothing listens at {path} any more; start 'mptcpd-ebpf daemon'",
+            f"no daemon: nothing listens on {path}; start 'mptcpd-ebpf daemon'",
             ExitCode.NO_DAEMON,
         ) from None
     except PermissionError:
         raise Failure(
-            f"{path}: permission denied; the control socket belongs to the daemon's user, "
-            "run this as root",
+            f"{path}: permission denied; only the daemon's user can connect: "
+            "run this command as that user or as root",
             ExitCode.PRIVILEGE,
         ) from None
     except TimeoutError:
@@ -124,7 +122,7 @@ def _connection(path: str) -> Iterator[_UnixConnection]:
         ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise Failure(
-            f"{path}: what listens there does not answer as the daemon does ({error})",
+            f"{path}: the program that listens there does not answer like the daemon: {error}",
             ExitCode.NO_DAEMON,
         ) from None
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Decisions and alarms in one line of words, for the log and for people watching."""
+"""Decisions and commands as one line of text, for the log and the terminal."""
 
 from mptcpd_ebpf.core.commands import (
     AddEndpoint,
@@ -26,7 +26,7 @@ def decision(made: Decision) -> str:
 
 
 def action(command: AnyCommand) -> str:
-    """What a command does, and to whom."""
+    """What a command does, and to which subflow, address or endpoint."""
     match command:
         case CreateSubflow():
             kind = "backup subflow" if command.backup else "subflow"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The path managers asked by hand: through the daemon where one runs, else the kernel itself.
+"""Sends manual commands to the daemon of the network namespace, or to the kernel if there is none.
 
-A daemon that serves the namespace should carry out what a person wants, so that its
-guard and its plugins know of it and the decision is kept.  Whether one runs is told by
-its lock, which is the namespace's, not by a file that may be somewhere else.
+A daemon that serves the namespace should carry out manual commands, so that its guard checks them,
+its plugins see them, and the decision is recorded.  The lock of the namespace shows whether a
+daemon runs; the control socket does not, because its path is configurable.
 """
 
 import errno
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 
 def control_path(control: str | None, direct: bool) -> str | None:
-    """The control socket to ask; None to ask the kernel itself.
+    """The path of the control socket to use; None for the kernel.
 
-    `control` names a socket, `direct` wants the kernel.  Raises `Failure` if a daemon serves
-    this namespace and its socket is not at the default place.
+    `control` names a socket, `direct` selects the kernel.  Raises `Failure` if a daemon serves this
+    namespace and its socket is not at the default path.
     """
     if direct:
         return None
@@ -41,18 +41,18 @@ def control_path(control: str | None, direct: bool) -> str | None:
     path = client.default_path()
     if not os.path.exists(path):
         raise Failure(
-            f"a daemon (process {held_by[0] or '?'}) serves this network namespace, but not at "
-            f"{path}: name its socket with --control, or go past it with --direct",
+            f"a daemon (process {held_by[0] or '?'}) serves this network namespace, but its socket "
+            f"is not {path}: name it with --control, or use the kernel with --direct",
             ExitCode.NO_DAEMON,
         )
     return path
 
 
 def carry_out(path: str | None, **fields: object) -> CarriedOut:
-    """Carries out the command that the fields describe (see `by_hand`); a None is no field.
+    """Carries out the command that the fields describe (`operator_commands`), ignoring None.
 
-    Raises `Failure` if it is none, or nobody can be asked; what the kernel or the
-    daemon refuses is in the answer.
+    Raises `Failure` if the fields are wrong, or neither daemon nor kernel answers.  A refusal by
+    the kernel or the daemon is in the answer.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     if path is not None:
@@ -78,10 +78,10 @@ def endpoints(path: str | None) -> Endpoints:
 
 
 def connections_of_kernel() -> Connections:
-    """Connections and subflows as the kernel's socket diagnosis knows them.
+    """Connections and subflows from the kernel's socket diagnosis.
 
-    What only probes see, or events tell, is unknown.  Raises `Failure`, also where there may be
-    some that the kernel (newer ones) shows only to who has CAP_NET_ADMIN.
+    What only probes or events report is unknown.  Raises `Failure`, also if nothing is listed and
+    CAP_NET_ADMIN is missing, without which newer kernels list no subflows.
     """
     try:
         found = resync.snapshot()
@@ -89,11 +89,11 @@ def connections_of_kernel() -> Connections:
         raise Failure(str(error), exit_code(error)) from None
     if not found.subflows and Capability.CAP_NET_ADMIN not in effective():
         raise Failure(
-            "no subflow is seen, but the kernel may show them only to who has CAP_NET_ADMIN: run "
-            "this as root",
+            "no subflow is listed, but newer kernels list them only with CAP_NET_ADMIN: run this "
+            "command as root",
             ExitCode.PRIVILEGE,
         )
-    # The kernel's list has no order; people look for the initial one first.
+    # The kernel's list has no order; the initial subflow is shown first.
     found.subflows.sort(key=lambda each: (not each.initial, each.local_id or 0))
     tracker = Tracker()
     tracker.apply(found, time.monotonic_ns())
@@ -117,7 +117,7 @@ def _kernel(ask: Callable[[PmClient], T]) -> T:
 
 
 def exit_code(error: KernelError) -> ExitCode:
-    """How a command ends that the kernel did not serve."""
+    """The exit code of a command that the kernel refused."""
     if isinstance(error, MptcpMissing):
         return ExitCode.NO_MPTCP
     if isinstance(error, NotPermitted):

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A small HTTP/1.1 server on asyncio and h11 in which everything has a bound.
+"""A small HTTP/1.1 server on asyncio and h11 in which every resource has a limit.
 
-h11 knows the protocol; this file moves the bytes and cuts off who exceeds a bound:
-connections, streams, the size of a request, the time to send it and to read its
-answer, the backlog of a stream.  Nobody is waited for: a client that does not read
-fills its own socket and loses it.
+h11 implements the protocol.  This module does the input and output, and enforces the limits:
+connections, streams, the size of a request, the time to send it and to read its answer, the backlog
+of a stream.  The server never waits for a client: one that does not read fills its own socket, and
+the server closes the connection.
 
-A path's handler returns a whole `Response`; a path whose handler is `STREAM` answers with
-server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html),
-fed by `HttpServer.broadcast`.
+The handler of a path returns a whole `Response`.  A path whose handler is `STREAM` answers with
+server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), which come from
+`HttpServer.broadcast`.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 MAX_CLIENTS = 64
 MAX_STREAMS = 32
-"""Fewer than clients, so that streams cannot keep requests out."""
+"""Fewer than clients, so that streams leave room for requests."""
 MAX_HEAD_BYTES = 16 * 1024
-"""Of a request line and headers that have not come to their end."""
+"""Of an incomplete request line with headers."""
 MAX_BODY_BYTES = 64 * 1024
 REQUEST_SECONDS = 10.0
-"""To send a whole request; and after an answer, to read it and send the next one."""
+"""To send a whole request; after an answer, to read it and to send the next request."""
 MAX_BACKLOG_BYTES = 256 * 1024
-"""Bytes of a stream that its reader may leave unread."""
+"""Unread bytes of a stream, at most."""
 
 
 class Response(NamedTuple):
@@ -42,16 +42,16 @@ class Response(NamedTuple):
 
 
 Handler = Callable[[bytes], Awaitable[Response]]
-"""Gets the request's body."""
+"""Called with the body of the request."""
 STREAM = "stream"
-"""Stands for the handler of a path that streams."""
+"""In place of the handler of a path that streams."""
 
 Routes = dict[tuple[str, str], Handler | str]
 """Handlers by method and path."""
 
 
 def json_response(data: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    """`data` as JSON, with a last newline for terminals."""
+    """`data` as JSON, with a newline at the end for terminals."""
     return Response(status, msgspec.json.encode(data) + b"\n")
 
 
@@ -65,7 +65,7 @@ def server_sent_event(name: str, data: Any) -> bytes:
 
 
 class HttpServer:
-    """The clients of any number of listeners; pass `client` to asyncio as protocol factory."""
+    """The clients of any number of listeners; `client` is asyncio's protocol factory."""
 
     def __init__(self) -> None:
         self._clients: dict[_Client, None] = {}
@@ -73,7 +73,7 @@ class HttpServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def client(self, routes: Routes, greeting: bytes = b"") -> asyncio.Protocol:
-        """A new client that may ask for `routes`; its stream begins with `greeting`."""
+        """A new client, which can request `routes`; its stream begins with `greeting`."""
         return _Client(self, routes, greeting)
 
     @property
@@ -81,16 +81,16 @@ class HttpServer:
         return bool(self._streams)
 
     def broadcast(self, chunk: bytes) -> None:
-        """Sends bytes down every stream; cuts off the readers that are too far behind."""
+        """Sends bytes to every stream; closes streams whose backlog is too large."""
         for client in list(self._streams):
             client.send_chunk(chunk)
 
     def close(self) -> None:
-        """Ends streams and connections; answers under way are still sent."""
+        """Ends streams and connections; pending answers are still sent."""
         for client in list(self._clients):
             client.end()
 
-    # --- for the clients
+    # --- called by the clients
 
     def admit(self, client: "_Client") -> bool:
         if len(self._clients) >= MAX_CLIENTS:
@@ -137,12 +137,16 @@ class _Client(asyncio.Protocol):
         if self._server.admit(self):
             self._arm()
         else:
-            self._send(error_response(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections"))
+            self._send(
+                error_response(
+                    HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_CLIENTS} connections are open already"
+                )
+            )
             transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._streaming:
-            return  # nothing can follow the request for a stream
+            return  # no request can follow one for a stream
         self._http.receive_data(data)
         self._advance()
 
@@ -168,7 +172,7 @@ class _Client(asyncio.Protocol):
             elif isinstance(event, h11.Data):
                 self._body += event.data
                 if len(self._body) > MAX_BODY_BYTES:
-                    reason = f"a request's body may have {MAX_BODY_BYTES} bytes"
+                    reason = f"the body of a request can have {MAX_BODY_BYTES} bytes"
                     self._refuse(error_response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason))
                     return
             elif isinstance(event, h11.EndOfMessage):
@@ -189,7 +193,7 @@ class _Client(asyncio.Protocol):
             self._begin_stream()
         elif handler is not None:
             self._answering = True
-            # Not even an end of file is read meanwhile: a half-closed client gets its response.
+            # Reading stops, so that an end of file does not close the connection before the answer.
             self._transport.pause_reading()
             self._server.run(self._respond(handler, bytes(self._body), f"{method} {path}"))
         else:
@@ -199,19 +203,19 @@ class _Client(asyncio.Protocol):
     def _no_such(self, method: str, path: str) -> Response:
         allowed = sorted(known for known, at in self._routes if at == path)
         if allowed:
-            reason = f"{path} knows {', '.join(allowed)}, not {method}"
+            reason = f"{path} allows {', '.join(allowed)}, not {method}"
             response = error_response(HTTPStatus.METHOD_NOT_ALLOWED, reason)
             return response._replace(headers=(("Allow", ", ".join(allowed)),))
         paths = ", ".join(sorted({at for _, at in self._routes}))
-        return error_response(HTTPStatus.NOT_FOUND, f"no such path; there are {paths}")
+        return error_response(HTTPStatus.NOT_FOUND, f"no such path; the paths are {paths}")
 
     async def _respond(self, handler: Handler, body: bytes, what: str) -> None:
         try:
             response = await handler(body)
         except Exception:
-            log.exception("control socket: %s failed", what)
+            log.exception("control socket: %s failed, the client got status 500", what)
             response = error_response(
-                HTTPStatus.INTERNAL_SERVER_ERROR, "the daemon's log has the cause"
+                HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the daemon's log has the cause"
             )
         self._answering = False
         if self._transport.is_closing():
@@ -222,16 +226,16 @@ class _Client(asyncio.Protocol):
         self._advance()
 
     def _next(self) -> None:
-        """After an answer: the same client's next request, or the end."""
+        """After an answer: waits for the client's next request, or closes the connection."""
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
             self._arm()
         else:
-            self._arm()  # the answer must be read in time, too
+            self._arm()  # a limit for reading the answer
             self._transport.close()
 
     def _refuse(self, response: Response) -> None:
-        """Answers a request that is not read to its end, and hangs up."""
+        """Answers a request that is not read to its end, and closes the connection."""
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._send(response)
         self._transport.close()
@@ -268,18 +272,21 @@ class _Client(asyncio.Protocol):
         self.send_chunk(self._greeting)
 
     def send_chunk(self, chunk: bytes) -> None:
-        """Sends a piece of the stream, or cuts off a reader that is too far behind."""
+        """Sends a part of the stream, or closes it if its backlog is too large."""
         if self._transport.is_closing():
             return
         if self._transport.get_write_buffer_size() > MAX_BACKLOG_BYTES:
-            log.warning("control socket: a stream's reader is too slow and was cut off")
+            log.warning(
+                "control socket: closed a stream of events, because its client left %d KiB unread",
+                MAX_BACKLOG_BYTES // 1024,
+            )
             self._server.forget(self)
             self._transport.abort()
             return
         self._write(h11.Data(data=chunk))
 
     def end(self) -> None:
-        """The server closes: the end of a stream, or of an idle connection."""
+        """Ends a stream or an idle connection, when the server closes."""
         if self._streaming:
             self._write(h11.EndOfMessage())
         if self._streaming or not self._answering:

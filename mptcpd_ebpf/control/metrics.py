@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the control socket tells, in the words of Prometheus.
+"""Status and connections as Prometheus metrics.
 
-Nothing is counted here: every scrape reads the daemon's own numbers.  Subflows are
-summed by interface, because a label per connection would make a new time series of
-every connection.  Names follow https://prometheus.io/docs/practices/naming/.
+Nothing is counted here: every scrape reads the daemon's own numbers.  Subflows are summed by
+interface, because a label for the connection would create a time series for every connection.
+Names follow https://prometheus.io/docs/practices/naming/.
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ Family = CounterMetricFamily | GaugeMetricFamily
 
 
 def exposition(status: Status, connections: Connections) -> bytes:
-    """The text a scrape gets."""
+    """The text of the answer to a scrape."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot(status, connections))
     return generate_latest(registry)
 
 
 class _Snapshot(Collector):
-    """One moment as metric families; the interface `CollectorRegistry` asks for."""
+    """Status and connections as metric families, for a `CollectorRegistry`."""
 
     def __init__(self, status: Status, connections: Connections) -> None:
         self._status = status
@@ -46,10 +46,12 @@ def _daemon(status: Status) -> Iterator[Family]:
         status["started_at"],
     )
     yield GaugeMetricFamily(
-        "mptcpd_ebpf_paused", "1 while nothing is decided.", float(status["paused"])
+        "mptcpd_ebpf_paused", "1 while plugins are paused.", float(status["paused"])
     )
     yield CounterMetricFamily(
-        "mptcpd_ebpf_decisions", "Commands that plugins asked for.", status["decisions"]
+        "mptcpd_ebpf_decisions",
+        "Commands that plugins or operators requested.",
+        status["decisions"],
     )
     yield CounterMetricFamily(
         "mptcpd_ebpf_decisions_refused",
@@ -64,7 +66,7 @@ def _daemon(status: Status) -> Iterator[Family]:
     yield lost
     if status["probes"]["lost"] is not None:
         records = CounterMetricFamily(
-            "mptcpd_ebpf_probe_records_lost", "What the probes could not keep.", labels=["cause"]
+            "mptcpd_ebpf_probe_records_lost", "Records that the probes lost.", labels=["cause"]
         )
         for cause, count in status["probes"]["lost"].items():
             records.add_metric([cause], count)

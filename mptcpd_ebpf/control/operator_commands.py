@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Commands that people give: from plain fields to the kernel's command, and answers as plain data.
+"""Manual commands: from plain fields to the kernel's command, and answers as plain data.
 
 The fields are those of `core.commands`, written as the control socket writes them: tokens in
-hexadecimal, addresses as text, endpoint flags by name.  Three things may be left to
-be found out: an interface may be given by name (`interface`), an address id may be missing
-where a connection has or gets one, and so may the reason.
+hexadecimal, addresses as text, endpoint flags by name.  Some can be left out: the address id of a
+connection, and the reason.  An interface can be given by name (`interface`).
 
-The daemon and the commands that ask the kernel themselves read the same fields with the
-same words of complaint, in the network namespace in which the command will be carried out.
+The daemon, and the commands that send to the kernel themselves, parse the same fields with the same
+error messages, in the network namespace in which the command will be carried out.
 """
 
 import errno
@@ -31,13 +30,13 @@ from mptcpd_ebpf.kernel.pm_client import PmClient
 REASON = "requested by the operator"
 
 _ID_OF = {"CreateSubflow": ("local_id", "local_ip"), "AnnounceAddress": ("address_id", "ip")}
-"""Where an address id may be missing: its field, and that of the address it belongs to."""
+"""Commands whose address id can be left out: its field, and the field of its address."""
 
 
 def parse(fields: Mapping[str, Any], pm: PmClient) -> KernelCommand:
-    """The command that the fields describe; `pm` is asked for a missing address id.
+    """The command that the fields describe; a missing address id is read through `pm`.
 
-    Raises ValueError naming the field and what is wrong with it, or what `address_id` raises.
+    Raises ValueError with the field and the cause, or what `address_id` raises.
     """
     plain = {"reason": REASON, **fields}
     for name, read in _READERS.items():
@@ -55,20 +54,19 @@ def parse(fields: Mapping[str, Any], pm: PmClient) -> KernelCommand:
     unknown = plain.keys() - {"command", *command.__struct_fields__}
     if unknown:
         known = ", ".join(command.__struct_fields__)
-        raise ValueError(f"{sorted(unknown)[0]}: no such field; there are {known}")
+        raise ValueError(f"{sorted(unknown)[0]}: no such field; the fields are {known}")
     return command
 
 
 def address_id(pm: PmClient, token: int, ip: str) -> int:
-    """The id by which a connection knows an address of ours, or the lowest one it has free.
+    """The id that a connection uses for a local address, or the lowest unused id.
 
-    The kernel's list drops an address when one of its subflows is destroyed, so the live
-    subflows' count too; before Linux 6.10, which has no such list, they must do.
-    Raises NetlinkRefused if the kernel knows of no such connection, or ValueError if all
-    255 are taken.
+    The ids come from the kernel's list and from the live subflows: the list drops an address when
+    one of its subflows is destroyed, and Linux before 6.10 has no list.
+    Raises NetlinkRefused if there is no such connection, or ValueError if all 255 ids are in use.
     """
     live = [each for each in diag.subflows() if each.token == token]
-    # 0 is the address of the start, which has an id of its own once it is joined from.
+    # 0 is the initial address; a join from it needs another id.
     known = {each.local.ip: each.local_id for each in live if each.local_id}
     try:
         known |= {each.ip: each.address_id for each in pm.connection_addresses(token)}
@@ -82,7 +80,7 @@ def address_id(pm: PmClient, token: int, ip: str) -> int:
     for free in range(1, HIGHEST_ID + 1):
         if free not in taken:
             return free
-    raise ValueError(f"all {HIGHEST_ID} address ids of the connection are taken")
+    raise ValueError(f"all {HIGHEST_ID} address ids of the connection are in use")
 
 
 # --- answers
@@ -91,9 +89,9 @@ def address_id(pm: PmClient, token: int, ip: str) -> int:
 def carried_out(
     command: KernelCommand, through: str, errno: int | None, explanation: str
 ) -> CarriedOut:
-    """What became of a command; `errno` is None if the kernel was never asked.
+    """The result of a command; `errno` is None if it was not sent to the kernel.
 
-    To be called in the namespace of the command.
+    Call it in the network namespace of the command.
     """
     return {
         "schema": SCHEMA,
@@ -113,7 +111,7 @@ def _caveat(command: KernelCommand) -> str | None:
     if path_manager == "kernel":
         return None
     return (
-        f"new connections take no notice of it: the {path_manager} path manager is theirs "
+        f"no effect on new connections: they use the {path_manager} path manager "
         "(net.mptcp.path_manager, pm_type)"
     )
 
@@ -174,14 +172,14 @@ def _ip(value: Any) -> str:
 
 def _sockaddr(value: Any) -> SockAddr:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no address and port")
+        raise ValueError(f"{value!r} is not an address with a port")
     address = parse_sockaddr(value)
     return SockAddr(_ip(address.ip), address.port)
 
 
 def _flags(value: Any) -> EndpointFlag:
     if not isinstance(value, list):
-        raise ValueError(f"flags: {value!r} is no list of names")
+        raise ValueError(f"flags: {value!r} is not a list of names")
     return endpoint_flags(value)
 
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The shapes of what the daemon tells: the JSON of the control socket and of every ``--json``.
+"""The types of the daemon's JSON: of the control socket and of every ``--json``.
 
-Only types, and only the standard library, so that a command which merely prints them
-pays for nothing.  `SCHEMA` grows when a field changes its meaning or goes away; new
-fields may come at any time.  What is not known is null, never 0.  docs/control.md
-shows each with an example.
+Only types, and only the standard library, so that commands which print them start fast.  `SCHEMA`
+is incremented when a field changes its meaning or is removed; new fields can be added at any time.
+What is not known is null, never 0.  docs/control.md describes each field.
 """
 
 from typing import Any, TypedDict
@@ -18,11 +17,11 @@ class Announced(TypedDict):
     id: int
     ip: str
     port: int | None
-    """Where the peer named none, the port that the connection was made to."""
+    """The port of the connection if the peer announced none."""
 
 
 class SubflowView(TypedDict):
-    """One TCP connection of an MPTCP connection.  Counters run since it opened."""
+    """One TCP connection of an MPTCP connection.  Counters start at its opening."""
 
     local: str
     """``ip:port``, IPv6 as ``[ip]:port``; IPv4-mapped addresses as IPv4."""
@@ -38,17 +37,17 @@ class SubflowView(TypedDict):
     srtt_us: int | None
     """Smoothed round-trip time, microseconds."""
     min_rtt_us: int | None
-    """Least round-trip time of the kernel's window, microseconds."""
+    """Minimum round-trip time in the kernel's window, microseconds."""
     rtt_us: int | None
     """Newest raw round-trip sample, microseconds."""
     rttvar_us: int | None
     """Variation of the round-trip time, microseconds."""
     retransmits: int | None
-    """Segments sent again."""
+    """Retransmitted segments."""
     lost: int | None
-    """Segments the kernel took for lost."""
+    """Segments that the kernel marked lost."""
     timeouts: int | None
-    """Retransmission timeouts in a row right now."""
+    """Present number of consecutive retransmission timeouts."""
     segments_out: int | None
     """Data segments sent, retransmissions included."""
     bytes_sent: int | None
@@ -68,7 +67,7 @@ class ConnectionView(TypedDict):
     """The local token, eight hexadecimal digits, as `ss -M` and the kernel show it."""
     server_side: bool | None
     path_manager: str | None
-    """``kernel`` or ``userspace``; None if nobody has asked the kernel."""
+    """``kernel`` or ``userspace``; None if it has not been read from the kernel."""
     local: str
     """Of the initial subflow."""
     remote: str
@@ -76,9 +75,9 @@ class ConnectionView(TypedDict):
     """Of the process that opened it; on a server, of the listener's owner."""
     comm: str | None
     stalled_ms: float | None
-    """Time the sender stood still for a slow path's sake, milliseconds."""
+    """Time in which the sender was stalled by a slow path, milliseconds."""
     bytes_acked: int | None
-    """Bytes the peer acknowledged on the connection's level (DATA_ACK)."""
+    """Bytes acknowledged by the peer at the connection level (DATA_ACK)."""
     announced: list[Announced]
     subflows: list[SubflowView]
 
@@ -94,15 +93,15 @@ class CauseView(TypedDict):
     """What led to a decision."""
 
     seq: int
-    """Number of the event since the daemon's start."""
+    """Number of the event since the start of the daemon."""
     event: str
     """Its type: ``AlarmRaised`` …"""
     rule: str
-    """The plugin handler, or the rule of the core, that answered it."""
+    """The plugin handler, or the rule of the core, that made the decision."""
 
 
 class DecisionView(TypedDict):
-    """A command that a plugin asked for, and what became of it."""
+    """A command of a plugin or an operator, and whether the daemon sent it."""
 
     id: int
     t: float
@@ -113,11 +112,11 @@ class DecisionView(TypedDict):
     """The command's name: ``CreateSubflow``, ``DestroySubflow``, ``SetBackup`` …"""
     token: str | None
     subflow: str | None
-    """``local → remote``, as far as the command names them."""
+    """``local → remote``, if the command has both."""
     reason: str
-    """Why, in one line."""
+    """The reason, in one line."""
     refused: str | None
-    """Why the daemon did not send it to the kernel, null if it did."""
+    """Why the daemon did not send it to the kernel; null if it did."""
     command: dict[str, Any]
     """All fields of the command."""
 
@@ -130,21 +129,21 @@ class Decisions(TypedDict):
 
 
 class CarriedOut(TypedDict):
-    """``POST /v1/command``, and what the commands that change something print with ``--json``."""
+    """``POST /v1/command``, and ``--json`` of the commands that change something."""
 
     schema: int
     action: str
-    """What was asked for, in words."""
+    """The command as text."""
     command: dict[str, Any]
-    """All fields of the command, those that were left out included."""
+    """All fields of the command, with the values of those that were left out."""
     through: str
-    """``daemon``, or ``kernel`` if none was asked."""
+    """``daemon``, or ``kernel`` if no daemon was used."""
     errno: int | None
-    """The kernel's answer, 0 if it is done; null if the daemon did not send it."""
+    """The kernel's answer, 0 for success; null if the daemon did not send the command."""
     explanation: str | None
-    """Why it is not done, in one line; null if it is."""
+    """Why it failed, in one line; null if it succeeded."""
     caveat: str | None
-    """Why it is done and new connections take no notice; null if they do."""
+    """Why it has no effect on new connections although it succeeded; null if it has."""
 
 
 class EndpointView(TypedDict):
@@ -157,9 +156,9 @@ class EndpointView(TypedDict):
     flags: list[str]
     """``signal``, ``subflow``, ``backup``, ``fullmesh``, ``implicit``, ``laminar``."""
     interface: str | None
-    """The one it is bound to; null if to none, or if that is gone."""
+    """The interface that it is bound to; null if none, or if the interface is gone."""
     if_index: int | None
-    """Of that interface, also when it is gone; null if it is bound to none."""
+    """The index of that interface, also if it is gone; null if it is bound to none."""
 
 
 class Endpoints(TypedDict):
@@ -170,28 +169,28 @@ class Endpoints(TypedDict):
 
 
 class LimitsView(TypedDict):
-    """``GET /v1/limits`` and ``mptcpd-ebpf limits --json``: of the in-kernel path manager."""
+    """``GET /v1/limits``, ``mptcpd-ebpf limits --json``: limits of the in-kernel path manager."""
 
     schema: int
     subflows: int
-    """Subflows a connection may have beside the initial one."""
+    """Most subflows of a connection besides the initial one."""
     add_addr_accepted: int
-    """Announced addresses that a connection joins."""
+    """Most announced addresses that a connection joins."""
 
 
 class PluginView(TypedDict):
     name: str
     excluded: str | None
-    """Why it was kept out, null while it serves."""
+    """Why it is excluded; null while it is not."""
 
 
 class ProbesView(TypedDict):
     backend: str
     """``core``, ``bcc`` or ``netlink``."""
     reason: str
-    """Why this one, in one line."""
+    """Why this backend is used, in one line."""
     lost: dict[str, int] | None
-    """Records and inserts that were lost, by cause; null without probes."""
+    """Lost records and inserts, by cause; null without probes."""
 
 
 class Status(TypedDict):
@@ -201,14 +200,14 @@ class Status(TypedDict):
     version: str
     pid: int
     netns: int
-    """Inode of the network namespace the daemon serves."""
+    """Inode of the network namespace that the daemon serves."""
     started_at: float
     """Seconds since 1970 (UTC)."""
     paused: bool
-    waits_for_restart: list[str]
-    """Keys of the configuration that a reload found changed and could not take up."""
+    pending_restart: list[str]
+    """Changed keys of the configuration that take effect only after a restart."""
     path_manager: str | None
-    """The kernel's for new connections: ``kernel``, ``userspace``; null if unreadable."""
+    """The path manager of new connections: ``kernel``, ``userspace``; null if unreadable."""
     plugins: list[PluginView]
     probes: ProbesView
     connections: int
@@ -216,5 +215,5 @@ class Status(TypedDict):
     events_lost: dict[str, int]
     """Overflows by source; each was followed by a resynchronisation."""
     decisions: int
-    """Made since the start."""
+    """Since the start."""
     decisions_refused: int

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The control socket: what a running daemon can be asked and told, as HTTP and JSON.
+"""The control socket of a running daemon: HTTP and JSON.
 
-``curl --unix-socket PATH http://localhost/v1/status`` works; docs/control.md lists the
-requests.  The daemon gives the data through `ControlSource` and tells what happens
-through `ControlServer.publish`; nothing here knows how it works inside.
+``curl --unix-socket PATH http://localhost/v1/status`` works; docs/control.md lists the requests.
+The daemon provides the data through `ControlSource`, and events through `ControlServer.publish`.
 """
 
 import asyncio
@@ -46,7 +45,7 @@ _STATUS = {
     ExitCode.CONFIG: HTTPStatus.UNPROCESSABLE_ENTITY,
     ExitCode.PRIVILEGE: HTTPStatus.FORBIDDEN,
 }
-"""How a reload that failed is answered."""
+"""The status of the answer to a reload that failed."""
 
 
 def epoch_ns() -> int:
@@ -55,31 +54,34 @@ def epoch_ns() -> int:
 
 
 class ControlSource(Protocol):
-    """What the daemon gives to the control socket."""
+    """The daemon's answers to the control socket."""
 
     async def connections(self) -> Connections:
-        """Every connection, with exact present values (`view.connections`)."""
+        """Every connection, measured now (`views.connections`)."""
 
     def status(self) -> Status: ...
 
     def decisions(self) -> list[DecisionView]:
-        """The newest decisions, oldest first, bounded (`view.decision`)."""
+        """The newest decisions, oldest first, at most 1000 (`views.decision`)."""
 
     async def endpoints(self) -> Endpoints:
-        """The in-kernel path manager's table (`by_hand.endpoints`)."""
+        """The table of the in-kernel path manager (`operator_commands.endpoints`)."""
 
     async def limits(self) -> LimitsView: ...
 
     async def carry_out(self, fields: dict[str, Any]) -> CarriedOut:
-        """Carries out a person's command (`by_hand`).  Raises ValueError if it is none, or
-        KernelError if the kernel cannot tell what it leaves out."""
+        """Carries out a manual command (`operator_commands`).
+
+        Raises ValueError if the fields are wrong, or KernelError if a field that was left out
+        cannot be read from the kernel.
+        """
 
     async def pause(self) -> None: ...
 
     async def resume(self) -> None: ...
 
     async def reload(self) -> None:
-        """Reads the configuration anew.  Raises `Failure`, and the old one stays."""
+        """Reads the configuration again.  Raises `Failure`, and the old one stays in force."""
 
 
 class ControlServer:
@@ -109,8 +111,8 @@ class ControlServer:
     async def start(self, path: str) -> None:
         """Listens at `path`, and for metrics on TCP if configured.
 
-        Raises `Failure`: HELD if a live daemon listens there, PRIVILEGE or CONFIG if the
-        place cannot be used.
+        Raises `Failure`: HELD if a running daemon listens there, PRIVILEGE or CONFIG if the path
+        cannot be used.
         """
         loop = asyncio.get_running_loop()
         self._file = SocketFile(path)
@@ -155,8 +157,8 @@ class ControlServer:
         self._http.broadcast(server_sent_event("event", views.event(record.event)))
         for decision in record.decisions:
             if not isinstance(decision.command, RequestSample | ReadEndpoints):
-                told = views.decision(decision, epoch_ns())
-                self._http.broadcast(server_sent_event("decision", told))
+                shown = views.decision(decision, epoch_ns())
+                self._http.broadcast(server_sent_event("decision", shown))
 
     # --- requests
 
@@ -200,7 +202,7 @@ class ControlServer:
         return json_response(self._source.status())
 
     async def _scrape(self, _body: bytes) -> Response:
-        from mptcpd_ebpf.control import metrics  # prometheus_client: only a scrape pays for it
+        from mptcpd_ebpf.control import metrics  # prometheus_client is slow to import
 
         body = metrics.exposition(self._source.status(), await self._source.connections())
         return Response(HTTPStatus.OK, body, metrics.CONTENT_TYPE)

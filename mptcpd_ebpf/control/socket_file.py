@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The control socket's file: made for the owner alone, never taken from a living daemon.
+"""The file of the control socket: accessible to its owner only, never taken from a running daemon.
 
-A file that a dead daemon left is replaced; what is no socket is never touched; at the
-end the file goes only if it is still ours.
+A socket that a killed daemon left is replaced.  A file that is not a socket is left as it is.  At
+the end the file is removed only if it is still the daemon's own.
 """
 
 import errno
@@ -21,7 +21,7 @@ class SocketFile:
     """A listening Unix socket at a path, mode 0600, until `close`."""
 
     def __init__(self, path: str) -> None:
-        """Raises `Failure` naming the path, the cause and the way out."""
+        """Raises `Failure` with the path, the cause and the fix."""
         check_length(path)
         self.path = path
         try:
@@ -34,25 +34,25 @@ class SocketFile:
             if error.errno in _NOT_ALLOWED:
                 raise Failure(
                     f"control path {path}: {error.strerror}; run as root, set "
-                    "XDG_RUNTIME_DIR, or choose a place of your own with --control",
+                    "XDG_RUNTIME_DIR, or choose a path of your own with --control",
                     ExitCode.PRIVILEGE,
                 ) from None
-            hint = "; make its folder first" if error.errno == errno.ENOENT else ""
+            hint = "; create its directory first" if error.errno == errno.ENOENT else ""
             raise Failure(f"control path {path}: {error.strerror}{hint}", ExitCode.CONFIG) from None
 
     def close(self) -> None:
-        """Closes the socket and removes the file, unless somebody else's stands there now."""
+        """Closes the socket, and removes the file unless another program has replaced it."""
         self.socket.close()
         try:
             if _identity(self.path) == self._identity:
                 os.unlink(self.path)
         except OSError:
-            pass  # gone already, or its folder is
+            pass  # the file or its directory does not exist any more
 
 
 def _bind(path: str) -> socket.socket:
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    mask = os.umask(0o177)  # so that not even for a moment others can connect
+    mask = os.umask(0o177)  # from the start, nobody else can connect
     try:
         bound.bind(path)
         bound.listen()
@@ -70,14 +70,14 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _clear(path: str) -> None:
-    """Removes a dead daemon's socket.  Raises `Failure` for anything else that stands there."""
+    """Removes the socket of a killed daemon.  Raises `Failure` for any other file."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
         raise Failure(
-            f"control path {path}: a file that is no socket stands there; remove it or choose "
+            f"control path {path}: the file exists and is not a socket; remove it or choose "
             "another path",
             ExitCode.CONFIG,
         )
@@ -95,7 +95,7 @@ def _clear(path: str) -> None:
 
 
 def _owner(connected: socket.socket) -> str:
-    """Who listens at the other end (SO_PEERCRED)."""
+    """The process that listens on the other end (SO_PEERCRED)."""
     raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     return f"process {int.from_bytes(raw[:4], 'little')}"
 

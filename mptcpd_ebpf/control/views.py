@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The core's model and records as the daemon tells them: plain data in the shapes of `schema`.
+"""The core's model and records as plain data, of the types in `schema`.
 
-Pure functions.  The core counts CLOCK_MONOTONIC nanoseconds; people want the time of
-day, so callers pass `epoch_ns`: what to add to get nanoseconds since 1970.
+Pure functions.  The core counts CLOCK_MONOTONIC nanoseconds; callers pass `epoch_ns`, the number to
+add to get nanoseconds since 1970.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,9 +39,10 @@ _PATH_MANAGER = {True: "kernel", False: "userspace", None: None}
 
 
 def connections(world: World, epoch_ns: int, measured: Iterable[Measurement] = ()) -> Connections:
-    """What ``ls`` shows: all but what only waits for a final record.
+    """What ``ls`` shows: all live connections, without those that wait for a final record.
 
-    `measured`: newer measurements, which are shown in place of the model's and leave it as it is.
+    `measured`: newer measurements, which are shown in place of the model's.  The model stays as it
+    is.
     """
     newer: dict[int, list[Measurement]] = {}
     for each in measured:
@@ -57,7 +58,7 @@ def connections(world: World, epoch_ns: int, measured: Iterable[Measurement] = (
 
 
 def _with(newer: Sequence[Measurement], connection: Connection, world: World) -> Connection:
-    """A copy of a connection that holds newer measurements; joins that only they show included."""
+    """A copy of a connection with newer measurements, and the joins that only they contain."""
     if not newer:
         return connection
     shown = copy(connection)
@@ -101,7 +102,7 @@ def fields(command: AnyCommand) -> dict[str, Any]:
 
 
 def flag_names(flags: EndpointFlag) -> list[str]:
-    """The names that `core.endpoints.endpoint_flags` reads."""
+    """The names of flags, as `core.endpoints.endpoint_flags` reads them."""
     return [flag.name.lower() for flag in EndpointFlag if flag in flags and flag.name]
 
 
@@ -168,7 +169,7 @@ def _subflow(world: World, subflow: Subflow, epoch_ns: int) -> SubflowView:
 
 
 def _seconds(ns: int) -> float:
-    """Nanoseconds as seconds, to the microsecond: what a float still holds exactly enough."""
+    """Nanoseconds as seconds, rounded to microseconds, which is as exact as a float can be."""
     return round(ns / 1e9, 6)
 
 

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Listening sockets behind announced ports, for as long as the peer may come.
+"""Listening sockets for announced ports, open while the peer may join there.
 
-An address announced with a port is joined there, and the kernel refuses the join unless
-something listens (`kernel.listeners`).  Whoever announces with `listen` gets that door from
-the daemon: one per address and port, shared by all connections that announce it, and shut
-when the last of them has withdrawn it or ended.
+The peer joins an address that was announced with a port at that port, and the kernel refuses the
+join unless a socket listens there (`kernel.listeners`).  For an announcement with `listen` the
+daemon opens a listener: one per address and port, shared by all connections that announce it, and
+closed when the last of them has withdrawn it or is closed.
 
-The peer may come after a restart of the daemon too, so what is open is noted
-(`namespace_note`), and the next daemon opens it again for the connections that still live.
+The peer may also join after a restart of the daemon.  So the open listeners are saved in a state
+file, and the next daemon opens those of the live connections again.
 """
 
 import asyncio
 import errno
 from collections.abc import Container, Iterator
+from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -26,7 +27,7 @@ from mptcpd_ebpf.kernel.pm_client import CommandAnswer
 
 
 class _Announced(Struct, frozen=True):
-    """A door, and for which connection it is open."""
+    """A listener and its connection."""
 
     token: int
     address_id: int
@@ -35,37 +36,38 @@ class _Announced(Struct, frozen=True):
 
 
 class AnnouncedListeners:
-    """The doors of all connections of the daemon's network namespace.
+    """The listeners of all connections of the daemon's network namespace.
 
-    While open they are watched by the running event loop, which turns strangers away.
+    The running event loop watches them and closes connections that are no joins.
     """
 
-    def __init__(self) -> None:
-        self._listeners = Listeners()
-        self._behind: dict[tuple[int, int], SockAddr] = {}
+    def __init__(self, listeners: Listeners, folder: Path) -> None:
+        """`folder` holds the state file."""
+        self._listeners = listeners
+        self._addresses: dict[tuple[int, int], SockAddr] = {}
         """By token and address id."""
         self._watched: set[int] = set()
-        self._file = StateFile("doors", list[_Announced])
+        self._file = StateFile(folder, "listeners", list[_Announced])
         self._unsaved = False
 
     def reopen(self, tokens: Container[int]) -> Iterator[str]:
-        """Opens again what is noted for these connections; yields why one stays shut."""
-        for noted in self._file.read() or []:
+        """Opens the saved listeners of these connections; yields why one cannot be opened."""
+        for saved in self._file.read() or []:
             self._unsaved = True
-            if noted.token not in tokens:
+            if saved.token not in tokens:
                 continue
             try:
-                address = self._listeners.open(SockAddr(noted.ip, noted.port))
+                address = self._listeners.open(SockAddr(saved.ip, saved.port))
             except KernelError as error:
                 yield str(error)
             else:
-                self._behind[noted.token, noted.address_id] = address
+                self._addresses[saved.token, saved.address_id] = address
         self._watch()
 
     def open_for(self, command: KernelCommand) -> KernelCommand | CommandAnswer:
-        """Opens what the command needs, before it leaves.
+        """Opens the listener that a command needs, before the command is sent.
 
-        Returns the command with the port that is listened at, or why there is no door.
+        Returns the command with the listener's port, or why there is no listener.
         """
         if not isinstance(command, AnnounceAddress) or not command.listen:
             return command
@@ -77,54 +79,54 @@ class AnnouncedListeners:
         return replace(command, port=address.port)
 
     def settle(self, command: KernelCommand, answer: CommandAnswer) -> None:
-        """Keeps or shuts the door of a command that `open_for` returned, by the kernel's answer."""
+        """Keeps or closes the listener of a command from `open_for`, by the kernel's answer."""
         if isinstance(command, AnnounceAddress) and command.listen:
             address = SockAddr(command.ip, command.port)
             if answer.errno:
-                self._shut(address)
+                self._close(address)
             else:
-                self._leave(command.token, command.address_id)
-                self._behind[command.token, command.address_id] = address
+                self._remove(command.token, command.address_id)
+                self._addresses[command.token, command.address_id] = address
                 self._unsaved = True
         elif isinstance(command, WithdrawAddress) and not answer.errno:
-            self._leave(command.token, command.address_id)
+            self._remove(command.token, command.address_id)
 
     def keep_only(self, tokens: Container[int]) -> None:
-        """Shuts the doors of all other connections."""
-        for token, address_id in list(self._behind):
+        """Closes the listeners of all other connections."""
+        for token, address_id in list(self._addresses):
             if token not in tokens:
-                self._leave(token, address_id)
+                self._remove(token, address_id)
 
     def save(self) -> None:
-        """Writes down what is open, if that has changed.  Raises NotPermitted."""
+        """Writes the open listeners to the state file, if they changed.  Raises NotPermitted."""
         if not self._unsaved:
             return
         self._unsaved = False
-        noted = [_Announced(*name, *address) for name, address in self._behind.items()]
-        if noted:
-            self._file.write(noted)
+        announced = [_Announced(*name, *address) for name, address in self._addresses.items()]
+        if announced:
+            self._file.write(announced)
         else:
-            self._file.forget()
+            self._file.remove()
 
     def close(self) -> None:
-        """Shuts them all; what is noted stays, for the next daemon."""
+        """Closes them all; the state file stays, for the next daemon."""
         for number in self._watched:
             asyncio.get_running_loop().remove_reader(number)
         self._watched.clear()
-        self._behind.clear()
+        self._addresses.clear()
         self._listeners.close_all()
 
-    def _leave(self, token: int, address_id: int) -> None:
-        address = self._behind.pop((token, address_id), None)
+    def _remove(self, token: int, address_id: int) -> None:
+        address = self._addresses.pop((token, address_id), None)
         if address is not None:
             self._unsaved = True
-            self._shut(address)
+            self._close(address)
 
-    def _shut(self, address: SockAddr) -> None:
+    def _close(self, address: SockAddr) -> None:
         before = set(self._listeners.filenos())
         self._listeners.close(address)
         for number in before - set(self._listeners.filenos()):
-            # A closed descriptor has left the poll by itself, but the loop's book has it yet.
+            # The kernel has removed the closed descriptor from epoll; asyncio still lists it.
             asyncio.get_running_loop().remove_reader(number)
             self._watched.discard(number)
 

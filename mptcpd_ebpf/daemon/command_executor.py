@@ -3,39 +3,51 @@
 
 A command may need more than its netlink message: a listening socket for an announced port
 (`AnnouncedListeners`), a record that an endpoint is ours (`EndpointLedger`), or a check of the
-route that a join would take (`detour`).  The first two are written to disk after the commands of
-a turn, because a file takes longer than all commands.
+route that a join would take (`detour`).  The state of the first two is saved after the commands of
+a turn, because writing a file takes longer than all of them.
 """
 
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from mptcpd_ebpf.core.commands import CreateSubflow, KernelCommand
 from mptcpd_ebpf.core.events import ConnectionMode, EndpointsRead, ModesRead
 from mptcpd_ebpf.daemon.announced_listeners import AnnouncedListeners
 from mptcpd_ebpf.daemon.endpoint_ledger import EndpointLedger
-from mptcpd_ebpf.kernel.detour import detour
 from mptcpd_ebpf.kernel.errors import KernelError
-from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 
 log = logging.getLogger("mptcpd-ebpf")
+
+CheckRoute = Callable[[CreateSubflow], CommandAnswer | None]
+"""Returns why a join is refused, None if it is not (`kernel.detour`)."""
 
 
 class CommandExecutor:
     """Carries out commands in the daemon's network namespace."""
 
-    def __init__(self, pm: PmClient) -> None:
+    def __init__(
+        self,
+        pm: PmClient,
+        ledger: EndpointLedger,
+        listeners: AnnouncedListeners,
+        check_route: CheckRoute | None,
+    ) -> None:
+        """`check_route` refuses a join that would leave by another interface.
+
+        None on a kernel that binds joins to their interface.
+        """
         self._pm = pm
-        self._ledger = EndpointLedger(pm)
-        self._listeners = AnnouncedListeners()
+        self._ledger = ledger
+        self._listeners = listeners
+        self._check_route = check_route
 
     def execute(
         self, command: KernelCommand, *, manual: bool = False
     ) -> tuple[KernelCommand, CommandAnswer]:
-        """The command as it was carried out, with the port that was chosen, and the answer.
+        """Carries out a command; returns it with the port that was chosen, and the answer.
 
-        What an operator's command (`manual`) creates in the endpoint table is not ours.
+        `manual`: an operator's command; what it creates in the endpoint table is not ours.
         """
         wrong_route = self._wrong_route(command)
         if wrong_route is not None:
@@ -50,9 +62,9 @@ class CommandExecutor:
 
     def _wrong_route(self, command: KernelCommand) -> CommandAnswer | None:
         """Why a join would leave by another interface, on a kernel that does not bind it."""
-        if not isinstance(command, CreateSubflow) or joins_marked():
+        if self._check_route is None or not isinstance(command, CreateSubflow):
             return None
-        return detour(command)
+        return self._check_route(command)
 
     def read_endpoints(self) -> EndpointsRead:
         """The endpoint table as it is now.  Raises NetlinkRefused."""
@@ -72,22 +84,25 @@ class CommandExecutor:
     def reopen_listeners(self, tokens: Container[int]) -> None:
         """Listens again where an earlier daemon did, for the connections that still exist."""
         for complaint in self._listeners.reopen(tokens):
-            log.warning("an address announced before cannot be joined any more: %s", complaint)
+            log.warning(
+                "the peer can no longer join an address that an earlier daemon announced: %s",
+                complaint,
+            )
 
     def keep_listeners_of(self, tokens: Container[int]) -> None:
         """Closes the listeners of all other connections."""
         self._listeners.keep_only(tokens)
 
     def save(self) -> None:
-        """Writes down what has changed."""
-        for what, keeper in (
-            ("what is ours in the endpoint table", self._ledger),
-            ("which announced ports are listened at", self._listeners),
+        """Saves what has changed, and logs what cannot be saved."""
+        for what, part in (
+            ("the daemon's own endpoints", self._ledger),
+            ("the listeners of announced addresses", self._listeners),
         ):
             try:
-                keeper.save()
+                part.save()
             except KernelError as error:
-                log.error("%s could not be noted: %s", what, error)
+                log.error("%s cannot be saved: %s", what, error)
 
     def close(self) -> None:
         self._listeners.close()

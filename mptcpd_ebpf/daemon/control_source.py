@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the control socket asks the daemon for (`control.server.ControlSource`).
+"""The daemon's answers to the control socket (`control.server.ControlSource`).
 
-Reading never reaches a plugin: `connections` shows fresh measurements beside the model, and
-changes nothing in it.
+A read never reaches a plugin: `connections` shows new measurements in place of the model's, and
+leaves the model as it is.
 """
 
 import os
@@ -26,20 +26,29 @@ from mptcpd_ebpf.core.commands import Decision, TableCommand
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.loop import Loop
 from mptcpd_ebpf.daemon.observers import Statistics
-from mptcpd_ebpf.kernel import sysctl
+from mptcpd_ebpf.daemon.reload import Reloader
 from mptcpd_ebpf.kernel.pm_client import PmClient
+from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 
 
 class DaemonControl:
-    """A running daemon, as the control socket sees it."""
+    """Answers for a running daemon."""
 
     def __init__(
-        self, loop: Loop, sources: EventSources, pm: PmClient, statistics: Statistics
+        self,
+        loop: Loop,
+        reloader: Reloader,
+        sources: EventSources,
+        pm: PmClient,
+        statistics: Statistics,
+        path_manager: PathManagerSetting,
     ) -> None:
         self._loop = loop
+        self._reloader = reloader
         self._sources = sources
         self._pm = pm
         self._statistics = statistics
+        self._path_manager = path_manager
         self._started_at = time.time()
 
     async def connections(self) -> Connections:
@@ -55,8 +64,8 @@ class DaemonControl:
             "netns": self._sources.netns,
             "started_at": self._started_at,
             "paused": engine.paused,
-            "waits_for_restart": self._loop.pending_restart,
-            "path_manager": sysctl.PathManagerSetting().current(),
+            "pending_restart": self._reloader.pending_restart,
+            "path_manager": self._path_manager.current(),
             "plugins": [
                 {"name": plugin.name, "excluded": self._why_excluded(plugin.name)}
                 for plugin in engine.installed
@@ -71,7 +80,7 @@ class DaemonControl:
 
     def _why_excluded(self, name: str) -> str | None:
         fault = self._loop.engine.excluded.get(name)
-        return f"its {fault.handler} raised {fault.error}" if fault is not None else None
+        return f"{fault.handler}() raised {fault.error}" if fault is not None else None
 
     def decisions(self) -> list[DecisionView]:
         shift = epoch_ns()
@@ -81,7 +90,7 @@ class DaemonControl:
         command = operator_commands.parse(fields, self._pm)
         table = isinstance(command, TableCommand)
         if table:
-            # The guard needs the table, which may not have been read yet.
+            # The guard depends on the table, which may not have been read yet.
             self._loop.dispatch(self._loop.read_table())
         done = self._loop.carry_out(command)
         if table:
@@ -103,4 +112,4 @@ class DaemonControl:
         self._loop.dispatch([ev.Resumed()])
 
     async def reload(self) -> None:
-        self._loop.reload()
+        self._reloader.reload()

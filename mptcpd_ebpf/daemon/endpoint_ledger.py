@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which endpoints and limits of the in-kernel path manager are ours.
 
-The kernel's table does not say who made an entry.  So what this daemon adds is noted
-(`namespace_note`) until it is removed: a daemon that was killed, or told to keep what it
-made, leaves endpoints that the next one knows for its own.  An entry counts as ours while
-the kernel shows all of it as we left it: address, port, id, interface and flags.  Whoever
-changes any of these past us has made it his; ids alone tell nothing, for in an emptied table
-the kernel starts again at 1.  Only an entry that somebody makes anew in every point like
-ours cannot be told from it.
+The kernel's table does not say who created an entry.  So the daemon saves what it adds in a state
+file until it removes it: after a daemon that was killed, or keeps its endpoints at exit, the next
+one recognizes them.  An entry is ours while the kernel shows it unchanged: address, port, id,
+interface and flags.  An entry that another program has changed belongs to that program.  The id
+alone is not enough, because in an empty table the kernel starts again at 1.  An entry that another
+program creates with exactly the same values cannot be distinguished from ours.
 """
+
+from pathlib import Path
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -28,17 +29,17 @@ from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 
 
 class _Made(Struct, frozen=True):
-    """An endpoint we added, as we last left it."""
+    """An endpoint that we added, with the values that we last set."""
 
     ip: str
     port: int
     address_id: int
-    """0 until it was read what the kernel chose."""
+    """0 until the table has been read and shows what the kernel chose."""
     if_index: int
     flags: EndpointFlag
 
-    def is_it(self, endpoint: Endpoint) -> bool:
-        """Whether the kernel's table shows this one."""
+    def matches(self, endpoint: Endpoint) -> bool:
+        """Whether an entry of the kernel's table is this one."""
         seen = replace(_made(endpoint), address_id=self.address_id)
         return self == seen and self.address_id in (0, endpoint.address_id)
 
@@ -54,16 +55,17 @@ class _Ledger(Struct):
 
 
 class EndpointLedger:
-    """Carries out commands on the table and notes what came of them."""
+    """Carries out commands and records which endpoints and limits are ours."""
 
-    def __init__(self, pm: PmClient) -> None:
+    def __init__(self, pm: PmClient, folder: Path) -> None:
+        """`folder` holds the state file."""
         self._pm = pm
-        self._file = StateFile("endpoints", _Ledger)
+        self._file = StateFile(folder, "endpoints", _Ledger)
         self._ledger = self._file.read() or _Ledger()
         self._unsaved = False
 
     def execute(self, command: KernelCommand) -> CommandAnswer:
-        """Carries out any command; those on endpoints and limits are noted."""
+        """Carries out any command; those on endpoints and limits are recorded."""
         before = self._ledger.limits_before
         if isinstance(command, SetLimits) and before is None:
             before = self._pm.limits()
@@ -95,7 +97,7 @@ class EndpointLedger:
         return answer
 
     def execute_manual(self, command: KernelCommand) -> CommandAnswer:
-        """Carries out an operator's command: what it makes or sets is not ours."""
+        """Carries out an operator's command: what it creates or sets is not ours."""
         answer = self._pm.execute_now(command)
         if answer.errno:
             return answer
@@ -103,7 +105,7 @@ class EndpointLedger:
             self._ledger.limits_before = self._ledger.limits_ours = None
             self._unsaved = True
         elif isinstance(command, ChangeEndpoint):
-            # An endpoint of ours that the operator changes stays ours to remove.
+            # An endpoint of ours that the operator changes stays ours.
             self._changed(command)
             self._unsaved = True
         return answer
@@ -135,14 +137,14 @@ class EndpointLedger:
         )
 
     def _marked(self, endpoint: Endpoint) -> Endpoint:
-        return replace(endpoint, ours=any(m.is_it(endpoint) for m in self._ledger.endpoints))
+        return replace(endpoint, ours=any(m.matches(endpoint) for m in self._ledger.endpoints))
 
     def save(self) -> None:
-        """Writes down what has changed: after the commands, for they are in a hurry."""
+        """Writes the state file, if something changed.  Raises NotPermitted."""
         if not self._unsaved:
             return
         self._unsaved = False
         if self._ledger == _Ledger():
-            self._file.forget()
+            self._file.remove()
         else:
             self._file.write(self._ledger)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""All that the daemon hears the kernel with: path-manager events, the local network, probes.
+"""All event sources of the daemon: path-manager events, the local network, probes.
 
-The path-manager subscription is opened before anything else, because in userspace mode
-the kernel refuses joins while nobody listens.  Without probes the daemon still hears
-netlink; what only probes can measure is then unknown.
+The path-manager subscription is opened first, because in userspace mode the kernel refuses joins
+while no program has subscribed.  Without probes the daemon still gets netlink events; what only
+probes measure is then unknown.
 """
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -30,11 +30,15 @@ if TYPE_CHECKING:
 
 
 _ROUNDS = 100
-"""Reads of one source at most to empty it: each takes 256 events, a full socket holds 8192."""
+"""Most reads to empty one source: a read returns 256 events, a full socket holds 8192."""
+
+
+def _list_subflows(with_owners: bool) -> list[Measurement]:
+    return diag.snapshot(with_owners=with_owners).subflows
 
 
 class EventSources:
-    """Open while used as a context."""
+    """The open sources; a context manager that closes them."""
 
     def __init__(
         self,
@@ -44,22 +48,28 @@ class EventSources:
         backend: ProbeBackend,
         choice: str,
         closing: ExitStack,
+        *,
+        list_subflows: Callable[[bool], list[Measurement]] = _list_subflows,
+        read_all: Callable[[list[Measurement] | None], Resynchronised] = resync.snapshot,
     ) -> None:
+        """`list_subflows` and `read_all` read the kernel without probes (`diag`, `resync`)."""
         self.netns = here
         self.sources = sources
-        """In the order in which they are worth reading first."""
+        """In the order in which they are read."""
         self.backend = backend
         self.choice = choice
-        """Which probes, and why, in one line."""
+        """The probes in use and the reason, in one line."""
         self._probes = probes
         self._closing = closing
+        self._list_subflows = list_subflows
+        self._read_all = read_all
 
     @classmethod
     def open(cls, settings: ProbeSettings) -> Self:
-        """Opens everything in the calling thread's network namespace.
+        """Opens the sources in the calling thread's network namespace.
 
-        Raises KernelError, or `Failure` if the configuration insists on probes that
-        this kernel refuses.
+        Raises KernelError, or `Failure` if the configuration requires probes that this kernel
+        refuses.
         """
         here = netns.inode()
         with ExitStack() as stack:
@@ -79,19 +89,19 @@ class EventSources:
         self._closing.close()
 
     def sample(self, *, owners_of: Container[int] | None = None) -> list[Measurement]:
-        """Every subflow of the namespace, as exactly as can be had now.
+        """Measures every subflow of the namespace now, from the best source.
 
-        `owners_of`: also whose the connections of these tokens are, cgroup included, where
-        that takes looking it up.
+        `owners_of`: also looks up the owners, with their cgroup, of the connections with these
+        tokens.  Raises OSError or KernelError.
         """
         measured = self._probes.sample() if self._probes is not None else []
         sees_all = self._probes is not None and self._probes.sees_all
-        # Probes know who connects and who listens since they came, not who did before.
+        # Probes know the owners of sockets that were opened after they were attached.
         unknown = owners_of is not None and any(
             each.owner is None and each.token in owners_of for each in measured
         )
         if unknown or not sees_all:
-            listed = diag.snapshot(with_owners=owners_of is not None).subflows
+            listed = self._list_subflows(owners_of is not None)
             if unknown:
                 measured = _owned(measured, listed)
             if not sees_all:
@@ -99,15 +109,15 @@ class EventSources:
         return measured if owners_of is None else [_with_cgroup(each) for each in measured]
 
     def snapshot(self) -> Resynchronised:
-        """The whole truth, read anew."""
-        return resync.snapshot(self.sample() if self._probes is not None else None)
+        """Reads the complete state of the namespace.  Raises KernelError."""
+        return self._read_all(self.sample() if self._probes is not None else None)
 
     def waiting(self) -> list[Event]:
-        """All that waits to be read.
+        """Reads everything that waits in the sources.
 
-        A netlink socket that has overflowed stays deaf until it is empty: what happens
-        before that is dropped without another word (kernel: net/netlink/af_netlink.c,
-        NETLINK_S_CONGESTED).  So empty them first, and take a snapshot then.
+        After an overflow a netlink socket gets no message until it has been emptied, and the
+        kernel does not report those that it drops meanwhile (net/netlink/af_netlink.c,
+        NETLINK_S_CONGESTED).  So a snapshot must be taken after this.
         """
         events: list[Event] = []
         for source in self.sources:
@@ -124,7 +134,7 @@ class EventSources:
 
     @property
     def sees_ends(self) -> bool:
-        """Whether every subflow's end is heard, also those of which netlink does not tell."""
+        """Whether the end of every subflow is reported, also those that netlink does not report."""
         return self._probes is not None and self._probes.sees_all
 
     def status(self) -> ProbesView:
@@ -143,7 +153,7 @@ def _with_cgroup(measured: Measurement) -> Measurement:
 
 
 def _owned(measured: list[Measurement], listed: list[Measurement]) -> list[Measurement]:
-    """What probes measured, with the owners that they do not know as inet_diag has them."""
+    """What probes measured, with missing owners from inet_diag."""
     owner_of = {each.token: each.owner for each in listed}
     return [
         each if each.owner is not None else replace(each, owner=owner_of.get(each.token))
@@ -152,7 +162,7 @@ def _owned(measured: list[Measurement], listed: list[Measurement]) -> list[Measu
 
 
 def _completed(measured: list[Measurement], listed: list[Measurement]) -> list[Measurement]:
-    """What probes measured, and what else there is as inet_diag has it."""
+    """What probes measured, and the subflows that only inet_diag lists."""
     known = {(each.local, each.remote) for each in measured}
     return measured + [each for each in listed if (each.local, each.remote) not in known]
 
@@ -160,12 +170,12 @@ def _completed(measured: list[Measurement], listed: list[Measurement]) -> list[M
 def _open_probes(
     settings: ProbeSettings, here: int
 ) -> "tuple[AnyProbes | None, ProbeBackend, str]":
-    """The probes, the way they came in, and why that one."""
+    """The probes, their backend, and the reason for it."""
     wanted = settings.backend
     if wanted is ProbeBackend.NETLINK:
-        why = "none, as configured: RTT, loss and stalls are not seen, alarms never come"
+        why = "none, as configured: RTT, loss and stalls are not measured, no alarms"
         return None, wanted, why
-    from mptcpd_ebpf.probes import BpfUnavailable, Probes  # libbpf: only if it is wanted
+    from mptcpd_ebpf.probes import BpfUnavailable, Probes  # loads libbpf
 
     probes: AnyProbes
     refused = []
@@ -186,5 +196,5 @@ def _open_probes(
             refused.append(f"{backend.value}: {error}")
         else:
             return probes, backend, "; ".join([str(probes.report), *refused])
-    why = f"none, alarms never come, paths are managed from netlink alone: {'; '.join(refused)}"
+    why = f"none, so only netlink events are seen, no alarms: {'; '.join(refused)}"
     return None, ProbeBackend.NETLINK, why

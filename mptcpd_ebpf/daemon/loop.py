@@ -6,12 +6,11 @@
                         └──▶ observers
 
 One thread, one timer.  Commands are carried out in the turn of the loop that decided them: the
-kernel handles a path-manager request inside the call, so waiting for the answer costs
-microseconds and keeps everything in order.
+kernel handles a path-manager request inside the call, so waiting for the answer takes microseconds
+and keeps events, commands and answers in order.
 """
 
 import asyncio
-import gc
 import logging
 import os
 import time
@@ -21,9 +20,9 @@ from typing import cast
 
 from msgspec.structs import replace
 
-from mptcpd_ebpf.config import plugin_loader, plugin_set
+from mptcpd_ebpf.config import plugin_set
 from mptcpd_ebpf.config.plugin_set import PluginSet
-from mptcpd_ebpf.config.settings import Config, OnExit, Settings, fixed_at_start
+from mptcpd_ebpf.config.settings import Config, OnExit
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     MANUAL,
@@ -36,20 +35,17 @@ from mptcpd_ebpf.core.commands import (
     WakeAt,
 )
 from mptcpd_ebpf.core.engine import Engine
+from mptcpd_ebpf.core.plugin_host import RunHandler
 from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.daemon.command_executor import CommandExecutor
 from mptcpd_ebpf.daemon.event_sources import EventSources
-from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
 from mptcpd_ebpf.daemon.observers import Observers
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
 from mptcpd_ebpf.daemon.resync_scheduler import ResyncScheduler
-from mptcpd_ebpf.kernel import others, sysctl
 from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.kernel.event_source import EventSource
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer
-from mptcpd_ebpf.runtime import logging_setup, run_folder
-from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 log = logging.getLogger("mptcpd-ebpf")
 
@@ -59,176 +55,129 @@ class Loop:
 
     def __init__(
         self,
-        settings: Settings,
         config: Config,
         plugins: PluginSet,
         sources: EventSources,
         executor: CommandExecutor,
-        budget: HandlerBudget,
+        path_manager: PathManagerSysctl,
         observers: Observers,
+        run_handler: RunHandler,
     ) -> None:
-        self._settings = settings
-        self._started_with = self._config = config
+        self.config = config
+        """The configuration in force."""
         self._plugins = plugins
         self._sources = sources
         self._executor = executor
+        self._path_manager = path_manager
         self._observers = observers
-        self.engine = Engine(lambda spec: self._plugins.plugins[spec.name], budget)
-        self._sysctl = PathManagerSysctl()
-        self._mode: str | None = None
+        self.engine = Engine(lambda spec: self._plugins.plugins[spec.name], run_handler)
         self._queue: deque[ev.Event] = deque()
         self._resync_due = False
-        self._resync = ResyncScheduler(self._read_again, sees_ends=sources.sees_ends)
+        self._resync = ResyncScheduler(self._resynchronise, sees_ends=sources.sees_ends)
         self._timer: asyncio.TimerHandle | None = None
         self._manual: tuple[KernelCommand, CommandAnswer] | Decision | None = None
 
     def start(self) -> None:
-        """Adopts what exists already, then listens."""
+        """Sets the path manager, reads the existing connections, and waits for events.
+
+        Raises KernelError, and the path manager is as before.
+        """
+        self._path_manager.use(self._plugins.mode)
+        try:
+            self._begin()
+        except BaseException:
+            self._path_manager.restore()
+            raise
+
+    def _begin(self) -> None:
         loop = asyncio.get_running_loop()
-        for file in run_folder.sweep():
-            log.info("%s removed: its network namespace does not exist any more", file)
-        self._set_path_manager(self._plugins)
-        log.info("probes: %s", self._sources.choice)
-        if not sysctl.enabled():
-            log.warning(
-                "net.mptcp.enabled is 0: no socket here becomes MPTCP; "
-                "run 'sysctl -w net.mptcp.enabled=1'"
-            )
-        for other in others.others():
-            log.warning("%s (pid %s) manages or monitors MPTCP here too; %s", *_named(other))
-        # The plugins come after the snapshot: their `init` finds every live connection.
+        # The plugins start after the snapshot, so that their `init` sees every live connection.
         started = ev.Started(seed=int.from_bytes(os.urandom(4)), joins_marked=joins_marked())
         self.dispatch([started, replace(self._sources.snapshot(), at_start=True)])
         self._executor.reopen_listeners(self.engine.world.connections)
-        self._configure()
+        self.configure(self.config, self._plugins)
         for source in self._sources.sources:
             loop.add_reader(source.fileno(), self._read, source)
         self._resync.start()
         log.info(
-            "ready: %s; %d connections live already",
+            "ready: %s; existing connections: %d",
             self._plugins_at_work(),
             len(self.engine.world.connections),
         )
-        # What was made up to here stays: the garbage collector need not look at it again.
-        gc.freeze()
 
     def stop(self) -> None:
-        """Lets the plugins clean up and puts the namespace's settings back."""
+        """Lets the plugins clean up and restores the settings of the namespace."""
         loop = asyncio.get_running_loop()
         for source in self._sources.sources:
             loop.remove_reader(source.fileno())
-        # From here on plugins begin nothing new; what waits still updates the model.
+        # From here on plugins start nothing new; events that wait still update the model.
         self.dispatch([ev.Stopping(), *self._sources.waiting()])
-        keep = self.engine.plugins if self._config.on_exit is OnExit.KEEP else []
-        self.dispatch([ev.Stopped(keep=keep, endpoints=self._endpoints_if_ours())])
-        # The loop may turn once more, and must not run the timer then.
+        keep = self.engine.plugins if self.config.on_exit is OnExit.KEEP else []
+        self.dispatch([ev.Stopped(keep=keep, endpoints=self._endpoints_if_managed())])
+        # asyncio may run one more turn, in which the timer must not fire.
         self._resync.stop()
         if self._timer is not None:
             self._timer.cancel()
         self._executor.save()
         self._executor.close()
-        self._sysctl.give_back()
+        self._path_manager.restore()
         log.info("stopped")
 
     def _plugins_at_work(self) -> str:
         if not self.engine.installed:
-            return "observing only, nothing is managed (choose a plugin with --path-manager)"
+            return "observing only, no plugin is configured (choose one with --path-manager)"
         names = self.engine.plugins
-        return f"plugins {', '.join(names)}" if names else "no plugin is left, nothing is managed"
+        return (
+            f"plugins {', '.join(names)}" if names else "observing only, all plugins are excluded"
+        )
 
     # --- configuration
 
-    def _configure(self) -> None:
-        """Puts the configuration in force; its plugins start from the model."""
+    def configure(self, config: Config, plugins: PluginSet) -> None:
+        """Puts a configuration in force; its plugins start from the present model."""
+        self.config, self._plugins = config, plugins
+        self._sources.set_thresholds(config.probes.thresholds)
         self.dispatch(self._sources.waiting())
-        userspace = self._plugins.mode == "userspace"
+        userspace = plugins.mode == "userspace"
         if userspace or self._manages_endpoints():
             self.dispatch(self._read_modes())
         if userspace:
-            self._log_connections_of_kernel()
-        config = plugin_set.core_config(self._config, self._plugins)
-        endpoints = self._endpoints_if_ours()
+            self._log_in_kernel_connections()
         self.dispatch(
-            [ev.Configured(config=config, plugins=self._plugins.specs, endpoints=endpoints)]
+            [
+                ev.Configured(
+                    config=plugin_set.core_config(config, plugins),
+                    plugins=plugins.specs,
+                    endpoints=self._endpoints_if_managed(),
+                )
+            ]
         )
 
     def _manages_endpoints(self) -> bool:
         return any(plugin.mode == "kernel" for plugin in self.engine.installed)
 
-    def _endpoints_if_ours(self) -> ev.EndpointsRead | None:
-        """For plugins that are about to end: what they remove must still be what they made."""
+    def _endpoints_if_managed(self) -> ev.EndpointsRead | None:
+        """The table, for plugins that are about to end and remove only endpoints of their own."""
         return self._executor.read_endpoints() if self._manages_endpoints() else None
 
     def read_table(self) -> list[ev.Event]:
-        """The endpoint table, and which connections it applies to."""
+        """The endpoint table, and the path manager of connections for which it is unknown."""
         return [*self._read_modes(), self._executor.read_endpoints()]
 
     def _read_modes(self) -> list[ev.Event]:
-        """Which path manager has the connections for which that is not known yet."""
+        """The path manager of each connection for which it is unknown."""
         found = self.engine.world.connections.items()
         tokens = [token for token, connection in found if connection.in_kernel is None]
         return [self._executor.read_modes(tokens)] if tokens else []
 
-    def _log_connections_of_kernel(self) -> None:
+    def _log_in_kernel_connections(self) -> None:
         count = sum(bool(c.in_kernel) for c in self.engine.world.connections.values())
         if count:
             log.info(
-                "%d of the connections were created under the in-kernel path manager and stay with "
-                "it: no plugin manages them",
+                "%d of the connections use the in-kernel path manager, as they did when they were "
+                "created: no plugin manages them",
                 count,
             )
-
-    def _set_path_manager(self, plugins: PluginSet) -> None:
-        """Raises KernelError, and the setting is as before."""
-        mode = plugins.mode
-        if mode is None:
-            self._sysctl.give_back()
-            self._mode = None
-            return
-        before = self._sysctl.borrow(mode)
-        is_news, self._mode = mode != self._mode, mode
-        if before != mode and is_news:
-            log.info(
-                "new connections get the %s path manager (was: %s) until this daemon ends",
-                mode,
-                before,
-            )
-
-    def reload(self) -> None:
-        """Reads the configuration again and puts it in force, all of it or nothing.
-
-        Raises `Failure`, and the old configuration stays whole.
-        """
-        config = self._settings.load(plugin_loader.options_of)
-        plugins = plugin_set.build(config)
-        switch_log = logging_setup.prepare(config.log, config.log_level)
-        try:
-            self._set_path_manager(plugins)
-        except KernelError as error:
-            switch_log.cancel()
-            raise Failure(str(error), ExitCode.PRIVILEGE) from None
-        # From here on nothing can fail.
-        switch_log.apply()
-        self._config, self._plugins = config, plugins
-        self._sources.set_thresholds(config.probes.thresholds)
-        self._configure()
-        for warning in self._settings.warnings():
-            log.warning("%s", warning)
-        log.info("configuration reloaded")
-        if fixed := fixed_at_start(self._started_with, config):
-            log.warning("changed, but in force only after a restart: %s", ", ".join(fixed))
-
-    def reload_or_log(self) -> None:
-        """SIGHUP: mistakes go to the log."""
-        try:
-            self.reload()
-        except Failure as failure:
-            log.error("configuration not reloaded, the old one stays: %s", failure)
-
-    @property
-    def pending_restart(self) -> list[str]:
-        """Keys whose new values are in force only after a restart."""
-        return fixed_at_start(self._started_with, self._config)
 
     # --- events in
 
@@ -236,7 +185,7 @@ class Loop:
         self.dispatch(source.read())
 
     def dispatch(self, events: Sequence[ev.Event]) -> None:
-        """Handles events, and all that follow from them."""
+        """Handles events, and all events that follow from them."""
         self._queue.extend(events)
         try:
             while self._queue or self._resync_due:
@@ -246,9 +195,9 @@ class Loop:
                     self._handle(self._sources.snapshot())
                     self._resync_due = False
         finally:
-            # Whatever went wrong with one event, the next deadline must not be missed.
+            # An error in one event must not cost the next deadline.
             self._set_timer()
-            # A file takes longer than all the commands of a turn: once, and after them.
+            # Once and after all commands of the turn, because a file takes longer than they do.
             self._executor.save()
 
     def _handle(self, event: ev.Event) -> None:
@@ -277,11 +226,11 @@ class Loop:
 
     def _want_resync(self) -> None:
         if not self._resync_due:
-            # All that waits is older than the snapshot, and must not come after it.
+            # All events that wait are older than the snapshot and must be handled before it.
             self._resync_due = True
             self._queue.extend(self._sources.waiting())
 
-    def _read_again(self) -> None:
+    def _resynchronise(self) -> None:
         if self.engine.world.connections:
             self._want_resync()
             self.dispatch(())
@@ -291,7 +240,7 @@ class Loop:
         at = None if deadline is None else deadline / 1e9
         if self._timer is not None:
             if self._timer.when() == at:
-                return  # most events change nothing here, and a new timer costs as much
+                return  # as after most events
             self._timer.cancel()
             self._timer = None
         if at is not None:
@@ -317,7 +266,7 @@ class Loop:
         if manual:
             self._manual = (done, answer)
         if answer.errno and isinstance(command, ConnectionCommand):
-            # Before the answer: a plugin whose connection it is not is told that first.
+            # Before the answer: a plugin first learns whether it serves the connection at all.
             self._queue.append(self._executor.read_modes([command.token]))
         self._queue.append(
             ev.CommandAnswered(
@@ -329,24 +278,25 @@ class Loop:
         )
 
     def carry_out(self, command: KernelCommand) -> tuple[KernelCommand, CommandAnswer] | Decision:
-        """An operator's command: as it was carried out with the kernel's answer, or the decision
-        that refused it."""
+        """Carries out an operator's command.
+
+        Returns the command as it was sent with the kernel's answer, or the refusal by the guard.
+        """
         self._manual = None
         self.dispatch([ev.CommandAsked(command=command)])
         assert self._manual is not None
         return self._manual
 
     def _sample(self, *, with_owners: bool) -> None:
-        """On failure nothing is answered, and plugins wait: an empty sample would be wrong."""
+        """Answers a request for a sample.
+
+        A failure is not answered, because an empty sample would mean that no subflow is left.
+        """
         connections = self.engine.world.connections
         unasked = {token: None for token, c in connections.items() if not c.owner_asked}
         try:
             measured = self._sources.sample(owners_of=unasked if with_owners else None)
         except (OSError, KernelError) as error:
-            log.error("the subflows could not be read, nothing is decided from them: %s", error)
+            log.error("subflows cannot be read, so the plugins get no sample: %s", error)
             return
         self._queue.append(ev.Sampled(measurements=measured, with_owners=with_owners))
-
-
-def _named(other: others.Manager) -> tuple[str, int | str, str]:
-    return other.comm or "a process", other.pid or "unknown", other.advice

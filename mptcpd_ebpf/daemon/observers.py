@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The one way out of the daemon: every event and its decisions, published to all who watch.
+"""Publishes every event and its decisions to the log, the control socket and other observers.
 
-Observers get records, which are immutable, after the commands of a turn have left.  So none can
-change or delay a decision.  One that raises is dropped with an error in the log.
+Observers get immutable records after the commands of the event have been sent.  So they can neither
+change nor delay a decision.  An observer that raises is dropped, with an error in the log.
 """
 
 import logging
@@ -24,9 +24,10 @@ log = logging.getLogger("mptcpd-ebpf")
 
 
 class Observer(Protocol):
-    """Sees every record of the run, in order."""
+    """Gets every record of the run, in order."""
 
-    def publish(self, record: Record) -> None: ...
+    def publish(self, record: Record) -> None:
+        """Raises `Failure` for an expected reason to be dropped, such as a full disk."""
 
 
 class Observers:
@@ -42,13 +43,16 @@ class Observers:
         for observer in list(self._observers):
             try:
                 observer.publish(record)
+            except Failure as failure:
+                self._observers.remove(observer)
+                log.error("%s; the daemon continues without it", failure)
             except Exception:
                 self._observers.remove(observer)
-                log.exception("%s failed and gets no more events", type(observer).__name__)
+                log.exception("%s failed; the daemon continues without it", type(observer).__name__)
 
 
 class LogObserver:
-    """Writes decisions, refusals by the kernel, and what happens to the daemon into the log."""
+    """Logs decisions, the kernel's refusals, and changes of the daemon's state."""
 
     def __init__(self) -> None:
         self._unanswered: dict[int, Decision] = {}
@@ -72,31 +76,31 @@ class LogObserver:
             return
         command = decision.command
         if event.errno:
-            log.warning("%s: %s", describe.action(command), event.explanation)
+            log.warning("not done: %s: %s", describe.action(command), event.explanation)
         elif isinstance(command, AnnounceAddress) and command.listen:
             log.info("announce %s: listening on port %d", command.ip, event.port)
 
     def _events_lost(self, event: ev.EventsLost) -> None:
         count = self._lost[event.source] = self._lost.get(event.source, 0) + 1
         log.warning(
-            "events lost from %s (overflow %d): the kernel's state is read again",
+            "events lost from %s (overflow %d since the start): reading the kernel's state again",
             event.source,
             count,
         )
 
     def _excluded(self, event: ev.PluginExcluded) -> None:
         log.error(
-            "plugin %s is excluded from now on: its %s raised %s; fix it and reload (SIGHUP)",
+            "plugin %s is excluded: %s() raised %s; correct it and run 'mptcpd-ebpf reload'",
             event.plugin,
             event.handler,
             event.error,
         )
 
     def _paused(self, _event: ev.Paused) -> None:
-        log.info("paused: nothing is decided until 'mptcpd-ebpf resume'")
+        log.info("paused: plugins decide nothing until 'mptcpd-ebpf resume'")
 
     def _resumed(self, _event: ev.Resumed) -> None:
-        log.info("resumed")
+        log.info("resumed: plugins decide again")
 
 
 _LINES: dict[type[ev.Event], Callable[[LogObserver, Any], None]] = {
@@ -109,7 +113,7 @@ _LINES: dict[type[ev.Event], Callable[[LogObserver, Any], None]] = {
 
 
 class Statistics:
-    """Counts what happened since the start, and keeps the newest decisions."""
+    """Counts decisions and overflows since the start, and keeps the newest decisions."""
 
     REMEMBERED = 1000
 
@@ -123,7 +127,7 @@ class Statistics:
 
     @property
     def decisions(self) -> list[Decision]:
-        """The newest, oldest first, without requests for samples."""
+        """The newest ones, oldest first, without requests for samples and endpoints."""
         return [self._decisions[number] for number in self._order]
 
     def publish(self, record: Record) -> None:
@@ -145,7 +149,7 @@ class Statistics:
             del self._decisions[self._order.popleft()]
 
     def _fill_in_port(self, event: ev.CommandAnswered) -> None:
-        """An announcement may leave the choice of its port to the daemon."""
+        """Fills in the port that the kernel chose for an announcement."""
         decision = self._decisions.get(event.decision_id)
         if decision is not None and isinstance(decision.command, AnnounceAddress):
             command = replace(decision.command, port=event.port)
@@ -156,7 +160,7 @@ class Recorder:
     """Writes every record into a file that `core.recording` reads (``daemon --record FILE``)."""
 
     def __init__(self, file: Path, head: Head) -> None:
-        """Raises `Failure`: the file exists already, or cannot be created."""
+        """Raises `Failure`: the file exists already, or cannot be created or written."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             self._descriptor = os.open(file, flags, 0o600)
@@ -166,14 +170,25 @@ class Recorder:
             ) from None
         except OSError as error:
             raise Failure(f"--record {file}: {error.strerror}", ExitCode.USAGE) from None
-        self._write(head)
+        self._file = file
+        try:
+            self._write(head)
+        except Failure:
+            os.close(self._descriptor)
+            file.unlink()
+            raise
 
     def publish(self, record: Record) -> None:
         self._write(record)
 
     def _write(self, line: Head | Record) -> None:
-        # Unbuffered: what a killed daemon did last is what its recording is wanted for.
-        os.write(self._descriptor, encode(line) + b"\n")
+        # Unbuffered, so that the recording of a killed daemon is complete.
+        left = memoryview(encode(line) + b"\n")
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError as error:
+            raise Failure(f"--record {self._file}: {error.strerror}", ExitCode.USAGE) from None
 
     def close(self) -> None:
         os.close(self._descriptor)

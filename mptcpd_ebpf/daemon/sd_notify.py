@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tells the service manager how we are (sd_notify(3)); without one, nothing happens.
+"""Reports the daemon's state to the service manager (sd_notify(3)), if there is one.
 
-A watchdog, where it wants one (sd_watchdog_enabled(3)), is fed from the event loop: what
-stops the loop for good, such as a plugin inside a C call that never returns, stops the
-feeding, and the service manager starts the daemon anew.
+If the service manager asks for a watchdog (sd_watchdog_enabled(3)), the event loop sends the
+keep-alive messages.  When the loop hangs, for example in a plugin's C call that never returns, they
+stop, and the service manager restarts the daemon.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ def notify(state: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.sendto(state.encode(), address)
     except OSError:
-        pass  # a service manager that does not listen is no reason to stop serving
+        pass  # the daemon works without a service manager
 
 
 def feed_watchdog() -> None:
-    """Feeds the service manager's watchdog from the running loop, twice in its interval."""
+    """Sends keep-alive messages from the running loop, two in each watchdog interval."""
     interval_us = _watchdog_us()
     if interval_us:
         _feed(asyncio.get_running_loop(), interval_us / 2e6)
@@ -37,10 +37,10 @@ def _feed(loop: asyncio.AbstractEventLoop, pause_s: float) -> None:
 
 
 def _watchdog_us() -> int:
-    """Its interval in microseconds, 0 if there is none for this process."""
+    """The watchdog interval in microseconds, 0 if there is none for this process."""
     try:
-        meant_for = int(os.environ.get("WATCHDOG_PID", os.getpid()))
+        pid = int(os.environ.get("WATCHDOG_PID", os.getpid()))
         interval = int(os.environ.get("WATCHDOG_USEC", 0))
     except ValueError:
         return 0
-    return interval if meant_for == os.getpid() and interval > 0 else 0
+    return interval if pid == os.getpid() and interval > 0 else 0

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon as a service: from its configuration to the exit code.
+"""Runs the daemon: from its configuration to the exit code.
 
-One daemon serves one network namespace, which it locks; everything that it opens here is
-closed again in the reverse order, whatever ends it.
+One daemon serves one network namespace, which it locks.  Everything that is opened here is closed
+in the reverse order, also after an error.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 from contextlib import ExitStack
@@ -17,16 +18,25 @@ from mptcpd_ebpf.config.settings import Config, Settings
 from mptcpd_ebpf.control.client import SOCKET
 from mptcpd_ebpf.control.server import ControlServer, epoch_ns
 from mptcpd_ebpf.core.recording import Head
+from mptcpd_ebpf.daemon.announced_listeners import AnnouncedListeners
 from mptcpd_ebpf.daemon.command_executor import CommandExecutor
 from mptcpd_ebpf.daemon.control_source import DaemonControl
+from mptcpd_ebpf.daemon.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
 from mptcpd_ebpf.daemon.loop import Loop
 from mptcpd_ebpf.daemon.observers import LogObserver, Observers, Recorder, Statistics
+from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
+from mptcpd_ebpf.daemon.reload import Reloader
 from mptcpd_ebpf.daemon.sd_notify import feed_watchdog, notify
+from mptcpd_ebpf.kernel import others, sysctl
+from mptcpd_ebpf.kernel.detour import detour
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NamespaceTaken
+from mptcpd_ebpf.kernel.listeners import Listeners
 from mptcpd_ebpf.kernel.lock import NamespaceLock
+from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import PmClient
+from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.runtime import logging_setup, netns, run_folder, startup_signals
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.runtime.signals import PendingSignals
@@ -37,7 +47,7 @@ log = logging.getLogger("mptcpd-ebpf")
 def run(settings: Settings) -> int:
     """Serves the network namespace of the calling thread until SIGTERM or SIGINT.
 
-    Raises `Failure` for what keeps it from starting.
+    Raises `Failure` if the daemon cannot start.
     """
     config = settings.load(plugin_loader.options_of)
     logging_setup.prepare(config.log, config.log_level).apply()
@@ -59,31 +69,41 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
     plugins = plugin_set.build(config)
     statistics = Statistics()
     observers = Observers(LogObserver(), statistics)
+    folder = run_folder.own()
     with ExitStack() as stack:
         if settings.record is not None:
             observers.add(_recorder(settings.record, stack))
         sources = stack.enter_context(EventSources.open(config.probes))
         pm = stack.enter_context(PmClient())
         signals = stack.enter_context(PendingSignals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-        loop = Loop(settings, config, plugins, sources, CommandExecutor(pm), budget, observers)
+        setting = PathManagerSetting()
+        path_manager = PathManagerSysctl(folder, setting)
+        loop = Loop(
+            config, plugins, sources, _executor(pm, folder), path_manager, observers, budget
+        )
+        reloader = Reloader(settings, config, loop, path_manager)
 
         def take_signals() -> None:
             came = signals.take()
             if came & {signal.SIGTERM, signal.SIGINT}:
                 stopping.set()
-            # A daemon that ends does not reload.
+            # No reload while the daemon stops.
             if signal.SIGHUP in came and not stopping.is_set():
-                loop.reload_or_log()
+                reloader.reload_or_log()
 
-        control = ControlServer(DaemonControl(loop, sources, pm, statistics), config.metrics)
+        source = DaemonControl(loop, reloader, sources, pm, statistics, setting)
+        control = ControlServer(source, config.metrics)
         observers.add(control)
         await control.start(config.control or str(run_folder.here(SOCKET)))
         try:
+            _log_surroundings(sources)
             loop.start()
+            # The objects of the start stay: the garbage collector need not visit them again.
+            gc.freeze()
             try:
-                # Only now is there something to reload.
+                # A SIGHUP that arrived during the start.
                 if startup_signals.hangup_came():
-                    loop.reload_or_log()
+                    reloader.reload_or_log()
                 asyncio.get_running_loop().add_reader(signals, take_signals)
                 notify("READY=1")
                 feed_watchdog()
@@ -96,6 +116,34 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             control.close()
             startup_signals.shut()
     return ExitCode.OK
+
+
+def _executor(pm: PmClient, folder: Path) -> CommandExecutor:
+    ledger = EndpointLedger(pm, folder)
+    listeners = AnnouncedListeners(Listeners(), folder)
+    return CommandExecutor(pm, ledger, listeners, None if joins_marked() else detour)
+
+
+def _log_surroundings(sources: EventSources) -> None:
+    """Logs what the daemon finds in its network namespace.
+
+    Also removes the files of namespaces that do not exist any more.
+    """
+    for file in run_folder.sweep():
+        log.info("removed %s: its network namespace does not exist any more", file)
+    log.info("probes: %s", sources.choice)
+    if not sysctl.enabled():
+        log.warning(
+            "net.mptcp.enabled is 0: new sockets of this network namespace cannot use MPTCP; "
+            "run 'sysctl -w net.mptcp.enabled=1'"
+        )
+    for other in others.others():
+        log.warning(
+            "%s (pid %s) manages or monitors MPTCP in this network namespace too: %s",
+            other.comm or "a process",
+            other.pid or "unknown",
+            other.advice,
+        )
 
 
 def _recorder(file: Path, stack: ExitStack) -> Recorder:

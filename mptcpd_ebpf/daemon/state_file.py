@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Small notes about this network namespace that outlive the daemon, beside the control sockets.
+"""Small files about a network namespace that outlive the daemon, beside the control sockets.
 
-A daemon that was killed leaves them for the next start to put right.  A note names the
-namespace by its cookie and the boot by its id: an inode number may return, these do not.
+The next start restores what a killed daemon could not.  A file names the namespace by its cookie
+and the boot by its id, because the kernel uses inode numbers again.
 """
 
 import socket
@@ -20,8 +20,8 @@ _SO_NETNS_COOKIE = 71
 T = TypeVar("T")
 
 
-class _Written(msgspec.Struct, Generic[T], frozen=True):
-    """What the file says."""
+class _Document(msgspec.Struct, Generic[T], frozen=True):
+    """The content of a file."""
 
     boot: str
     netns_cookie: int
@@ -29,41 +29,41 @@ class _Written(msgspec.Struct, Generic[T], frozen=True):
 
 
 class StateFile(Generic[T]):
-    """One file, with a record of type `content` in it; `kind` is its ending."""
+    """The file ``NETNS.kind`` in `folder`, which holds a record of type `content`."""
 
-    def __init__(self, kind: str, content: type[T]) -> None:
-        self._path = run_folder.here(kind)
+    def __init__(self, folder: Path, kind: str, content: type[T]) -> None:
+        self._path = folder / run_folder.here(kind).name
         self._content = content
         self._here = (_boot_id(), _netns_cookie())
 
     def read(self) -> T | None:
-        """What was noted in this namespace and boot; None if nothing legible was."""
+        """The record of this namespace and boot; None if there is none that is valid."""
         try:
-            note = msgspec.json.decode(
+            document = msgspec.json.decode(
                 self._path.read_bytes(),
-                type=_Written[self._content],  # type: ignore[name-defined]
+                type=_Document[self._content],  # type: ignore[name-defined]
             )
         except (OSError, msgspec.DecodeError):
             return None
-        if (note.boot, note.netns_cookie) != self._here:
+        if (document.boot, document.netns_cookie) != self._here:
             return None
-        content: T = note.content
+        content: T = document.content
         return content
 
     def write(self, content: T) -> None:
-        """Notes it in place of what was noted before.  Raises NotPermitted."""
-        fresh = self._path.with_name(f"{self._path.name}.new")
+        """Replaces the record.  Raises NotPermitted, and the former record stays."""
+        new = self._path.with_name(f"{self._path.name}.new")
         try:
-            run_folder.make()
-            fresh.write_bytes(msgspec.json.encode(_Written(*self._here, content)))
-            fresh.rename(self._path)
+            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            new.write_bytes(msgspec.json.encode(_Document(*self._here, content)))
+            new.rename(self._path)
         except OSError as error:
             raise NotPermitted(
-                f"{fresh}: {error.strerror}; what is to be put right after a kill is noted "
-                "there: run as root, or set XDG_RUNTIME_DIR to a folder of your own"
+                f"{new}: {error.strerror}; the daemon saves there what the next start restores "
+                "if it is killed: run as root, or set XDG_RUNTIME_DIR to a directory of your own"
             ) from None
 
-    def forget(self) -> None:
+    def remove(self) -> None:
         self._path.unlink(missing_ok=True)
 
 
@@ -72,7 +72,7 @@ def _boot_id() -> str:
 
 
 def _netns_cookie() -> int:
-    """A number no other namespace of this boot ever has; 0 before Linux 5.14."""
+    """A number that no other namespace of this boot has; 0 before Linux 5.14."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         try:
             raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every command has words of its own, with whom it is about."""
+"""Every command has a text of its own that names its connection, address or endpoint."""
 
 from typing import Any, get_args
 
@@ -34,7 +34,7 @@ SUBFLOW: dict[str, Any] = {"token": TOKEN, "local": NEAR, "remote": FAR, "reason
 JOIN: dict[str, Any] = {"token": TOKEN, "local_ip": "10.0.1.2", "local_id": 3, "remote": FAR}
 BOTH = EndpointFlag.SUBFLOW | EndpointFlag.BACKUP
 
-WORDS: list[tuple[AnyCommand, str]] = [
+TEXTS: list[tuple[AnyCommand, str]] = [
     (CreateSubflow(**JOIN, reason=""), "create subflow 10.0.1.2 → [2001:db8::1]:80 of 1a2b3c4d"),
     (
         CreateSubflow(**JOIN, backup=True, reason=""),
@@ -69,19 +69,19 @@ WORDS: list[tuple[AnyCommand, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("command", "text"), WORDS)
-def test_what_a_command_does(command: AnyCommand, text: str) -> None:
+@pytest.mark.parametrize(("command", "text"), TEXTS)
+def test_the_text_of_a_command(command: AnyCommand, text: str) -> None:
     assert describe.action(command) == text
 
 
-def test_no_command_is_without_words() -> None:
-    assert {type(command) for command, _ in WORDS} == set(get_args(AnyCommand))
+def test_every_command_has_a_text() -> None:
+    assert {type(command) for command, _ in TEXTS} == set(get_args(AnyCommand))
 
 
-def test_a_decision_tells_its_author_its_reason_and_whether_it_was_done() -> None:
+def test_the_text_of_a_decision_has_author_reason_and_refusal() -> None:
     cause = Cause(seq=1, event="AlarmRaised", rule="alarm")
     made = Decision(id=1, at=0, plugin="adaptive", cause=cause, command=DestroySubflow(**SUBFLOW))
-    told = "adaptive: destroy 10.0.1.2:4000 → [2001:db8::1]:80 of 1a2b3c4d: why"
-    assert describe.decision(made) == told
+    text = "adaptive: destroy 10.0.1.2:4000 → [2001:db8::1]:80 of 1a2b3c4d: why"
+    assert describe.decision(made) == text
     refused = replace(made, refused="the last one")
-    assert describe.decision(refused) == f"{told} [not done: the last one]"
+    assert describe.decision(refused) == f"{text} [not done: the last one]"

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The control socket: what it answers, and that nobody can hurt the daemon through it.
+"""The control socket: its answers, and its limits against clients that misbehave.
 
-The server runs in this process's own event loop on a real socket; the blocking clients
-run in threads.
+The server runs in the event loop of this process on a real socket; blocking clients run in threads.
 """
 
 import asyncio
@@ -37,6 +36,7 @@ from mptcpd_ebpf.core.endpoints import Endpoint, Limits
 from mptcpd_ebpf.core.events import ConnectionClosed
 from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+from tests.waiting import until_async
 
 EVENTS = "/v1/events"
 OFF = Metrics()
@@ -62,7 +62,7 @@ def record(event: ConnectionClosed, *decisions: Decision) -> Record:
 
 
 class Source:
-    """What a daemon would give; `asked` remembers what it was told to do."""
+    """The answers of a daemon; `asked` records the reads of connections."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -83,7 +83,7 @@ class Source:
             "netns": 2,
             "started_at": 3.5,
             "paused": self.paused,
-            "waits_for_restart": [],
+            "pending_restart": [],
             "path_manager": None,
             "plugins": [],
             "probes": {"backend": "netlink", "reason": "asked for", "lost": {"ring": 4}},
@@ -122,7 +122,7 @@ Served = Callable[[str, Source, ControlServer], Coroutine[Any, Any, None]]
 
 
 def serve(path: Path, use: Served, settings: Metrics = OFF) -> None:
-    """Runs `use` beside a server at `path`."""
+    """Runs `use` while a server listens on `path`."""
 
     async def run() -> None:
         source = Source()
@@ -142,7 +142,7 @@ def path(tmp_path: Path) -> Path:
 
 
 async def ask(path: str, request: bytes) -> bytes:
-    """Everything the server answers to raw bytes, until it hangs up."""
+    """Everything that the server answers to raw bytes until it closes the connection."""
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(request)
     writer.write_eof()
@@ -160,7 +160,7 @@ def head_and_json(answer: bytes) -> tuple[bytes, Any]:
 # --- requests
 
 
-def test_the_client_gets_what_the_source_has(path: Path) -> None:
+def test_the_client_gets_the_answers_of_the_source(path: Path) -> None:
     async def use(path: str, source: Source, _server: ControlServer) -> None:
         get, post = client.get, client.post
         assert await asyncio.to_thread(get, path, "/v1/connections") == await source.connections()
@@ -175,7 +175,7 @@ def test_the_client_gets_what_the_source_has(path: Path) -> None:
     serve(path, use)
 
 
-def test_a_person_reads_the_table_and_changes_it(path: Path) -> None:
+def test_an_operator_reads_the_table_and_changes_it(path: Path) -> None:
     async def use(path: str, source: Source, _server: ControlServer) -> None:
         get, post = client.get, client.post
         assert await asyncio.to_thread(get, path, "/v1/endpoints") == await source.endpoints()
@@ -193,12 +193,12 @@ def test_a_person_reads_the_table_and_changes_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"nonsense", b"[]", b"{}", b"\xff"])
-def test_what_is_no_command_is_told_and_exits_64(path: Path, body: bytes) -> None:
+def test_a_body_that_is_not_a_command_is_refused_and_exits_64(path: Path, body: bytes) -> None:
     async def use(path: str, _source: Source, _server: ControlServer) -> None:
         head = b"POST /v1/command HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
-        status, told = head_and_json(await ask(path, head % len(body) + body))
+        status, answer = head_and_json(await ask(path, head % len(body) + body))
         assert b"400" in status
-        assert told["error"]
+        assert answer["error"]
         with pytest.raises(Failure, match="the daemon refused: ") as failure:
             await asyncio.to_thread(client.post, path, "/v1/command", {"command": "x"})
         assert failure.value.exit_code is ExitCode.USAGE
@@ -209,8 +209,7 @@ def test_what_is_no_command_is_told_and_exits_64(path: Path, body: bytes) -> Non
 def test_the_client_reads_the_stream_until_it_ends(path: Path) -> None:
     async def use(path: str, _source: Source, server: ControlServer) -> None:
         read = asyncio.create_task(asyncio.to_thread(lambda: [*client.stream(path, EVENTS)]))
-        while not server._http.has_streams:
-            await asyncio.sleep(0.001)
+        await until_async(lambda: server._http.has_streams, "the stream is open")
         server.publish(record(ConnectionClosed(token=5), DECISION))
         server.close()
         (hello, greeting), (event, closed), (decision, made) = await asyncio.wait_for(read, 20)
@@ -222,7 +221,7 @@ def test_the_client_reads_the_stream_until_it_ends(path: Path) -> None:
     serve(path, use)
 
 
-def test_a_refused_reload_tells_every_mistake_and_exits_78(path: Path) -> None:
+def test_a_refused_reload_lists_every_mistake_and_exits_78(path: Path) -> None:
     async def use(path: str, _source: Source, _server: ControlServer) -> None:
         with pytest.raises(Failure, match="F:1:2: key: is wrong") as caught:
             await asyncio.to_thread(client.post, path, "/v1/reload")
@@ -245,8 +244,7 @@ def test_a_half_closed_client_still_gets_its_answer(path: Path) -> None:
     async def use(path: str, source: Source, _server: ControlServer) -> None:
         source.hold.clear()
         request = asyncio.create_task(ask(path, b"GET /v1/connections HTTP/1.1\r\nHost: x\r\n\r\n"))
-        while not source.asked:
-            await asyncio.sleep(0)
+        await until_async(lambda: source.asked, "the request is read")
         source.hold.set()
         assert head_and_json(await request)[0] == b"HTTP/1.1 200 "
 
@@ -256,30 +254,30 @@ def test_a_half_closed_client_still_gets_its_answer(path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_line", "headers", "body", "status", "reason"),
     [
-        (b"GET /nothing HTTP/1.1", b"", b"", b"404", "no such path; there are /v1/command"),
+        (b"GET /nothing HTTP/1.1", b"", b"", b"404", "no such path; the paths are /v1/command"),
         (b"GET /metrics HTTP/1.1", b"", b"", b"404", "no such path"),
-        (b"GET /v1/pause HTTP/1.1", b"", b"", b"405", "/v1/pause knows POST, not GET"),
-        (b"POST /v1/status HTTP/1.1", b"", b"", b"405", "knows GET, not POST"),
+        (b"GET /v1/pause HTTP/1.1", b"", b"", b"405", "/v1/pause allows POST, not GET"),
+        (b"POST /v1/status HTTP/1.1", b"", b"", b"405", "allows GET, not POST"),
         (b"nonsense", b"", b"", b"400", "not HTTP"),
         (b"POST /v1/pause HTTP/1.1", b"Content-Length: 70000", b"x" * 70_000, b"413", "65536"),
     ],
 )
-def test_a_bad_request_is_told_why(
+def test_a_bad_request_is_answered_with_the_reason(
     path: Path, request_line: bytes, headers: bytes, body: bytes, status: bytes, reason: str
 ) -> None:
     request = b"\r\n".join(filter(None, (request_line, b"Host: x", headers)))
 
     async def use(path: str, source: Source, _server: ControlServer) -> None:
         answer = await ask(path, request + b"\r\n\r\n" + body)
-        line, told = head_and_json(answer)
+        line, refusal = head_and_json(answer)
         assert line.split(b" ")[1] == status
-        assert reason in told["error"]
+        assert reason in refusal["error"]
         assert not source.paused
 
     serve(path, use)
 
 
-def test_a_head_without_end_is_not_collected(path: Path) -> None:
+def test_a_head_without_end_is_refused(path: Path) -> None:
     async def use(path: str, _source: Source, _server: ControlServer) -> None:
         endless = b"GET /v1/status HTTP/1.1\r\nX: " + b"x" * http.MAX_HEAD_BYTES
         assert head_and_json(await ask(path, endless))[0].split(b" ")[1] == b"431"
@@ -287,7 +285,7 @@ def test_a_head_without_end_is_not_collected(path: Path) -> None:
     serve(path, use)
 
 
-def test_a_source_that_breaks_answers_500_and_the_server_goes_on(path: Path) -> None:
+def test_a_source_that_raises_answers_500_and_the_server_continues(path: Path) -> None:
     async def use(path: str, source: Source, _server: ControlServer) -> None:
         async def broken() -> Connections:
             raise ZeroDivisionError
@@ -304,7 +302,7 @@ def test_a_source_that_breaks_answers_500_and_the_server_goes_on(path: Path) -> 
 
 
 async def stream(path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A stream of events, its greeting read."""
+    """A stream of events after its greeting."""
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
     head = await asyncio.wait_for(reader.readuntil(b'event: hello\ndata: {"schema":1}\n\n'), 10)
@@ -317,15 +315,15 @@ async def event(reader: asyncio.StreamReader, name: str) -> Any:
     return json.loads(await reader.readline())
 
 
-def test_a_stream_tells_events_and_decisions_as_they_come(path: Path) -> None:
+def test_a_stream_sends_events_and_decisions_at_once(path: Path) -> None:
     async def use(path: str, _source: Source, server: ControlServer) -> None:
         reader, writer = await stream(path)
         server.publish(record(ConnectionClosed(token=0x1A2B3C4D), DECISION))
         assert await event(reader, "event") == {"event": "ConnectionClosed", "token": "1a2b3c4d"}
-        told = await event(reader, "decision")
-        assert told["action"] == "SetBackup"
-        assert told["subflow"] == "10.0.0.1:5 → [2001:db8::1]:6"
-        assert told["reason"] == "too slow"
+        sent = await event(reader, "decision")
+        assert sent["action"] == "SetBackup"
+        assert sent["subflow"] == "10.0.0.1:5 → [2001:db8::1]:6"
+        assert sent["reason"] == "too slow"
         server.close()
         assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"0\r\n\r\n")
         writer.close()
@@ -333,7 +331,7 @@ def test_a_stream_tells_events_and_decisions_as_they_come(path: Path) -> None:
     serve(path, use)
 
 
-def test_a_slow_reader_is_cut_off_and_the_others_are_not(path: Path) -> None:
+def test_the_stream_of_a_slow_client_is_closed_and_the_others_are_not(path: Path) -> None:
     async def use(path: str, _source: Source, server: ControlServer) -> None:
         _, slow_writer = await stream(path)
         slow_writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -364,14 +362,16 @@ def test_streams_and_connections_are_bounded(path: Path) -> None:
         ]
         reader, writer = await asyncio.open_unix_connection(path)
         answer = await asyncio.wait_for(reader.read(), 10)
-        assert head_and_json(answer)[1] == {"error": "too many connections"}
+        assert head_and_json(answer)[1] == {
+            "error": f"{http.MAX_CLIENTS} connections are open already"
+        }
         for _, each in [*streams, *idle, (reader, writer)]:
             each.close()
 
     serve(path, use)
 
 
-def test_who_does_not_finish_a_request_is_cut_off(
+def test_a_client_that_does_not_finish_its_request_is_disconnected(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "REQUEST_SECONDS", 0.05)
@@ -393,7 +393,7 @@ def test_who_does_not_finish_a_request_is_cut_off(
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_whatever_bytes_come_the_server_answers_the_next_client(path: Path, data: bytes) -> None:
+def test_after_any_bytes_the_server_answers_the_next_client(path: Path, data: bytes) -> None:
     async def use(path: str, source: Source, _server: ControlServer) -> None:
         await ask(path, data)
         answer = await ask(path, b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -416,7 +416,7 @@ def test_metrics_are_served_when_enabled(path: Path) -> None:
     serve(path, use, ON)
 
 
-def test_over_tcp_there_are_metrics_and_nothing_else(path: Path) -> None:
+def test_over_tcp_only_metrics_are_served(path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
@@ -443,10 +443,10 @@ def test_a_metrics_address_in_use_is_named_and_leaves_no_socket(path: Path) -> N
     assert not path.exists()
 
 
-# --- the socket's file
+# --- the file of the socket
 
 
-def test_the_socket_is_the_owners_alone_and_goes_with_the_server(path: Path) -> None:
+def test_only_the_owner_can_use_the_socket_and_the_server_removes_it(path: Path) -> None:
     async def use(path: str, _source: Source, _server: ControlServer) -> None:
         mode = os.stat(path).st_mode
         assert stat.S_ISSOCK(mode)
@@ -460,9 +460,9 @@ def test_the_socket_is_the_owners_alone_and_goes_with_the_server(path: Path) -> 
     assert not path.exists()
 
 
-def test_a_dead_daemons_socket_is_replaced_a_live_ones_is_not(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
+def test_the_socket_of_a_killed_daemon_is_replaced_that_of_a_running_one_is_not(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
     taken = SocketFile(str(path))
     with pytest.raises(Failure, match=f"in use by process {os.getpid()}") as caught:
         SocketFile(str(path))
@@ -473,9 +473,9 @@ def test_a_dead_daemons_socket_is_replaced_a_live_ones_is_not(path: Path) -> Non
 
 
 def test_a_live_socket_that_does_not_answer_is_left_alone(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as waiting:
-        deaf.bind(str(path))
-        deaf.listen(0)
+    with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as waiting:
+        silent.bind(str(path))
+        silent.listen(0)
         waiting.connect(str(path))  # fills the backlog
         with pytest.raises(Failure, match="in use by a process that does not answer") as caught:
             SocketFile(str(path))
@@ -483,14 +483,14 @@ def test_a_live_socket_that_does_not_answer_is_left_alone(path: Path) -> None:
         assert path.exists()
 
 
-def test_what_is_no_socket_is_never_touched(path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_left_as_it_is(path: Path) -> None:
     path.write_text("precious")
-    with pytest.raises(Failure, match="a file that is no socket stands there"):
+    with pytest.raises(Failure, match="the file exists and is not a socket"):
         SocketFile(str(path))
     assert path.read_text() == "precious"
 
 
-def test_somebody_elses_file_survives_our_end(path: Path) -> None:
+def test_a_file_that_replaced_the_socket_is_not_removed(path: Path) -> None:
     ours = SocketFile(str(path))
     path.unlink()
     path.write_text("new")
@@ -498,10 +498,10 @@ def test_somebody_elses_file_survives_our_end(path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def test_bad_places_are_named_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="make its folder first"):
+def test_unusable_paths_are_named_with_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="create its directory first"):
         SocketFile(str(tmp_path / "none" / "x.sock"))
-    with pytest.raises(Failure, match="a Unix socket's path may have 107") as caught:
+    with pytest.raises(Failure, match="the path of a Unix socket can have 107") as caught:
         SocketFile(str(tmp_path / ("x" * 120)))
     assert caught.value.exit_code is ExitCode.CONFIG
 
@@ -513,15 +513,15 @@ def test_the_client_names_what_is_missing(path: Path) -> None:
     with pytest.raises(Failure, match="does not exist; start 'mptcpd-ebpf daemon'") as caught:
         client.get(str(path), "/v1/status")
     assert caught.value.exit_code is ExitCode.NO_DAEMON
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    with pytest.raises(Failure, match="nobody listens") as caught:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    with pytest.raises(Failure, match="nothing listens on") as caught:
         client.get(str(path), "/v1/status")
     assert caught.value.exit_code is ExitCode.NO_DAEMON
 
 
 @pytest.mark.parametrize("answer", [b"", b"220 mail ready\r\n", b"HTTP/1.1 200 OK\r\n\r\n<html>"])
-def test_the_client_survives_a_stranger_at_the_socket(path: Path, answer: bytes) -> None:
+def test_the_client_names_a_program_that_is_not_the_daemon(path: Path, answer: bytes) -> None:
     async def run() -> None:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
@@ -529,18 +529,20 @@ def test_the_client_survives_a_stranger_at_the_socket(path: Path, answer: bytes)
             writer.close()
 
         async with await asyncio.start_unix_server(talk, str(path)):
-            with pytest.raises(Failure, match="does not answer as the daemon does") as caught:
+            with pytest.raises(Failure, match="does not answer like the daemon") as caught:
                 await asyncio.to_thread(client.get, str(path), "/v1/status")
             assert caught.value.exit_code is ExitCode.NO_DAEMON
 
     asyncio.run(run())
 
 
-def test_a_silent_daemon_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_gives_up_when_the_daemon_does_not_answer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.05)
-    with socket.socket(socket.AF_UNIX) as deaf:
-        deaf.bind(str(path))
-        deaf.listen()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
         with pytest.raises(Failure, match="did not answer") as caught:
             client.get(str(path), "/v1/status")
     assert caught.value.exit_code is ExitCode.NO_DAEMON

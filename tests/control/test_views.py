@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The model as people see it: exact names and units, and what is not known is null or a dash."""
+"""The model as JSON and as tables: exact names and units; what is not known is null or a dash."""
 
 import pytest
 from msgspec import structs
@@ -26,7 +26,7 @@ def world(connection: Connection, *subflows: Subflow) -> World:
     return known
 
 
-def test_what_nobody_measured_is_null_and_a_dash_never_zero() -> None:
+def test_what_is_not_measured_is_null_and_a_dash_and_never_zero() -> None:
     subflow = Subflow(0xAB, LOCAL, REMOTE)
     connection = Connection(0xAB, LOCAL, REMOTE, state=State.ESTABLISHED)
     shown = views.connections(world(connection, subflow), EPOCH_NS)
@@ -67,22 +67,22 @@ def test_measured_values_keep_their_names_and_units() -> None:
     assert (row["local_id"], row["remote_id"], row["interface"]) == (1, 2, "wlan0")
     assert row["opened_at"] == 1_000_000_005.5
     same = {name: value for name, value in row.items() if name in numbers and "_id" not in name}
-    for name in ("opened_at", "state"):  # these say something else than the measurement does
+    for name in ("opened_at", "state"):  # in the view these have another meaning
         del same[name]
     assert len(same) == 12
     assert same == {name: numbers[name] for name in same}
 
 
-def test_what_is_gone_is_not_shown() -> None:
-    gone = Connection(1, LOCAL, REMOTE, state=State.CLOSED)
-    assert views.connections(world(gone), EPOCH_NS)["connections"] == []
-    alive = Connection(1, LOCAL, REMOTE, state=State.OPENING)
+def test_closed_connections_and_subflows_are_not_shown() -> None:
+    closed = Connection(1, LOCAL, REMOTE, state=State.CLOSED)
+    assert views.connections(world(closed), EPOCH_NS)["connections"] == []
+    live = Connection(1, LOCAL, REMOTE, state=State.OPENING)
     subflow = Subflow(1, LOCAL, REMOTE, state=State.CLOSED)
-    (only,) = views.connections(world(alive, subflow), EPOCH_NS)["connections"]
+    (only,) = views.connections(world(live, subflow), EPOCH_NS)["connections"]
     assert only["subflows"] == []
 
 
-def test_either_sides_backup_is_shown() -> None:
+def test_the_backup_flag_of_either_side_is_shown() -> None:
     for ours, peers in ((True, False), (False, True)):
         subflow = Subflow(1, LOCAL, REMOTE, backup=ours, backup_by_peer=peers)
         connection = Connection(1, LOCAL, REMOTE, state=State.ESTABLISHED)
@@ -91,7 +91,7 @@ def test_either_sides_backup_is_shown() -> None:
         assert " backup " in ls.table(shown)
 
 
-def test_a_decision_names_its_subflow_as_far_as_its_command_does() -> None:
+def test_a_decision_names_its_subflow_if_its_command_does() -> None:
     create = CreateSubflow(reason="why", token=0xAB, local_ip="10.0.0.1", local_id=2, remote=REMOTE)
     endpoint = AddEndpoint(reason="why", ip="10.0.0.1")
     made = [
@@ -110,7 +110,7 @@ def test_a_decision_names_its_subflow_as_far_as_its_command_does() -> None:
     assert second["command"]["ip"] == "10.0.0.1"
 
 
-def test_an_event_keeps_its_inner_records() -> None:
+def test_an_event_shows_its_inner_records() -> None:
     measured = Measurement(at=1, token=0xAB, local=LOCAL, remote=REMOTE)
     shown = views.event(AlarmRaised(kind=AlarmKind.LOSS, measurement=measured, value=30, limit=20))
     assert (shown["event"], shown["kind"], shown["value"]) == ("AlarmRaised", "loss", 30)
@@ -127,7 +127,7 @@ def test_numbers_as_text() -> None:
     ]  # fmt: skip
 
 
-def test_a_token_is_hexadecimal_digits_and_nothing_else() -> None:
+def test_a_token_is_written_in_hexadecimal_digits_only() -> None:
     for text in ("1a2b3c4d", "1A2B3C4D", "0x1a2b3c4d"):
         assert token_of(text) == 0x1A2B3C4D
     assert token_text(token_of("b")) == "0000000b"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A plugin handler that does not return is interrupted; nothing else ever is."""
+"""A plugin handler that does not return is interrupted; nothing else is."""
 
 import contextlib
 import signal
@@ -66,15 +66,15 @@ def test_a_handler_that_does_not_return_is_interrupted(
         limited(1, handler)
 
 
-def test_one_that_only_waits_is_interrupted_later(limited: HandlerBudget) -> None:
+def test_a_handler_that_sleeps_is_interrupted_later(limited: HandlerBudget) -> None:
     with pytest.raises(HandlerTooSlow, match="it did not return for 100 ms"):
         limited(1, asleep)
 
 
-def test_waiting_for_the_processor_is_not_held_against_it(
+def test_a_handler_that_waits_for_the_processor_is_not_interrupted(
     limited: HandlerBudget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a machine that gives it none: the clock of its own time stands still."""
+    """As on a loaded machine: the clock of the handler's processor time does not advance."""
     monkeypatch.setattr(handler_budget, "WAITING_SECONDS", 3600)
     monkeypatch.setattr(time, "thread_time", lambda: 0.0)
     alarms = iter(range(10))
@@ -88,7 +88,7 @@ def test_waiting_for_the_processor_is_not_held_against_it(
     assert limited(1, waits) is DONE
 
 
-def test_a_handler_s_answer_and_its_errors_come_through(limited: HandlerBudget) -> None:
+def test_commands_and_errors_of_a_handler_are_passed_on(limited: HandlerBudget) -> None:
     def broken() -> list[AnyCommand]:
         raise ZeroDivisionError("by zero")
 
@@ -98,10 +98,10 @@ def test_a_handler_s_answer_and_its_errors_come_through(limited: HandlerBudget) 
     assert limited(1, lambda: DONE) is DONE
 
 
-def test_an_alarm_that_comes_late_interrupts_nothing(limited: HandlerBudget) -> None:
+def test_a_late_alarm_interrupts_nothing(limited: HandlerBudget) -> None:
     assert limited(1, lambda: DONE) is DONE
     signal.raise_signal(signal.SIGALRM)
 
 
-def test_it_gets_past_except_exception() -> None:
+def test_except_exception_does_not_catch_it() -> None:
     assert not issubclass(HandlerTooSlow, Exception)

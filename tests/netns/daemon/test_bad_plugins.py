@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A plugin that fails, blocks or talks nonsense is kept out, and the daemon goes on."""
+"""A plugin that raises, blocks or returns wrong values is excluded, and the daemon continues."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     adaptive_in,
@@ -17,7 +18,8 @@ from tests.netns.daemon_host import (
     until_carried_by,
 )
 from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon, refusal
-from tests.netns.mptcp_peers import listen, need_listener_events
+from tests.netns.mptcp_peers import need_listener_events
+from tests.netns.mptcp_sockets import listen
 from tests.netns.own_plugins import plugin_folder
 from tests.waiting import INTERVAL_MS, until
 
@@ -38,7 +40,7 @@ class Bad(Plugin):
         {body}
 """
 
-# On a loaded machine a handler that runs may be out of time before it has had its share of it.
+# On a loaded machine a busy handler may reach the limit of wall-clock time first.
 TOO_SLOW = "HandlerTooSlow: it "
 
 BODIES = {
@@ -46,7 +48,7 @@ BODIES = {
     "exits": ("sys.exit(0)", "SystemExit: 0"),
     "recurses": ("return self.listener_created(ctx, address)", "RecursionError: "),
     "spins": ("while True: pass", TOO_SLOW),
-    "spins on": (
+    "catches and spins": (
         "while True:\n            try:\n                while True: pass\n"
         "            except Exception: pass",
         TOO_SLOW,
@@ -56,9 +58,9 @@ BODIES = {
         "while True: yield WakeAt(at=1, reason='')",
         TOO_SLOW,
     ),
-    "answers a number": ("return 42", "TypeError: 'int' object is not iterable"),
-    "commands a number": ("return [42]", "TypeError: 42 is no command"),
-    "commands nonsense": (
+    "returns a number": ("return 42", "TypeError: 'int' object is not iterable"),
+    "returns a list of numbers": ("return [42]", "TypeError: 42 is no command"),
+    "returns a wrong command": (
         "return [CreateSubflow(token='x', local_ip=1, local_id=None, remote=(), reason='')]",
         "TypeError: CreateSubflow(",
     ),
@@ -67,24 +69,24 @@ BODIES = {
 
 REFUSED = """where = dict(local_ip="10.1.1.2", local_id=3, remote=SockAddr("10.1.2.2", 1))
         return [CreateSubflow(token=1, **where, reason="try")]"""
-"""A body that is right, with a command that the kernel refuses: there is no such token."""
+"""A correct body with a command that the kernel refuses, because no such token exists."""
 
 
 @pytest.fixture
 def lab(make_mptcp_lab: MakeLab) -> Lab:
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     return lab
 
 
-def verdict(running: RunningDaemon, name: str) -> str | None:
-    """Why a plugin is kept out, None if it is not."""
+def why_excluded(running: RunningDaemon, name: str) -> str | None:
+    """Why a plugin is excluded, None if it is not."""
     (found,) = [p["excluded"] for p in status(running)["plugins"] if p["name"] == name]
     return None if found is None else str(found)
 
 
 @pytest.mark.parametrize("kind", BODIES)
-def test_it_is_kept_out_with_the_reason_and_the_others_go_on(
+def test_it_is_excluded_with_the_reason_and_the_others_continue(
     lab: Lab, tmp_path: Path, kind: str
 ) -> None:
     need_listener_events(lab.client)
@@ -95,10 +97,10 @@ def test_it_is_kept_out_with_the_reason_and_the_others_go_on(
         before = lab.start(TALK)
         until_carried_by(running, before.token, *lab.paths)
         listen(lab.client, "127.0.0.1").close()
-        until(lambda: verdict(running, "bad") is not None, "it is kept out", PATIENCE_S)
-        assert str(verdict(running, "bad")).startswith(f"its listener_created raised {reason}")
-        assert "plugin bad is excluded from now on: its listener_created raised" in running.log
-        assert verdict(running, "adaptive") is None
+        until(lambda: why_excluded(running, "bad") is not None, "it is excluded", PATIENCE_S)
+        assert str(why_excluded(running, "bad")).startswith(f"listener_created() raised {reason}")
+        assert "plugin bad is excluded: listener_created() raised" in running.log
+        assert why_excluded(running, "adaptive") is None
         after = lab.start(TALK)
         until_carried_by(running, before.token, *lab.paths)
         until_carried_by(running, after.token, *lab.paths)
@@ -110,29 +112,30 @@ def test_it_is_kept_out_with_the_reason_and_the_others_go_on(
         listen(lab.client, "127.0.0.1").close()
         until(
             lambda: "bad" in {made["plugin"] for made in decisions(running)},
-            "the mended plugin decides",
+            "the corrected plugin decides",
             PATIENCE_S,
         )
-        assert verdict(running, "bad") is None
+        assert why_excluded(running, "bad") is None
         assert running.stop() == 0
 
 
 def test_a_command_that_the_kernel_refuses_is_explained(lab: Lab, tmp_path: Path) -> None:
-    """And is no reason to keep a plugin out."""
+    """It does not exclude the plugin."""
     need_listener_events(lab.client)
     folder = plugin_folder(tmp_path, bad=BAD.format(body=REFUSED))
     options = ("--path-manager=bad", "--plugin-dir", str(folder))
     with daemon_in(lab.client, tmp_path, *options) as running:
         listen(lab.client, "127.0.0.1").close()
         until(lambda: bool(decisions(running, "CreateSubflow")), "it decided", PATIENCE_S)
-        until(lambda: "WARNING create subflow" in running.log, "the answer is told", PATIENCE_S)
-        (told,) = (line for line in running.log.splitlines() if line.startswith("WARNING create"))
-        assert "of 00000001: creating the subflow: EINVAL" in told
-        assert "no connection of this namespace has that token" in told
-        assert verdict(running, "bad") is None
+        start = "WARNING not done: create subflow"
+        until(lambda: start in running.log, "the answer is logged", PATIENCE_S)
+        (line,) = (line for line in running.log.splitlines() if line.startswith(start))
+        assert "of 00000001: creating the subflow: EINVAL" in line
+        assert "no connection of this namespace has that token" in line
+        assert why_excluded(running, "bad") is None
 
 
-def test_a_plugin_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_plugin_whose_constructor_raises_is_refused(tmp_path: Path) -> None:
     source = BAD.format(body="return []") + "\n    def __init__(self, options):\n        1 / 0\n"
     folder = plugin_folder(tmp_path, bad=source)
     code, message = refusal(
@@ -148,7 +151,7 @@ def test_a_plugin_that_cannot_be_made(tmp_path: Path) -> None:
     assert message == "plugin bad: making it raised ZeroDivisionError: division by zero"
 
 
-def test_a_mode_that_there_is_not(tmp_path: Path) -> None:
+def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
     source = BAD.format(body="return []").replace('"bad"', '"bad"\n    mode = "weird"')
     folder = plugin_folder(tmp_path, bad=source)
     options = ("--control", str(tmp_path / "c.sock"), "--plugin-dir", str(folder))
@@ -159,19 +162,19 @@ def test_a_mode_that_there_is_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("plugins", "ready"),
-    [("bad", "no plugin is left, nothing is managed"), ("bad,fullmesh", "plugins fullmesh")],
+    [("bad", "observing only, all plugins are excluded"), ("bad,fullmesh", "plugins fullmesh")],
 )
-def test_a_plugin_that_fails_at_its_start_is_not_said_to_be_at_work(
+def test_a_plugin_that_fails_in_init_is_not_listed_as_ready(
     tmp_path: Path, plugins: str, ready: str
 ) -> None:
     source = BAD.format(body="return []") + "\n    def init(self, ctx):\n        1 / 0\n"
     folder = plugin_folder(tmp_path, bad=source)
     with daemon(tmp_path, "--plugin-dir", str(folder), f"--path-manager={plugins}") as running:
-        assert "plugin bad is excluded from now on: its init raised Zero" in running.log
-        assert f"INFO ready: {ready}; 0 connections" in running.log
+        assert "plugin bad is excluded: init() raised Zero" in running.log
+        assert f"INFO ready: {ready}; existing connections: 0" in running.log
 
 
-def test_plugins_whose_modes_clash_are_refused_and_the_old_ones_stay(
+def test_plugins_of_different_modes_are_refused_and_the_old_ones_stay(
     lab: Lab, tmp_path: Path
 ) -> None:
     source = BAD.format(body="return []").replace(
@@ -190,7 +193,7 @@ def test_plugins_whose_modes_clash_are_refused_and_the_old_ones_stay(
         assert [plugin["name"] for plugin in status(running)["plugins"]] == ["adaptive"]
         traffic = lab.start(TALK)
         until_carried_by(running, traffic.token, *lab.paths)
-        # The mode that a configuration asks for holds from its reload on, and is put back.
+        # The mode of a configuration is in force after its reload, and restored at the end.
         file.write_text(f"plugin_dir: {folder}\npath_manager: bad\n")
         assert running.ask("reload").returncode == 0
         assert lab.client.sysctl("mptcp.pm_type") == "0"
@@ -199,7 +202,7 @@ def test_plugins_whose_modes_clash_are_refused_and_the_old_ones_stay(
         assert lab.client.sysctl("mptcp.pm_type") == "0"
 
 
-def test_a_sysctl_that_cannot_be_set_at_a_reload_leaves_the_old_ones(
+def test_a_reload_that_cannot_set_the_sysctl_leaves_the_old_plugins(
     lab: Lab, tmp_path: Path
 ) -> None:
     file = tmp_path / "c.yaml"
@@ -216,7 +219,7 @@ def test_a_sysctl_that_cannot_be_set_at_a_reload_leaves_the_old_ones(
         assert running.stop() == 0
 
 
-def test_adaptive_survives_a_reload_over_live_connections(lab: Lab, tmp_path: Path) -> None:
+def test_adaptive_serves_live_connections_after_a_reload(lab: Lab, tmp_path: Path) -> None:
     with adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)
         until_carried_by(running, traffic.token, *lab.paths)

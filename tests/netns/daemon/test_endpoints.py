@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The endpoint table, the daemon, and connections that live on it: at the end, and by hand."""
+"""The endpoint table with live connections: when the daemon stops, and with manual commands."""
 
 import signal
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import pytest
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Lab, RequestResponse, ShortConnections
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.plugin_host import PluginHost
 from tests.waiting import INTERVAL_MS, SLOWNESS, until
 
@@ -19,10 +20,10 @@ ADDR_ADV = "--path-manager=addr_adv"
 
 @pytest.fixture
 def lab(make_mptcp_lab: Callable[..., Lab]) -> Lab:
-    """A client whose new connections the in-kernel path manager has, and a server to join."""
+    """A client with the in-kernel path manager, and a server that accepts joins."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     lab.client.sysctl("mptcp.pm_type", 0)
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "4"])
+    raise_limits(lab.server)
     return lab
 
 
@@ -32,36 +33,36 @@ def host(lab: Lab) -> PluginHost:
 
 
 def carried_by(lab: Lab) -> set[str]:
-    """Our addresses that subflows are on."""
+    """The local addresses of subflows."""
     with lab.client.entered():
         return {subflow.local.ip for subflow in diag.subflows()}
 
 
-def test_at_the_end_nothing_new_is_begun(lab: Lab, host: PluginHost, tmp_path: Path) -> None:
+def test_a_stopping_daemon_adds_no_endpoint(lab: Lab, host: PluginHost, tmp_path: Path) -> None:
     first, second = lab.paths
     with host.daemon(tmp_path, ADDR_ADV) as running:
         host.expect(first.client_ip, second.client_ip)
         traffic = lab.start(TALK)
         until(lambda: len(carried_by(lab)) == 2, "both paths are used")
         host.ip("mptcp endpoint flush")
-        begun = running.log.count("add endpoint")
+        added = running.log.count("add endpoint")
         assert running.stop() == 0
-        assert running.log.count("add endpoint") == begun == 2
+        assert running.log.count("add endpoint") == added == 2
         traffic.stop()
     assert host.table == set()
 
 
-def test_a_last_word_is_judged_by_what_has_happened_before_it(
+def test_a_stopping_daemon_handles_waiting_events_before_it_removes_endpoints(
     lab: Lab, host: PluginHost, tmp_path: Path
 ) -> None:
-    """A connection that ended unheard keeps no endpoint."""
+    """A connection that ended while the daemon was stopped (SIGSTOP) keeps no endpoint."""
     first, second = lab.paths
     with host.daemon(tmp_path, ADDR_ADV) as running:
         host.expect(first.client_ip, second.client_ip)
         traffic = lab.start(TALK)
         until(lambda: len(carried_by(lab)) == 2, "both paths are used")
         running.process.send_signal(signal.SIGSTOP)
-        # More than the daemon reads at once comes before the end that matters.
+        # More events than the daemon reads at once precede the end of the connection.
         lab.start(ShortConnections(count=150)).result()
         traffic.stop()
         until(lambda: not carried_by(lab), "the connection is gone")
@@ -72,7 +73,7 @@ def test_a_last_word_is_judged_by_what_has_happened_before_it(
     assert host.table == set()
 
 
-def test_a_flush_concerns_only_what_is_in_the_table(
+def test_a_flush_is_refused_only_for_addresses_in_the_table(
     lab: Lab, host: PluginHost, tmp_path: Path
 ) -> None:
     with host.daemon(tmp_path) as running:
@@ -87,9 +88,9 @@ def test_a_flush_concerns_only_what_is_in_the_table(
         traffic.stop()
 
 
-@pytest.mark.parametrize("order", [("flush",), ("del", "1"), ("change", "1", "backup")])
-def test_the_table_is_nothing_to_connections_of_the_userspace_path_manager(
-    lab: Lab, host: PluginHost, tmp_path: Path, order: tuple[str, ...]
+@pytest.mark.parametrize("words", [("flush",), ("del", "1"), ("change", "1", "backup")])
+def test_the_table_does_not_affect_connections_of_the_userspace_path_manager(
+    lab: Lab, host: PluginHost, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     lab.client.sysctl("mptcp.pm_type", 1)
     ip = lab.paths[0].client_ip
@@ -99,7 +100,7 @@ def test_the_table_is_nothing_to_connections_of_the_userspace_path_manager(
         until(lambda: carried_by(lab) == {ip}, "a connection")
         with lab.client.entered():
             before = [(subflow.cookie, subflow.backup) for subflow in diag.subflows()]
-        done = running.ask("endpoint", *order)
+        done = running.ask("endpoint", *words)
         assert done.returncode == 0, done.stderr
         with lab.client.entered():
             after = [(subflow.cookie, subflow.backup) for subflow in diag.subflows()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A connection that the peer ends at a stroke is forgotten, although the kernel tells nobody."""
+"""A connection that the peer closes with MP_FASTCLOSE is removed, without an event for it."""
 
 import socket
 from pathlib import Path
@@ -13,20 +13,20 @@ from tests.waiting import until
 ROUNDS = 5
 
 
-def leave_rudely(leaving: socket.socket, left: socket.socket) -> None:
+def close_unread(closing: socket.socket, other: socket.socket) -> None:
     """Closes with unread data, for which Linux sends MP_FASTCLOSE."""
-    left.sendall(b"unread")
-    leaving.recv(1, socket.MSG_PEEK)
-    leaving.close()
+    other.sendall(b"unread")
+    closing.recv(1, socket.MSG_PEEK)
+    closing.close()
     try:
-        while left.recv(100):
+        while other.recv(100):
             pass
     except ConnectionResetError:
         return
-    raise AssertionError("that was a polite end")
+    raise AssertionError("the connection was closed without a reset")
 
 
-def test_a_connection_ended_by_fastclose_is_forgotten(mptcp_lab: Lab, tmp_path: Path) -> None:
+def test_a_connection_closed_with_fastclose_is_removed(mptcp_lab: Lab, tmp_path: Path) -> None:
     testimony = Testimony(tmp_path)
     folder = testimony.plugins(witness=0)
     options = ("--probes=core", "--plugin-dir", str(folder), "--path-manager=witness")
@@ -37,10 +37,10 @@ def test_a_connection_ended_by_fastclose_is_forgotten(mptcp_lab: Lab, tmp_path: 
     ):
         for _ in range(ROUNDS):
             with connected(client, server, mptcp_lab.paths[0].server_ip) as pair:
-                leave_rudely(pair.client, pair.server)
+                close_unread(pair.client, pair.server)
         until(
             lambda: len(testimony.calls("connection_closed")) == ROUNDS,
-            f"all are forgotten\n{running.log}",
+            f"all are removed\n{running.log}",
             PATIENCE_S,
         )
         assert connections(running) == []

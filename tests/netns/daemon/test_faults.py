@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`adaptive` under faults, on the wire: it leaves what hurts, says why, and takes it back.
+"""`adaptive` under faults, on the wire: it leaves bad paths, gives the reason, and rejoins them.
 
-And what must hold whatever the fault: the last usable subflow stays, no message is lost.
+Under every fault the last usable subflow stays, and no message is lost.
 """
 
 import re
@@ -14,6 +14,7 @@ import pytest
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from mptcpd_ebpf.lab.wire import DSS, FIN, RST, MPJoinSyn, RemoveAddr, Wire
 from mptcpd_ebpf.lab.wire.segment import Flow, Segment
 from tests.netns.daemon_host import (
@@ -38,12 +39,12 @@ TALK = RequestResponse(interval_ms=2 * INTERVAL_MS)
 
 FAULTS: dict[str, dict[str, Any] | None] = {
     "loss": {"loss_percent": 30},
-    # Above what a slow machine's answers take by themselves, and its thresholds with them.
+    # More than the answers, and so the thresholds, of a slow machine.
     "delay": {"delay_ms": 200 + 100 * SLOWNESS},
     "blackhole": None,
 }
 WHY = r"\d+ % of the last segments were lost|nothing came back|timeouts in a row|RTT rose"
-"""Each fault makes the signs of the others, too: which of them is seen first is chance."""
+"""Each fault also causes the symptoms of the others; which one is detected first varies."""
 
 
 def damage(path: LivePath, fault: str) -> None:
@@ -59,16 +60,16 @@ def lab(make_mptcp_lab: MakeLab) -> Lab:
     lab = make_mptcp_lab(
         [LabPath(delay_ms=10, rate_mbit=20), LabPath(delay_ms=40, rate_mbit=20)], seed=1
     )
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     make_room_behind_holes(lab)
     return lab
 
 
 def ending(wire: Wire, flow: Flow, since: int) -> Segment:
-    """The FIN or RST with which our side ends a subflow."""
+    """The FIN or RST with which our side closes a subflow."""
     found: list[Segment] = []
 
-    def left() -> bool:
+    def closed() -> bool:
         found[:] = [
             segment
             for flag in (FIN, RST)
@@ -76,12 +77,12 @@ def ending(wire: Wire, flow: Flow, since: int) -> Segment:
         ]
         return bool(found)
 
-    until(left, f"FIN or RST on {flow}", PATIENCE_S)
+    until(closed, f"FIN or RST on {flow}", PATIENCE_S)
     return found[0]
 
 
 def flows(wire: Wire, path: LivePath, running: RunningDaemon, token: int | None) -> list[Flow]:
-    """The subflows of a path, as the wire names them."""
+    """The subflows of a path, as flows of the capture."""
     listed = {s["local"] for s in subflows(running, token) if s["interface"] == path.client_if}
     return list(
         {
@@ -93,7 +94,7 @@ def flows(wire: Wire, path: LivePath, running: RunningDaemon, token: int | None)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bad_path_is_left_and_taken_back_when_it_has_healed(
+def test_a_bad_path_is_left_and_rejoined_when_it_has_healed(
     lab: Lab, tmp_path: Path, fault: str
 ) -> None:
     bad, good = lab.paths
@@ -110,8 +111,8 @@ def test_a_bad_path_is_left_and_taken_back_when_it_has_healed(
         assert decision["token"] == f"{traffic.token:08x}"
         assert decision["subflow"] == f"{flow.source} → {flow.destination}"
         assert f"adaptive: destroy {decision['subflow']}" in running.log
-        # The peer is told over the good path, for the FIN goes over the bad one, behind
-        # what is in flight there: perhaps only when that path has healed.
+        # REMOVE_ADDR goes over the good path, because the FIN goes over the bad one, behind the
+        # data in flight: possibly only after that path has healed.
         left = wire.expect(
             RemoveAddr(address_ids=[0]),
             interface=good.client_if,
@@ -122,7 +123,7 @@ def test_a_bad_path_is_left_and_taken_back_when_it_has_healed(
         )
         until(
             lambda: carrying(running, traffic.token) == [good.client_if],
-            "the good path alone carries",
+            "only the good path carries data",
             PATIENCE_S,
         )
 
@@ -137,25 +138,23 @@ def test_a_bad_path_is_left_and_taken_back_when_it_has_healed(
             token=traffic.token,
             since=left.at,
         )
-        # On measured grounds: trials, joins that carry nothing, were answered before.  The
-        # return itself may have been made anew meanwhile, on a slow host.
+        # The rejoin follows answered trials, which are joins that carry no data.  On a slow host
+        # the rejoin itself may have been repeated meanwhile.
         listed = subflows(running, traffic.token)
-        back = [s["local"] for s in listed if s["state"] == "established"]
-        (returned,) = [join for join in joins if str(join.flow.source) in back]
-        assert not returned.carries(MPJoinSyn(backup=1))
-        assert joins.index(returned) > 0
+        established = [s["local"] for s in listed if s["state"] == "established"]
+        (rejoin,) = [join for join in joins if str(join.flow.source) in established]
+        assert not rejoin.carries(MPJoinSyn(backup=1))
+        assert joins.index(rejoin) > 0
         created = decisions(running, "CreateSubflow", ip=bad.client_ip)
         why = [made["reason"] for made in created]
         assert not joins_marked() or joins[0].carries(MPJoinSyn(backup=1)), why
-        taken_back = until_decided(running, "CreateSubflow", bad.client_ip, decision["id"])
-        assert "trial" in " ".join(
-            made["reason"] for made in created if made["id"] >= taken_back["id"]
-        )
+        first = until_decided(running, "CreateSubflow", bad.client_ip, decision["id"])
+        assert "trial" in " ".join(made["reason"] for made in created if made["id"] >= first["id"])
         assert traffic.stop().unanswered == 0
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_last_usable_subflow_is_never_touched(
+def test_the_last_usable_subflow_is_never_changed(
     make_mptcp_lab: MakeLab, tmp_path: Path, fault: str
 ) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=10, rate_mbit=20)], seed=1)
@@ -186,7 +185,7 @@ def test_when_all_paths_are_bad_one_stays(lab: Lab, tmp_path: Path) -> None:
         wire.expect(DSS, interface=lab.paths[1].client_if, direction="in", within=PATIENCE_S)
         for path in lab.paths:
             path.blackhole()
-        # Its alarms go on: an alarm of the one that is left was heard, and led to nothing.
+        # Alarms continue: one about the remaining subflow arrived and had no effect.
         until_decided(running, "DestroySubflow", lab.paths[0].client_ip)
         seen = len(story.events("AlarmRaised"))
         until(lambda: len(story.events("AlarmRaised")) > seen, "one more alarm", PATIENCE_S)
@@ -197,13 +196,13 @@ def test_when_all_paths_are_bad_one_stays(lab: Lab, tmp_path: Path) -> None:
         assert traffic.stop().unanswered == 0
 
 
-def test_a_join_that_the_peer_never_confirmed_leaves_a_connection_that_lives(
+def test_a_join_that_the_peer_never_confirmed_leaves_a_live_connection(
     lab: Lab, tmp_path: Path
 ) -> None:
-    """Both paths fail at once, the newer subflow before its handshake's last word came.
+    """Both paths fail at once, before the fourth ACK of the newer subflow's handshake arrives.
 
-    When they heal, our kernel resets that one (its first segment is no fourth ACK), and the
-    initial one was left: nothing is left, and everything has to come back.
+    When they heal, our kernel resets that subflow, because its first segment is no fourth ACK.  The
+    initial subflow was already destroyed, so no subflow remains and both must be created again.
     """
     with adaptive_in(lab.client, tmp_path) as running, Story(running) as story:
         traffic = lab.start(TALK)
@@ -217,13 +216,13 @@ def test_a_join_that_the_peer_never_confirmed_leaves_a_connection_that_lives(
         assert traffic.stop().unanswered == 0
 
 
-def test_a_connection_whose_only_subflow_was_reset_gets_one_again(
+def test_a_connection_whose_only_subflow_was_reset_gets_a_new_one(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
-    """It lives on for net.mptcp.close_timeout without any, and loses no message."""
+    """It stays open without subflows for net.mptcp.close_timeout, and loses no message."""
     lab = make_mptcp_lab([LabPath(delay_ms=5)])
     (path,) = lab.paths
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+    raise_limits(lab.server)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)
         until_carried_by(running, traffic.token, path)
@@ -237,7 +236,7 @@ def test_a_connection_whose_only_subflow_was_reset_gets_one_again(
 
 
 VANDAL = '''
-"""Orders what must not be: to destroy, demote and withdraw every subflow, in one turn."""
+"""Requests what must be refused: to destroy, demote and withdraw every subflow in one turn."""
 from mptcpd_ebpf.plugin import DestroySubflow, Plugin, SetBackup, WithdrawAddress
 
 
@@ -259,7 +258,9 @@ def vandal(tmp_path: Path) -> Path:
     return plugin_folder(tmp_path, vandal=VANDAL)
 
 
-def test_no_plugin_can_take_the_last_usable_subflow(lab: Lab, tmp_path: Path, vandal: Path) -> None:
+def test_no_plugin_can_remove_the_last_usable_subflow(
+    lab: Lab, tmp_path: Path, vandal: Path
+) -> None:
     options = ("--path-manager=vandal", "--plugin-dir", str(vandal))
     with (
         Wire(lab.client.name, snap=200) as wire,

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`adaptive` in a real namespace: a subflow from every usable interface, seen on the wire.
 
-Interfaces, addresses and carriers come and go; several connections, IPv6, the server's
-side, and a kernel without probes are served as they should be.
+Also with interfaces, addresses and carriers that change, several connections, IPv6, on the server's
+side, and without probes.
 """
 
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse, Stream
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins, raise_limits
 from mptcpd_ebpf.lab.wire import MPJoinSyn, Wire
 from mptcpd_ebpf.lab.wire.segment import Segment
 from tests.netns.daemon_host import (
@@ -30,22 +30,17 @@ from tests.netns.daemon_host import (
     until_decided,
 )
 from tests.netns.daemon_process import RunningDaemon
-from tests.netns.mptcp_peers import IPPROTO_MPTCP, listen
+from tests.netns.mptcp_sockets import listen, mptcp_socket
 from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]
 TALK = RequestResponse(interval_ms=INTERVAL_MS)
 
 
-def let_join(lab: Lab) -> None:
-    """Takes the limits off joins at a server that its own kernel manages."""
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
-
-
 def joined(
     wire: Wire, path: LivePath, running: RunningDaemon, token: int | None, *, since: int = 0
 ) -> Segment:
-    """The regular MP_JOIN that left by a path's interface, with the id that the daemon tells."""
+    """The regular MP_JOIN sent on a path's interface, with the id that the daemon shows."""
     assert token is not None
     (subflow,) = (s for s in subflows(running, token) if s["interface"] == path.client_if)
     return wire.expect(
@@ -61,7 +56,7 @@ def joined(
 
 def test_it_joins_from_every_usable_interface(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)
         until_carried_by(running, traffic.token, *lab.paths)
@@ -79,9 +74,9 @@ def test_it_joins_from_every_usable_interface(make_mptcp_lab: MakeLab, tmp_path:
 
 
 def test_every_connection_is_served(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
-    """Also one that began on the other path; ids and subflows are its own."""
+    """Also one that began on the other path; each has ids and subflows of its own."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         first = lab.start(TALK)
         second = lab.start(RequestResponse(interval_ms=INTERVAL_MS, path=1))
@@ -89,16 +84,16 @@ def test_every_connection_is_served(make_mptcp_lab: MakeLab, tmp_path: Path) -> 
             until_carried_by(running, traffic.token, *lab.paths)
             joined(wire, other, running, traffic.token)
         first.stop()
-        until(lambda: not subflows(running, first.token), "the first is forgotten")
+        until(lambda: not subflows(running, first.token), "the first is removed")
         until_carried_by(running, second.token, *lab.paths)
         assert second.stop().unanswered == 0
 
 
 @pytest.mark.parametrize("ip", ["6", "both"])
 def test_it_joins_over_ipv6(make_mptcp_lab: MakeLab, tmp_path: Path, ip: str) -> None:
-    """And only from addresses of the connection's own family."""
+    """Only from addresses of the connection's own family."""
     lab = make_mptcp_lab([LabPath(), LabPath()], ip=ip)
-    let_join(lab)
+    raise_limits(lab.server)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS, family="6"))
         until_carried_by(running, traffic.token, *lab.paths)
@@ -117,7 +112,7 @@ def lose_carrier(path: LivePath) -> None:
 @pytest.mark.parametrize(
     ("lose", "reason"),
     [
-        # The kernel tells of a lost carrier up to a second later: silence may be seen before.
+        # The kernel reports a lost carrier up to a second later, after a possible timeout.
         (lose_carrier, "lost its carrier|timeouts in a row|nothing came back"),
         (LivePath.remove_address, "was removed"),
         (LivePath.remove_interface, "lost its carrier|was removed"),
@@ -125,7 +120,7 @@ def lose_carrier(path: LivePath) -> None:
     ids=["carrier", "address", "interface"],
 )
 @pytest.mark.parametrize("number", [0, 1], ids=["initial", "joined"])
-def test_what_an_interface_loses_is_left_and_joined_again(
+def test_a_path_that_is_lost_is_left_and_joined_again(
     make_mptcp_lab: MakeLab,
     tmp_path: Path,
     lose: Callable[[LivePath], None],
@@ -133,7 +128,7 @@ def test_what_an_interface_loses_is_left_and_joined_again(
     number: int,
 ) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
-    let_join(lab)
+    raise_limits(lab.server)
     path, other = lab.paths[number], lab.paths[1 - number]
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)
@@ -143,15 +138,15 @@ def test_what_an_interface_loses_is_left_and_joined_again(
         decision = until_decided(running, "DestroySubflow", path.client_ip, before)
         assert re.search(reason, decision["reason"])
         until_carried_by(running, traffic.token, other)
-        back = answered_on(wire, other)
+        answered = answered_on(wire, other)
         path.heal()
         until_carried_by(running, traffic.token, *lab.paths)
-        joined(wire, path, running, traffic.token, since=back)
+        joined(wire, path, running, traffic.token, since=answered)
         assert traffic.stop().unanswered == 0
 
 
 def answered_on(wire: Wire, path: LivePath) -> int:
-    """Waits for data to come back on a path from now on; returns when it did."""
+    """Waits for new data from the peer on a path; returns its time."""
     seen = len(wire.segments)
     found: list[Segment] = []
 
@@ -172,9 +167,9 @@ def answered_on(wire: Wire, path: LivePath) -> int:
 def test_a_join_leaves_by_its_own_interface_or_waits_for_the_route(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
-    """A kernel that binds the join needs no rule for it; on Linux 6.1 the daemon waits for one."""
+    """A kernel that binds joins needs no routing rule; on Linux 6.1 the daemon waits for one."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     first, second = lab.paths
     rule = ["from", second.client_ip]
     (table,) = re.findall(
@@ -191,7 +186,7 @@ def test_a_join_leaves_by_its_own_interface_or_waits_for_the_route(
                 f"leaves by {first.client_if}" in running.log
                 or len(subflows(running, traffic.token)) == 2
             ),
-            "the join is made, or has to wait",
+            "the join is made, or waits",
         )
         lab.client.run(["ip", "rule", "add", *rule, "lookup", table])
         until_carried_by(running, traffic.token, first, second)
@@ -200,9 +195,9 @@ def test_a_join_leaves_by_its_own_interface_or_waits_for_the_route(
         assert traffic.stop().unanswered == 0
 
 
-def test_an_interface_that_is_new_is_joined_from(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+def test_a_new_interface_is_used(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     lab.paths[1].remove_interface()
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)
@@ -217,7 +212,7 @@ def test_a_denied_interface_is_not_used_until_a_reload_allows_it(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     file = tmp_path / "c.yaml"
     file.write_text("interfaces: {deny: [path1]}\n")
     options = ("--config", str(file))
@@ -234,17 +229,12 @@ def test_a_denied_interface_is_not_used_until_a_reload_allows_it(
         assert traffic.stop().unanswered == 0
 
 
-def test_the_servers_side_is_left_alone(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
-    """There the daemon lets the client join, sees what goes wrong, and does nothing."""
+def test_the_server_side_makes_no_joins(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+    """There the client joins; the daemon observes alarms and decides nothing."""
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
-    for host in (lab.client, lab.server):
-        host.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
-    path = lab.paths[1]
-    lab.client.run(
-        ["ip", "mptcp", "endpoint", "add", path.client_ip, "dev", path.client_if, "subflow"]
-    )
+    allow_joins(lab)
     with adaptive_in(lab.server, tmp_path) as running, Story(running) as story:
-        # A server that has nothing to send sees nothing: this one never waits for a request.
+        # This server sends without requests: one that sends nothing gets no measurements.
         traffic = lab.start(Stream(rate_mbit=1, direction="down"))
         until(
             lambda: [len(c["subflows"]) for c in connections(running)] == [2],
@@ -253,7 +243,7 @@ def test_the_servers_side_is_left_alone(make_mptcp_lab: MakeLab, tmp_path: Path)
         )
         (connection,) = connections(running)
         assert connection["server_side"] is True
-        # Whichever the server prefers by now.
+        # Both, because it is not known which one the server prefers.
         for each in lab.paths:
             each.blackhole()
         story.until("AlarmRaised")
@@ -263,14 +253,14 @@ def test_the_servers_side_is_left_alone(make_mptcp_lab: MakeLab, tmp_path: Path)
         assert status(running)["decisions"] == 0
 
 
-def test_two_daemons_side_by_side(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
-    """One at each end: each tells of its own end, and ends without the other's noticing."""
+def test_two_daemons_at_both_ends(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+    """Each shows its own end, and stops without an effect on the other."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     for name in ("near", "far"):
         (tmp_path / name).mkdir()
     with adaptive_in(lab.client, tmp_path / "near") as near:
         with daemon_in(lab.server, tmp_path / "far") as far:
-            let_join(lab)
+            raise_limits(lab.server)
             traffic = lab.start(TALK)
             until_carried_by(near, traffic.token, *lab.paths)
             (here,), (there,) = connections(near), connections(far)
@@ -289,11 +279,9 @@ def test_two_daemons_side_by_side(make_mptcp_lab: MakeLab, tmp_path: Path) -> No
         assert traffic.stop().unanswered == 0
 
 
-def test_without_probes_it_manages_from_netlink_alone(
-    make_mptcp_lab: MakeLab, tmp_path: Path
-) -> None:
+def test_without_probes_netlink_events_are_enough(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     with adaptive_in(lab.client, tmp_path, "--probes=netlink") as running:
         assert status(running)["probes"]["backend"] == "netlink"
         traffic = lab.start(TALK)
@@ -301,7 +289,7 @@ def test_without_probes_it_manages_from_netlink_alone(
         for subflow in subflows(running, traffic.token):
             assert subflow["srtt_us"]
             assert subflow["cwnd"]
-            assert subflow["lost"] is None  # inet_diag does not tell
+            assert subflow["lost"] is None  # not in inet_diag
         lab.paths[0].carrier(False)
         until_decided(running, "DestroySubflow", lab.paths[0].client_ip)
         until_carried_by(running, traffic.token, lab.paths[1])
@@ -310,11 +298,11 @@ def test_without_probes_it_manages_from_netlink_alone(
         assert traffic.stop().unanswered == 0
 
 
-def test_nothing_is_decided_while_paused_and_what_was_missed_is_done_after(
+def test_a_paused_daemon_decides_nothing_and_catches_up_when_resumed(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
-    let_join(lab)
+    raise_limits(lab.server)
     with adaptive_in(lab.client, tmp_path) as running:
         first = lab.start(TALK)
         until_carried_by(running, first.token, *lab.paths)
@@ -338,14 +326,12 @@ def test_nothing_is_decided_while_paused_and_what_was_missed_is_done_after(
 def test_a_connection_that_was_idle_at_the_start_is_joined_when_it_carries_data(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
-    """The kernel refuses joins before that, once."""
+    """Before that, the kernel refuses the join; the daemon tries it once."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     lab.client.sysctl("mptcp.pm_type", 1)
     listener = listen(lab.server, lab.paths[0].server_ip)
-    with lab.client.entered():
-        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-    with client, listener:
+    with mptcp_socket(lab.client) as client, listener:
         client.connect(listener.getsockname())
         with listener.accept()[0] as server, adaptive_in(lab.client, tmp_path) as running:
             refusal = "creating the subflow: ENOTCONN"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `ls --json` tells of live subflows is what `ss` tells of their sockets."""
+"""`ls --json` shows the same values of live subflows as `ss`."""
 
 import json
 import re
@@ -12,9 +12,10 @@ import pytest
 from mptcpd_ebpf.control.schema import Announced, ConnectionView, SubflowView
 from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint, raise_limits
 from tests.netns.daemon_host import PATIENCE_S, adaptive_in, connections
 from tests.netns.daemon_process import RunningDaemon, command
-from tests.netns.probed import connection, exchange
+from tests.netns.mptcp_sockets import connection, exchange
 from tests.ordinary_user import AS_NOBODY
 from tests.waiting import until
 
@@ -27,13 +28,13 @@ COUNTERS = {
     "bytes_acked": "bytes_acked",
     "cwnd": "cwnd",
 }
-"""Our name and the name `ss -i` gives it; equal at a rest point."""
+"""Our names and those of `ss -i`; the values are equal while no data is in flight."""
 NEVER_NULL = {
     "local", "remote", "local_id", "remote_id", "interface", "state", "backup", "srtt_us",
     "min_rtt_us", "rtt_us", "rttvar_us", "retransmits", "lost", "timeouts", "segments_out",
     "bytes_sent", "bytes_acked", "cwnd", "in_flight", "opened_at",
 }  # fmt: skip
-"""What is known of every subflow that has carried data and was opened under the daemon."""
+"""What is known of every subflow that has carried data and is newer than the daemon."""
 
 
 def listed(running: RunningDaemon) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def listed(running: RunningDaemon) -> dict[str, Any]:
 
 
 def typed(record: dict[str, Any], shape: type) -> None:
-    """Every field of a record is there, in the order promised, and of its declared type."""
+    """Every field of a record exists, in the declared order and of the declared type."""
     hints = get_type_hints(shape)
     assert list(record) == list(hints)
     for name, hint in hints.items():
@@ -57,7 +58,7 @@ def typed(record: dict[str, Any], shape: type) -> None:
 
 
 def socket_statistics(lab: Lab) -> dict[str, dict[str, str]]:
-    """By local address: what `ss -ti` says of the client's TCP sockets."""
+    """By local address: the values of `ss -ti` for the client's TCP sockets."""
     argv = ["ss", "-HtnOi", "state", "established"]
     found = {}
     for line in lab.client.run(argv).stdout.splitlines():
@@ -70,7 +71,7 @@ def socket_statistics(lab: Lab) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("ip", ["4", "6"])
 def test_ls_agrees_with_ss(make_mptcp_lab: MakeLab, tmp_path: Path, ip: str) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=20)], ip=ip)
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+    raise_limits(lab.server)
     six = {"family": 10, "listen_on": "::"} if ip == "6" else {}
     with adaptive_in(lab.client, tmp_path) as running, connection(lab, **six) as ends:  # type: ignore[arg-type]
 
@@ -99,33 +100,35 @@ def test_ls_agrees_with_ss(make_mptcp_lab: MakeLab, tmp_path: Path, ip: str) -> 
         for subflow, path in zip(found["subflows"], lab.paths, strict=True):
             typed(subflow, SubflowView)
             assert {name for name, value in subflow.items() if value is not None} == NEVER_NULL
-            said = statistics[subflow["local"]]
+            shown_by_ss = statistics[subflow["local"]]
             assert {name: str(subflow[name]) for name in COUNTERS} == {
-                name: said[theirs] for name, theirs in COUNTERS.items()
+                name: shown_by_ss[theirs] for name, theirs in COUNTERS.items()
             }
-            srtt, variation = said["rtt"].split("/")
+            srtt, variation = shown_by_ss["rtt"].split("/")
             assert subflow["srtt_us"] == pytest.approx(float(srtt) * 1000, rel=0.05)
             assert subflow["rttvar_us"] == pytest.approx(float(variation) * 1000, rel=0.05)
-            assert subflow["min_rtt_us"] == pytest.approx(float(said["minrtt"]) * 1000, abs=1)
+            assert subflow["min_rtt_us"] == pytest.approx(
+                float(shown_by_ss["minrtt"]) * 1000, abs=1
+            )
             assert subflow["interface"] == path.client_if
-            assert subflow["retransmits"] == int(said.get("retrans", "0/0").split("/")[1])
-            # Ours counts all so far, ss those that are not repaired yet.
-            assert subflow["lost"] >= int(said.get("lost", "0"))
+            assert subflow["retransmits"] == int(shown_by_ss.get("retrans", "0/0").split("/")[1])
+            # Ours counts all losses so far, ss those that are not repaired yet.
+            assert subflow["lost"] >= int(shown_by_ss.get("lost", "0"))
             assert subflow["timeouts"] == 0
 
 
-def test_an_address_that_the_peer_announced_is_told(
+def test_an_address_that_the_peer_announced_is_shown(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     address = lab.paths[1].server_ip
-    lab.server.run(["ip", "mptcp", "endpoint", "add", address, "id", "5", "signal"])
+    add_endpoint(lab.server, address, "id", "5", "signal")
     with adaptive_in(lab.client, tmp_path) as running, connection(lab) as ends:
         exchange(ends, b"x" * 1000)
-        until(lambda: bool(connections(running)[0]["announced"]), "it is told", PATIENCE_S)
+        until(lambda: bool(connections(running)[0]["announced"]), "it is shown", PATIENCE_S)
         (announced,) = listed(running)["announced"]
         typed(announced, Announced)
-        # The kernel fills in the connection's port where the peer named none.
+        # The kernel fills in the port of the connection if the peer announced none.
         port = ends.client.getpeername()[1]
         assert announced == {"id": 5, "ip": address, "port": port}
 
@@ -135,29 +138,29 @@ def test_an_address_that_the_peer_announced_is_told(
 def test_without_a_daemon_the_kernel_is_asked(
     make_mptcp_lab: MakeLab, tmp_path: Path, daemon: bool
 ) -> None:
-    """What only probes and events tell is null; all else is as a daemon has it."""
+    """What only probes and events report is null; everything else is as with a daemon."""
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=20)])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+    raise_limits(lab.server)
     inside = ("nsenter", f"--net=/run/netns/{lab.client.name}", "--")
     with adaptive_in(lab.client, tmp_path) as running, connection(lab) as ends:
         exchange(ends, b"x" * 1000)
 
-        def both_stand() -> bool:
+        def both_established() -> bool:
             return [s["state"] for s in connections(running)[0]["subflows"]] == ["established"] * 2
 
-        until(both_stand, "both are established", PATIENCE_S)
+        until(both_established, "both are established", PATIENCE_S)
         known = listed(running)
         arguments = ["ls", "--json"]
         if daemon:
             arguments.append("--direct")
         else:
-            # Its subflows stay, as the last one may not go and the other has no plugin any more.
+            # Both subflows stay, because no plugin manages them any more.
             running.process.kill()
             running.process.wait()
         ended = command(*arguments, prefix=inside)
         assert ended.returncode == 0
-        told = "" if daemon else "mptcpd-ebpf: no daemon runs here; this is what the kernel"
-        assert ended.stderr.startswith(told)
+        message = "" if daemon else "mptcpd-ebpf: no daemon runs here; this is what the kernel"
+        assert ended.stderr.startswith(message)
         (found,) = json.loads(ended.stdout)["connections"]
         typed(found, ConnectionView)
         names = ("token", "server_side", "local", "remote", "pid", "comm")
@@ -171,7 +174,7 @@ def test_without_a_daemon_the_kernel_is_asked(
             typed(subflow, SubflowView)
             assert (subflow["lost"], subflow["opened_at"]) == (None, None)
             assert subflow["srtt_us"] > 5000
-        # Newer kernels show them to who has CAP_NET_ADMIN alone: then that is said, not "none".
+        # Newer kernels list them only with CAP_NET_ADMIN: then the command says so.
         seen = command("ls", "--direct", prefix=(*inside, *AS_NOBODY))
         if seen.returncode == 77:
             assert "CAP_NET_ADMIN" in seen.stderr

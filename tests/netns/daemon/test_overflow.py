@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Events that the kernel had to drop: the daemon reads everything anew, and hears on.
+"""After the kernel dropped events, the daemon reads everything again and continues.
 
-It is stopped (SIGSTOP) while more happens than its sockets hold.  What is told before the
-overflow waits in the socket, what happens after it is told by nobody: both kinds of news
-are staged here, and the daemon must know what is true when it goes on.
+The daemon is stopped (SIGSTOP) while more events occur than its sockets hold.  Events before the
+overflow wait in the socket, events after it are lost.  Both kinds occur here, and the daemon must
+know the present state when it continues.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from mptcpd_ebpf.kernel.pm_events import SOURCE
 from mptcpd_ebpf.kernel.rtnetlink import SOURCE as ROUTE_SOURCE
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     Story,
@@ -38,11 +39,11 @@ MPTCP_SOCKETS = ["ss", "-HMn", "state", "established"]
 @pytest.fixture
 def lab(make_mptcp_lab: MakeLab) -> Lab:
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     return lab
 
 
-def test_connections_that_came_and_went_unheard(lab: Lab, tmp_path: Path) -> None:
+def test_connections_that_opened_and_closed_without_events(lab: Lab, tmp_path: Path) -> None:
     with adaptive_in(lab.client, tmp_path) as running:
         known = lab.start(TALK)
         staying = lab.start(TALK)
@@ -58,38 +59,42 @@ def test_connections_that_came_and_went_unheard(lab: Lab, tmp_path: Path) -> Non
                 lambda: lab.client.run(MPTCP_SOCKETS).stdout.count("\n") == 2,
                 "the kernel has closed them",
             )
-        until(lambda: SOURCE in status(running)["events_lost"], "the loss is told", PATIENCE_S)
+        until(lambda: SOURCE in status(running)["events_lost"], "the loss is counted", PATIENCE_S)
         assert status(running)["events_lost"][SOURCE] >= 1
-        assert f"events lost from {SOURCE} (overflow 1)" in running.log
+        assert f"events lost from {SOURCE} (overflow 1 since the start)" in running.log
         assert running.ask("status").stdout.count(SOURCE) == 1
-        alive = sorted(f"{traffic.token:08x}" for traffic in (staying, begun_after))
+        live = sorted(f"{traffic.token:08x}" for traffic in (staying, begun_after))
         until(
-            lambda: sorted(c["token"] for c in connections(running)) == alive,
-            f"{alive} are known and no other",
+            lambda: sorted(c["token"] for c in connections(running)) == live,
+            f"{live} are known and no other",
             PATIENCE_S,
         )
-        # Both are served, and what happens from now on is heard.
+        # Both are served, and new events arrive.
         until_carried_by(running, staying.token, *lab.paths)
         until_carried_by(running, begun_after.token, *lab.paths)
         next_one = lab.start(TALK)
         until_carried_by(running, next_one.token, *lab.paths)
         for traffic in (staying, begun_after, next_one):
             assert traffic.stop().unanswered == 0
-        until(lambda: connections(running) == [], "their ends are heard", PATIENCE_S)
+        until(lambda: connections(running) == [], "their ends are reported", PATIENCE_S)
 
 
-def test_an_address_that_came_and_went_unheard(lab: Lab, tmp_path: Path) -> None:
+def test_an_address_that_was_removed_without_an_event(lab: Lab, tmp_path: Path) -> None:
     path, other = lab.paths
     with adaptive_in(lab.client, tmp_path) as running, Story(running) as story:
         traffic = lab.start(TALK)
         until_carried_by(running, traffic.token, path, other)
         with stopped(running):
-            # Told: it goes and comes again.  Untold: it goes for good.
+            # With events: it is removed and restored.  Without: it is removed again.
             path.remove_address()
             path.restore_address()
             change_addresses_until_dropped(lab, running)
             path.remove_address()
-        until(lambda: ROUTE_SOURCE in status(running)["events_lost"], "it is told", PATIENCE_S)
+        until(
+            lambda: ROUTE_SOURCE in status(running)["events_lost"],
+            "the loss is counted",
+            PATIENCE_S,
+        )
         until_carried_by(running, traffic.token, other)
         seen = len(story.events("LocalAddressChanged"))
         path.restore_address()
@@ -98,7 +103,7 @@ def test_an_address_that_came_and_went_unheard(lab: Lab, tmp_path: Path) -> None
                 path.client_ip
                 in [event["ip"] for event in story.events("LocalAddressChanged")[seen:]]
             ),
-            "its return is heard",
+            "its return is reported",
             PATIENCE_S,
         )
         until_carried_by(running, traffic.token, path, other)

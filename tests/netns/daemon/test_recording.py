@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A recorded run with all that can happen to a daemon decides the same in a new process."""
+"""A recorded run, with every kind of event, decides the same in a new process."""
 
 import os
 import subprocess
@@ -15,6 +15,7 @@ from mptcpd_ebpf.core.commands import MANUAL
 from mptcpd_ebpf.core.recording import Record, read
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     daemon_in,
@@ -31,17 +32,17 @@ from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]
 
-FALLING = """
+SLOW = """
 from mptcpd_ebpf.plugin import Plugin
 
-class Falling(Plugin):
-    name = "falling"
+class Slow(Plugin):
+    name = "slow"
 
     def new_interface(self, ctx, link):
         while True:
             ctx.random.random()
 """
-"""It takes too long, which no replay of the events alone would show."""
+"""It exceeds the time limit, which a replay of the events alone would not show."""
 
 REPLAY = """
 import sys
@@ -73,16 +74,16 @@ def replayed(recording: Path, plugins: Path, hash_seed: str) -> bytes:
 @pytest.fixture
 def lab(make_mptcp_lab: MakeLab) -> Lab:
     lab = make_mptcp_lab([LabPath(delay_ms=10), LabPath(delay_ms=40)], seed=1)
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     make_room_behind_holes(lab)
     return lab
 
 
-def test_a_replay_decides_the_same_byte_for_byte(lab: Lab, tmp_path: Path) -> None:
-    folder = plugin_folder(tmp_path, falling=FALLING)
+def test_a_replay_makes_the_same_decisions_byte_for_byte(lab: Lab, tmp_path: Path) -> None:
+    folder = plugin_folder(tmp_path, slow=SLOW)
     recording, config = tmp_path / "run.jsonl", tmp_path / "c.yaml"
     config.write_text(
-        f"path_manager: adaptive\nload_plugins: [falling]\nplugin_dir: {folder}\n"
+        f"path_manager: adaptive\nload_plugins: [slow]\nplugin_dir: {folder}\n"
         "plugins: {adaptive: {trial_pause_ms: 300}}\n"
     )
     arguments = ("--config", str(config), "--record", str(recording))
@@ -101,14 +102,15 @@ def test_a_replay_decides_the_same_byte_for_byte(lab: Lab, tmp_path: Path) -> No
         until_carried_by(running, talk.token, first, second)
         with stopped(running):
             change_addresses_until_dropped(lab, running)
-        until(lambda: "events lost" in running.log, "it overflowed", PATIENCE_S)
-        (slow,) = [
+        until(lambda: "events lost" in running.log, "the socket overflowed", PATIENCE_S)
+        (second_subflow,) = [
             each for each in subflows(running, talk.token) if each["interface"] == second.client_if
         ]
-        done = running.ask("subflow", "del", f"{talk.token:08x}", slow["local"], slow["remote"])
+        token, ends = f"{talk.token:08x}", (second_subflow["local"], second_subflow["remote"])
+        done = running.ask("subflow", "del", token, *ends)
         assert done.returncode == 0, done.stderr
         lab.client.run(["ip", "link", "add", "extra", "type", "veth", "peer", "other"])
-        until(lambda: "plugin falling is excluded" in running.log, running.log)
+        until(lambda: "plugin slow is excluded" in running.log, running.log)
         assert running.stop() == 0
         assert talk.stop().unanswered == 0
     with recording.open("rb") as file:

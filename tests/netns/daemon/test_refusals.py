@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What keeps the daemon from starting: one clear message each, and its exit code."""
+"""Every reason for which the daemon cannot start has one clear message and an exit code."""
 
 import json
 import socket
@@ -16,12 +16,12 @@ from tests.waiting import until
 
 
 def staged(script: str) -> tuple[str, ...]:
-    """Prefix: new network and mount namespaces, changed by a line of shell first."""
+    """Prefix: new network and mount namespaces, which a line of shell changes first."""
     return ("unshare", "--net", "--mount", "--", "sh", "-ec", f'{script}; exec "$@"', "sh")
 
 
 def bounded(*capabilities: str) -> tuple[str, ...]:
-    """Prefix: root in a new network namespace, with these capabilities alone."""
+    """Prefix: root in a new network namespace, with only these capabilities."""
     kept = "".join(f",+{name}" for name in capabilities)
     return (*NEW_NAMESPACE, "setpriv", f"--bounding-set=-all{kept}", "--")
 
@@ -29,7 +29,7 @@ def bounded(*capabilities: str) -> tuple[str, ...]:
 def started(
     tmp_path: Path, *arguments: str, prefix: Sequence[str] = NEW_NAMESPACE
 ) -> tuple[int, str]:
-    """How a daemon that must not start ended."""
+    """Exit code and message of a daemon that must not start."""
     return refusal("daemon", "--control", str(tmp_path / "c.sock"), *arguments, prefix=prefix)
 
 
@@ -66,7 +66,7 @@ def test_read_only_sysctls(tmp_path: Path) -> None:
     ],
     ids=["BTF", "CAP_BPF"],
 )
-def test_without_probes_it_runs_and_says_what_it_cannot_see(
+def test_without_probes_it_runs_and_names_the_reason(
     tmp_path: Path, prefix: tuple[str, ...], reason: str
 ) -> None:
     code, message = started(tmp_path, "--probes=core", prefix=prefix)
@@ -97,7 +97,7 @@ def test_a_control_path_in_use(tmp_path: Path) -> None:
         assert first.ask("status").returncode == 0
 
 
-def test_a_control_path_that_cannot_be(tmp_path: Path) -> None:
+def test_a_control_path_that_cannot_be_used(tmp_path: Path) -> None:
     code, message = refusal("daemon", "--control", "/x" * 60, prefix=NEW_NAMESPACE)
     assert code == 78
     assert "107" in message
@@ -105,12 +105,12 @@ def test_a_control_path_that_cannot_be(tmp_path: Path) -> None:
         "daemon", "--control", str(tmp_path / "none" / "c.sock"), prefix=NEW_NAMESPACE
     )
     assert code == 78
-    assert "make its folder first" in message
+    assert "create its directory first" in message
 
 
-def test_a_dead_daemons_control_socket_is_taken_over(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(tmp_path / "control.sock"))
+def test_the_control_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / "control.sock"))
     with daemon(tmp_path) as running:
         assert running.ask("status").returncode == 0
 
@@ -155,9 +155,9 @@ def test_a_wrong_command_line(tmp_path: Path) -> None:
     assert refusal("dæmon")[0] == 64
 
 
-def test_nothing_is_left_behind_and_the_sysctl_is_given_back(tmp_path: Path) -> None:
+def test_the_control_socket_is_removed_and_the_sysctl_restored(tmp_path: Path) -> None:
     with daemon(tmp_path, "--path-manager=adaptive") as running:
-        # Keeps the namespace when the daemon is gone.
+        # Keeps the namespace after the daemon has stopped.
         holder = subprocess.Popen([*running.inside, "sleep", "60"])
         namespace = Path(f"/proc/{holder.pid}/ns/net")
         read = ["nsenter", f"--net={namespace}", "--", "cat", "/proc/sys/net/mptcp/pm_type"]
@@ -176,7 +176,7 @@ def test_nothing_is_left_behind_and_the_sysctl_is_given_back(tmp_path: Path) -> 
 
 
 @pytest.mark.ordinary_user
-def test_the_control_socket_is_for_its_owner_alone() -> None:
+def test_only_the_owner_can_use_the_control_socket() -> None:
     with tempfile.TemporaryDirectory() as open_to_all:
         Path(open_to_all).chmod(0o755)
         with daemon(Path(open_to_all)) as running:
@@ -184,10 +184,10 @@ def test_the_control_socket_is_for_its_owner_alone() -> None:
             for command_name in ("ls", "status", "pause"):
                 code, message = refusal(command_name, *control, prefix=AS_NOBODY)
                 assert code == 77
-                assert "run this as root" in message
+                assert "as that user or as root" in message
 
 
-def test_no_daemon_there(tmp_path: Path) -> None:
+def test_commands_without_a_daemon(tmp_path: Path) -> None:
     for command_name in ("ls", "status", "pause", "resume", "reload"):
         code, message = refusal(command_name, "--control", str(tmp_path / "c.sock"))
         assert code == 69
@@ -195,7 +195,7 @@ def test_no_daemon_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.ordinary_user
-def test_doctor_names_what_is_missing_and_never_takes_unseen_for_absent() -> None:
+def test_doctor_names_what_is_missing_and_what_it_cannot_check() -> None:
     def checks(prefix: tuple[str, ...]) -> tuple[int, dict[str, set[str]]]:
         ended = command("doctor", "--json", prefix=prefix)
         answer = json.loads(ended.stdout)
@@ -217,8 +217,8 @@ def test_doctor_names_what_is_missing_and_never_takes_unseen_for_absent() -> Non
     assert unseen["netlink"] == unseen["probes"] == unseen["other managers"] == {"unknown"}
     code, off = checks(staged("echo 0 > /proc/sys/net/mptcp/enabled"))
     assert (code, off["mptcp"]) == (1, {"fail"})
-    code, absent = checks(staged("mount -t tmpfs none /proc/sys/net/mptcp"))
-    assert (code, absent["mptcp"]) == (1, {"fail"})
+    code, missing = checks(staged("mount -t tmpfs none /proc/sys/net/mptcp"))
+    assert (code, missing["mptcp"]) == (1, {"fail"})
     _, without_btf = checks(staged("mount -t tmpfs none /sys/kernel/btf"))
     assert without_btf["btf"] == without_btf["probes"] == {"warn"}
     _, fixed = checks(
@@ -228,7 +228,7 @@ def test_doctor_names_what_is_missing_and_never_takes_unseen_for_absent() -> Non
 
 
 @pytest.mark.ordinary_user
-def test_doctor_names_a_daemon_and_a_stranger_at_work(tmp_path: Path) -> None:
+def test_doctor_names_a_daemon_and_another_subscriber(tmp_path: Path) -> None:
     with daemon(tmp_path) as running:
         ended = command("doctor", prefix=running.inside)
         assert f"process {running.process.pid} serves this network namespace" in ended.stdout
@@ -236,15 +236,15 @@ def test_doctor_names_a_daemon_and_a_stranger_at_work(tmp_path: Path) -> None:
         unseen = command("doctor", prefix=(*running.inside, *AS_NOBODY)).stdout
         assert f"process {running.process.pid} serves this network namespace" in unseen
         assert "a process (pid unknown)" not in unseen, "it is that daemon"
-        stranger = subprocess.Popen(
+        other = subprocess.Popen(
             [*running.inside, "ip", "mptcp", "monitor"], stdout=subprocess.DEVNULL
         )
         try:
-            hears = f"(pid {stranger.pid}) hears"
+            subscribed = f"(pid {other.pid}) is subscribed to"
             until(
-                lambda: hears in command("doctor", prefix=running.inside).stdout,
-                "doctor names the stranger",
+                lambda: subscribed in command("doctor", prefix=running.inside).stdout,
+                "doctor names the subscriber",
             )
         finally:
-            stranger.kill()
-            stranger.wait()
+            other.kill()
+            other.wait()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A reload takes up everything, or says what it cannot; it loses no event, connection or join."""
+"""A reload changes everything, or names what it cannot; it loses no event, connection or join."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     adaptive_in,
@@ -30,7 +31,7 @@ TALK = RequestResponse(interval_ms=INTERVAL_MS)
 
 
 def reloaded(running: RunningDaemon) -> None:
-    """SIGHUP, and the word that it is done."""
+    """Sends SIGHUP and waits for the reload."""
     before = running.log.count("configuration reloaded")
     os.kill(running.process.pid, signal.SIGHUP)
     until(lambda: running.log.count("configuration reloaded") > before, "the reload", PATIENCE_S)
@@ -41,21 +42,21 @@ def test_what_only_a_restart_changes_is_named(tmp_path: Path) -> None:
     file.write_text("probes: {backend: netlink}\n")
     with daemon(tmp_path, "--config", str(file)) as running:
         file.write_text("probes: {backend: auto}\nmetrics: {enabled: true}\nlog_level: debug\n")
-        told = running.ask("reload")
-        assert (told.returncode, told.stdout) == (0, "reloaded\n")
-        words = "changed, but in force only after a restart: metrics, probes.backend"
-        assert told.stderr == f"mptcpd-ebpf: {words}\n"
+        ended = running.ask("reload")
+        assert (ended.returncode, ended.stdout) == (0, "reloaded\n")
+        words = "changed, takes effect only after a restart: metrics, probes.backend"
+        assert ended.stderr == f"mptcpd-ebpf: {words}\n"
         assert f"WARNING {words}" in running.log
-        assert status(running)["waits_for_restart"] == ["metrics", "probes.backend"]
+        assert status(running)["pending_restart"] == ["metrics", "probes.backend"]
         assert "metrics, probes.backend" in running.ask("status").stdout
         file.write_text("probes: {backend: netlink}\n")
-        told = running.ask("reload")
-        assert (told.returncode, told.stderr) == (0, "")
-        assert status(running)["waits_for_restart"] == []
+        ended = running.ask("reload")
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert status(running)["pending_restart"] == []
 
 
 def test_a_reload_reads_the_file_that_a_restart_would(tmp_path: Path) -> None:
-    """One that comes to the default place after the start counts, and one that goes does not."""
+    """The default file counts if it exists at the time of the reload."""
     etc = tmp_path / "etc"
     etc.mkdir()
     staged = (*NEW_NAMESPACE, "unshare", "--mount", "--", "sh", "-ec")
@@ -70,10 +71,10 @@ def test_a_reload_reads_the_file_that_a_restart_would(tmp_path: Path) -> None:
         assert status(running)["plugins"] == []
 
 
-def test_the_path_manager_is_told_when_it_changes(tmp_path: Path) -> None:
-    """And not again at each reload."""
+def test_a_change_of_the_path_manager_is_logged(tmp_path: Path) -> None:
+    """Once, and not at each reload."""
     file = tmp_path / "c.yaml"
-    words = "new connections get the userspace path manager (was: kernel)"
+    words = "new connections use the userspace path manager until the daemon stops (before: kernel)"
     file.write_text("path_manager: fullmesh\n")
     with daemon(tmp_path, "--config", str(file)) as running:
         assert running.ask("reload").returncode == 0
@@ -86,18 +87,18 @@ def test_the_path_manager_is_told_when_it_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plugin", ["fullmesh", "adaptive", "sspi", "backup"])
-def test_a_join_under_way_is_neither_lost_nor_made_twice(
+def test_a_pending_join_is_neither_lost_nor_repeated(
     make_mptcp_lab: MakeLab, tmp_path: Path, plugin: str
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     first, second = lab.paths
     second.blackhole()
     with daemon_in(lab.client, tmp_path, f"--path-manager={plugin}") as running:
         traffic = lab.start(TALK)
         until(
             lambda: bool(decisions(running, "CreateSubflow", ip=second.client_ip)),
-            "the join is under way",
+            "the join is pending",
             PATIENCE_S,
         )
         for _ in range(3):
@@ -117,7 +118,7 @@ def test_a_join_under_way_is_neither_lost_nor_made_twice(
             PATIENCE_S,
         )
         assert len(connections(running)) == 1
-        # It still hears: a connection made now is managed too.
+        # Events still arrive: a new connection is managed too.
         another = lab.start(TALK)
         if plugin != "backup":
             until_carried_by(running, another.token, first, second)
@@ -125,10 +126,10 @@ def test_a_join_under_way_is_neither_lost_nor_made_twice(
         assert traffic.stop().unanswered == 0
 
 
-def test_a_path_that_is_away_stays_away(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
-    """What was learnt outlives a reload: no data goes onto it before a trial was answered."""
+def test_a_path_that_was_left_stays_left(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+    """A reload keeps what was learnt: a bad path carries no data before a trial was answered."""
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     bad, good = lab.paths
     with adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)

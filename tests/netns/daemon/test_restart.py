@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon comes and goes over live connections, and leaves nothing behind it."""
+"""The daemon starts and stops while connections are open, and leaves nothing behind."""
 
 import contextlib
 import ctypes
@@ -13,6 +13,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint, raise_limits
 from mptcpd_ebpf.lab.wire import MPJoinSyn, Wire
 from mptcpd_ebpf.runtime.run_folder import SYSTEM
 from tests.netns.daemon_host import (
@@ -38,13 +39,13 @@ _BPF_PROG_GET_FD_BY_ID = 13  # include/uapi/linux/bpf.h, enum bpf_cmd
 @pytest.fixture
 def lab(make_mptcp_lab: MakeLab) -> Iterator[Lab]:
     lab = make_mptcp_lab([LabPath(delay_ms=2), LabPath(delay_ms=5)])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     yield lab
-    note(lab).unlink(missing_ok=True)
+    state_file(lab).unlink(missing_ok=True)
 
 
-def note(lab: Lab) -> Path:
-    """Where a daemon notes the path manager that it has to put back."""
+def state_file(lab: Lab) -> Path:
+    """Where a daemon saves the path manager that it restores."""
     return SYSTEM / f"{lab.client.netns}.path-manager"
 
 
@@ -60,7 +61,7 @@ def loaded(program: int) -> bool:
 
 @contextlib.contextmanager
 def kept_alive(lab: Lab) -> Iterator[None]:
-    """Somebody else stays subscribed, so that the kernel allows joins without a daemon too."""
+    """Another program stays subscribed, so that the kernel allows joins without a daemon."""
     holder = lab.client.popen(["ip", "mptcp", "monitor"], stdout=-3)
     try:
         yield
@@ -74,7 +75,7 @@ def test_connections_older_than_the_daemon_are_known_and_served(lab: Lab, tmp_pa
     with Wire(lab.client.name, snap=200) as wire:
         traffic = lab.start(TALK)
         with adaptive_in(lab.client, tmp_path) as running:
-            assert "1 connections live already" in running.log
+            assert "existing connections: 1" in running.log
             until_carried_by(running, traffic.token, *lab.paths)
             (connection,) = connections(running)
             assert connection["server_side"] is False
@@ -83,17 +84,17 @@ def test_connections_older_than_the_daemon_are_known_and_served(lab: Lab, tmp_pa
             assert connection["local"] == f"{traffic.local[0]}:{traffic.local[1]}"
             (join,) = wire.matching(MPJoinSyn, direction="out")
             assert join.interface == lab.paths[1].client_if
-            # What the daemon found it serves as any other.
+            # The daemon serves an older connection as any other.
             lab.paths[0].blackhole()
             until_decided(running, "DestroySubflow", lab.paths[0].client_ip)
             lab.paths[0].heal()
             until_carried_by(running, traffic.token, *lab.paths)
         assert traffic.stop().unanswered == 0
-    # It was userspace before, and that is not ours to change.
+    # It was userspace before the daemon started.
     assert lab.client.sysctl("mptcp.pm_type") == "1"
 
 
-def test_a_listeners_connections_are_known_by_its_owner(lab: Lab, tmp_path: Path) -> None:
+def test_a_server_connection_shows_the_owner_of_its_listener(lab: Lab, tmp_path: Path) -> None:
     traffic = lab.start(TALK)
     with daemon_in(lab.server, tmp_path) as running:
         (connection,) = connections(running)
@@ -104,7 +105,7 @@ def test_a_listeners_connections_are_known_by_its_owner(lab: Lab, tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_politely_and_leaves_nothing(
+def test_a_signal_stops_it_and_nothing_is_left(
     lab: Lab, tmp_path: Path, number: signal.Signals
 ) -> None:
     with adaptive_in(lab.client, tmp_path) as running:
@@ -114,7 +115,7 @@ def test_it_ends_politely_and_leaves_nothing(
         programs = bpf_programs(pid)
         assert programs
         assert all(map(loaded, programs))
-        assert note(lab).exists()
+        assert state_file(lab).exists()
         assert lab.client.sysctl("mptcp.pm_type") == "1"
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
         assert children == ""
@@ -122,15 +123,15 @@ def test_it_ends_politely_and_leaves_nothing(
         assert running.process.wait(PATIENCE_S) == 0
         assert running.log.endswith("INFO stopped\n")
         assert not running.control.exists()
-        assert not note(lab).exists()
+        assert not state_file(lab).exists()
         assert lab.client.sysctl("mptcp.pm_type") == "0"
         until(lambda: not any(map(loaded, programs)), "its BPF programs are gone")
-        # The connection goes on as it was.
+        # The connection continues unchanged.
         assert [path.subflows() for path in lab.paths] == [1, 1]
         assert traffic.stop().unanswered == 0
 
 
-def test_after_kill_9_the_next_one_puts_everything_right(lab: Lab, tmp_path: Path) -> None:
+def test_after_sigkill_the_next_daemon_restores_everything(lab: Lab, tmp_path: Path) -> None:
     with kept_alive(lab), contextlib.ExitStack() as stack:
         first = stack.enter_context(adaptive_in(lab.client, tmp_path))
         traffic = lab.start(TALK)
@@ -141,34 +142,34 @@ def test_after_kill_9_the_next_one_puts_everything_right(lab: Lab, tmp_path: Pat
         first.process.wait()
         assert lab.client.sysctl("mptcp.pm_type") == "1"
         assert first.control.exists()
-        assert note(lab).exists()
+        assert state_file(lab).exists()
         assert refusal("ls", "--control", str(first.control))[0] == 69
         until(lambda: not any(map(loaded, programs)), "its BPF programs are gone")
 
         second = stack.enter_context(adaptive_in(lab.client, tmp_path))
-        assert "1 connections live already" in second.log
-        assert "(was: kernel)" in second.log
+        assert "existing connections: 1" in second.log
+        assert "(before: kernel)" in second.log
         until_carried_by(second, traffic.token, *lab.paths)
         assert {(s["local"], s["remote"]) for s in subflows(second, traffic.token)} == before
         assert second.stop() == 0
         assert lab.client.sysctl("mptcp.pm_type") == "0"
         assert not second.control.exists()
-        assert not note(lab).exists()
+        assert not state_file(lab).exists()
         assert traffic.stop().unanswered == 0
 
 
-def test_what_somebody_else_set_meanwhile_is_left_alone(lab: Lab, tmp_path: Path) -> None:
+def test_what_another_program_set_meanwhile_stays(lab: Lab, tmp_path: Path) -> None:
     with adaptive_in(lab.client, tmp_path) as running:
         lab.client.sysctl("mptcp.pm_type", 0)
         lab.client.sysctl("mptcp.stale_loss_cnt", 7)
         assert running.stop() == 0
         assert lab.client.sysctl("mptcp.pm_type") == "0"
         assert lab.client.sysctl("mptcp.stale_loss_cnt") == "7"
-        assert not note(lab).exists()
+        assert not state_file(lab).exists()
 
 
-def test_endpoints_that_are_not_its_own_stay(lab: Lab, tmp_path: Path) -> None:
-    lab.client.run(["ip", "mptcp", "endpoint", "add", "10.9.9.9", "id", "7", "signal"])
+def test_endpoints_of_others_stay(lab: Lab, tmp_path: Path) -> None:
+    add_endpoint(lab.client, "10.9.9.9", "id", "7", "signal")
     before = lab.client.run(["ip", "mptcp", "endpoint", "show"]).stdout
     with adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)
@@ -181,8 +182,8 @@ def test_endpoints_that_are_not_its_own_stay(lab: Lab, tmp_path: Path) -> None:
 def test_a_control_socket_that_was_replaced_is_not_removed(lab: Lab, tmp_path: Path) -> None:
     with adaptive_in(lab.client, tmp_path) as running:
         running.control.unlink()
-        with socket.socket(socket.AF_UNIX) as stranger:
-            stranger.bind(str(running.control))
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(running.control))
             running.process.send_signal(signal.SIGTERM)
             assert running.process.wait(PATIENCE_S) == 0
             assert running.control.exists()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files of namespaces that are no more go; those of every namespace that lives stay.
+"""Files of namespaces that do not exist any more are removed; all others stay.
 
-And a daemon of an ordinary user finds a folder of its own.
+A daemon of an ordinary user uses a folder of its own.
 """
 
 import json
@@ -33,7 +33,7 @@ WITH_CAPABILITIES = (
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands for /run/mptcpd-ebpf."""
+    """In place of /run/mptcpd-ebpf."""
     monkeypatch.setattr(run_folder, "SYSTEM", tmp_path / "run")
     run_folder.make()
     return tmp_path / "run"
@@ -44,16 +44,16 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def test_what_a_dead_namespace_left_goes_and_no_other(tmp_path: Path) -> None:
+def test_only_files_of_removed_namespaces_are_removed(tmp_path: Path) -> None:
     python = str(Path(PROGRAM).parent / "python")
     own_view = ("unshare", "--pid", "--fork", "--mount-proc")
-    told = subprocess.run(
+    ended = subprocess.run(
         [*own_view, python, "-m", "tests.netns.sweeping", str(tmp_path)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         check=True,
     )
-    assert json.loads(told.stdout) == {
+    assert json.loads(ended.stdout) == {
         "entered": [[], [".endpoints", ".sock"]],
         "opened": [[], [".endpoints"]],
         "mounted": [[], [".endpoints"]],
@@ -72,7 +72,7 @@ def test_what_a_dead_namespace_left_goes_and_no_other(tmp_path: Path) -> None:
         pytest.param(WITH_CAPABILITIES, marks=pytest.mark.ordinary_user),
     ],
 )
-def test_who_does_not_see_all_processes_calls_nothing_dead(prefix: tuple[str, ...]) -> None:
+def test_a_process_that_does_not_see_all_others_removes_nothing(prefix: tuple[str, ...]) -> None:
     ask = "from mptcpd_ebpf.runtime import netns; print(netns.dead([1]))"
     python = str(Path(PROGRAM).parent / "python")
     done = subprocess.run([*prefix, python, "-c", ask], capture_output=True, text=True)
@@ -80,7 +80,7 @@ def test_who_does_not_see_all_processes_calls_nothing_dead(prefix: tuple[str, ..
 
 
 @pytest.mark.ordinary_user
-def test_an_ordinary_users_daemon_needs_only_ambient_capabilities(
+def test_a_daemon_of_an_ordinary_user_needs_only_ambient_capabilities(
     tmp_path: Path, make_mptcp_lab: Callable[..., Lab]
 ) -> None:
     client = make_mptcp_lab().client
@@ -110,7 +110,7 @@ def test_an_ordinary_users_daemon_needs_only_ambient_capabilities(
     assert list(mine.iterdir()) == []
 
 
-def test_a_command_finds_the_systems_daemon_where_the_user_has_none(
+def test_a_command_finds_the_daemon_of_the_system_if_the_user_has_none(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)

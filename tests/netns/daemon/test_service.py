@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon as a service manager sees it: what it says on ``$NOTIFY_SOCKET`` (sd_notify(3))."""
+"""The daemon under a service manager: its messages on ``$NOTIFY_SOCKET`` (sd_notify(3))."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ from tests.waiting import until
 
 INTERVAL_US = 200_000
 
-# sum() over integers looks at no signal until it is done, here in some hours.
+# sum() over integers checks no signal until it returns, here after some hours.
 BLOCKS = """
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Blocks(Plugin):
 
 
 class Manager:
-    """A service manager, as far as listening goes."""
+    """Receives the messages for a service manager."""
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "notify.sock")
@@ -41,16 +41,16 @@ class Manager:
     def close(self) -> None:
         self._socket.close()
 
-    def hear(self, within_s: float = 20.0) -> str | None:
-        """The next word; None if there is none."""
+    def receive(self, within_s: float = 20.0) -> str | None:
+        """The next message; None if there is none."""
         self._socket.settimeout(within_s)
         try:
             return self._socket.recv(4096).decode()
         except TimeoutError:
             return None
 
-    def forget(self) -> None:
-        """Everything said so far."""
+    def discard(self) -> None:
+        """Reads all messages so far."""
         self._socket.setblocking(False)
         try:
             while True:
@@ -67,29 +67,29 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager
     listening.close()
 
 
-def test_it_says_when_it_is_ready_and_when_it_ends(
+def test_it_reports_when_it_is_ready_and_when_it_stops(
     manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A watchdog that is meant for another process is not ours to feed.
+    # The watchdog of another process is ignored.
     monkeypatch.setenv("WATCHDOG_USEC", "1000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     with daemon(tmp_path) as running:
-        assert manager.hear() == "READY=1"
+        assert manager.receive() == "READY=1"
         assert running.stop() == 0
-        assert manager.hear() == "STOPPING=1"
+        assert manager.receive() == "STOPPING=1"
 
 
-def test_the_watchdog_is_fed(
+def test_the_watchdog_gets_keep_alive_messages(
     manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", str(INTERVAL_US))
     with daemon(tmp_path):
-        assert manager.hear() == "READY=1"
+        assert manager.receive() == "READY=1"
         for _ in range(5):
-            assert manager.hear() == "WATCHDOG=1"
+            assert manager.receive() == "WATCHDOG=1"
 
 
-def test_a_plugin_that_never_returns_from_c_starves_it(
+def test_a_plugin_that_hangs_in_c_stops_the_keep_alive_messages(
     manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", str(INTERVAL_US))
@@ -101,6 +101,6 @@ def test_a_plugin_that_never_returns_from_c_starves_it(
         for argv in ("link set lo up", "addr add 192.0.2.1/32 dev lo"):
             os.spawnvp(os.P_WAIT, "nsenter", [*running.inside, "ip", *argv.split()])
         until(marker.exists, "the plugin blocks")
-        manager.forget()
-        assert manager.hear(within_s=10 * INTERVAL_US / 1e6) is None
+        manager.discard()
+        assert manager.receive(within_s=10 * INTERVAL_US / 1e6) is None
         running.process.kill()

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A daemon and its commands over real connections: what `ls`, `status`, `pause` and the
-event stream tell is what is there."""
+"""A daemon and its commands with real connections: `ls`, `status`, `pause` and the event stream."""
 
 import http.client
 import json
@@ -25,7 +24,7 @@ SUBFLOW = [
     "min_rtt_us", "rtt_us", "rttvar_us", "retransmits", "lost", "timeouts", "segments_out",
     "bytes_sent", "bytes_acked", "cwnd", "in_flight", "opened_at",
 ]  # fmt: skip
-"""The fields that `ls --json` has promised, in their order."""
+"""The documented fields of `ls --json`, in their order."""
 
 
 def inside(lab: Lab) -> tuple[str, ...]:
@@ -39,9 +38,9 @@ def listed(running: RunningDaemon) -> list[dict[str, Any]]:
     return found
 
 
-def test_ls_tells_what_is_there(make_mptcp_lab: Callable[..., Lab], tmp_path: Path) -> None:
+def test_ls_shows_the_connections(make_mptcp_lab: Callable[..., Lab], tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=20)])
-    # A plugin that judges nobody: a slow machine's subflows would come and go.
+    # A plugin that does not judge paths, so that subflows stay on a slow machine too.
     with daemon(tmp_path, "--path-manager=fullmesh", prefix=inside(lab)) as running:
         assert listed(running) == []
         assert running.ask("ls").stdout == "no MPTCP connections\n"
@@ -86,11 +85,11 @@ def test_without_a_plugin_it_observes_and_manages_nothing(
     lab = make_mptcp_lab([LabPath(), LabPath()])
     path_manager = lab.client.sysctl("mptcp.pm_type")
     with daemon(tmp_path, prefix=inside(lab)) as running:
-        assert "observing only, nothing is managed" in running.log
+        assert "observing only, no plugin is configured" in running.log
         assert lab.client.sysctl("mptcp.pm_type") == path_manager
         traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         until(lambda: bool(listed(running)), "the connection is seen")
-        assert traffic.stop().messages, "it was served"
+        assert traffic.stop().messages
         status = json.loads(running.ask("status", "--json").stdout)
         assert status["plugins"] == []
         assert status["decisions"] == 0
@@ -98,7 +97,7 @@ def test_without_a_plugin_it_observes_and_manages_nothing(
         assert status["pid"] == running.process.pid
 
 
-def test_mptcp_that_is_switched_off_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_disabled_mptcp_is_reported_with_the_fix(tmp_path: Path) -> None:
     off = ("sh", "-c", 'echo 0 >/proc/sys/net/mptcp/enabled && exec "$@"', "sh")
     with daemon(tmp_path, prefix=(*NEW_NAMESPACE, *off)) as running:
         assert "sysctl -w net.mptcp.enabled=1" in running.log
@@ -133,7 +132,7 @@ class _Stream(http.client.HTTPConnection):
         self.sock.connect(self._socket_path)
 
 
-def test_the_stream_tells_events_and_decisions(
+def test_the_stream_sends_events_and_decisions(
     make_mptcp_lab: Callable[..., Lab], tmp_path: Path
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
@@ -162,7 +161,7 @@ def test_the_stream_tells_events_and_decisions(
         decisions.close()
 
 
-def test_reload_takes_up_what_is_right_and_keeps_the_old_over_what_is_wrong(
+def test_a_correct_reload_takes_effect_and_a_wrong_one_keeps_the_old_configuration(
     make_mptcp_lab: Callable[..., Lab], tmp_path: Path
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
@@ -179,6 +178,6 @@ def test_reload_takes_up_what_is_right_and_keeps_the_old_over_what_is_wrong(
         assert f"{file}:1:1: path_manager" in refused.stderr
         assert f"{file}:2:1: log_level" in refused.stderr
         assert "adaptive" in running.ask("status").stdout
-        os.kill(running.process.pid, 1)  # SIGHUP: the same, told in the log
-        until(lambda: "not reloaded" in running.log, "the log tells")
+        os.kill(running.process.pid, 1)  # SIGHUP: the same, in the log
+        until(lambda: "not reloaded" in running.log, "the log entry")
         assert running.process.poll() is None

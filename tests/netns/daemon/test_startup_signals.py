@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Signals to a daemon that starts or ends: its exit code is 0 as ever, and no SIGHUP is lost."""
+"""Signals to a daemon that starts or stops: its exit code is 0, and no SIGHUP is lost."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.starts_anew
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process handles a signal by now."""
+    """Whether a process has installed a handler for a signal."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     (caught,) = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
     return bool(int(caught, 16) >> (number - 1) & 1)
@@ -30,13 +30,13 @@ MOMENTS: dict[str, Callable[[int, Path], bool]] = {
     "at once": lambda pid, _: catches(pid, signal.SIGHUP),
     "while it imports": maps("msgspec"),
     "while it loads probes": maps("libbpf"),
-    "when its socket stands": lambda _, folder: (folder / "control.sock").exists(),
+    "when its socket exists": lambda _, folder: (folder / "control.sock").exists(),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_while_it_starts(tmp_path: Path, number: signal.Signals, moment: str) -> None:
+def test_a_signal_during_the_start(tmp_path: Path, number: signal.Signals, moment: str) -> None:
     log = tmp_path / "log"
     with log.open("w") as stderr:
         started = subprocess.Popen(
@@ -62,15 +62,15 @@ def test_a_signal_while_it_starts(tmp_path: Path, number: signal.Signals, moment
         started.wait()
 
 
-def test_signals_are_taken_before_the_imports_that_take_long() -> None:
-    """What the program's file imports before it calls `main`."""
+def test_signal_handlers_are_installed_before_the_slow_imports() -> None:
+    """The program's file imports none of them before it calls `main`."""
     heavy = {"click", "yaml", "msgspec", "asyncio", "mptcpd_ebpf.cli"}
     code = f"import sys, mptcpd_ebpf.__main__; sys.exit(bool({heavy!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_other_commands_keep_python_s_own_handlers() -> None:
-    """A `ls` that is ended says so in its exit code."""
+    """The exit code of `ls` shows the signal that ended it."""
     code = "import os, signal, sys; sys.argv = ['mptcpd-ebpf', 'ls']; "
     code += (
         "import mptcpd_ebpf.cli as cli; cli.main = lambda **_: os.kill(os.getpid(), signal.SIGTERM)"
@@ -81,11 +81,12 @@ def test_other_commands_keep_python_s_own_handlers() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_whoever_is_impatient_changes_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    """One signal after another, until it is gone."""
+def test_more_signals_during_the_stop_change_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     with daemon(tmp_path) as running:
         running.process.send_signal(signal.SIGTERM)
-        until(lambda: _is_gone(running.process, number), "it ends")
+        until(lambda: _is_gone(running.process, number), "it has ended")
         assert running.process.returncode == 0
         assert "Traceback" not in running.log
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""addr_adv: whatever happens to links, addresses and routes, the table is what it should be."""
+"""addr_adv: the table follows every change of links, addresses and routes."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.plugin_host import PluginHost, plugin_host
 from tests.waiting import INTERVAL_MS, until
 
@@ -22,7 +23,7 @@ def host() -> Iterator[PluginHost]:
         yield host
 
 
-def test_an_endpoint_for_every_usable_address_and_limits_in_step(
+def test_every_usable_address_has_an_endpoint_and_limits_are_adjusted(
     host: PluginHost, tmp_path: Path
 ) -> None:
     host.veth("a", "10.0.1.1/24", "fd00:1::1/64")
@@ -30,19 +31,19 @@ def test_an_endpoint_for_every_usable_address_and_limits_in_step(
     with host.daemon(tmp_path, ADDR_ADV) as running:
         host.expect("10.0.1.1", "fd00:1::1")
         assert all(row["subflow"] and row["dev"] == "a" for row in host.endpoints.values())
-        until(lambda: host.limits == (4, 4), "the limits follow")
+        until(lambda: host.limits == (4, 4), "the limits are adjusted")
         host.veth("b", "10.0.2.1/24")
         host.expect("10.0.1.1", "fd00:1::1", "10.0.2.1")
-        until(lambda: host.limits == (5, 5), "the limits follow")
+        until(lambda: host.limits == (5, 5), "the limits are adjusted")
         host.ip("addr del 10.0.1.1/24 dev a")
         host.expect("fd00:1::1", "10.0.2.1")
-        until(lambda: host.limits == (4, 4), "the limits follow")
+        until(lambda: host.limits == (4, 4), "the limits are adjusted")
         assert running.stop() == 0
     assert host.table == set()
     assert host.limits == before
 
 
-def test_link_local_loopback_and_tentative_addresses_are_none(
+def test_link_local_loopback_and_tentative_addresses_have_no_endpoint(
     host: PluginHost, tmp_path: Path
 ) -> None:
     host.veth("a", "169.254.7.7/16", "10.0.1.1/24")
@@ -56,14 +57,16 @@ def test_link_local_loopback_and_tentative_addresses_are_none(
         assert '"tentative":true' not in host.ip("-j addr show dev a").replace(" ", "")
 
 
-def test_a_point_to_point_address_is_ours_not_the_peers(host: PluginHost, tmp_path: Path) -> None:
+def test_the_local_address_of_a_point_to_point_link_is_used(
+    host: PluginHost, tmp_path: Path
+) -> None:
     host.veth("a")
     with host.daemon(tmp_path, ADDR_ADV):
         host.ip("addr add 10.0.1.1 peer 10.0.1.2/32 dev a")
         host.expect("10.0.1.1")
 
 
-def test_no_endpoint_outlives_carrier_interface_or_address(
+def test_an_endpoint_is_removed_with_its_carrier_interface_or_address(
     host: PluginHost, tmp_path: Path
 ) -> None:
     host.veth("a", "10.0.1.1/24")
@@ -85,7 +88,9 @@ def test_no_endpoint_outlives_carrier_interface_or_address(
         host.expect("10.0.1.1", "10.0.2.1")
 
 
-def test_an_address_that_moved_between_two_looks(host: PluginHost, tmp_path: Path) -> None:
+def test_an_address_that_moved_while_the_daemon_was_stopped(
+    host: PluginHost, tmp_path: Path
+) -> None:
     host.veth("a", "10.0.1.1/24")
     host.veth("b")
     with host.daemon(tmp_path, ADDR_ADV) as running:
@@ -96,7 +101,7 @@ def test_an_address_that_moved_between_two_looks(host: PluginHost, tmp_path: Pat
         until(lambda: host.endpoints.get("10.0.1.1", {}).get("dev") == "b", "it is on b")
 
 
-def test_interfaces_are_chosen_by_the_name_they_have_now(host: PluginHost, tmp_path: Path) -> None:
+def test_interfaces_are_selected_by_their_present_name(host: PluginHost, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("path_manager: addr_adv\ninterfaces:\n  deny: ['tun*']\n")
     host.veth("tun0", "10.0.1.1/24")
@@ -109,7 +114,7 @@ def test_interfaces_are_chosen_by_the_name_they_have_now(host: PluginHost, tmp_p
         host.expect("10.0.2.1")
 
 
-def test_only_allowed_interfaces_and_among_them_no_denied_ones(
+def test_only_allowed_interfaces_that_are_not_denied_are_used(
     host: PluginHost, tmp_path: Path
 ) -> None:
     file = tmp_path / "c.yaml"
@@ -123,20 +128,24 @@ def test_only_allowed_interfaces_and_among_them_no_denied_ones(
         host.expect("10.0.4.1", "fd00:4::1")
 
 
-def test_an_address_that_somebody_else_has_is_none(host: PluginHost, tmp_path: Path) -> None:
-    """Duplicate address detection fails, and the address stays tentative for good."""
+def test_an_address_that_another_host_has_gets_no_endpoint(
+    host: PluginHost, tmp_path: Path
+) -> None:
+    """Duplicate address detection fails, and the address stays tentative."""
     file = tmp_path / "c.yaml"
     file.write_text("path_manager: addr_adv\ninterfaces: {allow: [a]}\n")
     host.veth("a", "10.0.1.1/24")
     host.ip("addr add fd00:1::1/64 dev a-far nodad")
     with host.daemon(tmp_path, "--config", str(file)) as running:
         host.ip("addr add fd00:1::1/64 dev a", "addr add fd00:1::2/64 dev a")
-        until(lambda: "dadfailed" in host.ip("addr show dev a"), "it is somebody else's")
+        until(
+            lambda: "dadfailed" in host.ip("addr show dev a"), "duplicate address detection fails"
+        )
         host.expect("10.0.1.1", "fd00:1::2")
         assert "fd00:1::1 " not in running.log
 
 
-def test_the_route_counts_when_it_comes(host: PluginHost, tmp_path: Path) -> None:
+def test_an_address_is_used_when_its_route_appears(host: PluginHost, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("path_manager: addr_adv\naddresses:\n  check_route: true\n")
     host.veth("a", "10.0.1.1/24", "fd00:1::1/64")
@@ -152,7 +161,7 @@ def test_the_route_counts_when_it_comes(host: PluginHost, tmp_path: Path) -> Non
         host.expect("10.0.1.1", "fd00:1::1")
 
 
-def test_existing_addresses_can_be_left_out(host: PluginHost, tmp_path: Path) -> None:
+def test_existing_addresses_can_be_excluded(host: PluginHost, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("path_manager: addr_adv\naddresses:\n  existing: false\n")
     host.veth("a", "10.0.1.1/24")
@@ -201,20 +210,20 @@ def test_flags_by_interface_and_address(host: PluginHost, tmp_path: Path) -> Non
         )
         now = {ip: row["id"] for ip, row in host.endpoints.items()}
         changed = {ip for ip in ids if ids[ip] != now[ip]}
-        assert changed == {"fd00:1::1"}, "made anew only where the kernel cannot change flags"
+        assert changed == {"fd00:1::1"}, "created again only where the kernel cannot change flags"
 
 
-def test_nothing_set_by_hand_is_touched(host: PluginHost, tmp_path: Path) -> None:
+def test_manual_endpoints_are_left_as_they_are(host: PluginHost, tmp_path: Path) -> None:
     host.veth("a", "10.0.1.1/24", "10.0.2.1/24")
     host.ip("mptcp endpoint add 10.0.1.1 id 1 signal", "mptcp endpoint add 10.0.7.7 id 2 subflow")
-    by_hand = host.endpoints
+    manual = host.endpoints
     with host.daemon(tmp_path, ADDR_ADV) as running:
         host.expect("10.0.1.1", "10.0.7.7", "10.0.2.1")
-        assert by_hand.items() <= host.endpoints.items()
+        assert manual.items() <= host.endpoints.items()
         host.ip("addr del 10.0.1.1/24 dev a")
         host.expect("10.0.1.1", "10.0.7.7", "10.0.2.1")
         ours = host.endpoints["10.0.2.1"]["id"]
-        # Ours is replaced by hand: from now on it is not ours.
+        # An endpoint of ours is replaced manually, and is no longer ours.
         host.ip(f"mptcp endpoint del id {ours}", f"mptcp endpoint add 10.0.8.8 id {ours} subflow")
         host.ip("mptcp endpoint add 10.0.2.1 id 77 subflow", "addr del 10.0.2.1/24 dev a")
         host.veth("b", "10.0.3.1/24")
@@ -223,12 +232,12 @@ def test_nothing_set_by_hand_is_touched(host: PluginHost, tmp_path: Path) -> Non
     assert host.table == {"10.0.1.1", "10.0.7.7", "10.0.8.8", "10.0.2.1"}
 
 
-@pytest.mark.parametrize("alive", [True, False], ids=["beside the daemon", "before its restart"])
+@pytest.mark.parametrize("running_then", [True, False], ids=["while it runs", "before a restart"])
 @pytest.mark.parametrize("flags", ["backup", "subflow backup", "subflow dev b"])
-def test_an_endpoint_made_by_hand_under_the_id_of_ours_is_not_ours(
-    host: PluginHost, tmp_path: Path, flags: str, alive: bool
+def test_a_manual_endpoint_with_the_id_of_ours_is_not_ours(
+    host: PluginHost, tmp_path: Path, flags: str, running_then: bool
 ) -> None:
-    """In an emptied table the kernel's ids start again at 1."""
+    """In an empty table the kernel starts with id 1 again."""
     host.veth("a", "10.0.1.1/24")
     host.veth("b")
 
@@ -236,23 +245,23 @@ def test_an_endpoint_made_by_hand_under_the_id_of_ours_is_not_ours(
         running = daemons.enter_context(host.daemon(tmp_path, ADDR_ADV))
         host.expect("10.0.1.1")
         assert host.endpoints["10.0.1.1"]["id"] == 1
-        if not alive:
+        if not running_then:
             running.process.kill()
             running.process.wait()
         host.ip("mptcp endpoint flush", f"mptcp endpoint add 10.0.1.1 {flags} id 1")
-        theirs = host.endpoints
-        if not alive:
+        manual = host.endpoints
+        if not running_then:
             daemons.enter_context(host.daemon(tmp_path, ADDR_ADV))
         host.ip("addr add 10.0.2.1/24 dev b")
         host.expect("10.0.1.1", "10.0.2.1")
-        assert theirs.items() <= host.endpoints.items()
+        assert manual.items() <= host.endpoints.items()
         host.ip("addr del 10.0.1.1/24 dev a", "addr add 10.0.3.1/24 dev b")
         host.expect("10.0.1.1", "10.0.2.1", "10.0.3.1")
-    assert host.endpoints == theirs
+    assert host.endpoints == manual
 
 
-def test_flags_changed_by_hand_stay(host: PluginHost, tmp_path: Path) -> None:
-    """And the endpoint stays ours, if the daemon was told."""
+def test_manually_changed_flags_stay(host: PluginHost, tmp_path: Path) -> None:
+    """The endpoint stays ours if the change went through the daemon."""
     host.veth("a", "10.0.1.1/24", "10.0.4.1/24")
     with host.daemon(tmp_path, ADDR_ADV) as running:
         host.expect("10.0.1.1", "10.0.4.1")
@@ -266,7 +275,9 @@ def test_flags_changed_by_hand_stay(host: PluginHost, tmp_path: Path) -> None:
     assert host.table == {"10.0.1.1"}
 
 
-def test_what_a_person_has_the_daemon_remove_stays_out(host: PluginHost, tmp_path: Path) -> None:
+def test_an_endpoint_that_the_operator_removes_is_not_created_again(
+    host: PluginHost, tmp_path: Path
+) -> None:
     host.veth("a", "10.0.1.1/24", "10.0.2.1/24")
     with host.daemon(tmp_path, ADDR_ADV) as running:
         host.expect("10.0.1.1", "10.0.2.1")
@@ -274,7 +285,7 @@ def test_what_a_person_has_the_daemon_remove_stays_out(host: PluginHost, tmp_pat
         assert host.table == {"10.0.2.1"}
         host.ip("addr add 10.0.3.1/24 dev a")
         host.expect("10.0.2.1", "10.0.3.1")
-        # The address goes and comes back.
+        # The address is removed and added again.
         host.ip("addr del 10.0.1.1/24 dev a")
         host.expect("10.0.2.1", "10.0.3.1")
         host.ip("addr add 10.0.1.1/24 dev a")
@@ -283,7 +294,7 @@ def test_what_a_person_has_the_daemon_remove_stays_out(host: PluginHost, tmp_pat
         assert host.table == set()
         host.ip("addr add 10.0.4.1/24 dev a")
         host.expect("10.0.4.1")
-        # A reload starts afresh; and past the daemon nobody declines anything.
+        # After a reload, or a change without the daemon, the plugin creates it again.
         assert running.ask("reload").returncode == 0
         host.expect("10.0.1.1", "10.0.2.1", "10.0.3.1", "10.0.4.1")
         host.ip("mptcp endpoint flush", "addr add 10.0.5.1/24 dev a")
@@ -291,7 +302,7 @@ def test_what_a_person_has_the_daemon_remove_stays_out(host: PluginHost, tmp_pat
 
 
 def room() -> int:
-    """How many endpoints a table holds."""
+    """The number of endpoints that a table can hold."""
     with plugin_host() as other:
         other.batch((f"mptcp endpoint add 10.0.{n}.1" for n in range(256)), force=True)
         return len(other.table)
@@ -310,17 +321,17 @@ def test_more_addresses_than_the_table_holds(host: PluginHost, tmp_path: Path) -
         until(lambda: "table is full" in running.log, "the log says so")
         for ip in left_out:
             assert f"add endpoint {ip}" in running.log
-        told = running.log.count("table is full")
+        logged = running.log.count("table is full")
         assert running.ask("reload").returncode == 0
         assert "configuration reloaded" in running.log
-        assert running.log.count("table is full") == told, "it is known"
-        gone = min(host.table)
-        host.ip(f"addr del {gone}/24 dev a")
-        until(lambda: len(host.table) == full and gone not in host.table, "another took its place")
+        assert running.log.count("table is full") == logged, "not logged again"
+        removed = min(host.table)
+        host.ip(f"addr del {removed}/24 dev a")
+        until(lambda: len(host.table) == full and removed not in host.table, "another replaces it")
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to keep"])
-def test_the_next_start_takes_over_what_was_left(
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "on-exit=keep"])
+def test_the_next_daemon_adopts_the_endpoints_that_were_left(
     host: PluginHost, tmp_path: Path, ending: signal.Signals
 ) -> None:
     host.veth("a", "10.0.1.1/24")
@@ -341,13 +352,13 @@ def test_the_next_start_takes_over_what_was_left(
     assert host.limits[0] == 1
 
 
-def test_endpoints_carry_subflows_and_the_last_one_is_never_taken(
+def test_the_endpoint_of_the_last_usable_subflow_is_never_removed(
     make_mptcp_lab: Callable[..., Lab], tmp_path: Path
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     host = PluginHost(f"/run/netns/{lab.client.name}")
     lab.client.sysctl("mptcp.pm_type", 0)
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "4"])
+    raise_limits(lab.server)
     first, second = lab.paths
     with host.daemon(tmp_path, ADDR_ADV) as running:
         host.expect(first.client_ip, second.client_ip)
@@ -359,7 +370,7 @@ def test_endpoints_carry_subflows_and_the_last_one_is_never_taken(
 
         until(lambda: subflows() == {first.client_ip, second.client_ip}, "both paths are used")
         assert running.stop() == 0
-        # One endpoint could go; the other one carries all that is left.
+        # One endpoint could be removed; the other has the last subflow.
         assert host.table == subflows() == {first.client_ip}
         assert "has its last usable subflow on" in running.log
         traffic.stop()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every handler of the plugin API is called by what really happens, with its arguments right.
+"""Every handler of the plugin API is called for real events, with correct arguments.
 
-The daemon's kernel is real; what only the other end can cause comes from a scripted peer.
+The daemon's kernel is real.  Events that only the other end can cause come from a scripted peer.
 """
 
 import errno
@@ -18,12 +18,12 @@ from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.lab.wire import Peer, PeerConnection
 from tests.netns.daemon_host import daemon_in
 from tests.netns.daemon_process import RunningDaemon
-from tests.netns.mptcp_peers import IPPROTO_MPTCP, listen, need_listener_events
+from tests.netns.mptcp_peers import need_listener_events
+from tests.netns.mptcp_sockets import listen, mptcp_socket
 from tests.netns.plugin_host import plugin_host
+from tests.netns.scripted_peer import PORT, kernel_connected
 from tests.netns.witness import Testimony
 from tests.waiting import until
-
-PORT = 5000
 
 
 @pytest.fixture
@@ -35,27 +35,19 @@ def testimony(tmp_path: Path) -> Testimony:
 def client_side(
     lab: Lab, folder: Path, testimony: Testimony
 ) -> Iterator[tuple[RunningDaemon, PeerConnection, socket.socket]]:
-    """The witness serves the client, whose socket comes last; the server is a script."""
+    """A witness serves the client, whose socket comes last; the server is a scripted peer."""
     options = ("--plugin-dir", str(testimony.plugins(witness=0)), "--path-manager=witness")
     with (
         daemon_in(lab.client, folder, "--probes=netlink", *options) as running,
-        Peer(lab.server.name) as scripted,
+        kernel_connected(lab) as (_, connection, near),
     ):
-        with lab.client.entered():
-            near = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with near:
-            near.setblocking(False)
-            near.connect_ex((lab.paths[0].server_ip, PORT))
-            connection = scripted.accept(PORT)
-            near.send(b"x")
-            connection.receive_data(1)
-            connection.send(b"y")
-            connection.wait_acked()
-            testimony.until("connection_established")
-            yield running, connection, near
+        connection.send(b"y")
+        connection.wait_acked()
+        testimony.until("connection_established")
+        yield running, connection, near
 
 
-def test_what_happens_to_a_clients_connection(
+def test_handlers_of_a_client_connection(
     mptcp_lab: Lab, tmp_path: Path, testimony: Testimony
 ) -> None:
     first, second = mptcp_lab.paths
@@ -70,38 +62,38 @@ def test_what_happens_to_a_clients_connection(
         _, address_id, address = testimony.until("new_address")
         assert (address_id, second.server_ip in address) == (7, True)
         peer.remove(7)
-        _, address_id, gone = testimony.until("address_removed")
-        assert (address_id, gone) == (7, address)
+        _, address_id, removed = testimony.until("address_removed")
+        assert (address_id, removed) == (7, address)
 
         add = ("subflow", "add", token, second.client_ip, new["remote"])
         assert running.ask(*add).returncode == 0
-        (order,) = testimony.until("manual_command")
-        assert order.startswith("CreateSubflow(")
+        (command,) = testimony.until("manual_command")
+        assert command.startswith("CreateSubflow(")
         subflow = peer.accept_join()
-        _, told = testimony.until("new_subflow")
-        assert told["local"].startswith(f"{second.client_ip}:")
-        assert told["remote"] == new["remote"]
-        assert (told["backup"], told["backup_by_peer"]) == (False, False)
+        _, seen = testimony.until("new_subflow")
+        assert seen["local"].startswith(f"{second.client_ip}:")
+        assert seen["remote"] == new["remote"]
+        assert (seen["backup"], seen["backup_by_peer"]) == (False, False)
 
         for backup in (True, False):
             subflow.prio(backup=backup)
-            _, told = testimony.until(
+            _, seen = testimony.until(
                 "subflow_priority", lambda _, s, wanted=backup: s["backup_by_peer"] is wanted
             )
-            assert told["local"].startswith(f"{second.client_ip}:")
+            assert seen["local"].startswith(f"{second.client_ip}:")
 
         subflow.reset(3, transient=True)
-        _, told = testimony.until("subflow_closed")
-        assert told["error"] == errno.ECONNRESET
-        assert (told["reset_reason"], told["reset_flags"]) == (3, 1)
+        _, seen = testimony.until("subflow_closed")
+        assert seen["error"] == errno.ECONNRESET
+        assert (seen["reset_reason"], seen["reset_flags"]) == (3, 1)
 
         assert running.ask(*add, "--backup").returncode == 0
         ours = peer.accept_join()
-        _, told = testimony.until("new_subflow", lambda _, s: s["backup"])
-        assert told["backup_by_peer"] is False
+        _, seen = testimony.until("new_subflow", lambda _, s: s["backup"])
+        assert seen["backup_by_peer"] is False
         ours.reset()
-        _, told = testimony.until("subflow_closed", lambda _, s: s["backup"])
-        assert (told["error"], told["reset_reason"]) == (errno.ECONNRESET, None)
+        _, seen = testimony.until("subflow_closed", lambda _, s: s["backup"])
+        assert (seen["error"], seen["reset_reason"]) == (errno.ECONNRESET, None)
 
         near.close()
         (closed,) = testimony.until("connection_closed")
@@ -112,7 +104,7 @@ def test_what_happens_to_a_clients_connection(
     assert testimony.rows[-1]["handler"] == "exit"
 
 
-def test_what_happens_to_a_servers_connection(
+def test_handlers_of_a_server_connection(
     mptcp_lab: Lab, tmp_path: Path, testimony: Testimony
 ) -> None:
     need_listener_events(mptcp_lab.server)
@@ -132,22 +124,22 @@ def test_what_happens_to_a_servers_connection(
                 assert new["local"] == str(address)
 
                 connection.join(second.client_ip, address_id=4, backup=True)
-                _, told = testimony.until("new_subflow")
-                assert (told["remote_id"], told["backup_by_peer"]) == (4, True)
-                assert told["backup"] is False, "the peer's wish, not ours"
-                assert told["remote"].startswith(f"{second.client_ip}:")
+                _, seen = testimony.until("new_subflow")
+                assert (seen["remote_id"], seen["backup_by_peer"]) == (4, True)
+                assert seen["backup"] is False, "the peer set the flag, not we"
+                assert seen["remote"].startswith(f"{second.client_ip}:")
 
-                # What we close ourselves is closed without an error.
-                ends = (told["local"], told["remote"])
+                # A subflow that we close has no error.
+                ends = (seen["local"], seen["remote"])
                 deleted = running.ask("subflow", "del", f"{new['token']:08x}", *ends)
                 assert deleted.returncode == 0, deleted.stderr
-                _, told = testimony.until("subflow_closed")
-                assert (told["error"], told["reset_reason"]) == (0, None)
+                _, seen = testimony.until("subflow_closed")
+                assert (seen["error"], seen["reset_reason"]) == (0, None)
                 accepted.close()
         assert testimony.until("listener_closed") == [str(address)]
 
 
-def test_what_happens_to_the_local_network(tmp_path: Path, testimony: Testimony) -> None:
+def test_handlers_of_the_local_network(tmp_path: Path, testimony: Testimony) -> None:
     options = ("--plugin-dir", str(testimony.plugins(witness=0)), "--path-manager=witness")
     with plugin_host() as host, host.daemon(tmp_path, *options):
         host.veth("a", up=False)
@@ -174,10 +166,10 @@ def test_what_happens_to_the_local_network(tmp_path: Path, testimony: Testimony)
         host.ip("addr del 10.0.1.1/24 dev a")
         assert testimony.until("delete_local_address") == [address]
         host.ip("link del dev a")
-        testimony.until("delete_interface", lambda gone: gone["if_index"] == link["if_index"])
+        testimony.until("delete_interface", lambda removed: removed["if_index"] == link["if_index"])
 
 
-def test_connections_go_to_one_the_network_to_all_by_priority(
+def test_connections_go_to_one_plugin_and_the_network_to_all_by_priority(
     mptcp_lab: Lab, tmp_path: Path, testimony: Testimony
 ) -> None:
     need_listener_events(mptcp_lab.server)
@@ -187,19 +179,17 @@ def test_connections_go_to_one_the_network_to_all_by_priority(
         daemon_in(mptcp_lab.server, tmp_path, "--probes=netlink", *options) as running,
         listen(mptcp_lab.server, mptcp_lab.paths[0].server_ip) as listener,
     ):
-        with mptcp_lab.client.entered():
-            near = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with near:
+        with mptcp_socket(mptcp_lab.client) as near:
             near.connect(listener.getsockname())
             near.send(b"x")
             (new,) = testimony.until("connection_established")
             with listener.accept()[0]:
                 assert running.ask("reload").returncode == 0
-                until(lambda: len(testimony.calls("reloaded")) == 3, "all go on")
+                until(lambda: len(testimony.calls("reloaded")) == 3, "all are kept")
                 for file in folder.glob("*.py"):
                     file.write_text(f"{file.read_text()}# edited\n")
                 assert running.ask("reload").returncode == 0
-                until(lambda: len(testimony.calls("init")) == 6, "all were made anew")
+                until(lambda: len(testimony.calls("init")) == 6, "all are new")
         testimony.until("connection_closed")
 
     def plugins(handler: str) -> list[str]:
@@ -216,14 +206,14 @@ def test_connections_go_to_one_the_network_to_all_by_priority(
             row["plugin"]: row["served"] for row in testimony.rows if row["handler"] == handler
         }
         assert served == {"high": [], "middle": [new["token"]], "low": []}
-    # Those that stay configured are told that what they made may stay.
+    # `keep` is true for plugins that stay configured.
     assert [row["keep"] for row in testimony.rows if row["handler"] == "exit"] == [True] * 3 + [
         False
     ] * 3
 
 
-def test_no_handler_is_forgotten_here() -> None:
-    """The rest is called by the plugin's own commands, in the tests of the shipped plugins."""
+def test_every_handler_is_tested() -> None:
+    """Those in `own` follow a plugin's own commands; the tests of the shipped plugins call them."""
     text = Path(__file__).read_text()
     own = {"alarm", "sampled", "wake", "wake_connection", "answered", "refused", "endpoints_read"}
     handlers = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A third party's plugin, installed with pip as a package with an entry point, serves."""
+"""A plugin from another package, installed with pip and found by its entry point."""
 
 import subprocess
 import sys
@@ -18,15 +18,15 @@ requires = ["hatchling"]
 build-backend = "hatchling.build"
 
 [project]
-name = "stranger-paths"
+name = "other-paths"
 version = "1.0"
 
 [project.entry-points."mptcpd_ebpf.plugins"]
-stranger = "stranger_paths.plugin:Stranger"
-by_module = "stranger_paths.plugin"
+other = "other_paths.plugin:Other"
+by_module = "other_paths.plugin"
 
 [tool.hatch.build.targets.wheel]
-packages = ["stranger_paths"]
+packages = ["other_paths"]
 """
 
 PLUGIN = """
@@ -35,18 +35,18 @@ from typing import ClassVar
 from mptcpd_ebpf.plugin import AddEndpoint, EndpointFlag, Options, Plugin
 
 
-class StrangerOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OtherOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     prefix: str
 
 
-class Stranger(Plugin):
-    name = "stranger"
+class Other(Plugin):
+    name = "other"
     mode = "kernel"
-    Options: ClassVar = StrangerOptions
+    Options: ClassVar = OtherOptions
 
     def new_local_address(self, ctx, address):
         if address.ip.startswith(self.options.prefix):
-            yield AddEndpoint(ip=address.ip, flags=EndpointFlag.SIGNAL, reason="it looks nice")
+            yield AddEndpoint(ip=address.ip, flags=EndpointFlag.SIGNAL, reason="its prefix matches")
 
 
 class ByModule(Plugin):
@@ -55,15 +55,15 @@ class ByModule(Plugin):
 
 
 def installed(folder: Path) -> Path:
-    """The package, installed from its source into a folder of its own."""
-    source = folder / "source" / "stranger_paths"
+    """Installs the package from its source into a folder of its own."""
+    source = folder / "source" / "other_paths"
     source.mkdir(parents=True)
     (source.parent / "pyproject.toml").write_text(PROJECT)
     (source / "__init__.py").touch()
     (source / "plugin.py").write_text(PLUGIN)
     target = folder / "site"
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    # The build backend is already here: no registry is asked.
+    # The build backend is installed already: no registry is used.
     options = ["--no-index", "--no-deps", "--no-build-isolation", "--target", str(target)]
     done = subprocess.run(
         [*pip, *options, str(source.parent)], capture_output=True, text=True, timeout=120
@@ -77,17 +77,17 @@ def test_it_is_found_by_name_with_its_options(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(installed(tmp_path)))
     file = tmp_path / "c.yaml"
-    text = "path_manager: stranger\nload_plugins: [by_module]\n"
-    file.write_text(f"{text}plugins: {{stranger: {{prefix: '10.0.'}}}}\n")
+    text = "path_manager: other\nload_plugins: [by_module]\n"
+    file.write_text(f"{text}plugins: {{other: {{prefix: '10.0.'}}}}\n")
     with plugin_host() as host, host.daemon(tmp_path, "--config", str(file)) as running:
         assert [plugin["name"] for plugin in status(running)["plugins"]] == [
-            "stranger",
+            "other",
             "by_module",
         ]
         host.veth("a", "192.168.7.1/24", "10.0.1.1/24")
         host.expect("10.0.1.1")
         assert host.endpoints["10.0.1.1"]["signal"] is True
-        file.write_text(f"{text}plugins: {{stranger: {{suffix: '1'}}}}\n")
+        file.write_text(f"{text}plugins: {{other: {{suffix: '1'}}}}\n")
         refused = running.ask("reload")
         assert refused.returncode == 78
-        assert "plugins.stranger.suffix" in refused.stderr
+        assert "plugins.other.suffix" in refused.stderr

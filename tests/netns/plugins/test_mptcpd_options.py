@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""mptcpd's command line and file do with our daemon what they do with mptcpd."""
+"""mptcpd's command line and configuration file have the same effect as with mptcpd."""
 
 import signal
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def test_usage_errors(arguments: list[str]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be(host: PluginHost, arguments: list[str], words: str) -> None:
+def test_settings_that_cannot_be_used(host: PluginHost, arguments: list[str], words: str) -> None:
     code, message = refusal("daemon", *arguments, prefix=host.prefix)
     assert code == 78
     assert words in message
@@ -79,13 +79,13 @@ def test_both_spellings_and_the_last_wins(
         assert running.process.wait(10 * SLOWNESS) == 0
 
 
-def test_load_plugins_alone_serves(host: PluginHost, tmp_path: Path) -> None:
+def test_load_plugins_alone_is_enough(host: PluginHost, tmp_path: Path) -> None:
     host.veth("a", "10.0.1.1/24")
     with host.daemon(tmp_path, "--load-plugins=addr_adv"):
         host.expect("10.0.1.1")
 
 
-def test_a_file_of_mptcpds(host: PluginHost, tmp_path: Path) -> None:
+def test_a_configuration_file_of_mptcpd(host: PluginHost, tmp_path: Path) -> None:
     file = tmp_path / "mptcpd.conf"
     file.write_text(
         "[core]\nlog=stderr\nplugin-dir=/usr/lib/mptcpd\npath-manager=addr_adv\naddr-flags=signal\n"
@@ -106,11 +106,13 @@ def test_a_file_of_mptcpds(host: PluginHost, tmp_path: Path) -> None:
             lambda: [row.get("subflow") for row in host.endpoints.values()] == [True, True],
             "both addresses, with the flag that the file has now",
         )
-        until(lambda: running.log.count(warning) == 2, "what does not apply is told again")
+        until(lambda: running.log.count(warning) == 2, "the warning is repeated")
 
 
 @pytest.mark.parametrize("destination", ["journal", "syslog"])
-def test_a_log_that_nobody_takes(host: PluginHost, destination: str) -> None:
+def test_a_log_destination_that_does_not_exist_is_refused(
+    host: PluginHost, destination: str
+) -> None:
     hidden = "mkdir -p /run/systemd; mount -t tmpfs none /run/systemd; mount -t tmpfs none /dev"
     prefix = (*host.prefix, "unshare", "--mount", "--", "sh", "-ec", f'{hidden}; exec "$@"', "sh")
     code, message = refusal("daemon", f"--log={destination}", prefix=prefix)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rules choose a connection's plugin, also by whose it is, which netlink does not tell.
+"""Rules choose the plugin of a connection, also by its owner, which netlink does not report.
 
-Each condition is tried with two connections that differ in it alone: the rule must have the
-one and must not have the other.
+Each condition is tested with two connections that differ only in it: the rule must fit one and must
+not fit the other.
 """
 
 import json
@@ -19,7 +19,7 @@ import yaml
 
 from mptcpd_ebpf.lab import Host, Lab, LivePath
 from tests.netns.daemon_host import connections, daemon_in
-from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP, listen
+from tests.netns.mptcp_sockets import DEADLINE_S, listen, mptcp_socket
 from tests.netns.witness import Testimony
 
 PYTHON = "/usr/bin/python3"
@@ -27,14 +27,14 @@ NOBODY = 65534
 
 CALLS = """
 import json, os, socket, sys
-order = json.loads(sys.argv[1])
-if order["cgroup"]:
-    with open(order["cgroup"] + "/cgroup.procs", "w") as file:
+wanted = json.loads(sys.argv[1])
+if wanted["cgroup"]:
+    with open(wanted["cgroup"] + "/cgroup.procs", "w") as file:
         file.write(str(os.getpid()))
 with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as sock:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((order["from"], order["port"]))
-    sock.connect(tuple(order["to"]))
+    sock.bind((wanted["from"], wanted["port"]))
+    sock.connect(tuple(wanted["to"]))
     sock.sendall(b"x")
     print(sock.getsockname()[1], flush=True)
     sys.stdin.read()
@@ -43,7 +43,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as sock:
 
 @dataclass(kw_only=True)
 class Call:
-    """A connection from a host of the lab: where from and to, and as whom."""
+    """A connection from a host of the lab: its ends and its owner."""
 
     path: int = 0
     port: int = 0
@@ -56,7 +56,7 @@ class Call:
 
 
 class Scene:
-    """Two hosts with listeners on both paths; the daemon is on the client's."""
+    """Two hosts with listeners on both paths; the daemon runs on the client."""
 
     def __init__(self, lab: Lab, stack: ExitStack) -> None:
         self.lab = lab
@@ -73,17 +73,17 @@ class Scene:
         return int(self.listeners["server"][listener].getsockname()[1])
 
     def call(self, wanted: Call) -> int:
-        """Makes the connection, and returns the caller's port."""
+        """Makes the connection; returns the local port of the caller."""
         path = self.lab.paths[wanted.path]
         host = self.lab.client if wanted.outward else self.lab.server
         listener = self.listeners["server" if wanted.outward else "client"][wanted.listener]
-        order = {
+        fields = {
             "from": path.client_ip if wanted.outward else path.server_ip,
             "port": wanted.port,
             "to": listener.getsockname(),
             "cgroup": wanted.cgroup and str(wanted.cgroup),
         }
-        argv = [wanted.command, "-c", CALLS, json.dumps(order)]
+        argv = [wanted.command, "-c", CALLS, json.dumps(fields)]
         if wanted.uid:
             argv = ["setpriv", f"--reuid={wanted.uid}", "--clear-groups", "--", *argv]
         process = self._stack.enter_context(
@@ -101,7 +101,7 @@ class Scene:
 
 @contextmanager
 def own_cgroup(name: str) -> Iterator[Path]:
-    """A cgroup v2 of the test's own, empty and gone afterwards."""
+    """A cgroup v2 for the test, removed afterwards."""
     with open("/proc/mounts") as mounts:
         roots = [line.split()[1] for line in mounts if line.split()[2] == "cgroup2"]
     if not roots:
@@ -130,14 +130,14 @@ OWNERS = ["uid", "command", "cgroup"]
     [(each, "netlink") for each in CONDITIONS]
     + [(each, probes) for each in OWNERS for probes in ("core", "netlink")],
 )
-def test_a_rule_takes_what_fits_and_nothing_else(
+def test_a_rule_takes_only_connections_that_fit(
     mptcp_lab: Lab, tmp_path: Path, condition: str, probes: str
 ) -> None:
     second = mptcp_lab.paths[1]
     testimony = Testimony(tmp_path)
     folder = testimony.plugins(other=0, chosen=0)
     with ExitStack() as stack:
-        # The processes go before the cgroup they are in.
+        # The processes end before their cgroup is removed.
         cgroup = (
             stack.enter_context(own_cgroup(f"rules-{mptcp_lab.client.name}"))
             if (condition == "cgroup")
@@ -186,8 +186,10 @@ def test_a_rule_takes_what_fits_and_nothing_else(
             assert "is excluded" not in running.log
 
 
-def test_all_that_a_rule_names_must_hold_and_the_first_wins(mptcp_lab: Lab, tmp_path: Path) -> None:
-    """And what a rule leaves to the kernel, no plugin is told of."""
+def test_all_conditions_of_a_rule_must_hold_and_the_first_rule_wins(
+    mptcp_lab: Lab, tmp_path: Path
+) -> None:
+    """No plugin gets a connection that a rule leaves to the kernel."""
     testimony = Testimony(tmp_path)
     folder = testimony.plugins(one=0, two=0, three=0)
     with ExitStack() as stack:
@@ -214,9 +216,9 @@ def test_all_that_a_rule_names_must_hold_and_the_first_wins(mptcp_lab: Lab, tmp_
                     testimony.until(
                         "connection_established", lambda c, p=port: c["local"].endswith(f":{p}")
                     )
-        told = [r for r in testimony.rows if r["handler"] == "connection_established"]
-        assert [row["plugin"] for row in told] == ["two", "three", "one"]
-        assert far in [int(row["args"][0]["remote"].rpartition(":")[2]) for row in told]
+        calls = [r for r in testimony.rows if r["handler"] == "connection_established"]
+        assert [row["plugin"] for row in calls] == ["two", "three", "one"]
+        assert far in [int(row["args"][0]["remote"].rpartition(":")[2]) for row in calls]
 
 
 LISTENS = """
@@ -231,7 +233,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as sock:
 
 @contextmanager
 def listener_of(host: Host, ip: str, uid: int) -> Iterator[int]:
-    """The port where a process of that user listens, and accepts nobody."""
+    """The port on which a process of that user listens without accepting."""
     argv = ["setpriv", f"--reuid={uid}", "--clear-groups", "--", PYTHON, "-c", LISTENS, ip]
     with host.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -242,7 +244,7 @@ def listener_of(host: Host, ip: str, uid: int) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("probes", ["core", "netlink"])
-def test_on_a_server_a_rule_looks_at_the_listener_also_if_it_is_older_than_the_daemon(
+def test_on_a_server_a_rule_checks_the_listener_also_if_it_is_older_than_the_daemon(
     mptcp_lab: Lab, tmp_path: Path, probes: str
 ) -> None:
     path = mptcp_lab.paths[0]
@@ -266,18 +268,17 @@ def test_on_a_server_a_rule_looks_at_the_listener_also_if_it_is_older_than_the_d
                 if row["handler"] == "connection_established"
             }
 
-        with mptcp_lab.client.entered():
-            for port in ports.values():
-                calls = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-                stack.enter_context(calls).connect((path.server_ip, port))
-                calls.sendall(b"x")
+        for port in ports.values():
+            calls = stack.enter_context(mptcp_socket(mptcp_lab.client))
+            calls.connect((path.server_ip, port))
+            calls.sendall(b"x")
         for port in ports.values():
             testimony.until(
                 "connection_established", lambda c, p=port: c["local"].endswith(f":{p}")
             )
         wanted = {str(port): plugin for plugin, port in ports.items()}
         assert served() == wanted
-        # To look at the connections, or to start again from them, changes nothing in that.
+        # Neither a read of the connections nor a reload changes that.
         for row in connections(running):
             assert row["comm"].startswith("python3")
         assert running.ask("reload").returncode == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The plugins that decide per connection, on real connections of the real kernel."""
+"""The plugins of mode userspace, with real connections on the real kernel."""
 
 import json
 import time
@@ -16,6 +16,7 @@ from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from mptcpd_ebpf.lab.wire import AddAddr, MPJoinSyn, RemoveAddr, Wire
 from tests.core.scenario import TCP_ESTABLISHED
 from tests.netns.daemon_process import RunningDaemon, daemon
@@ -28,7 +29,7 @@ Made = Callable[..., Lab]
 def managed(
     lab: Lab, folder: Path, plugin: str, *, on: str = "client", **options: Any
 ) -> Iterator[RunningDaemon]:
-    """A daemon with one plugin and its options on one of the hosts."""
+    """A daemon on one of the hosts, with one plugin and its options."""
     file = folder / "c.yaml"
     file.write_text(yaml.safe_dump({"path_manager": plugin, "plugins": {plugin: options}}))
     prefix = ("nsenter", f"--net=/run/netns/{lab.hosts[on].name}", "--")
@@ -38,7 +39,7 @@ def managed(
 
 
 def subflows(running: RunningDaemon) -> list[tuple[str, str, bool]]:
-    """Our address, the peer's, and whether it is a backup, of each subflow that stands."""
+    """Local address, remote address and backup flag of each established subflow."""
     connections = json.loads(running.ask("ls", "--json").stdout)["connections"]
     return sorted(
         (s["local"].rpartition(":")[0], s["remote"].rpartition(":")[0], s["backup"])
@@ -60,7 +61,6 @@ def test_fullmesh(make_mptcp_lab: Made, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     one, two = lab.paths
     lab.server.sysctl("mptcp.pm_type", 1)
-    # What the client's second address needs to reach the server's second one, and reverse.
     with managed(lab, tmp_path, "fullmesh") as running:
         traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         first = [(one.client_ip, one.server_ip, False), (two.client_ip, one.server_ip, False)]
@@ -68,8 +68,8 @@ def test_fullmesh(make_mptcp_lab: Made, tmp_path: Path) -> None:
         with lab.server.entered(), PmClient() as pm:
             (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
             token = _server_token(lab, connection["local"])
-            said = AnnounceAddress(token=token, ip=two.server_ip, address_id=5, reason="test")
-            assert pm.execute_now(said).errno == 0
+            announce = AnnounceAddress(token=token, ip=two.server_ip, address_id=5, reason="test")
+            assert pm.execute_now(announce).errno == 0
         until(
             lambda: {(a, b) for a, b, _ in subflows(running)} > {(a, b) for a, b, _ in first},
             "the announced address is joined",
@@ -79,7 +79,7 @@ def test_fullmesh(make_mptcp_lab: Made, tmp_path: Path) -> None:
 
 
 def test_fullmesh_over_ipv6(make_mptcp_lab: Made, tmp_path: Path) -> None:
-    """Two addresses here and two there make four subflows; IPv4 is left out of it."""
+    """Two addresses on each side make four subflows; IPv4 is not used."""
     lab = make_mptcp_lab([LabPath(), LabPath()], ip="both")
     lab.server.sysctl("mptcp.pm_type", 1)
     ours = [f"[{path.client_ip6}]" for path in lab.paths]
@@ -92,8 +92,8 @@ def test_fullmesh_over_ipv6(make_mptcp_lab: Made, tmp_path: Path) -> None:
             token = _server_token(lab, connection["local"])
             second = lab.paths[1].server_ip6
             assert second is not None
-            said = AnnounceAddress(token=token, ip=second, address_id=5, reason="test")
-            assert pm.execute_now(said).errno == 0
+            announce = AnnounceAddress(token=token, ip=second, address_id=5, reason="test")
+            assert pm.execute_now(announce).errno == 0
         expect(running, *[(our, their, False) for our in ours for their in theirs])
         traffic.stop()
 
@@ -136,7 +136,7 @@ def test_sspi_keeps_one_subflow_per_interface(make_mptcp_lab: Made, tmp_path: Pa
 def test_sspi_on_the_server_announces_withdraws_and_announces_again(
     make_mptcp_lab: Made, tmp_path: Path, loss: str
 ) -> None:
-    """The peer, a kernel by itself, follows each time, as the wire shows."""
+    """The peer, an in-kernel path manager, follows each time, as the wire shows."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     one, two = lab.paths
     lab.client.sysctl("mptcp.pm_type", 0)
@@ -162,28 +162,28 @@ def test_sspi_on_the_server_announces_withdraws_and_announces_again(
         traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         since = 0
         for _ in range(2):
-            until(
-                lambda: carried_by() == both, f"the client joins what was announced {running.log}"
+            until(lambda: carried_by() == both, f"the client joins the address {running.log}")
+            announced = wire.expect(
+                AddAddr(echo=0, address=two.server_ip), direction="out", since=since
             )
-            said = wire.expect(AddAddr(echo=0, address=two.server_ip), direction="out", since=since)
             since = time.monotonic_ns()
             lose(True)
             withdrawn = wire.expect(
-                RemoveAddr(address_ids=[said.mptcp[0].address_id]),
+                RemoveAddr(address_ids=[announced.mptcp[0].address_id]),
                 direction="out",
                 interface=one.server_if,
                 since=since,
             )
             assert withdrawn
-            until(lambda: carried_by() == {one.server_ip}, f"it is left {running.log}")
+            until(lambda: carried_by() == {one.server_ip}, f"the subflow is closed {running.log}")
             since = time.monotonic_ns()
             lose(False)
-        until(lambda: carried_by() == both, f"and joined again {running.log}")
+        until(lambda: carried_by() == both, f"the client joins again {running.log}")
         assert "EINVAL" not in running.log
         traffic.stop()
 
 
-def test_backup_stands_by_takes_over_and_gives_back(make_mptcp_lab: Made, tmp_path: Path) -> None:
+def test_backup_takes_over_and_returns_to_the_primary(make_mptcp_lab: Made, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     one, two = lab.paths
     primary = (one.client_ip, one.server_ip, False)
@@ -210,13 +210,13 @@ def test_backup_moves_to_the_primary_that_the_options_name(
         traffic.stop()
 
 
-def test_reconnect_makes_anew_what_was_reset(make_mptcp_lab: Made, tmp_path: Path) -> None:
+def test_reconnect_replaces_a_subflow_that_was_reset(make_mptcp_lab: Made, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     one, two = lab.paths
     both = [(one.client_ip, one.server_ip, False), (two.client_ip, one.server_ip, False)]
     with managed(lab, tmp_path, "reconnect", first_pause_ms=50) as running:
         traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
-        until(lambda: len(subflows(running)) == 1, "the connection stands")
+        until(lambda: len(subflows(running)) == 1, "the connection is established")
         (connection,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
         added = running.ask(
             "subflow", "add", connection["token"], two.client_ip, connection["remote"]
@@ -224,9 +224,9 @@ def test_reconnect_makes_anew_what_was_reset(make_mptcp_lab: Made, tmp_path: Pat
         assert added.returncode == 0, added.stderr
         expect(running, *both)
         assert one.inject_resets(within_s=SLOWNESS) > 0
-        until(lambda: "a reset without a reason" in running.log, "the cause is told")
+        until(lambda: "a reset without a reason" in running.log, "the cause is logged")
         expect(running, *both)
-        # What goes in order is not lost.
+        # A subflow that is closed regularly is not lost.
         removed = running.ask("subflow", "del", connection["token"], *_ends(running, two.client_ip))
         assert removed.returncode == 0, removed.stderr
         expect(running, both[0])
@@ -241,13 +241,13 @@ def _ends(running: RunningDaemon, local_ip: str) -> tuple[str, str]:
     raise AssertionError(f"no subflow from {local_ip}")
 
 
-def test_refresh_replaces_the_slowest(make_mptcp_lab: Made, tmp_path: Path) -> None:
+def test_refresh_replaces_the_slowest_subflow(make_mptcp_lab: Made, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5, rate_mbit=20, loss_percent=2)])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     options: dict[str, Any] = {"subflows": 3, "interval_s": 1, "lag_percent": 100, "least_kib": 64}
     with managed(lab, tmp_path, "refresh", **options) as running:
-        # So much that all carry some of it, but with pauses: Linux 6.1 and 6.12 take no join
-        # while they wait for what was lost.
+        # Enough that all subflows carry data, but with pauses: Linux 6.1 and 6.12 accept no join
+        # while lost data is missing.
         traffic = lab.start(RequestResponse(size=262_144, interval_ms=20 * INTERVAL_MS))
         until(lambda: "it is the slowest" in running.log, "one was replaced", 20)
         until(lambda: len(subflows(running)) == 3, "there are as many as wanted")
@@ -255,34 +255,34 @@ def test_refresh_replaces_the_slowest(make_mptcp_lab: Made, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("plugin", ["adaptive", "backup", "fullmesh", "ndiffports", "sspi"])
-def test_what_the_in_kernel_path_manager_has_is_left_to_it(
+def test_connections_of_the_in_kernel_path_manager_are_left_to_it(
     make_mptcp_lab: Made, tmp_path: Path, plugin: str
 ) -> None:
-    """A connection older than the daemon, and one made under another setting behind its back."""
+    """One older than the daemon, and one that was created after the setting was changed."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     lab.client.sysctl("mptcp.pm_type", 0)
     older = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
     lab.paths[0].wait_for_subflow()
     with managed(lab, tmp_path, plugin) as running:
-        assert "1 of the connections were created under the in-kernel path manager" in running.log
+        assert "1 of the connections use the in-kernel path manager" in running.log
         lab.client.sysctl("mptcp.pm_type", 0)
-        behind = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
+        second = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         refusal = "creating the subflow: EINVAL"
-        until(lambda: refusal in running.log, "what it is, the first answer tells")
+        until(lambda: refusal in running.log, "the kernel refuses the first join")
         lab.client.sysctl("mptcp.pm_type", 1)
         newer = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
-        until(lambda: len(subflows(running)) == 4, "the third one gets its two subflows")
+        until(lambda: len(subflows(running)) == 4, "the third one has two subflows")
         assert running.log.count(refusal) == 1
-        for traffic in (newer, behind, older):
+        for traffic in (newer, second, older):
             traffic.stop()
 
 
 @pytest.mark.parametrize("plugin", ["adaptive", "fullmesh"])
 @pytest.mark.parametrize("loss", ["the address", "the carrier", "the configuration"])
-def test_the_peer_is_told_over_another_path(
+def test_a_lost_address_is_withdrawn_over_another_path(
     make_mptcp_lab: Made, tmp_path: Path, plugin: str, loss: str
 ) -> None:
-    """And lets go at once of a path over which no FIN can reach it."""
+    """So the peer at once leaves a path over which no FIN can reach it."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     one, two = lab.paths
     with managed(lab, tmp_path, plugin) as running, Wire(lab.client.name) as wire:
@@ -312,7 +312,7 @@ def test_the_peer_is_told_over_another_path(
         traffic.stop()
 
 
-def test_what_a_person_closes_through_the_daemon_stays_closed(
+def test_a_subflow_that_the_operator_closes_is_not_created_again(
     make_mptcp_lab: Made, tmp_path: Path
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
@@ -325,7 +325,7 @@ def test_what_a_person_closes_through_the_daemon_stays_closed(
         removed = running.ask("subflow", "del", connection["token"], *_ends(running, two.client_ip))
         assert removed.returncode == 0, removed.stderr
         expect(running, first)
-        # A new address is an occasion to look at all that is missing.
+        # On a new address the plugin checks all missing subflows.
         another = f"{one.client_ip.rpartition('.')[0]}.77"
         lab.client.run(["ip", "address", "add", f"{another}/24", "dev", one.client_if])
         expect(running, first, (another, one.server_ip, False))
