@@ -60,17 +60,25 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
-_OUTPUT = click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write the lines to a new file too, for 'trace show'.",
-)
+def _output(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that choose the form of the output and its file."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Let -o replace a file that exists."),
+        click.option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Also write the lines to this new file, for 'trace show'.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line."),
+    ):
+        function = option(function)
+    return function
 
 
 def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options all tools share."""
+    """The options that all tools share."""
     for option in reversed(
         (
             click.option("--pid", type=click.IntRange(min=1), help="Only this process."),
@@ -99,8 +107,7 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "-d", "--duration", type=_Seconds(min=0), help="End after so many seconds."
             ),
-            click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
-            _OUTPUT,
+            _output,
         )
     ):
         function = option(function)
@@ -113,6 +120,7 @@ def _run(
     *,
     as_json: bool,
     output: Path | None,
+    overwrite: bool,
     duration: float | None,
     netns: str | None,
     **chosen: Any,
@@ -127,7 +135,7 @@ def _run(
         refusal = f"trace {name} needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root"
         raise Failure(with_way_out(name, refusal), ExitCode.PRIVILEGE)
     try:
-        with Trace(name, scope, as_json=as_json, file=output) as trace:
+        with Trace(name, scope, as_json=as_json, file=output, overwrite=overwrite) as trace:
             constants = {"own_netns": namespaces.inode()}
             trace.run(duration, tool(trace, constants))
     except BpfUnavailable as error:
@@ -251,10 +259,14 @@ _tool(
     show_default=True,
     help="Watch for so many seconds.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@_OUTPUT
+@_output
 def doctor(
-    token: str | None, netns: str | None, duration: float, as_json: bool, output: Path | None
+    token: str | None,
+    netns: str | None,
+    duration: float,
+    as_json: bool,
+    output: Path | None,
+    overwrite: bool,
 ) -> None:
     """Watch the connection TOKEN for some seconds and say what limits it.
 
@@ -269,7 +281,9 @@ def doctor(
 
         _enter(netns)
         try:
-            list_connections(Trace("doctor", Scope(), as_json=as_json, file=output))
+            trace = Trace("doctor", Scope(), as_json=as_json, file=output, overwrite=overwrite)
+            with trace:
+                list_connections(trace)
         except KernelError as error:
             raise Failure(f"trace doctor: {error}", ExitCode.CHECK_FAILED) from None
         return
@@ -278,6 +292,7 @@ def doctor(
         trace_doctor,
         as_json=as_json,
         output=output,
+        overwrite=overwrite,
         duration=duration,
         netns=netns,
         pid=None,
@@ -334,10 +349,10 @@ def func(
 
 @command.command("show")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--token", metavar="TOKEN", help="Only the lines about this connection.")
-@click.option("--event", metavar="KIND", help="Only lines of this kind, as --json names it.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of all tools' lines.")
+@click.option("--token", metavar="TOKEN", help="Only lines about this connection.")
+@click.option("--event", metavar="KIND", help="Only lines of this kind ('event' in the JSON).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the lines of all tools.")
 def show(
     file: Path | None, token: str | None, event: str | None, as_json: bool, schema: bool
 ) -> None:
@@ -350,10 +365,10 @@ def show(
     import msgspec
 
     from mptcpd_ebpf.core.token import token_of, token_text
-    from mptcpd_ebpf.trace import line_file
+    from mptcpd_ebpf.trace import line_file, line_schema
 
     if schema:
-        click.echo(msgspec.json.format(msgspec.json.encode(line_file.schema())).decode())
+        click.echo(msgspec.json.format(msgspec.json.encode(line_schema.schema())).decode())
         return
     if file is None:
         raise click.UsageError("Missing argument 'FILE'.")
@@ -362,6 +377,10 @@ def show(
     except ValueError as error:
         raise Failure(f"--token: {error}", ExitCode.USAGE) from None
     head, lines = line_file.read(file)
+    kinds = line_file.kinds_of(head.trace)
+    if event not in (None, *kinds):
+        known = ", ".join(kinds)
+        raise Failure(f"--event {event}: trace {head.trace} has the kinds {known}", ExitCode.USAGE)
     for line in lines:
         if wanted is not None and getattr(line, "token", None) != wanted:
             continue

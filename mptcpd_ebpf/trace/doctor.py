@@ -109,7 +109,7 @@ def list_connections(trace: Trace) -> None:
     for connection in sorted(found.connections, key=lambda each: (each.local, each.remote)):
         subflows = [each for each in found.subflows if each.token == connection.token]
         owner = connection.owner or Owner()
-        trace.say(
+        trace.emit(
             ConnectionLine(
                 at=trace.now(),
                 token=token_words(connection.token),
@@ -130,7 +130,7 @@ def list_connections(trace: Trace) -> None:
             )
         )
     if not found.connections:
-        trace.say(NoConnectionLine(at=trace.now()))
+        trace.emit(NoConnectionLine(at=trace.now()))
 
 
 def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
@@ -206,6 +206,6 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
             )
             for finding in findings
         ]
-        trace.say(DiagnosisLine(at=now, token=token_words(token), findings=rows))
+        trace.emit(DiagnosisLine(at=now, token=token_words(token), findings=rows))
 
     return summary

@@ -177,7 +177,7 @@ class Fallbacks:
             )
         evidence = ["the SYN offered MPTCP, the SYN/ACK of this host did not"]
         self.reasons[reason] += 1
-        self._trace.say(
+        self._trace.emit(
             FallbackLine(
                 at=signal.at,
                 **who.fields(),
@@ -226,7 +226,7 @@ class Fallbacks:
         self.reasons[name] += 1
         names = [each.name for each in candidates[:_CANDIDATES]]
         fields = who.fields() if who else {"token": None}
-        self._trace.say(
+        self._trace.emit(
             FallbackLine(
                 at=now,
                 **fields,
@@ -299,7 +299,7 @@ def trace_fallback(trace: Trace, constants: dict[str, int]) -> Summary:
     def summary() -> None:
         fallbacks.look(trace.now(), last=True)
         moved = {name: value for name, value in trace.counted().items() if name in REASONS}
-        trace.say(
+        trace.emit(
             FallbackSummaryLine(
                 at=trace.now(),
                 counters=dict(fallbacks.reasons.most_common()),

@@ -106,7 +106,7 @@ class Functions:
         comm = record["comm"].split(b"\0", 1)[0].decode(errors="replace")
         known = who.local.port or who.remote.port
         fields = who.fields()
-        self._trace.say(
+        self._trace.emit(
             CallLine(
                 at=record["at"],
                 **(fields if known else {**fields, "local": None, "remote": None}),
@@ -138,7 +138,7 @@ class Functions:
             self._say(slot, calls, seconds)
         never = [f.name for i, f in enumerate(self._attached.functions) if i not in counted]
         if never:
-            self._trace.say(NotCalledLine(at=self._trace.now(), not_called=never))
+            self._trace.emit(NotCalledLine(at=self._trace.now(), not_called=never))
 
     def _say(self, slot: int, calls: Calls, seconds: float) -> None:
         function, way = self._attached.functions[slot], self._attached.ways[slot]
@@ -146,7 +146,7 @@ class Functions:
             Stack(calls=count, frames=self._frames(stack, function.name))
             for stack, count in calls.stacks.most_common(_STACKS_TOLD)
         ]
-        self._trace.say(
+        self._trace.emit(
             FunctionLine(
                 at=self._trace.now(),
                 function=function.name,
@@ -187,7 +187,7 @@ def _say_left_out(trace: Trace, left_out: dict[str, str]) -> None:
     for name, why in left_out.items():
         reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
-        trace.say(NotTracedLine(at=trace.now(), functions=names, why=why))
+        trace.emit(NotTracedLine(at=trace.now(), functions=names, why=why))
 
 
 def trace_func(

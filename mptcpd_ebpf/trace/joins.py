@@ -248,7 +248,7 @@ class JoinTrace:
                 if self._trace.scope.asks_for_one:
                     continue  # whose it was is not known
                 self.outcomes["never sent"] += 1
-                self._trace.say(
+                self._trace.emit(
                     JoinLine(
                         at=now,
                         token=None,
@@ -281,7 +281,7 @@ class JoinTrace:
             return
         self.outcomes[outcome] += 1
         option = attempt.syn.option(Subtype.MP_JOIN)
-        self._trace.say(
+        self._trace.emit(
             JoinLine(
                 at=at,
                 **who.fields(),
@@ -311,7 +311,7 @@ def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
     def summary() -> None:
         joins.look(trace.now(), last=True)
         moved = {k: v for k, v in trace.counted().items() if k.startswith(("MPJoin", "Mismatch"))}
-        trace.say(
+        trace.emit(
             JoinsSummaryLine(
                 at=trace.now(), outcomes=dict(joins.outcomes.most_common()), counters=moved
             )

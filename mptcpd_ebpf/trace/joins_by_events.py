@@ -104,7 +104,7 @@ class JoinsByEvents:
             return
         self.outcomes[outcome] += 1
         fields = who.fields() if who else {"token": None}
-        self._trace.say(
+        self._trace.emit(
             JoinLine(at=at, **fields, outcome=outcome, why=why, evidence=evidence or [])
         )
 

@@ -125,7 +125,7 @@ class Lives:
         if not self._enter(token, record["cookie"], who, opened_at):
             return
         took = None if life.opened_at is None else record["at"] - life.opened_at
-        self._trace.say(
+        self._trace.emit(
             EstablishedLine(
                 at=record["at"],
                 **who.fields(),
@@ -169,7 +169,7 @@ class Lives:
         self._trace.directory.find_owner(who)
         if self._trace.admits(who):
             self.ends[why] += 1
-            self._trace.say(
+            self._trace.emit(
                 EndedLine(
                     at=record["at"],
                     **who.fields(),
@@ -205,7 +205,7 @@ class Lives:
         self.connections += 1
         lasted = None if connection.opened_at is None else record["at"] - connection.opened_at
         owner = self._trace.directory.owners.get(who.token) or Owner()
-        self._trace.say(
+        self._trace.emit(
             ClosedLine(
                 at=record["at"],
                 token=token_words(who.token),
@@ -275,7 +275,7 @@ def trace_life(trace: Trace, constants: dict[str, int]) -> Summary:
 
     def summary() -> None:
         lives.settle(trace.now(), last=True)
-        trace.say(
+        trace.emit(
             LifeSummaryLine(
                 at=trace.now(),
                 connections=lives.connections,

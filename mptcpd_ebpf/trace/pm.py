@@ -126,7 +126,7 @@ class Managing:
         self.commands[name] += 1
         self.slowest_ns = max(self.slowest_ns, record["duration_ns"])
         self.refused += error not in (0, _UNANSWERED)
-        self._trace.say(
+        self._trace.emit(
             CommandLine(
                 at=record["at"],
                 command=name,
@@ -177,7 +177,7 @@ class Managing:
     def event(self, event: Event, at: int) -> None:
         kind = type(event).__name__
         if isinstance(event, EventsLost):
-            self._trace.say(LostLine(at=at))
+            self._trace.emit(LostLine(at=at))
             return
         fields = {name: getattr(event, name) for name in event.__struct_fields__}
         token = fields.pop("token", None)
@@ -186,7 +186,7 @@ class Managing:
             return
         self.events[kind] += 1
         since, command = self._command_before(token, at)
-        self._trace.say(
+        self._trace.emit(
             EventLine(
                 at=at,
                 kind=kind,
@@ -236,7 +236,7 @@ def trace_pm(trace: Trace, constants: dict[str, int]) -> Summary:
 
     def summary() -> None:
         tell(last=True)
-        trace.say(
+        trace.emit(
             PmSummaryLine(
                 at=trace.now(),
                 commands=dict(managing.commands.most_common()),

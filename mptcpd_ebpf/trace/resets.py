@@ -101,7 +101,7 @@ class Resets:
             why += "; the kernel took no notice of it"
         way = "sent" if reset.sent else "received"
         self.seen[f"{kind} {way}"] += 1
-        self._trace.say(
+        self._trace.emit(
             ResetLine(
                 at=reset.at,
                 **who.fields(),
@@ -139,6 +139,6 @@ def trace_resets(trace: Trace, constants: dict[str, int]) -> Summary:
         names = ("MPRstTx", "MPRstRx", "MPFastcloseTx", "MPFastcloseRx")
         moved = {name: value for name, value in trace.counted().items() if name in names}
         seen = dict(resets.seen.most_common())
-        trace.say(ResetsSummaryLine(at=trace.now(), seen=seen, counters=moved))
+        trace.emit(ResetsSummaryLine(at=trace.now(), seen=seen, counters=moved))
 
     return summary

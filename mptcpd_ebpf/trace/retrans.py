@@ -69,7 +69,7 @@ class Retransmissions:
         why = cause(record)
         self.segments += 1
         self._count(who, why.split(" in a row")[0].rstrip(" 0123456789"))
-        self._trace.say(
+        self._trace.emit(
             RetransmittedLine(
                 at=record["at"],
                 **who.fields(),
@@ -98,7 +98,7 @@ class Retransmissions:
         self._count(who, "reinjected here")
         if blamed is not None:
             self._count(blamed, "reinjected elsewhere")
-        self._trace.say(
+        self._trace.emit(
             ReinjectedLine(
                 at=record["at"],
                 **who.fields(),
@@ -138,7 +138,7 @@ def trace_retrans(trace: Trace, constants: dict[str, int]) -> Summary:
 
     def summary() -> None:
         moved = trace.counted().get("MPTCPRetrans", 0)
-        trace.say(
+        trace.emit(
             RetransSummaryLine(
                 at=trace.now(),
                 retransmissions=found.segments,

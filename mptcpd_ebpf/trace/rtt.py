@@ -79,7 +79,7 @@ def trace_rtt(trace: Trace, constants: dict[str, int]) -> Summary:
         for who, measured, histogram in histograms.found.values():
             number = sum(histogram)
             p50, p90, p99 = (quantile(histogram, share) for share in (0.5, 0.9, 0.99))
-            trace.say(
+            trace.emit(
                 RttLine(
                     at=trace.now(),
                     **who.fields(),
@@ -91,7 +91,7 @@ def trace_rtt(trace: Trace, constants: dict[str, int]) -> Summary:
                 )
             )
         for (local, remote), histogram in histograms.further.items():
-            trace.say(
+            trace.emit(
                 FurtherRttLine(
                     at=trace.now(),
                     local=local,

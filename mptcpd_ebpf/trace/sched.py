@@ -141,7 +141,7 @@ class Scheduling:
         """One line a connection for the last second."""
         for token, rows in self.rows(whole=False).items():
             subflows = [_row(row) for row in rows]
-            self._trace.say(
+            self._trace.emit(
                 ChosenLine(at=self._trace.now(), token=token_words(token), subflows=subflows)
             )
 
@@ -153,7 +153,7 @@ class Scheduling:
             round_ = by_token.get(token)
             if round_ is None:
                 continue
-            self._trace.say(
+            self._trace.emit(
                 SchedSummaryLine(
                     at=self._trace.now(),
                     token=token_words(token),
@@ -168,7 +168,7 @@ class Scheduling:
                 )
             )
         if self.further:
-            self._trace.say(FurtherSubflowsLine(at=self._trace.now(), further=self.further))
+            self._trace.emit(FurtherSubflowsLine(at=self._trace.now(), further=self.further))
 
 
 def _row(row: Row) -> SchedRow:

@@ -67,7 +67,7 @@ class Stalls:
         who = self.take(measured)
         if who is None:
             return
-        self._trace.say(
+        self._trace.emit(
             StallLine(
                 at=measured.at,
                 **who.fields(),
@@ -99,7 +99,7 @@ def trace_stalls(trace: Trace, constants: dict[str, int]) -> Summary:
         for measured in probes.sample():
             stalls.take(measured)
         rows = sorted(stalls.found.values(), key=lambda row: -row[2])
-        trace.say(
+        trace.emit(
             StallsSummaryLine(
                 at=trace.now(),
                 lasted_ns=trace.now() - trace.began,

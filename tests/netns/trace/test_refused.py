@@ -137,7 +137,15 @@ def test_a_tracepoint_that_the_kernel_has_not(lab: Lab) -> None:
 def test_what_would_do_instead_is_in_the_one_line(lab: Lab) -> None:
     everything = dict.fromkeys(("netns", "pid", "comm", "cgroup", "token", "addr"))
     with lab.client.entered(), pytest.raises(Failure) as refusal:
-        _run("life", trace_life, as_json=False, output=None, duration=0.1, **everything)
+        _run(
+            "life",
+            trace_life,
+            as_json=False,
+            output=None,
+            overwrite=False,
+            duration=0.1,
+            **everything,
+        )
     assert refusal.value.exit_code == ExitCode.NO_MPTCP
     words = str(refusal.value)
     assert words.startswith("trace life: the kernel refused the programs: ")
