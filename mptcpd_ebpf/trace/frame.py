@@ -111,11 +111,11 @@ class Trace:
         """Calls `call` periodically."""
         self._timers.append([time.monotonic() + seconds, seconds, call])
 
-    def admits(self, who: Subject) -> bool:
+    def admits(self, subject: Subject) -> bool:
         """Whether a subflow passes the filters; its process is looked up if one needs it."""
-        if self.scope.asks_for_owner:
-            self.directory.find_owner(who)
-        return self.scope.admits(who)
+        if self.scope.needs_owner:
+            self.directory.find_owner(subject)
+        return self.scope.admits(subject)
 
     @staticmethod
     def now() -> int:
@@ -160,7 +160,7 @@ class Trace:
 
     def run(self, seconds: float | None, summary: Summary) -> None:
         """Reads until the time is over or a signal arrives, then emits the summary."""
-        if self.scope.asks_for_owner:
+        if self.scope.needs_owner:
             self._learn_owners()
         self.emit(
             StartedLine(

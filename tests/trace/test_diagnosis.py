@@ -16,7 +16,7 @@ from mptcpd_ebpf.trace.diagnosis import (
     came_back,
     diagnose,
     has_long_queue,
-    lost_freely,
+    lost_without_queue,
 )
 
 SECOND = 1_000_000
@@ -54,7 +54,7 @@ def test_what_is_healthy_gets_no_fault() -> None:
     ("fields", "cause"),
     [
         ({"retransmits": 30, "lost": 30, "losing": 0.7}, "loss"),
-        ({"retransmits": 30, "lost": 30, "losing": 0.1, "lost_freely": 20}, "loss"),
+        ({"retransmits": 30, "lost": 30, "losing": 0.1, "lost_without_queue": 20}, "loss"),
         ({"stalled_us": 200_000, "srtt_us": 40_000}, "slow-path"),
         ({"stalled_us": 200_000, "worst_timeouts": 1}, "slow-path"),
         ({"worst_timeouts": 2, "worst_silence_us": SECOND}, "dead-path"),
@@ -99,7 +99,9 @@ def test_a_peer_that_answers_and_takes_nothing_has_no_room() -> None:
     assert causes(path(**silent, refused=2), path(busy=0.0)) == ["peer"]
     # Once may be an answer that was late; and the peer's data is none.
     assert causes(path(**silent, refused=1), path(busy=0.0))[0] == "dead-path"
-    assert causes(path(**silent, refused=2, received=1), path(busy=0.0))[0] == "dead-path"
+    assert (
+        causes(path(**silent, refused=2, received=1), path(busy=0.0))[0] == "dead-path"
+    )
 
 
 def test_who_answers_each_retransmission_and_who_none() -> None:
@@ -116,7 +118,7 @@ def test_who_answers_each_retransmission_and_who_none() -> None:
 
 
 def test_a_queue_that_the_transfer_itself_overflowed_once_is_no_loss() -> None:
-    overshot = path(retransmits=100, lost=100, losing=0.2, lost_freely=10)
+    overshot = path(retransmits=100, lost=100, losing=0.2, lost_without_queue=10)
     assert causes(overshot, path()) == ["capacity"]
 
 
@@ -126,7 +128,7 @@ def test_a_queue_that_the_transfer_itself_overflowed_once_is_no_loss() -> None:
 )
 def test_losses_that_no_full_queue_explains(lost: int, srtt_us: int, freely: int) -> None:
     before, after = measured(lost=7), measured(lost=7 + lost, srtt_us=srtt_us)
-    assert lost_freely(before, after) == freely
+    assert lost_without_queue(before, after) == freely
 
 
 def test_a_queue_is_long_beside_the_path_s_own_round_trip() -> None:
@@ -150,10 +152,10 @@ def test_round_trips_that_last_until_the_peer_reads_make_no_slow_path() -> None:
 
 
 def test_the_peer_is_not_blamed_where_more_would_only_wait_in_a_queue() -> None:
-    standing = {"srtt_us": 40_000, "min_rtt_us": 10_000}
-    assert causes(path(**standing), path(), window_us=900_000) == ["capacity"]
+    states = {"srtt_us": 40_000, "min_rtt_us": 10_000}
+    assert causes(path(**states), path(), window_us=900_000) == ["capacity"]
     # One that hardly sends any more was stopped while the queue stood.
-    stopped = path(**standing, segments_out=5, in_flight=10)
+    stopped = path(**states, segments_out=5, in_flight=10)
     assert causes(stopped, path(busy=0.1), window_us=900_000) == ["peer"]
 
 

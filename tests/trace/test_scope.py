@@ -56,17 +56,17 @@ def test_an_owner_is_of_all_subflows_of_the_connection() -> None:
 def test_a_flow_is_known_by_its_present_addresses_only() -> None:
     """connect(2) is told before the kernel has chosen a port."""
     directory = Directory()
-    who = directory.of_measurement(measured(1, port=0))
+    subject = directory.of_measurement(measured(1, port=0))
     assert not directory.by_flow
     local = SockAddr("10.1.1.2", 4001)
     directory.sent_by(1, local, SERVER)
-    assert directory.of_flow(local, SERVER) is who
+    assert directory.of_flow(local, SERVER) is subject
     moved = SockAddr("10.1.1.2", 4002)
     directory.sent_by(1, moved, SERVER)
-    assert directory.of_flow(local, SERVER) is who
+    assert directory.of_flow(local, SERVER) is subject
     directory.of_measurement(measured(1, port=4002))
     assert list(directory.by_flow) == [(moved, SERVER)]
-    directory.forget(who)
+    directory.forget(subject)
     assert not directory.by_flow
 
 
@@ -113,7 +113,7 @@ def test_addresses_and_tokens_as_people_write_them() -> None:
     assert parse_address("[fd00::1]:80") == SockAddr("fd00::1", 80)
     assert parse_token("000000ab") == 0xAB
     for wrong in ("0x1_0", "0", "-1", "123456789"):
-        with pytest.raises(ValueError, match=f"'{wrong}' is no token"):
+        with pytest.raises(ValueError, match=f"'{wrong}' is not a token"):
             parse_token(wrong)
     for wrong in ("10.1", "10.0.0.0/33", "fd00::zz"):
         with pytest.raises(ValueError, match=wrong):

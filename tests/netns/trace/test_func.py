@@ -19,7 +19,7 @@ import pytest
 from mptcpd_ebpf.lab import Host, Lab, Path
 from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from mptcpd_ebpf.trace.func import TOTAL_KEY
-from mptcpd_ebpf.trace.func_targets import OUR_TRACEPOINTS
+from mptcpd_ebpf.trace.func_targets import MPTCP_TRACEPOINTS
 from mptcpd_ebpf.trace.trace_programs import TracePrograms
 from tests.netns.probed import Ends, connection, exchange
 from tests.netns.tracing import MAIN, Tracing, tracing
@@ -192,7 +192,7 @@ def test_too_many_functions_or_none_that_can_be_traced_is_one_clear_line(lab: La
         assert "narrow the pattern" in done.stderr
     else:
         assert done.returncode == ExitCode.NO_MPTCP
-        assert all(name in done.stderr for name in OUR_TRACEPOINTS)
+        assert all(name in done.stderr for name in MPTCP_TRACEPOINTS)
 
 
 def test_lost_records_are_counted_and_so_are_their_calls(lab: Lab) -> None:
