@@ -305,7 +305,11 @@ def doctor(
 
 @command.command("func")
 @click.argument("pattern")
-@click.option("--latency", is_flag=True, help="Measure how long calls take; with --args, show what they return.")
+@click.option(
+    "--latency",
+    is_flag=True,
+    help="Measure how long calls take; with --args, show what they return.",
+)
 @click.option("--args", "arguments", is_flag=True, help="Print a line per call, with arguments.")
 @click.option("--stack", is_flag=True, help="Print the callers.")
 @click.option(
