@@ -254,13 +254,13 @@ class Fallbacks:
                 return None, [directory.of_flow(*flow) for flow in waiting], clue
             del self._offers[waiting[0]]
             return directory.of_flow(*waiting[0]), [], clue
-        alive = [directory.of_measurement(each) for each in diag.subflows()]
-        fallen = self._newly_fallen() or self._gone({(each.local, each.remote) for each in alive})
+        present = [directory.of_measurement(each) for each in diag.subflows()]
+        fallen = self._newly_fallen() or self._gone({(each.local, each.remote) for each in present})
         if len(fallen) == 1:
             return fallen[0], [], ["it is the only one that is no longer MPTCP"]
         if fallen:
             return None, fallen, ["these are no longer MPTCP"]
-        return None, [] if name in _OF_HANDSHAKE else alive, []
+        return None, [] if name in _OF_HANDSHAKE else present, []
 
     def _newly_fallen(self) -> list[Subject]:
         """Open connections that fell back and have not been reported."""
@@ -273,10 +273,10 @@ class Fallbacks:
             if flow not in self._reported
         ]
 
-    def _gone(self, alive: set[Flow]) -> list[Subject]:
+    def _gone(self, present: set[Flow]) -> list[Subject]:
         """Subflows that were MPTCP, have not ended, and are no longer MPTCP."""
         known = self._trace.directory.by_flow
-        return [subject for flow, subject in known.items() if subject.token and flow not in alive]
+        return [subject for flow, subject in known.items() if subject.token and flow not in present]
 
     def _take(self, name: str) -> Sign | None:
         """Removes and returns the oldest sign of a counter."""

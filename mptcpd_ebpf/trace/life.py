@@ -76,9 +76,9 @@ class LifeTrace:
         self.ends: Counter[str] = Counter()
         self.connections = 0
 
-    def begin(self, alive: list[Measurement]) -> None:
+    def begin(self, present: list[Measurement]) -> None:
         """Adds the subflows that are older than the trace."""
-        for each in alive:
+        for each in present:
             if each.cookie and each.state not in (_SYN_SENT, _SYN_RECV):
                 subject = self._trace.directory.of_measurement(each)
                 self._lives[each.cookie] = Life(subject)
@@ -267,24 +267,24 @@ def trace_life(trace: Trace, constants: dict[str, int]) -> Summary:
     programs = ("state_changed", "destroyed", "reset_sent", "reset_received")
     kernel = trace.open(TracePrograms("trace", programs, constants))
     trace.means += kernel.hooks()
-    lives = LifeTrace(trace, kernel.enumeration("trace_kind"), kernel_reasons())
-    lives.begin(trace.directory.look().subflows)
+    life = LifeTrace(trace, kernel.enumeration("trace_kind"), kernel_reasons())
+    life.begin(trace.directory.look().subflows)
 
     def read() -> None:
         for record in kernel.read("trace_record"):
-            lives.take(record)
+            life.take(record)
 
     trace.watch(kernel, read)
-    trace.every(_SETTLE_NS / 1e9, lambda: lives.settle(trace.now()))
+    trace.every(_SETTLE_NS / 1e9, lambda: life.settle(trace.now()))
 
     def summary() -> None:
-        lives.settle(trace.now(), last=True)
+        life.settle(trace.now(), last=True)
         trace.emit(
             LifeSummaryLine(
                 at=trace.now(),
-                connections=lives.connections,
-                ends=dict(lives.ends.most_common()),
-                alive=lives.alive,
+                connections=life.connections,
+                ends=dict(life.ends.most_common()),
+                alive=life.alive,
             )
         )
 

@@ -36,9 +36,9 @@ class ConnectionStates:
     _joined: dict[int, dict[int, _Span]] = field(default_factory=dict)
     """By token and cookie."""
 
-    def begin(self, alive: list[Measurement]) -> None:
+    def begin(self, present: list[Measurement]) -> None:
         """Adds the subflows that are older than the trace."""
-        for each in alive:
+        for each in present:
             if each.cookie and not each.initial:
                 self._span(each.token, each.cookie).began = 0
 

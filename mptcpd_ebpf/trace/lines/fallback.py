@@ -43,10 +43,10 @@ class FallbackSummaryLine(SummaryLine, frozen=True, tag="summary"):
     """Whether filters restricted the run to some connections."""
 
     def text(self) -> str:
-        said = "fallbacks: " + ("" if self.counters else "none") + counted(self.counters)
+        text = "fallbacks: " + ("" if self.counters else "none") + counted(self.counters)
         if self.filtered and self.moved:
-            said += "\ncounters, of all connections:" + counted(self.moved)
-        return said
+            text += "\ncounters, of all connections:" + counted(self.moved)
+        return text
 
 
 LINES = StartedLine | FallbackLine | FallbackSummaryLine | AccountLine

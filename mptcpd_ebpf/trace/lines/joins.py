@@ -61,8 +61,8 @@ class JoinsSummaryLine(SummaryLine, frozen=True, tag="summary"):
     """Increments of the namespace's MPTcpExt counters of joins."""
 
     def text(self) -> str:
-        said = ", ".join(f"{count} {what}" for what, count in self.outcomes.items()) or "none"
-        return f"joins: {said}{counted(self.counters)}"
+        text = ", ".join(f"{count} {what}" for what, count in self.outcomes.items()) or "none"
+        return f"joins: {text}{counted(self.counters)}"
 
 
 LINES = StartedLine | JoinLine | JoinsSummaryLine | AccountLine

@@ -42,8 +42,8 @@ class ResetsSummaryLine(SummaryLine, frozen=True, tag="summary"):
     """Increments of the namespace's MPTcpExt counters of resets."""
 
     def text(self) -> str:
-        said = ", ".join(f"{count} {what}" for what, count in self.seen.items()) or "none"
-        return f"resets: {said}{counted(self.counters)}"
+        text = ", ".join(f"{count} {what}" for what, count in self.seen.items()) or "none"
+        return f"resets: {text}{counted(self.counters)}"
 
 
 LINES = StartedLine | ResetLine | ResetsSummaryLine | AccountLine
