@@ -18,12 +18,12 @@ from msgspec import Struct
 
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Lab, LabError, Path
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
+from mptcpd_ebpf.lab.waiting import wait_until
 
 MPTCPD = "/usr/libexec/mptcpd"
 CONFIGURATION = "/etc/mptcpd/mptcpd.conf"
 NAMES = ("mptcpd", "ours")
-LIMIT = "8"
-"""The highest the kernel takes: room for joins at the server."""
 
 _DEADLINE_S = 20.0
 
@@ -57,8 +57,7 @@ def both(plugin: str, folder: str, paths: Sequence[Path], ip: str = "4") -> Iter
             lab = stack.enter_context(Lab(paths=paths, ip=ip))
             if plugin == "sspi":
                 lab.client.sysctl("mptcp.pm_type", 1)
-            limits = ["subflows", LIMIT, "add_addr_accepted", LIMIT]
-            lab.server.run(["ip", "mptcp", "limits", "set", *limits])
+            raise_limits(lab.server)
             argv = commands(name, plugin, f"{folder}/{name}-{plugin}.sock")
             sides.append(Side(name, lab, stack.enter_context(_started(lab, argv))))
         yield sides
@@ -83,15 +82,16 @@ def _started(lab: Lab, argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 def _wait_until_listening(lab: Lab, process: subprocess.Popen[bytes]) -> None:
     """Until it has worked off what was there: the endpoint of the first path, or its silence."""
-    deadline = time.monotonic() + _DEADLINE_S
     with lab.client.entered(), PmClient() as pm:
         userspace = lab.client.sysctl("mptcp.pm_type") == "1"
-        while not (_idle(process.pid) if userspace else pm.endpoints()):
+
+        def ready() -> bool:
             if process.poll() is not None:
                 raise LabError(f"{process.args!r} ended with {process.returncode}")
-            if time.monotonic() > deadline:
-                raise LabError(f"{process.args!r} is not ready after {_DEADLINE_S:g} s")
-            time.sleep(0.01)
+            return _idle(process.pid) if userspace else bool(pm.endpoints())
+
+        if not wait_until(ready, _DEADLINE_S):
+            raise LabError(f"{process.args!r} is not ready after {_DEADLINE_S:g} s")
 
 
 def _idle(pid: int) -> bool:

@@ -65,7 +65,7 @@ def run(quick: bool) -> str:
 
 
 def _goodput(
-    manager: scenario.Manager, paths: list[Path], options: dict[str, Any], seconds: float
+    manager: scenario.ManagerName, paths: list[Path], options: dict[str, Any], seconds: float
 ) -> float:
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -32,6 +32,7 @@ from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.transport import NETLINK_ROUTE, Requester, Subscription
 from mptcpd_ebpf.lab import LabError, Path
+from mptcpd_ebpf.lab.waiting import wait_until
 
 NAME = "Latencies beside mptcpd's"
 
@@ -195,10 +196,9 @@ def _connection(side: Side, events: PmEvents) -> Iterator[ConnectionEstablished]
 
 def _until(look: Callable[[], T | None], what: str) -> T:
     """Looks without a pause until there is something; raises LabError after a while."""
-    deadline = time.monotonic() + _DEADLINE_S
-    while (found := look()) is None:
-        if time.monotonic() > deadline:
-            raise LabError(f"{what} did not come within {_DEADLINE_S:g} s")
+    found = wait_until(look, _DEADLINE_S, pause_s=0)
+    if found is None:
+        raise LabError(f"{what} did not come within {_DEADLINE_S:g} s")
     return found
 
 

@@ -22,9 +22,10 @@ from bench._figures import Figure, median_at_most, percentile, spread, table
 from bench._machine import resident_mib
 from mptcpd_ebpf.control import client
 from mptcpd_ebpf.demo import findings, scenario
-from mptcpd_ebpf.demo.scenario import FAST, FAULTS, SLOW, Manager, Phase
+from mptcpd_ebpf.demo.scenario import DEMO_FAULTS, FAST, SLOW, ManagerName, Phase
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab.traffic import Message
+from mptcpd_ebpf.lab.waiting import wait_until
 
 NAME = "Fault and action"
 
@@ -69,9 +70,9 @@ def run(quick: bool) -> str:
     plan = Plan(2, 3.0, 30) if quick else Plan(10, 5.0, 50)
     lines = []
     resident: list[float] = []
-    for fault, inflict in FAULTS.items():
-        adaptive = _series("adaptive", inflict, plan)
-        kernel = _series("kernel", inflict, plan)
+    for fault, inject in DEMO_FAULTS.items():
+        adaptive = _series("adaptive", inject, plan)
+        kernel = _series("kernel", inject, plan)
         resident += [each.resident_mib for each in adaptive]
         lines += _figures(fault, adaptive, kernel)
     lines.append(median_at_most("daemon resident after each injection", resident, 60, "MiB", 1))
@@ -84,17 +85,17 @@ def run(quick: bool) -> str:
     )
 
 
-def _series(manager: Manager, inflict: Callable[..., None], plan: Plan) -> list[Injection]:
+def _series(manager: ManagerName, inject: Callable[..., None], plan: Plan) -> list[Injection]:
     with scenario.stage(manager) as lab, tempfile.TemporaryDirectory() as folder:
         found = []
         for number in range(plan.injections):
             with scenario.daemon(lab, manager, f"{folder}/{number}") as control:
-                found.append(_inject(lab, manager, inflict, plan, control))
+                found.append(_inject(lab, manager, inject, plan, control))
         return found
 
 
 def _inject(
-    lab: Lab, manager: Manager, inflict: Callable[..., None], plan: Plan, control: str
+    lab: Lab, manager: ManagerName, inject: Callable[..., None], plan: Plan, control: str
 ) -> Injection:
     with _paused(control):
         # The kernel's own path manager joins whatever happens: its own measure is not needed.
@@ -106,15 +107,17 @@ def _inject(
         slow.wait_for_subflow()
         time.sleep(_SETTLE_S)
         begin = time.monotonic_ns()
-        inflict(fast)
+        inject(fast)
         time.sleep(plan.fault_s)
         heal = time.monotonic_ns()
         fast.heal()
         phase = Phase(fault="", begin=begin, heal=heal, end=heal + round(_RETURN_S * 1e9))
-        while manager == "adaptive" and time.monotonic_ns() < phase.end:
-            if findings.reaction(scenario.decisions(control), phase, fast.client_ip)[1]:
-                break
-            time.sleep(_POLL_S)
+        if manager == "adaptive":
+            wait_until(
+                lambda: findings.reaction(scenario.decisions(control), phase, fast.client_ip)[1],
+                (phase.end - time.monotonic_ns()) / 1e9,
+                pause_s=_POLL_S,
+            )
         time.sleep(_AFTER_S)
         messages = traffic.stop().messages
     finally:

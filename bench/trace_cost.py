@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from bench._figures import Figure, median_interval, table
 from mptcpd_ebpf.lab import Bulk, Lab, Path
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 
 NAME = "trace tools"
 TOOLS = ("life", "joins", "resets", "retrans", "rtt", "stalls", "sched", "fallback", "pm")
@@ -51,10 +52,7 @@ def run(quick: bool) -> str:
     seconds, pairs = (1.0, 3) if quick else (2.0, 10)
     figures = []
     with Lab(paths=[Path(), Path()]) as lab:
-        for host in (lab.client, lab.server):
-            host.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
-        far = lab.paths[1]
-        lab.client.run(["ip", "mptcp", "endpoint", "add", far.client_ip, "subflow"])
+        allow_joins(lab)
         total = 0.0
         for call in (*((tool,) for tool in TOOLS), *SINGLE):
             # The median of three: now and then a transfer stands still.

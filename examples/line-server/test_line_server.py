@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The line server keeps its word over paths that lose packets, fail, and meddle."""
+"""The line server works over paths that lose packets, fail, or remove MPTCP options."""
 
 import pathlib
 import socket
@@ -10,12 +10,11 @@ import pytest
 
 SERVER = pathlib.Path(__file__).with_name("line_server.py")
 PORT = 7000
-IPPROTO_MPTCP = 262
 
 
 @pytest.fixture
 def lab(mptcp_lab):
-    """The test's lab, with the server running on its server host."""
+    """The test's lab, with the line server running on its server host."""
     server = mptcp_lab.server.popen(
         [sys.executable, str(SERVER), str(PORT)], stdout=subprocess.PIPE, text=True
     )
@@ -28,7 +27,7 @@ def lab(mptcp_lab):
 def connect(lab):
     """A connection from the client host to the server's first address."""
     with lab.client.entered():
-        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
     connection.settimeout(20)
     connection.connect((lab.paths[0].server_ip, PORT))
     return connection

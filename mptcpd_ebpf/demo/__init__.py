@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The main job, shown: the same traffic and faults without and with path management."""
+"""The demo: the same traffic and faults without and with path management."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From two recordings to figures: latencies by phase, reaction times, one sentence.
+"""Computes figures from two recordings: latencies by phase, reaction times, a conclusion.
 
-A phase lasts from its fault to the healing.  For the bulk phase a "message" is the
-time from one chunk of 128 KiB to the next, so lower is faster there too.
+A phase lasts from its fault to the end of the fault.  In the bulk phase a "latency" is the time
+from one chunk of 128 KiB to the next, so lower is faster there too.
 """
 
 from itertools import pairwise
@@ -22,11 +22,11 @@ class Latency(TypedDict):
     max_ms: float | None
 
 
-class Told(TypedDict):
-    """A decision as the report tells it."""
+class ReportedDecision(TypedDict):
+    """A decision as the report shows it."""
 
     t: float
-    """Seconds after the phase began."""
+    """Seconds after the phase's start."""
     action: str
     subflow: str | None
     reason: str
@@ -40,7 +40,7 @@ Compared = TypedDict(
         "with": Latency,
         "fault_to_action_ms": float | None,
         "heal_to_return_ms": float | None,
-        "decisions": list[Told],
+        "decisions": list[ReportedDecision],
     },
 )
 
@@ -51,7 +51,7 @@ class Report(TypedDict):
 
 
 def compare(without: Recording, managed: Recording) -> Report:
-    """The figures of both runs side by side."""
+    """The figures of both runs, phase by phase."""
     return {
         "schema": SCHEMA,
         "phases": [
@@ -72,29 +72,29 @@ def conclusion(report: Report) -> str:
     return f"The slowest message took {', '.join(parts)}."
 
 
-def news(decisions: list[DecisionView]) -> list[DecisionView]:
-    """Decisions worth telling: without the many trials of a path that is away."""
+def without_routine(decisions: list[DecisionView]) -> list[DecisionView]:
+    """Decisions without the routine ones: the many probes of a path that is down."""
     return [each for each in decisions if not each["command"]["routine"]]
 
 
 def reaction(
     decisions: list[tuple[int, DecisionView]], phase: Phase, ip: str
 ) -> tuple[float | None, float | None]:
-    """Milliseconds from the fault to the leaving of the path of our address `ip`, and from
-    the healing to its return; None for what did not happen."""
-    telling = [
+    """Milliseconds from the fault until the path of our address `ip` was left, and from the end
+    of the fault until it was used again; None for what did not happen."""
+    shown = [
         (at, each)
         for at, each in decisions
         if phase.begin <= at < phase.end and not each["command"]["routine"]
     ]
-    left = next((at for at, each in telling if _leaves(each, ip)), None)
-    back = next((at for at, each in telling if at >= phase.heal and _returns(each, ip)), None)
+    left = next((at for at, each in shown if _leaves(each, ip)), None)
+    back = next((at for at, each in shown if at >= phase.heal and _returns(each, ip)), None)
     return _ms(left, phase.begin), _ms(back, phase.heal)
 
 
 def _compared(without: Recording, before: Phase, managed: Recording, after: Phase) -> Compared:
     made = [(at, each) for at, each in managed.decisions if after.begin <= at < after.end]
-    telling = [(at, each) for at, each in made if not each["command"]["routine"]]
+    shown = [(at, each) for at, each in made if not each["command"]["routine"]]
     left, back = reaction(managed.decisions, after, managed.fast_ip)
     return {
         "fault": after.fault,
@@ -109,7 +109,7 @@ def _compared(without: Recording, before: Phase, managed: Recording, after: Phas
                 "subflow": each["subflow"],
                 "reason": each["reason"],
             }
-            for at, each in telling
+            for at, each in shown
         ],
     }
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a person sees while the demo runs: the subflows, and the decisions in words.
+"""The output while the demo runs: the subflows, and the decisions as text.
 
-On a terminal a table that is drawn anew in place; elsewhere a line per phase and per
+On a terminal it is a table that is redrawn in place, elsewhere a line per phase and per
 decision.
 """
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mptcpd_ebpf.control.schema import Connections, DecisionView, SubflowView
-from mptcpd_ebpf.demo.findings import news
+from mptcpd_ebpf.demo.findings import without_routine
 
 _SHOWN_DECISIONS = 8
 _COLUMNS = ("subflow", "interface", "state", "srtt ms", "min ms", "sent again", "lost", "cwnd",
@@ -22,14 +22,14 @@ _COLUMNS = ("subflow", "interface", "state", "srtt ms", "min ms", "sent again", 
 
 
 class View(AbstractContextManager["View"]):
-    """Told what `scenario.run` watches."""
+    """Shows the progress of `scenario.run`, which calls it."""
 
     def __init__(self, title: str, stream: IO[str]) -> None:
         self._title = title
         self._console = Console(file=stream)
         self._live: Live | None = None
         self._phase = ""
-        self._told = 0
+        self._printed = 0
 
     def __enter__(self) -> "View":
         self._console.print(f"[bold]{self._title}[/bold]")
@@ -43,20 +43,20 @@ class View(AbstractContextManager["View"]):
             self._live.stop()
 
     def __call__(self, phase: str, answer: Connections, decisions: list[DecisionView]) -> None:
-        """Shows the present state."""
-        telling = news(decisions)
+        """Shows the phase, the connections and the new decisions."""
+        shown = without_routine(decisions)
         if phase != self._phase:
             self._phase = phase
             self._console.print(f"  {phase}")
-        for decision in telling[self._told :]:
-            self._console.print(Text(f"    {words(decision)}"))
-        self._told = len(telling)
+        for decision in shown[self._printed :]:
+            self._console.print(Text(f"    {sentence(decision)}"))
+        self._printed = len(shown)
         if self._live is not None:
-            recent = [Text(words(decision)) for decision in telling[-_SHOWN_DECISIONS:]]
+            recent = [Text(sentence(decision)) for decision in shown[-_SHOWN_DECISIONS:]]
             self._live.update(Group(_table(answer), *recent))
 
 
-def words(decision: DecisionView) -> str:
+def sentence(decision: DecisionView) -> str:
     """``destroy 10.1.1.2:4000 → 10.1.2.2:80: nothing came back …``."""
     command = decision["command"]
     verbs = {

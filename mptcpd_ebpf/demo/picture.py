@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The run as a picture: message latency, RTT and loss of each path, decisions over time."""
+"""Draws a run: message latency, RTT and loss of each path, and decisions over time."""
 
 from itertools import pairwise
 from math import nan
@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 
 from mptcpd_ebpf.control.schema import SubflowView
-from mptcpd_ebpf.demo.findings import news
+from mptcpd_ebpf.demo.findings import without_routine
 from mptcpd_ebpf.demo.scenario import FAST, SLOW, Phase, Recording, Sample
 
 matplotlib.use("agg")
@@ -21,7 +21,7 @@ _FAULT_SHADE = "#d62728"
 
 
 def draw(without: Recording, managed: Recording, path: Path) -> None:
-    """Writes a PNG (or what the file's ending asks for)."""
+    """Writes a PNG file, or the format of the file name's ending."""
     figure, (latency, rtt, loss) = plt.subplots(
         3, 1, figsize=(13, 10), sharex=True, layout="constrained"
     )
@@ -34,7 +34,7 @@ def draw(without: Recording, managed: Recording, path: Path) -> None:
     ):
         rows = [_subflow(sample, ip) for sample in managed.samples]
         rtt.plot(times, [_srtt_ms(row) for row in rows], ".-", color=colour, label=name)
-        loss.step(times, _sent_again(rows), where="post", color=colour, label=name)
+        loss.step(times, _retransmitted(rows), where="post", color=colour, label=name)
     latency.set_ylabel("message latency, ms")
     latency.set_yscale("log")
     rtt.set_ylabel("smoothed RTT, ms")
@@ -76,7 +76,7 @@ def _latency(axes: Any, without: Recording, managed: Recording) -> None:
 
 
 def _subflow(sample: Sample, ip: str) -> SubflowView | None:
-    """The path's regular subflow at that moment; trials carry no data and do not count."""
+    """The path's regular subflow at that moment; probes carry no data and are left out."""
     found = [
         subflow
         for connection in sample.connections["connections"]
@@ -92,8 +92,8 @@ def _srtt_ms(row: SubflowView | None) -> float:
     return nan if row is None or row["srtt_us"] is None else row["srtt_us"] / 1000
 
 
-def _sent_again(rows: list[SubflowView | None]) -> list[float]:
-    """Segments sent again since the sample before; a new subflow starts anew."""
+def _retransmitted(rows: list[SubflowView | None]) -> list[float]:
+    """Segments retransmitted since the previous sample; a new subflow counts from zero."""
     grown: list[float] = [nan]
     for before, after in pairwise(rows):
         if after is None:
@@ -115,7 +115,9 @@ def _shade(axes: Any, phases: list[Phase], start: int) -> None:
 
 
 def _mark_decisions(axes: Any, managed: Recording, start: int) -> None:
-    telling = {each["id"] for each in news([decision for _, decision in managed.decisions])}
+    shown = {
+        each["id"] for each in without_routine([decision for _, decision in managed.decisions])
+    }
     for at, decision in managed.decisions:
-        if decision["id"] in telling:
+        if decision["id"] in shown:
             axes.axvline((at - start) / 1e9, linestyle=":", color="black", linewidth=0.8)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One run: two hosts, two paths, a daemon in the client's namespace, and faults by the clock.
+"""One run: two hosts, two paths, a daemon in the client's namespace, and timed faults.
 
-The kernel's own path manager and ours meet the same: a client sends a request every
-50 ms over one connection while the faster path suffers one fault after another and
-heals each time; then a bulk transfer over a connection of its own.  In the kernel's run
-the daemon only observes, so that both are measured by the same probes at the same cost.
+Both path managers, the kernel's and the daemon's, get the same traffic and faults: a client
+sends a request every 50 ms over one connection while the faster path has one fault after
+another, each with an end; then comes a bulk transfer over a second connection.  In the
+kernel's run the daemon only observes, so that the same probes measure both at the same cost.
 """
 
 import subprocess
@@ -20,24 +20,24 @@ from msgspec import Struct
 from mptcpd_ebpf.control import client
 from mptcpd_ebpf.control.schema import Connections, DecisionView
 from mptcpd_ebpf.lab import Bulk, Lab, LabError, Path, RequestResponse
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins, raise_limits
 from mptcpd_ebpf.lab.live import LivePath
 from mptcpd_ebpf.lab.traffic import BulkResult, Message
 from mptcpd_ebpf.runtime.exit_codes import Failure
 
-Manager = Literal["kernel", "adaptive"]
+ManagerName = Literal["kernel", "adaptive"]
 
 FAST = Path(name="fibre", delay_ms=10, rate_mbit=20)
 SLOW = Path(name="mobile", delay_ms=40, rate_mbit=20)
 
-FAULTS: dict[str, Callable[[LivePath], None]] = {
+DEMO_FAULTS: dict[str, Callable[[LivePath], None]] = {
     "loss": lambda path: path.set(loss_percent=30),
     "delay": lambda path: path.set(delay_ms=FAST.delay_ms + 290),
     "blackhole": lambda path: path.blackhole(),
 }
-"""What happens to the faster path, each way."""
+"""The faults of the faster path, in both directions."""
 
 SAMPLE_S = 0.25
-_LIMIT = 8
 
 
 class Timing(Struct, frozen=True, kw_only=True):
@@ -50,30 +50,30 @@ class Timing(Struct, frozen=True, kw_only=True):
 
 
 class Phase(Struct, frozen=True, kw_only=True):
-    """A stretch of the run.  CLOCK_MONOTONIC nanoseconds."""
+    """A part of the run; times are CLOCK_MONOTONIC nanoseconds."""
 
     fault: str
-    """``none``, a key of `FAULTS`, or ``bulk``."""
+    """``none``, a key of `DEMO_FAULTS`, or ``bulk``."""
     begin: int
     heal: int
     """When the fault ended."""
     end: int
-    """When the next began."""
+    """When the next phase began."""
 
 
 class Sample(Struct, frozen=True, kw_only=True):
-    """What `ls` showed at one moment."""
+    """The connections at one moment."""
 
     at: int
     connections: Connections
 
 
 class Recording(Struct, frozen=True, kw_only=True):
-    """Everything one run brought."""
+    """The results of one run."""
 
-    manager: Manager
+    manager: ManagerName
     fast_ip: str
-    """The client's address on the path that suffers."""
+    """The client's address on the path with the faults."""
     slow_ip: str
     phases: list[Phase]
     messages: list[Message]
@@ -84,11 +84,11 @@ class Recording(Struct, frozen=True, kw_only=True):
 
 
 Watch = Callable[[str, Connections, list[DecisionView]], None]
-"""Told the phase, the connections and the decisions so far, a few times a second."""
+"""Called a few times a second with the phase, the connections and the decisions so far."""
 
 
-def run(manager: Manager, timing: Timing, watch: Watch) -> Recording:
-    """One run from set-up to clean-up.  Raises LabError."""
+def run(manager: ManagerName, timing: Timing, watch: Watch) -> Recording:
+    """One run, with its setup and cleanup.  Raises LabError."""
     with (
         stage(manager) as lab,
         tempfile.TemporaryDirectory() as folder,
@@ -98,25 +98,19 @@ def run(manager: Manager, timing: Timing, watch: Watch) -> Recording:
 
 
 @contextmanager
-def stage(manager: Manager, paths: Sequence[Path] = (FAST, SLOW)) -> Iterator[Lab]:
-    """The two hosts and their paths, with what the path manager needs to use both."""
+def stage(manager: ManagerName, paths: Sequence[Path] = (FAST, SLOW)) -> Iterator[Lab]:
+    """The two hosts and their paths, with the limits and endpoints that the manager needs."""
     with Lab(paths=paths) as lab:
-        # Room for joins at both ends; the defaults of the in-kernel path manager allow two.
-        for host in (lab.client, lab.server):
-            limit = str(_LIMIT)
-            host.run(
-                ["ip", "mptcp", "limits", "set", "subflows", limit, "add_addr_accepted", limit]
-            )
-        for path in lab.paths[1:] if manager == "kernel" else []:
-            lab.client.run(
-                ["ip", "mptcp", "endpoint", "add", path.client_ip, "dev", path.client_if, "subflow"]
-            )
+        if manager == "kernel":
+            allow_joins(lab)
+        else:
+            raise_limits(lab.client, lab.server)
         yield lab
 
 
 @contextmanager
-def daemon(lab: Lab, manager: Manager, control: str) -> Iterator[str]:
-    """A daemon in the client's namespace, ready; gives its control path."""
+def daemon(lab: Lab, manager: ManagerName, control: str) -> Iterator[str]:
+    """A daemon in the client's namespace, ready; yields the path of its control socket."""
     argv = [sys.executable, "-m", "mptcpd_ebpf", "daemon", "--control", control]
     if manager != "kernel":
         argv.append(f"--path-manager={manager}")
@@ -131,7 +125,7 @@ def daemon(lab: Lab, manager: Manager, control: str) -> Iterator[str]:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], control: str, log: IO[str]) -> None:
-    """Until the daemon answers.  Raises LabError with its own words if it ends instead."""
+    """Waits until the daemon answers.  Raises LabError with its log if it ends instead."""
     while process.poll() is None:
         try:
             client.get(control, "/v1/status")
@@ -140,11 +134,11 @@ def _wait_until_ready(process: subprocess.Popen[bytes], control: str, log: IO[st
         else:
             return
     log.seek(0)
-    raise LabError(f"the daemon did not start: {log.read().strip() or 'no word from it'}")
+    raise LabError(f"the daemon did not start: {log.read().strip() or 'it printed nothing'}")
 
 
 def decisions(control: str) -> list[tuple[int, DecisionView]]:
-    """What a daemon decided and carried out, each with its time, CLOCK_MONOTONIC nanoseconds."""
+    """The decisions that a daemon carried out, with their times in CLOCK_MONOTONIC nanoseconds."""
     epoch = time.time_ns() - time.monotonic_ns()
     return [(round(each["t"] * 1e9) - epoch, each) for each in _carried_out(control)]
 
@@ -156,7 +150,7 @@ def _carried_out(control: str) -> list[DecisionView]:
 
 class _Run:
     def __init__(
-        self, lab: Lab, manager: Manager, timing: Timing, control: str, watch: Watch
+        self, lab: Lab, manager: ManagerName, timing: Timing, control: str, watch: Watch
     ) -> None:
         self._lab = lab
         self._manager = manager
@@ -187,9 +181,9 @@ class _Run:
             now = time.monotonic_ns()
             phases = [Phase(fault="none", begin=begin, heal=now, end=now)]
             fast = self._lab.paths[0]
-            for fault, inflict in FAULTS.items():
+            for fault, inject in DEMO_FAULTS.items():
                 begin = time.monotonic_ns()
-                inflict(fast)
+                inject(fast)
                 self._wait(self._timing.fault, f"{FAST.name}: {fault}")
                 heal = time.monotonic_ns()
                 fast.heal()
@@ -211,7 +205,7 @@ class _Run:
         return result, Phase(fault="bulk", begin=result.started_at, heal=end, end=end)
 
     def _wait(self, seconds: float, phase: str) -> None:
-        """Samples until the time is over."""
+        """Takes samples for some seconds."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, SAMPLE_S))

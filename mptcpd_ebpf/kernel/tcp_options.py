@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The options of a TCP header (RFC 9293, 3.1), split; their meaning is not interpreted here."""
 
-END_OF_LIST, NO_OPERATION, MPTCP = 0, 1, 30
+END_OF_LIST, NO_OPERATION, MPTCP_KIND = 0, 1, 30
 """Kinds; 30 is MPTCP's (RFC 8684, 3)."""
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Hosts, paths, faults and traffic in network namespaces, for tests of what speaks MPTCP.
+"""Hosts, paths, faults and traffic in network namespaces, for tests of MPTCP programs.
 
     with Lab(paths=[Path(delay_ms=10, rate_mbit=20), Path(delay_ms=40)]) as lab:
         lab.client.run(["ping", "-c1", lab.paths[0].server_ip])
         lab.paths[0].set(loss_percent=30)
 
-docs/lab.md is the guide.  Names are imported when first used, so that the pytest
-plugin, which every pytest run loads, costs a run that does not use it nothing.
+docs/lab.md is the guide.  Names are imported when first used: every pytest run loads the
+pytest plugin, and a run without labs must not pay for the imports.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         Stream,
     )
 
-_HOMES = {
+_MODULES = {
     "Bottleneck": "topology",
     "Bulk": "traffic",
     "Burst": "impairment",
@@ -77,8 +77,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

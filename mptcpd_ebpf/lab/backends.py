@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The two ways to impair a link: the kernel's netem, or the NFQUEUE emulator.
 
-Both limit the rate with the kernel's token bucket, so what they differ in is delay,
-jitter and loss.  `choose` tries netem where it would be used and falls back to the
-emulator; a seed asks for the emulator where tc(8) cannot seed netem.
+Both limit the rate with the kernel's token bucket, so they differ in delay, jitter and loss
+only.  `choose` tries netem and falls back to the emulator, also for a topology with a seed
+where tc(8) cannot seed netem.
 """
 
 from typing import Protocol
 
-from mptcpd_ebpf.lab.emulation import EmulatedLink, Emulation, State
+from mptcpd_ebpf.lab.emulation import DirectionState, EmulatedLink, Emulation
 from mptcpd_ebpf.lab.errors import UnavailableError
 from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.impairment import Impairment
@@ -22,29 +22,29 @@ class Backend(Protocol):
     name: str
 
     def prepare(self) -> None:
-        """Sets everything up, before the first `apply`; UnavailableError if it cannot work here."""
+        """Sets up the backend, before the first `apply`; raises UnavailableError if it cannot."""
 
-    def apply(self, link: int, states: dict[int, State]) -> None:
-        """Makes the given directions (UP, DOWN) of link number `link` so."""
+    def apply(self, link: int, states: dict[int, DirectionState]) -> None:
+        """Sets the impairment of link number `link` in the given directions (UP, DOWN)."""
 
     def drop_options(self, link: int, subtypes: dict[int, list[int]]) -> None:
-        """Drops, by direction, what carries an MPTCP option of these subtypes."""
+        """Drops, by direction, packets that carry an MPTCP option of these subtypes."""
 
     def interface(self, link: int, direction: int, *, there: bool) -> None:
-        """The interface of a direction is gone, or is made anew and holds nothing of ours."""
+        """Notes that a direction's interface was removed, or made again without any qdisc."""
 
     def flush(self, link: int) -> None:
-        """Drops what is on its way."""
+        """Drops the packets that are delayed on a link."""
 
     def error(self) -> str | None:
-        """Why links are not impaired as they should be, None if they are."""
+        """Why links are not impaired as declared, None if they are."""
 
     def close(self) -> None:
-        """Ends it; raises LabError if it had not worked to the end."""
+        """Ends the backend; raises LabError if it had failed before."""
 
 
 class _Shaper:
-    """The token buckets of all links: which are set, and how to change them in place."""
+    """The token buckets of all links: which exist, and how to change them in place."""
 
     def __init__(self, links: list[EmulatedLink]) -> None:
         self.links = links
@@ -59,10 +59,10 @@ class _Shaper:
             self.gone.add((link, direction))
 
     def change(self, link: int, wanted: dict[int, list[str]]) -> None:
-        """Brings the root qdiscs of the given directions to the wanted lines.
+        """Changes the root qdiscs of the given directions to the wanted lines.
 
-        A line is "KIND …" as in ``tc qdisc replace dev DEV root handle 1: KIND …``; a
-        second one goes below the first.  No line removes all.
+        A line is "KIND …" as in ``tc qdisc replace dev DEV root handle 1: KIND …``; the
+        second line is the qdisc below the first.  An empty list removes all.
         """
         batches: dict[Host, list[str]] = {}
         for direction, lines in wanted.items():
@@ -85,7 +85,7 @@ class _Shaper:
 
 
 def _bucket(value: Impairment) -> list[str]:
-    """The rate limit as a tc line.  A burst is a millisecond's worth, at least 16 kB."""
+    """The rate limit as a tc line.  The burst is what a millisecond carries, at least 16 kB."""
     if value.rate_mbit is None:
         return []
     burst = max(16_384, round(value.rate_mbit * 1000 / 8))
@@ -93,7 +93,7 @@ def _bucket(value: Impairment) -> list[str]:
 
 
 class Netem:
-    """sch_netem on the routers' interfaces, the token bucket below it."""
+    """sch_netem on the routers' interfaces, and the token bucket below it."""
 
     name = "netem"
 
@@ -105,13 +105,13 @@ class Netem:
     def prepare(self) -> None:
         pass
 
-    def apply(self, link: int, states: dict[int, State]) -> None:
+    def apply(self, link: int, states: dict[int, DirectionState]) -> None:
         self.shaper.change(
             link,
             {direction: self._lines(link, direction, state) for direction, state in states.items()},
         )
 
-    def _lines(self, link: int, direction: int, state: State) -> list[str]:
+    def _lines(self, link: int, direction: int, state: DirectionState) -> list[str]:
         value, blackhole = state
         words = ["netem", f"limit {_NETEM_LIMIT}"]
         if value.delay_ms:
@@ -137,7 +137,7 @@ class Netem:
         return bucket if idle else [" ".join(words), *bucket]
 
     def drop_options(self, link: int, subtypes: dict[int, list[int]]) -> None:
-        # netem knows no options: an emulator that delays nothing looks at the packets.
+        # netem cannot match options: an emulator that delays nothing inspects the packets.
         self.emulation.start()
         self.emulation.divert(link)
         self.emulation.drop_options(link, subtypes)
@@ -166,7 +166,7 @@ class Nfqueue:
 
     def __init__(self, links: list[EmulatedLink], seed: int | None, instead_of: str = "") -> None:
         self.instead_of = instead_of
-        """What had been better and why it does not work, for the error if this does not either."""
+        """Why netem does not work here, for the error message if NFQUEUE does not work either."""
         self.shaper = _Shaper(links)
         self.emulation = Emulation(links, seed)
 
@@ -180,7 +180,7 @@ class Nfqueue:
                 raise
             raise UnavailableError(f"{error}; {self.instead_of}") from None
 
-    def apply(self, link: int, states: dict[int, State]) -> None:
+    def apply(self, link: int, states: dict[int, DirectionState]) -> None:
         self.emulation.impair(link, states)
         self.shaper.change(link, {d: _bucket(value) for d, (value, _) in states.items()})
 
@@ -203,9 +203,9 @@ class Nfqueue:
 def choose(
     name: BackendName, scratch: Host, links: list[EmulatedLink], seed: int | None
 ) -> Backend:
-    """The backend to use; `scratch` is a host on whose loopback netem is tried.
+    """The backend to use; netem is tried on the loopback interface of `scratch`.
 
-    Raises UnavailableError if the one that was asked for does not work here.
+    Raises UnavailableError if the named backend does not work here.
     """
     if name == "nfqueue":
         return Nfqueue(links, seed)

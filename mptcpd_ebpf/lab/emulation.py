@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The lab's side of the emulator process: starting it, its rules, asking it, ending it."""
+"""The lab's side of the emulator process: its start and end, its rules, and requests to it."""
 
 import json
 import socket
@@ -21,8 +21,8 @@ UP, DOWN = 0, 1
 
 _ENDED = "the path emulator has ended: packets have passed unimpaired since"
 
-State = tuple[Impairment, bool]
-"""An impairment, and whether everything is swallowed (blackhole)."""
+DirectionState = tuple[Impairment, bool]
+"""An impairment, and whether all packets are dropped (blackhole)."""
 
 
 class EmulatedLink(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ class EmulatedLink(msgspec.Struct, frozen=True):
 
     name: str
     host: Host
-    """Where forwarded packets pass: up is what leaves by `far`, down what comes by it."""
+    """The router: up are the packets that leave by `far`, down those that arrive on it."""
     devices: tuple[tuple[Host, str], tuple[Host, str]]
     """The interface by which packets leave towards the other end: up, down."""
 
@@ -46,14 +46,14 @@ class Emulation:
         self._spec: list[dict[str, Any]] = [{} for _ in range(2 * len(links))]
 
     def start(self) -> None:
-        """Starts the process, unless it runs.  Raises UnavailableError if it cannot work here."""
+        """Starts the process, unless it runs.  Raises UnavailableError if it does not work here."""
         if self.process is not None:
             return
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", emulator.__file__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            start_new_session=True,  # Ctrl-C is for the test, which then closes us
+            start_new_session=True,  # Ctrl-C must reach only the test, which then closes the lab
         )
         theirs.close()
         self._ask([self._queue(link, side) for link in self.links for side in (UP, DOWN)])
@@ -63,7 +63,7 @@ class Emulation:
         return {"netns": namespaces.path_of(link.host.name), "number": direction, "seed": seed}
 
     def divert(self, link: int) -> None:
-        """Leads a link's packets through the emulator; they pass while it does not care."""
+        """Queues a link's packets to the emulator, which accepts them at once by default."""
         if link in self._diverted:
             return
         host = self.links[link].host
@@ -81,8 +81,8 @@ class Emulation:
                 raise UnavailableError(f"NFQUEUE does not work here: {done.stderr.strip()}")
         self._diverted.add(link)
 
-    def impair(self, link: int, states: dict[int, State]) -> None:
-        """Sets what happens to the packets of a link, by direction."""
+    def impair(self, link: int, states: dict[int, DirectionState]) -> None:
+        """Sets the impairment of a link, by direction."""
         self._change(
             link,
             {
@@ -92,7 +92,7 @@ class Emulation:
         )
 
     def drop_options(self, link: int, subtypes: dict[int, list[int]]) -> None:
-        """Drops what carries an MPTCP option of these subtypes, by direction."""
+        """Drops packets that carry an MPTCP option of these subtypes, by direction."""
         self._change(link, {side: {"drop_options": which} for side, which in subtypes.items()})
 
     def _change(self, link: int, changes: dict[int, dict[str, Any]]) -> None:
@@ -104,7 +104,7 @@ class Emulation:
         self._ask({"set": requests})
 
     def flush(self, link: int) -> None:
-        """Drops the packets of a link that are on their way."""
+        """Drops the packets that are delayed on a link."""
         self._ask({"flush": [link * 2 + direction for direction in (UP, DOWN)]})
 
     def _ask(self, request: Any) -> None:
@@ -119,11 +119,11 @@ class Emulation:
             raise UnavailableError(f"NFQUEUE does not work here: {result['error']}")
 
     def error(self) -> str | None:
-        """That the process has ended by itself, if it has."""
+        """A message if the process has ended by itself, else None."""
         return _ENDED if self.process is not None and self.process.poll() is not None else None
 
     def close(self) -> None:
-        """Ends the process.  Raises LabError if it had ended by itself."""
+        """Ends the process.  Raises LabError if it had ended by itself before."""
         if self.process is None:
             return
         ended_before = self.process.poll()

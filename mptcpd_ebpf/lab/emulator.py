@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The path emulator: one process that decides when the packets of all paths may go on.
+"""The path emulator: one process that decides when the packets of all paths go on.
 
 Each direction of each path is an NFQUEUE (net/netfilter/nfnetlink_queue.c) in its
-router's namespace.  Packets stay in the kernel; user space gets their ids alone
-(their headers too when MPTCP options matter) and answers with verdicts when they are
-due.  Ids in a queue are consecutive, so one batch verdict lets a whole run of packets
-go.  A lost packet is dropped when its turn comes rather than at once: at the head of
-the queue the kernel finds it without searching.
+router's namespace.  Packets stay in the kernel; user space gets only their ids (and their
+headers, if packets are dropped by MPTCP option) and sends a verdict when a packet is due.
+Ids in a queue are consecutive, so one batch verdict releases a whole run of packets.  A
+lost packet is dropped when it is due and not at once: then it is at the head of the queue,
+where the kernel finds it without searching.
 
-It runs as ``python emulator.py``, with the standard library and one small module of ours, so
-that it starts in some 20 ms.  Control is a SEQPACKET socket, JSON requests answered one by one;
-its end of file ends the process, so the emulator never outlives the lab.  If it fails, the
-rules' --queue-bypass lets packets pass undelayed.
+It runs as ``python emulator.py``, with the standard library and one small module of the package,
+so that it starts in some 20 ms.  The control socket is a SEQPACKET socket; each JSON request gets
+one answer.  Its end of file ends the process, so the emulator never outlives the lab.  If the
+emulator fails, the rules' --queue-bypass lets packets pass undelayed.
 
-What makes the timing good: at most `BUDGET` packets are read from a queue before all
-the others are served again, the timer slack is 1 ns (prctl(2)), nice is -10, and
-there is no garbage collection.
+Three measures make the timing precise: at most `BUDGET` packets are read from a queue before
+the other queues are served again, the timer slack is 1 ns (prctl(2)) with a nice value of -10,
+and garbage collection is off.
 """
 
 import ctypes
@@ -36,9 +36,9 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # Started by its path, without the site module, since that starts fastest.
+    # It is started by path and without the site module, which is the fastest way.
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mptcpd_ebpf.kernel.tcp_options import MPTCP, split_options
+from mptcpd_ebpf.kernel.tcp_options import MPTCP_KIND, split_options
 
 # include/uapi/linux/netfilter/nfnetlink.h, nfnetlink_queue.h
 _SUBSYS_QUEUE = 3 << 8
@@ -75,20 +75,20 @@ class Queue:
         self.socket = _socket_in(netns)
         self.bound = False
         self.wanted = _ID_AT.stop
-        """Bytes of a message that matter."""
-        # Loss and jitter have a source each, so that changing one leaves the other's
-        # sequence as it was.
+        """How many bytes of each message to read."""
+        # Loss and jitter have separate random sources: a change of one must not change the
+        # sequence of the other.
         self.loss_source = random.Random(None if seed is None else f"{seed} loss")
         self.jitter_source = random.Random(None if seed is None else f"{seed} jitter")
         self.bad = False
         self.held: deque[tuple[int, int, int]] = deque()
-        """(due, last id, verdict): a run of packets with one fate; who is first goes first."""
+        """(due, last id, verdict) of runs of packets with the same verdict, in order of arrival."""
         self.loose: list[tuple[int, int, int]] = []
-        """(due, id, verdict) as a heap: packets that may overtake each other."""
+        """(due, id, verdict) of packets that may overtake each other, as a heap."""
         self.set({})
 
     def set(self, spec: dict[str, Any]) -> None:
-        """Takes the fields of an Impairment, and `blackhole`."""
+        """Sets the impairment: the fields of an Impairment, `blackhole` and `drop_options`."""
         self.delay = round(spec.get("delay_ms", 0) * 1e6)
         self.jitter = round(spec.get("jitter_ms", 0) * 1e6)
         self.reorder = bool(spec.get("reorder"))
@@ -110,14 +110,14 @@ class Queue:
         if (self.delay or not self.plain) and not self.bound:
             self.bind()
         if self.bound:
-            # Looking at packets costs: the kernel copies them only when options matter.
+            # Copying headers to user space costs time, so the kernel does it only if needed.
             self.wanted = 512 if self.drop_options else _ID_AT.stop
             mode = (_HEADERS, _COPY_PACKET) if self.drop_options else (0, _COPY_META)
             self._configure(_CFG_PARAMS, struct.pack(">IB", *mode))
 
     def probe(self) -> None:
-        """Raises OSError if this kernel has no NFQUEUE.  Of a queue that is not bound yet."""
-        # PF_BIND has done nothing since Linux 3.8, but only nfnetlink_queue takes it.
+        """Raises OSError if this kernel has no NFQUEUE.  The queue must not be bound yet."""
+        # PF_BIND has had no effect since Linux 3.8, but only nfnetlink_queue accepts it.
         command = struct.pack(">BxH", _CMD_PF_BIND, socket.AF_INET)
         flags = _NLM_F_REQUEST | _NLM_F_ACK
         self.socket.send(_message(_MSG_CONFIG, self.number, _CFG_CMD, command, flags))
@@ -126,21 +126,22 @@ class Queue:
             raise OSError(error, f"no nfnetlink_queue ({os.strerror(error)})")
 
     def bind(self) -> None:
-        """From here on the kernel asks us; before, the rule lets packets pass."""
+        """Makes the kernel queue packets here; until then the rule lets them pass."""
         self._configure(_CFG_CMD, struct.pack(">BxH", _CMD_BIND, 0))
         self._configure(_CFG_MAXLEN, struct.pack(">I", MAX_QUEUED))
         self.socket.setblocking(False)
         self.bound = True
 
     def _configure(self, attribute: int, value: bytes) -> None:
-        """Without asking for an acknowledgement, which would stand in line behind packets;
+        """Sends a configuration message without asking for an acknowledgement.
 
-        a refusal comes all the same, and `receive` raises it.
+        An acknowledgement would wait behind packets.  The kernel still reports a refusal, and
+        `receive` raises it.
         """
         self.socket.send(_message(_MSG_CONFIG, self.number, attribute, value, _NLM_F_REQUEST))
 
     def receive(self, now: int) -> bool:
-        """Reads up to BUDGET packets that came by `now`; returns whether more may wait."""
+        """Reads up to BUDGET packets that arrived by `now`; returns whether there may be more."""
         receive, wanted = self.socket.recv, self.wanted
         ids: list[int] = []
         marked: set[int] = set()
@@ -175,7 +176,7 @@ class Queue:
         if self.jitter:
             due += round(self.jitter_source.uniform(-self.jitter, self.jitter))
         if self.loose or (self.jitter and self.reorder):
-            # A single verdict names one id; a batch would take the earlier ones along.
+            # These need single verdicts: a batch verdict includes all earlier ids.
             heappush(self.loose, (due, packet, verdict))
             return
         held = self.held
@@ -197,7 +198,7 @@ class Queue:
         return bool(chance > 0 and self.loss_source.random() < chance)
 
     def release(self, now: int) -> None:
-        """Gives the verdicts that are due."""
+        """Sends the verdicts that are due."""
         held = self.held
         while held and held[0][0] <= now:
             _, packet, verdict = held.popleft()
@@ -225,7 +226,7 @@ class Queue:
         return self.loose[0][0] if self.loose else None
 
     def flush(self) -> None:
-        """Drops what is on the way, as a router that loses power."""
+        """Drops all delayed packets, as a router that loses power does."""
         while self.held:
             _, packet, _ = self.held.popleft()
             self._answer(_MSG_VERDICT_BATCH, packet, DROP)
@@ -255,7 +256,7 @@ def mptcp_subtypes(packet: bytes) -> frozenset[int]:
     if protocol != socket.IPPROTO_TCP or len(packet) < tcp + 20:
         return frozenset()
     options, _ = split_options(packet[tcp + 20 : tcp + (packet[tcp + 12] >> 4) * 4])
-    return frozenset(each[2] >> 4 for each in options if each[0] == MPTCP and len(each) > 2)
+    return frozenset(each[2] >> 4 for each in options if each[0] == MPTCP_KIND and len(each) > 2)
 
 
 def _message(kind: int, queue: int, attribute: int, value: bytes, flags: int) -> bytes:

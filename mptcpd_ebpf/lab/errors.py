@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The lab's exceptions, and what is wrong with plain data before it becomes one."""
+"""The lab's exceptions, and problems found in plain data."""
 
 from collections.abc import Iterable
 
 KeyPath = tuple[str | int, ...]
-"""The way to a value: keys and list positions."""
+"""Where a value is in plain data: keys and list positions."""
 
 Problem = tuple[KeyPath, str]
-"""Where in plain data something is wrong, and what."""
+"""A mistake in plain data: where it is, and its reason."""
 
 
 def in_words(problems: Iterable[Problem]) -> str:
@@ -29,16 +29,16 @@ _PACKAGES = {
 
 
 def no_such_command(command: str) -> "LabError":
-    """The error for a command that there is not: UnavailableError for the lab's own tools."""
+    """The error for a missing command: UnavailableError for the lab's own tools."""
     package = _PACKAGES.get(command)
     if package is None:
         return LabError(f"{command}: no such command")
-    return UnavailableError(f"{command}: no such command; Debian's package {package} has it")
+    return UnavailableError(f"{command}: no such command; install Debian's package {package}")
 
 
 class LabError(Exception):
-    """Something about a lab that a person can put right; the message says what."""
+    """A problem with a lab that the user can fix; the message says what and how."""
 
 
 class UnavailableError(LabError):
-    """This machine cannot hold a lab (privilege, kernel, missing tool)."""
+    """This machine cannot run a lab (privilege, kernel, missing tool)."""

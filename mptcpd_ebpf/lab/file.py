@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A topology from plain data or a YAML file: `Topology`'s fields, every mistake with its place.
+"""Reads a topology from plain data or a YAML file and reports every mistake with its place.
 
-Two looks find all mistakes at once.  `yamldoc.Document` walks the data beside the
-structs, key by key.  Then what fits is looked at as a whole (`topology.problems`), in
-which parts with a mistake are left out rather than judged by their remains.
+Two passes find all mistakes at once.  `yaml_document.Document` compares the data with the
+structs, key by key.  Then `topology.problems` checks the valid rest as a whole; parts with a
+mistake are left out, so that no further mistake is reported only because of the first.
 """
 
 from typing import Any
@@ -24,17 +24,17 @@ _STAND_INS: dict[str, tuple[type[Struct], dict[str, Any]]] = {
     "bottlenecks": (Bottleneck, {}),
     "schedule": (Step, {"at": 0, "fault": "heal"}),
 }
-"""The lists of a topology: what is in them, and what stands for an item that is no such thing."""
+"""The lists of a topology: the type of their items, and what replaces an invalid item."""
 
 
 def read(path: str) -> Topology:
-    """Raises LabError with ``file:line:column`` for all that is wrong, OSError if unreadable."""
+    """Reads a file; raises LabError with every mistake as ``file:line:column``, or OSError."""
     with open(path, encoding="utf-8", errors="replace") as file:
         return loads(file.read(), path)
 
 
 def loads(text: str, name: str) -> Topology:
-    """A topology from YAML text; `name` is what mistakes call the file."""
+    """A topology from YAML text; `name` is the file's name in messages."""
     document = Document(text, name)
     if document.mistakes:
         raise _error(document)
@@ -42,9 +42,9 @@ def loads(text: str, name: str) -> Topology:
 
 
 def parse(data: Any) -> Topology:
-    """A topology from plain data, or from its fields.
+    """A topology from plain data, or from the fields of `Topology`.
 
-    Raises LabError with the key path of everything that is wrong.
+    Raises LabError with the key path of every mistake.
     """
     document = Document("", "topology")
     try:
@@ -64,11 +64,11 @@ def _topology(document: Document) -> Topology:
     for path, changes in _changes(data):
         document.check(changes, Impairment, path)
     broken = [mistake.key for mistake in document.mistakes]
-    mended = _mended(data, broken)
-    if mended is not None:
-        topology = named(msgspec.convert(mended, Topology))
+    valid = _valid_part(data, broken)
+    if valid is not None:
+        topology = named(msgspec.convert(valid, Topology))
         for path, reason in problems(topology):
-            if not _judged_by_remains(path, broken):
+            if not _follows_from_mistake(path, broken):
                 document.mistake(path, reason)
         if not document.mistakes:
             return topology
@@ -76,7 +76,7 @@ def _topology(document: Document) -> Topology:
 
 
 def _changes(data: Any) -> list[tuple[KeyPath, dict[str, Any]]]:
-    """Where fields of an impairment stand in a dict of their own."""
+    """The dicts that hold fields of an impairment, with their key paths."""
     found: list[tuple[KeyPath, dict[str, Any]]] = []
     for key, names in (
         ("paths", ("up", "down")),
@@ -92,19 +92,19 @@ def _changes(data: Any) -> list[tuple[KeyPath, dict[str, Any]]]:
     return found
 
 
-def _mended(data: Any, broken: list[str]) -> dict[str, Any] | None:
-    """The data without what has a mistake; None if there is too little left to look at."""
+def _valid_part(data: Any, broken: list[str]) -> dict[str, Any] | None:
+    """The data without its invalid parts; None if too little is left to check."""
     if not isinstance(data, dict):
         return None
-    mended = {}
+    valid = {}
     for key, value in data.items():
         if key in _STAND_INS and isinstance(value, list):
-            mended[key] = [_item(key, number, item, broken) for number, item in enumerate(value)]
+            valid[key] = [_item(key, number, item, broken) for number, item in enumerate(value)]
         elif not _hit((key,), broken):
-            mended[key] = value
+            valid[key] = value
         elif key in _STAND_INS or key == "hosts":
             return None
-    return mended
+    return valid
 
 
 def _item(key: str, number: int, item: Any, broken: list[str]) -> Any:
@@ -127,19 +127,19 @@ def _hit(path: KeyPath, broken: list[str]) -> bool:
     return any(key == at or key.startswith((f"{at}.", f"{at}[")) for key in broken)
 
 
-def _judged_by_remains(path: KeyPath, broken: list[str]) -> bool:
-    """Whether a problem may only be there because something with a mistake was left out."""
-    # A bottleneck itself is judged by all paths, a step's path by all names.
+def _follows_from_mistake(path: KeyPath, broken: list[str]) -> bool:
+    """Whether a problem may exist only because an invalid part was left out."""
+    # The check of a bottleneck needs all paths, that of a step's path all names.
     by_paths = path[0] == "bottlenecks" and len(path) == 2
     by_names = path[0] == "schedule" and path[2:] == ("path",)
     if (by_paths or by_names) and _hit(("paths",), broken):
         return True
-    # Whether a path has a NAT is the one thing of it that a fault's name depends on.
+    # Whether a fault is allowed depends on one field of its path: `nat`.
     if path[0] == "schedule" and path[2:] == ("fault",):
         return any(key.endswith("].nat") for key in broken)
     if len(path) < 2 or not _hit(path[:2], broken):
         return False
-    # Of a path the fields of its impairment are judged together, the other keys each by itself.
+    # The fields of a path's impairment are checked together, each other key by itself.
     together = _IMPAIRMENT if len(path) > 2 and path[2] in _IMPAIRMENT else path[2:3]
     if path[0] == "schedule" or not together or dotted(path[:2]) in broken:
         return True

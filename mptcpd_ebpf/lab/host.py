@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A host of the lab: a network namespace in which to run things."""
+"""A host of the lab: a network namespace in which programs run."""
 
 import fcntl
+import functools
 import socket
 import struct
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
 
 from mptcpd_ebpf.lab import namespaces
 from mptcpd_ebpf.lab.errors import LabError, no_such_command
+from mptcpd_ebpf.lab.waiting import wait_until
 
 _SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
 _IFF_RUNNING = 0x40
@@ -26,7 +27,7 @@ class Host:
 
     def __init__(self, label: str, name: str) -> None:
         self.label = label
-        """What the topology calls it."""
+        """Its name in the topology."""
         self.name = name
         """Its name under /run/netns, as `ip netns` knows it."""
         self.netns = namespaces.inode(name)
@@ -36,7 +37,7 @@ class Host:
         return f"<Host {self.label} netns={self.name}>"
 
     def entered(self) -> AbstractContextManager[None]:
-        """The calling thread is in this host for the time of a `with` block."""
+        """A context manager: the calling thread is in this host while the block runs."""
         return namespaces.entered(self.name)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -46,7 +47,7 @@ class Host:
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """Starts a process here; `options` are subprocess.Popen's.
 
-        What still runs when the lab ends gets SIGTERM, a second, and SIGKILL.
+        When the lab ends, a process that still runs gets SIGTERM and, a second later, SIGKILL.
         """
         with self.entered():
             return subprocess.Popen(argv, **options)
@@ -59,11 +60,11 @@ class Host:
         timeout_s: float = 60.0,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command here to its end and returns it with its output as text.
+        """Runs a command here to its end; returns its exit code and its output as text.
 
-        Raises LabError with the command's words if it fails (unless `check` is False)
-        or takes longer than `timeout_s`, UnavailableError if it is one of the lab's own
-        tools and missing.
+        Raises LabError with the command's message if it fails (unless `check` is False) or
+        takes longer than `timeout_s`, UnavailableError for a missing tool that the lab itself
+        needs.
         """
         with self.entered():
             try:
@@ -97,29 +98,23 @@ class Host:
                     file.write(str(value))
 
     def wait_until_running(self, interfaces: Sequence[str], running: bool = True) -> None:
-        """Waits until interfaces here are up with carrier, or without, as the kernel has noticed.
+        """Waits until interfaces here have a carrier, or have none, in the kernel's view.
 
-        Both are worked off by the kernel's linkwatch, a return up to a second later
-        (net/core/link_watch.c).  Raises LabError after ten seconds.
+        The kernel's linkwatch handles both, a return up to a second late (net/core/link_watch.c).
+        Raises LabError after ten seconds.
         """
-        deadline = time.monotonic() + _RUNNING_S
         with self.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
             for name in interfaces:
-                request = struct.pack("16sH22x", name.encode(), 0)
-                while True:
-                    answer = fcntl.ioctl(control, _SIOCGIFFLAGS, request)
-                    if bool(struct.unpack_from("H", answer, 16)[0] & _IFF_RUNNING) == running:
-                        break
-                    if time.monotonic() > deadline:
-                        state = "is not running" if running else "still has its carrier"
-                        raise LabError(f"{self.label}: {name} {state}")
-                    time.sleep(0.001)
+                reached = functools.partial(_is_running, control, name, running)
+                if not wait_until(reached, _RUNNING_S, pause_s=0.001):
+                    state = "is not running" if running else "still has its carrier"
+                    raise LabError(f"{self.label}: {name} {state}")
 
     def batch(self, tool: str, lines: Sequence[str]) -> None:
-        """Feeds lines to ``ip -batch`` or ``tc -batch`` here: one process for many changes.
+        """Runs lines with ``ip -batch`` or ``tc -batch`` here: one process for many changes.
 
-        ip(8) takes a rule about IPv6 only after ``-6``, which a line cannot say: lines
-        that begin with it go to a second process, after the others.
+        ip(8) accepts an IPv6 rule only with ``-6``, which a line cannot contain: lines that
+        begin with it run in a second process, after the others.
         """
         plain = [line for line in lines if not line.startswith("-6 ")]
         for option, batch in (
@@ -128,3 +123,10 @@ class Host:
         ):
             if batch:
                 self.run([tool, *option, "-batch", "-"], input="\n".join(batch) + "\n")
+
+
+def _is_running(control: socket.socket, interface: str, running: bool) -> bool:
+    """Whether IFF_RUNNING of an interface is `running` (netdevice(7))."""
+    request = struct.pack("16sH22x", interface.encode(), 0)
+    flags = struct.unpack_from("H", fcntl.ioctl(control, _SIOCGIFFLAGS, request), 16)[0]
+    return bool(flags & _IFF_RUNNING) == running

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a path does to packets, in one direction, as plain data.
+"""The impairment of a path in one direction, as plain data.
 
-Both backends take the same record: netem (tc-netem(8)) and the NFQUEUE emulator.
-Jitter is uniform in delay ± jitter, which is netem's meaning without a distribution
-table.  The order of things on the way: loss, delay, then the rate limit with its
-queue (a token bucket, tc-tbf(8)).
+Both backends use the same record: netem (tc-netem(8)) and the NFQUEUE emulator.  With jitter
+the delay is uniform in delay ± jitter, as in netem without a distribution table.  To each packet
+apply first loss, then the delay, then the rate limit with its queue (a token bucket,
+tc-tbf(8)).
 """
 
 from collections.abc import Iterator
@@ -16,36 +16,36 @@ from msgspec import Struct
 from mptcpd_ebpf.lab.errors import KeyPath, LabError, Problem, in_words
 
 Direction = Literal["up", "down", "both"]
-"""up: from a path's first host (the client) to its second; down: the way back."""
+"""up: from a path's first host (the client) to its second; down: the reverse."""
 
 
 class Burst(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Gilbert-Elliott: two states, each with its own loss; all in per cent per packet."""
+    """Gilbert-Elliott loss: two states, each with its own loss; all in per cent per packet."""
 
     enter_percent: float
-    """Chance to go from the good state to the bad one."""
+    """Probability of a change from the good state to the bad one."""
     leave_percent: float
-    """Chance to go back; 100 / leave_percent is the mean burst in packets."""
+    """Probability of the change back; 100 / leave_percent is the mean burst in packets."""
     loss_percent: float = 100.0
     """Loss in the bad state."""
     good_loss_percent: float = 0.0
 
 
 class Impairment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One direction of a path.  The default does nothing."""
+    """The impairment of one direction of a path.  The default is none."""
 
     delay_ms: float = 0.0
     jitter_ms: float = 0.0
     """Each packet's delay is uniform in delay ± jitter; at most `delay_ms`."""
     reorder: bool = False
-    """Jitter may put a packet before an earlier one; without it order is kept."""
+    """With it jitter may reorder packets; without it the order is kept."""
     loss_percent: float = 0.0
     burst: Burst | None = None
-    """Loss in bursts; takes the place of `loss_percent`."""
+    """Loss in bursts, instead of `loss_percent`."""
     rate_mbit: float | None = None
     """Mbit/s; None is unlimited."""
     queue_ms: float = 50.0
-    """How much time's worth of packets the queue before the rate limit holds."""
+    """Capacity of the queue before the rate limit, in milliseconds at that rate."""
 
 
 FIELDS = frozenset(Impairment.__struct_fields__)
@@ -60,7 +60,7 @@ _RANGES = {
 
 
 def problems(value: Impairment) -> Iterator[Problem]:
-    """What no path can have, each with its field."""
+    """The invalid values, each with its field."""
     for name, (low, high) in _RANGES.items():
         yield from _out_of_range((name,), getattr(value, name), low, high)
     if value.burst is not None:
@@ -70,7 +70,7 @@ def problems(value: Impairment) -> Iterator[Problem]:
             yield ("burst",), "give loss_percent or burst, not both"
     if value.jitter_ms > value.delay_ms:
         reason = f"{value.jitter_ms:g} is above delay_ms, {value.delay_ms:g}"
-        yield ("jitter_ms",), f"{reason}: a packet cannot arrive before it was sent"
+        yield ("jitter_ms",), f"{reason}: a packet cannot arrive before it is sent"
 
 
 def _out_of_range(path: KeyPath, value: float | None, low: float, high: float) -> Iterator[Problem]:
@@ -79,9 +79,9 @@ def _out_of_range(path: KeyPath, value: float | None, low: float, high: float) -
 
 
 def judged(base: Impairment, changes: dict[str, Any]) -> tuple[Impairment, list[Problem]]:
-    """`base` with `changes`, and what is wrong with it.
+    """`base` with `changes`, and its problems.
 
-    With an unknown field or a wrong type it is `base`, and nothing further is looked at.
+    With an unknown field or a wrong type the result is `base`, and nothing else is checked.
     """
     wrong: list[Problem] = []
     for name, value in changes.items():

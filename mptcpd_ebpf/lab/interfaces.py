@@ -1,59 +1,51 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What happens to a path's interfaces, addresses and router, and how it is undone.
+"""Applies and removes faults of a path's interfaces, addresses and router.
 
-`Faults` says what has befallen a path, and each fault lasts until it is taken back by
-its own opposite; `wanted` derives from all of them together what must be up and who has
-addresses; `PathInterfaces.bring` carries out what differs.  So faults can be combined and
-ended in any order.
+`Faults` holds the faults of a path; each lasts until its own opposite removes it.
+`state_under` derives from all faults together what must be up and which hosts have addresses;
+`PathInterfaces.apply` makes the difference.  So faults can be combined and ended in any order.
 
-A host loses its carrier when the other end of its cable goes down; its own configuration
-stays as it was.  That end is set up again by the same lines that set it up first.
+A host loses its carrier when the other end of its veth pair goes down; its own configuration
+does not change.  That other end is set up again with the same lines as at first.
 
 The second host of a path through a bottleneck has one interface for all paths of that
-bottleneck, plugged into the bottleneck's own router.  Its carrier is therefore one for
-all these paths, and the path's router has no part in it.
+bottleneck, connected to the bottleneck's own router.  All these paths therefore share its
+carrier, which does not depend on the path's router.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
 from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.schedule import ENDS, End
 from mptcpd_ebpf.lab.topology import FAR, NEAR
-from mptcpd_ebpf.lab.wiring import WORKSHOP, connect, neck_routers
-
-if TYPE_CHECKING:
-    from mptcpd_ebpf.lab.host import Host
-    from mptcpd_ebpf.lab.wiring import Plan
+from mptcpd_ebpf.lab.wiring import SCRATCH, Plan, connect, neck_routers
 
 
 class Faults(Struct, frozen=True, kw_only=True):
-    """What has befallen the interfaces of a path; the default is nothing."""
+    """The faults of a path's interfaces; the default is none."""
 
     carrier_off: frozenset[End] = frozenset()
-    """The hosts whose interface has lost its carrier for a reason of its own."""
+    """The hosts whose interface has lost its carrier, apart from the effects of other faults."""
     address_removed: frozenset[End] = frozenset()
     interface_removed: bool = False
     """The first host's."""
     router_off: bool = False
 
-    def carrier(self, end: End, *, on: bool) -> Faults:
+    def carrier(self, end: End, *, on: bool) -> "Faults":
         """With the carrier of one host lost, or not."""
         return msgspec.structs.replace(self, carrier_off=_changed(self.carrier_off, end, not on))
 
-    def address(self, end: End, *, there: bool) -> Faults:
+    def address(self, end: End, *, there: bool) -> "Faults":
         """With the addresses of one host removed, or not."""
         ends = _changed(self.address_removed, end, not there)
         return msgspec.structs.replace(self, address_removed=ends)
 
-    def interface(self, *, there: bool) -> Faults:
+    def interface(self, *, there: bool) -> "Faults":
         return msgspec.structs.replace(self, interface_removed=not there)
 
-    def router(self, *, on: bool) -> Faults:
+    def router(self, *, on: bool) -> "Faults":
         return msgspec.structs.replace(self, router_off=not on)
 
 
@@ -63,29 +55,29 @@ def _changed(ends: frozenset[End], end: End, member: bool) -> frozenset[End]:
     return ends | {end} if member else ends - {end}
 
 
-class Wanted(Struct, frozen=True, kw_only=True):
-    """What must be so with a path's interfaces."""
+class PathState(Struct, frozen=True, kw_only=True):
+    """The state of a path's interfaces."""
 
     interface: bool
-    """The first host has its interface; without it the router has no `near`."""
+    """The first host's interface exists; without it the router has no `near`."""
     near: bool
-    """The router's end of the cable to the first host is up."""
+    """The router's interface to the first host is up."""
     far: bool
-    """The router's end of the cable towards the second host is up."""
+    """The router's interface towards the second host is up."""
     last: bool
-    """The bottleneck's end of the cable to the second host is up; `far` without a bottleneck."""
+    """The bottleneck's interface to the second host is up; equals `far` without a bottleneck."""
     addresses: frozenset[End]
-    """The hosts that have the path's addresses, and the first host's rules with them."""
+    """The hosts that have the path's addresses; the first host also has their rules."""
 
 
-def wanted(faults: Faults, *, bottleneck: bool) -> Wanted:
-    """What all faults together leave of a path."""
+def state_under(faults: Faults, *, bottleneck: bool) -> PathState:
+    """The state of a path's interfaces while these faults last."""
     interface = not faults.interface_removed
     powered = not faults.router_off
     served = "server" not in faults.carrier_off
     far = powered and (bottleneck or served)
     gone = faults.address_removed | (frozenset() if interface else {"client"})
-    return Wanted(
+    return PathState(
         interface=interface,
         near=interface and powered and "client" not in faults.carrier_off,
         far=far,
@@ -95,14 +87,14 @@ def wanted(faults: Faults, *, bottleneck: bool) -> Wanted:
 
 
 class FarEnd:
-    """The far end of the second host's cable, which all paths of a bottleneck share."""
+    """Whether the second host's link is down; all paths of a bottleneck share it."""
 
     def __init__(self) -> None:
         self.off = False
 
 
 class _Plug(Struct, frozen=True):
-    """One end of a cable that can be taken down, and who notices."""
+    """One end of a veth pair that can be taken down, and the end that loses its carrier."""
 
     host: Host
     interface: str
@@ -126,21 +118,21 @@ class PathInterfaces:
         self._faults = Faults()
 
     @property
-    def faults(self) -> Faults:
-        """What has befallen them, with what another path of the bottleneck did to the far_end."""
+    def faults(self) -> "Faults":
+        """Their faults, including what another path of the bottleneck did to the far end."""
         return self._faults.carrier("server", on=not self._far_end.off)
 
-    def bring(self, faults: Faults) -> None:
-        """Makes everything so that these faults hold and no others."""
+    def apply(self, faults: Faults) -> None:
+        """Changes the interfaces so that exactly these faults hold."""
         bottleneck = self.path.bottleneck is not None
-        old = wanted(self.faults, bottleneck=bottleneck)
-        new = wanted(faults, bottleneck=bottleneck)
+        old = state_under(self.faults, bottleneck=bottleneck)
+        new = state_under(faults, bottleneck=bottleneck)
         if old != new:
             self._change(old, new)
         self._faults = faults
         self._far_end.off = "server" in faults.carrier_off
 
-    def _change(self, old: Wanted, new: Wanted) -> None:
+    def _change(self, old: PathState, new: PathState) -> None:
         for end in ENDS:
             if end in old.addresses and end not in new.addresses:
                 self._take_address(end, new)
@@ -164,10 +156,10 @@ class PathInterfaces:
             plug.host.wait_until_running([plug.interface])
             plug.other.wait_until_running([plug.its])
 
-    def _take_address(self, end: End, new: Wanted) -> None:
+    def _take_address(self, end: End, new: PathState) -> None:
         host = self._host(end)
         lines = []
-        if end == "server" or new.interface:  # they go with the interface, its rules do not
+        if end == "server" or new.interface:  # the kernel removes them with the interface
             interface = self.path.name if end == "client" else self.plan.far_interface(self.index)
             lines = [
                 f"address del {ip}/{length} dev {interface}"
@@ -179,11 +171,11 @@ class PathInterfaces:
 
     def _make_interface(self) -> None:
         cable = connect([(self._client(), self.path.name, self.router, NEAR)])
-        self.hosts[WORKSHOP].batch("ip", cable)
+        self.hosts[SCRATCH].batch("ip", cable)
         self._client().batch("ip", [self.plan.host_link_line(self._client().label, self.index)])
 
     def _plugs(self) -> dict[str, _Plug]:
-        """What can be taken down, by the field of `Wanted`."""
+        """The ends that can be taken down, by the field of `PathState`."""
         server = self._host("server")
         far_interface = self.plan.far_interface(self.index)
         plugs = {

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The process that holds a lab for the command line: ``python -m mptcpd_ebpf.lab.keeper``.
 
-``mptcpd-ebpf lab up`` starts it, the other lab commands ask it.  It listens on an
-abstract Unix socket (unix(7)), which is there exactly as long as the process and only
-in its network namespace: a name in use is a lab that is up, and nothing is left when
-it dies.  One SEQPACKET message is one request or answer, in JSON, from root alone.
+``mptcpd-ebpf lab up`` starts it, the other lab commands send it requests.  It listens on an
+abstract Unix socket (unix(7)), which exists exactly as long as the process, in its network
+namespace only: a name in use means a lab that is up, and nothing is left when the process
+ends.  One SEQPACKET message is one request or answer in JSON; only root is answered.
 """
 
 import errno
@@ -40,19 +40,19 @@ _UCRED = struct.Struct("3i")  # pid, uid, gid
 
 
 class NotUpError(LabError):
-    """Nobody keeps a lab of that name."""
+    """No lab of that name is up."""
 
 
 class TakenError(LabError):
-    """Somebody keeps a lab of that name already."""
+    """A lab of that name is up already."""
 
 
 class RequestError(LabError):
-    """What was asked for cannot be; nothing has happened."""
+    """The request is not possible; nothing was changed."""
 
 
 def check_name(name: str) -> None:
-    """Raises RequestError for what cannot be a lab's name."""
+    """Raises RequestError for an invalid name of a lab."""
     if not _NAME.fullmatch(name):
         raise RequestError(
             f"{name!r} cannot be a lab's name: a letter or digit, then up to "
@@ -64,7 +64,7 @@ def check_name(name: str) -> None:
 
 
 def up(name: str, topology: Topology) -> None:
-    """Starts a keeper; returns when its lab can be used.  Raises LabError if it cannot be."""
+    """Starts a keeper; returns when its lab is ready.  Raises LabError if it cannot be built."""
     check_name(name)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
@@ -75,14 +75,14 @@ def up(name: str, topology: Topology) -> None:
         answer = ours.recv(_MESSAGE)
     os.waitpid(pid, 0)
     if not answer:
-        raise LabError("the lab's keeper ended without a word")
+        raise LabError("the lab's keeper ended without a message")
     _checked(answer)
 
 
 def ask(name: str, request: dict[str, Any]) -> dict[str, Any]:
-    """A keeper's answer.
+    """Sends a request to a keeper and returns its answer.
 
-    Raises NotUpError if there is none, RequestError if it refuses, LabError if it fails.
+    Raises NotUpError if there is no keeper, RequestError if it refuses, LabError if it fails.
     """
     check_name(name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
@@ -104,7 +104,7 @@ def ask(name: str, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def names_up() -> list[str]:
-    """The labs that are kept in this network namespace."""
+    """The names of the labs that are up in this network namespace."""
     shown = "@" + _PREFIX[1:]
     with open("/proc/self/net/unix") as file:
         paths = [line.split()[7] for line in file if line.count(" ") and "@" in line]
@@ -128,7 +128,7 @@ _REFUSALS = {
 
 
 def _refusal(error: Exception) -> dict[str, str]:
-    """How a keeper says what `_checked` raises again."""
+    """An exception as an answer, from which `_checked` raises it again."""
     if isinstance(error, LabError):
         kind = next((key for key, kind in _REFUSALS.items() if type(error) is kind), "error")
         return {kind: str(error)}
@@ -141,7 +141,7 @@ def _refusal(error: Exception) -> dict[str, str]:
 
 
 def _become_keeper(report: socket.socket, name: str, topology: Topology) -> None:
-    """In a forked child: a process of its own, in a session of its own.  Never returns."""
+    """Runs in a forked child: starts the keeper in a session of its own.  Never returns."""
     os.setsid()
     if os.fork():
         os._exit(0)
@@ -160,7 +160,7 @@ def _become_keeper(report: socket.socket, name: str, topology: Topology) -> None
 
 
 class _Ended(Exception):  # noqa: N818 - nothing went wrong
-    """A signal asks the keeper to take its lab down."""
+    """A signal requests that the keeper take its lab down."""
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
@@ -205,13 +205,13 @@ def main() -> None:
 
 
 def _send(connection: socket.socket, answer: dict[str, Any]) -> None:
-    """Whoever does not wait for the answer any more goes without."""
+    """Sends an answer, unless the client has stopped waiting."""
     with suppress(OSError):
         connection.send(json.dumps(answer).encode())
 
 
 def _serve(listener: socket.socket, lab: Lab, schedule: RunningSchedule | None) -> socket.socket:
-    """Answers requests; returns the connection of the one that ends the lab."""
+    """Answers requests; returns the connection whose request takes the lab down."""
     while True:
         connection, _ = listener.accept()
         connection.settimeout(_TIMEOUT_S)
@@ -227,13 +227,13 @@ def _serve(listener: socket.socket, lab: Lab, schedule: RunningSchedule | None) 
             if request == {"down": True}:
                 return connection.dup()
             try:
-                answer = _obey(lab, schedule, request)
+                answer = _answer(lab, schedule, request)
             except Exception as error:
                 answer = _refusal(error)
             _send(connection, answer)
 
 
-def _obey(lab: Lab, schedule: RunningSchedule | None, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(lab: Lab, schedule: RunningSchedule | None, request: dict[str, Any]) -> dict[str, Any]:
     if "step" in request:
         try:
             step = msgspec.convert(request["step"], Step)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The lab itself: builds a topology, holds it, takes it down again."""
+"""The lab itself: builds a topology, holds it, and takes it down again."""
 
 import itertools
 import os
@@ -41,8 +41,8 @@ from mptcpd_ebpf.lab.wiring import (
     NO_IPV6,
     ROUTER_SYSCTLS,
     ROUTER_SYSCTLS6,
+    SCRATCH,
     SYSCTLS,
-    WORKSHOP,
     Plan,
     connect,
     neck_routers,
@@ -56,9 +56,9 @@ _numbers = itertools.count(1)
 class Lab:
     """Hosts joined by paths.  A context manager; nothing exists before it is entered.
 
-    `paths` defaults to two unimpaired ones; the other arguments are fields of
-    `Topology`.  Raises LabError for a topology that cannot be, and, when entered,
-    UnavailableError for a machine that cannot hold it.
+    `paths` defaults to two unimpaired ones; the other arguments are fields of `Topology`.
+    Raises LabError for an invalid topology and, when entered, UnavailableError if the machine
+    cannot run it.
     """
 
     def __init__(self, paths: Sequence[Path] | None = None, **fields: Any) -> None:
@@ -66,7 +66,7 @@ class Lab:
             fields["paths"] = list(paths)
         self.topology = parse(fields)
         self.hosts: dict[str, Host] = {}
-        """By their names in the topology, without routers."""
+        """By their names in the topology; routers are not included."""
         self.routers: dict[str, Host] = {}
         self.paths: list[LivePath] = []
         self.bottlenecks: dict[str, LiveLink] = {}
@@ -76,7 +76,7 @@ class Lab:
 
     @classmethod
     def of(cls, topology: Topology) -> Self:
-        """A lab of a topology that was made or read elsewhere."""
+        """A lab from a `Topology`."""
         return cls(**{name: getattr(topology, name) for name in topology.__struct_fields__})
 
     @property
@@ -114,7 +114,7 @@ class Lab:
     def start(self, workload: AnyWorkload) -> Running[Any]:
         """Starts traffic between the hosts of the workload's path; returns when connected.
 
-        Raises LabError for a workload that cannot be, or cannot connect.
+        Raises LabError for an invalid workload, or one that cannot connect.
         """
         path = self.path(workload.path)
         client, server = (self.hosts[label] for label in path.path.between)
@@ -125,7 +125,7 @@ class Lab:
     def do(self, step: Step) -> None:
         """Takes one step of a schedule at once, whatever its `at`.
 
-        Raises LabError for one that cannot be; then nothing has happened.
+        Raises LabError for an impossible step; then nothing was changed.
         """
         self.check(step)
         action(self._link(step.path), step)()
@@ -139,7 +139,7 @@ class Lab:
     def schedule(self, steps: Sequence[Step] | None = None) -> RunningSchedule:
         """Starts a schedule of faults: the given one, or the topology's.
 
-        Raises LabError for steps that cannot be; then none is taken.
+        Raises LabError for impossible steps; then none is taken.
         """
         wanted = self.topology.schedule if steps is None else list(steps)
         found = list(problems(wanted, self._targets()))
@@ -157,7 +157,7 @@ class Lab:
             targets[path.name] = targets[path.index] = path.target()
         return targets | {name: neck.target() for name, neck in self.bottlenecks.items()}
 
-    # --- life
+    # --- start and end
 
     def __enter__(self) -> Self:
         if os.geteuid() != 0:
@@ -181,7 +181,7 @@ class Lab:
         try:
             self._stack.close()
         except LabError as late:
-            # What went wrong first is what has to be read first.
+            # The first error must stay the first to be read.
             if error is None:
                 raise
             error.add_note(f"and, when the lab ended: {late}")
@@ -189,24 +189,24 @@ class Lab:
     def _build(self) -> None:
         plan = Plan(self.topology)
         self.paths, self.bottlenecks = [], {}
-        labels = [*self.topology.hosts, *plan.routers(), WORKSHOP]
+        labels = [*self.topology.hosts, *plan.routers(), SCRATCH]
         prefix = namespaces.owner_prefix(next(_numbers))
         names = [prefix + label for label in labels]
         self._stack.callback(namespaces.remove, names)
         namespaces.create(names)
-        everyone = {label: Host(label, prefix + label) for label in labels}
+        all_hosts = {label: Host(label, prefix + label) for label in labels}
         self._stack.callback(
             namespaces.end_processes,
-            {host.netns for host in everyone.values()},
+            {host.netns for host in all_hosts.values()},
             grace_s=_TERM_GRACE_S,
         )
-        self.hosts = {label: everyone[label] for label in self.topology.hosts}
-        self.routers = {label: everyone[label] for label in plan.routers()}
+        self.hosts = {label: all_hosts[label] for label in self.topology.hosts}
+        self.routers = {label: all_hosts[label] for label in plan.routers()}
 
         links = self._links()
-        self.backend = choose(self.topology.backend, everyone[WORKSHOP], links, self.topology.seed)
+        self.backend = choose(self.topology.backend, all_hosts[SCRATCH], links, self.topology.seed)
         plan.single_packets = self.backend.name == "netem"
-        self._wire(plan, everyone)
+        self._wire(plan, all_hosts)
         self._stack.callback(self.backend.close)
         self.backend.prepare()
         far_ends = {neck.name: FarEnd() for neck in self.topology.bottlenecks}
@@ -214,7 +214,7 @@ class Lab:
             router = self.routers[router_of(path)]
             far_end = far_ends[path.bottleneck] if path.bottleneck else FarEnd()
             self.paths.append(
-                LivePath(index, plan, everyone, router, self.backend, far_end, self._lock)
+                LivePath(index, plan, all_hosts, router, self.backend, far_end, self._lock)
             )
         for number, neck in enumerate(self.topology.bottlenecks, len(self.paths)):
             self.bottlenecks[neck.name] = LiveLink(
@@ -224,7 +224,7 @@ class Lab:
             live.apply_declared()
 
     def _links(self) -> list[EmulatedLink]:
-        """All links that can be impaired, in the numbering of the backend."""
+        """All links that can be impaired, in the order of the backend's numbers."""
         links = []
         for path in self.topology.paths:
             router = self.routers[router_of(path)]
@@ -234,8 +234,8 @@ class Lab:
             links.append(EmulatedLink(neck.name, first, ((first, FAR), (second, NEAR))))
         return links
 
-    def _wire(self, plan: Plan, everyone: dict[str, Host]) -> None:
-        for host in everyone.values():
+    def _wire(self, plan: Plan, all_hosts: dict[str, Host]) -> None:
+        for host in all_hosts.values():
             router = host.label in self.routers
             settings = dict(ROUTER_SYSCTLS if router else SYSCTLS)
             if self.topology.ip == "4":
@@ -247,12 +247,12 @@ class Lab:
             if not router:
                 settings["mptcp.enabled"] = 1
             host.set_sysctls(settings)
-        pairs = [(everyone[a], if_a, everyone[b], if_b) for a, if_a, b, if_b in plan.links()]
-        everyone[WORKSHOP].batch("ip", connect(pairs))
+        pairs = [(all_hosts[a], if_a, all_hosts[b], if_b) for a, if_a, b, if_b in plan.links()]
+        all_hosts[SCRATCH].batch("ip", connect(pairs))
         for label, host in self.hosts.items():
             host.batch("ip", plan.host_lines(label))
         for index, path in enumerate(self.topology.paths):
-            router_host = everyone[router_of(path)]
+            router_host = all_hosts[router_of(path)]
             router_host.batch("ip", plan.router_lines(index))
             if path.nat:
                 set_up_nat(router_host)
@@ -260,8 +260,8 @@ class Lab:
             for label, lines in zip(
                 neck_routers(neck.name), plan.neck_lines(neck.name), strict=True
             ):
-                everyone[label].batch("ip", lines)
-        for label in everyone:
+                all_hosts[label].batch("ip", lines)
+        for label in all_hosts:
             ends = [(a, if_a) for a, if_a, _, _ in plan.links()]
             ends += [(b, if_b) for _, _, b, if_b in plan.links()]
-            everyone[label].wait_until_running([name for where, name in ends if where == label])
+            all_hosts[label].wait_until_running([name for where, name in ends if where == label])

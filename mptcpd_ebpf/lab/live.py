@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A link or path of a running lab, and everything that can be done to it."""
+"""A link or path of a running lab, and all changes and faults it can undergo."""
 
-from __future__ import annotations
-
-import time
+from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from threading import RLock
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
 from mptcpd_ebpf.lab.backends import Backend
 from mptcpd_ebpf.lab.emulation import DOWN, UP
 from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.impairment import Direction, Impairment, changed
 from mptcpd_ebpf.lab.interfaces import FarEnd, Faults, PathInterfaces
 from mptcpd_ebpf.lab.middlebox import (
@@ -20,23 +20,18 @@ from mptcpd_ebpf.lab.middlebox import (
     inject_resets,
 )
 from mptcpd_ebpf.lab.schedule import OPTION_SUBTYPES, End, Target
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from threading import RLock
-
-    from mptcpd_ebpf.lab.host import Host
-    from mptcpd_ebpf.lab.wiring import Plan
+from mptcpd_ebpf.lab.waiting import wait_until
+from mptcpd_ebpf.lab.wiring import Plan
 
 P = ParamSpec("P")
 T = TypeVar("T")
 L = TypeVar("L", bound="LiveLink")
 
 
-def _alone(method: Callable[Concatenate[L, P], T]) -> Callable[Concatenate[L, P], T]:
-    """A method that no other thread's change of the same lab comes between.
+def _locked(method: Callable[Concatenate[L, P], T]) -> Callable[Concatenate[L, P], T]:
+    """Makes a method atomic with respect to other threads' changes of the same lab.
 
-    Schedules run in threads of their own beside the test.
+    A schedule runs in a thread of its own beside the test.
     """
 
     @wraps(method)
@@ -48,7 +43,7 @@ def _alone(method: Callable[Concatenate[L, P], T]) -> Callable[Concatenate[L, P]
 
 
 def directions(direction: Direction) -> list[int]:
-    """The indices that a direction's name stands for; LabError for any other name."""
+    """The indices of a direction's name; raises LabError for an unknown name."""
     try:
         return {"up": [UP], "down": [DOWN], "both": [UP, DOWN]}[direction]
     except KeyError:
@@ -56,7 +51,7 @@ def directions(direction: Direction) -> list[int]:
 
 
 class LiveLink:
-    """What can be impaired: a path's own link, or a bottleneck."""
+    """A link that can be impaired: a path's own, or a bottleneck."""
 
     def __init__(
         self,
@@ -68,23 +63,23 @@ class LiveLink:
     ) -> None:
         self.name = name
         self.lock = lock
-        """Held by whoever changes the lab; one for all its links."""
+        """Held during every change of the lab; one lock for all links."""
         self._number = number
         self._backend = backend
         self._declared = declared
         self._now = list(declared)
-        self._swallows = [False, False]
+        self._blackholed = [False, False]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
     def target(self) -> Target:
-        """What a schedule's steps meet here."""
+        """The link as the checks of schedules see it."""
         return Target(declared=self._declared, now=(self.up, self.down), bottleneck=True, nat=False)
 
     @property
     def up(self) -> Impairment:
-        """What holds now from the first host to the second."""
+        """The present impairment from the first host to the second."""
         return self._now[UP]
 
     @property
@@ -93,15 +88,15 @@ class LiveLink:
 
     @property
     def blackholed(self) -> tuple[bool, bool]:
-        """Whether everything is swallowed: up, down."""
-        return self._swallows[UP], self._swallows[DOWN]
+        """Whether all packets are dropped: up, down."""
+        return self._blackholed[UP], self._blackholed[DOWN]
 
-    @_alone
+    @_locked
     def set(self, /, *, direction: Direction = "both", **changes: Any) -> None:
         """Changes fields of the impairment at once; the others stay.
 
-        `changes` are fields of `Impairment`.  Packets on the way keep their delay and
-        are not overtaken.  Raises LabError for a wrong field or value.
+        `changes` are fields of `Impairment`.  Packets in flight keep their delay and are not
+        overtaken.  Raises LabError for a wrong field or value.
         """
         which = directions(direction)
         where = f"{self.name}.set"
@@ -110,30 +105,30 @@ class LiveLink:
             self._now[index] = value
         self._apply(which)
 
-    @_alone
+    @_locked
     def blackhole(self, direction: Direction = "both") -> None:
-        """Swallows every packet, while links and routes look healthy."""
+        """Drops every packet, while links and routes stay up."""
         which = directions(direction)
         for index in which:
-            self._swallows[index] = True
+            self._blackholed[index] = True
         self._apply(which)
 
-    @_alone
+    @_locked
     def heal(self) -> None:
-        """Back to what was declared."""
+        """Restores the declared impairment."""
         self._now = list(self._declared)
-        self._swallows = [False, False]
+        self._blackholed = [False, False]
         self._apply([UP, DOWN])
 
-    @_alone
+    @_locked
     def apply_declared(self) -> None:
-        """Makes a new link as declared; what is unimpaired needs nothing."""
+        """Applies the declared impairment to a new link, if there is any."""
         if any(value != Impairment() for value in self._declared):
             self._apply([UP, DOWN])
 
     def _apply(self, which: list[int]) -> None:
         self._backend.apply(
-            self._number, {index: (self._now[index], self._swallows[index]) for index in which}
+            self._number, {index: (self._now[index], self._blackholed[index]) for index in which}
         )
 
 
@@ -153,7 +148,7 @@ class LivePath(LiveLink):
         path = plan.topology.paths[index]
         super().__init__(path.name, index, backend, path.directions(), lock)
         self.path = path
-        """As declared."""
+        """The path as declared."""
         self.index = index
         self.router = router
         self._plan = plan
@@ -179,22 +174,19 @@ class LivePath(LiveLink):
         argv = ["ss", "-Htn", "state", "established"]
         count = 0
         for ip, _ in near.each():
-            # ss(8) takes what follows the last colon for a port, unless brackets end the address.
+            # Without brackets, ss(8) takes what follows an address's last colon for a port.
             source = f"[{ip}]" if ":" in ip else ip
             count += self._client.run([*argv, "src", source]).stdout.count("\n")
         return count
 
     def wait_for_subflow(self, within_s: float = 10.0) -> None:
-        """Returns when there is one; raises LabError after `within_s`."""
-        deadline = time.monotonic() + within_s
-        while not self.subflows():
-            if time.monotonic() > deadline:
-                raise LabError(f"path {self.name}: no subflow after {within_s:g} s")
-            time.sleep(0.01)
+        """Waits for a subflow on this path; raises LabError after `within_s` seconds."""
+        if not wait_until(self.subflows, within_s):
+            raise LabError(f"path {self.name}: no subflow after {within_s:g} s")
 
     @property
     def faults(self) -> Faults:
-        """What has befallen the path's interfaces, addresses and router."""
+        """The present faults of the path's interfaces, addresses and router."""
         return self._interfaces.faults
 
     @property
@@ -207,54 +199,54 @@ class LivePath(LiveLink):
         """The MPTCP options whose packets are dropped: up, down."""
         return self._dropped[UP], self._dropped[DOWN]
 
-    # --- what the hosts notice: links, addresses, routers.  Each fault lasts until its own
+    # --- faults that the hosts notice: links, addresses, routers.  Each lasts until its own
     #     opposite or `heal`, whatever else happens meanwhile
 
-    @_alone
+    @_locked
     def carrier(self, on: bool, *, end: End = "client") -> None:
-        """Takes the carrier from the interface at `end`, or gives it back.
+        """Takes the carrier from the interface at `end`, or restores it.
 
-        The second host's interface behind a bottleneck is one for all paths of that.
+        Behind a bottleneck all paths share the second host's interface.
         """
-        self._bring(self.faults.carrier(end, on=on))
+        self._set_faults(self.faults.carrier(end, on=on))
 
-    @_alone
+    @_locked
     def remove_address(self, *, end: End = "client") -> None:
-        """Takes the path's addresses from its interface at `end`, with rules and routes."""
-        self._bring(self.faults.address(end, there=False))
+        """Removes the path's addresses from its interface at `end`, with rules and routes."""
+        self._set_faults(self.faults.address(end, there=False))
 
-    @_alone
+    @_locked
     def restore_address(self, *, end: End = "client") -> None:
-        self._bring(self.faults.address(end, there=True))
+        self._set_faults(self.faults.address(end, there=True))
 
-    @_alone
+    @_locked
     def remove_interface(self) -> None:
-        """Deletes the first host's interface, as when a USB modem is pulled."""
-        self._bring(self.faults.interface(there=False))
+        """Deletes the first host's interface, as when a USB modem is unplugged."""
+        self._set_faults(self.faults.interface(there=False))
 
-    @_alone
+    @_locked
     def restore_interface(self) -> None:
-        """Makes the interface, with its addresses and routes, again."""
-        self._bring(self.faults.interface(there=True))
+        """Makes the interface again, with its addresses and routes."""
+        self._set_faults(self.faults.interface(there=True))
 
-    @_alone
+    @_locked
     def power_off_router(self) -> None:
-        """The router stops: its neighbours lose carrier, what was on the way is lost.
+        """Stops the router: its neighbours lose their carrier, packets in flight are lost.
 
         Behind a bottleneck the second host is no neighbour and keeps its carrier.
         """
-        self._bring(self.faults.router(on=False))
+        self._set_faults(self.faults.router(on=False))
 
-    @_alone
+    @_locked
     def power_on_router(self) -> None:
-        """The router is back, with its configuration and none of its NAT bindings."""
-        self._bring(self.faults.router(on=True))
+        """Starts the router again, with its configuration and without any NAT binding."""
+        self._set_faults(self.faults.router(on=True))
 
-    def _bring(self, new: Faults) -> None:
+    def _set_faults(self, new: Faults) -> None:
         old = self.faults
         if old.router_off and not new.router_off and self.path.nat:
             expire_nat(self.router)
-        self._interfaces.bring(new)
+        self._interfaces.apply(new)
         if new.interface_removed != old.interface_removed:
             there = not new.interface_removed
             self._backend.interface(self._number, DOWN, there=there)
@@ -263,28 +255,28 @@ class LivePath(LiveLink):
         if new.router_off and not old.router_off:
             self._backend.flush(self._number)
 
-    # --- what middleboxes do
+    # --- faults of middleboxes
 
     def expire_nat(self) -> int:
-        """Forgets every binding of the path's NAT; returns how many there were.
+        """Removes every binding of the path's NAT; returns how many there were.
 
-        Packets of connections from before are then dropped silently, both ways.
+        Packets of earlier connections are then dropped silently, in both directions.
         """
         if not self.path.nat:
             raise LabError(f"path {self.name} has no NAT: declare Path(nat=True)")
         return expire_nat(self.router)
 
-    @_alone
+    @_locked
     def strip_mptcp(self, direction: Direction = "both") -> None:
         """Removes MPTCP options from every packet (they become NOPs)."""
         self._stripper.strip(directions(direction))
 
-    @_alone
+    @_locked
     def drop_mptcp(self, *options: str, direction: Direction = "both") -> None:
         """Drops packets that carry one of these MPTCP options, and lets all others pass.
 
-        `options` are names of `OPTION_SUBTYPES`: "add-addr", "mp-join", …  They take the
-        place of those given before in the same direction; none lets everything pass again.
+        `options` are names of `OPTION_SUBTYPES`: "add-addr", "mp-join", …  They replace those
+        given before for the same direction; without options all packets pass again.
         """
         for option in options:
             if option not in OPTION_SUBTYPES:
@@ -300,19 +292,19 @@ class LivePath(LiveLink):
             self._dropped[index] = options
 
     def inject_resets(self, *, within_s: float = 1.0) -> int:
-        """Resets the TCP connections now talking on this path, towards both ends.
+        """Resets the TCP connections that are active on this path, towards both ends.
 
-        A forged RST follows each packet seen, with the sequence number that its sender
-        waits for, until all is quiet or `within_s` is over; connections opened meanwhile
-        are left alone.  Returns how many connections (subflows) were hit, counted
-        by address pair: one behind a NAT counts twice.
+        Each packet is answered with a forged RST that has the sequence number its sender
+        expects, until no packets pass any more or `within_s` seconds are over.  Connections
+        opened meanwhile are not reset.  Returns how many connections (subflows) were reset,
+        counted by address pair: one behind a NAT counts twice.
         """
         return self.router.call(inject_resets, within_s)
 
-    @_alone
+    @_locked
     def heal(self) -> None:
-        """Everything back to what was declared: impairment, interfaces, addresses, options."""
+        """Restores everything declared: impairment, interfaces, addresses, options."""
         self._stripper.clear()
         self.drop_mptcp()
-        self._bring(Faults())
+        self._set_faults(Faults())
         super().heal()

@@ -1,29 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What middleboxes do to connections: NAT that forgets, options removed, forged resets.
+"""Faults of middleboxes: expired NAT bindings, removed options, forged resets.
 
-All of it works on the router of a path, whichever backend delays its packets.
-Options are removed by xt_TCPOPTSTRIP (net/netfilter/xt_TCPOPTSTRIP.c), which turns
-them into NOPs.  Resets are made from the packets that pass: whoever sent one waits
-for the sequence number that it acknowledged, so that is what the RST carries
-(RFC 5961, 3.2: anything else earns a challenge ACK).
+They work on the router of a path, with either backend.  xt_TCPOPTSTRIP
+(net/netfilter/xt_TCPOPTSTRIP.c) removes options by turning them into NOPs.  Resets are made
+from the packets that pass: the sender of a packet expects the sequence number that the packet
+acknowledges, so the RST has that one (RFC 5961, 3.2: any other causes a challenge ACK).
 """
-
-from __future__ import annotations
 
 import select
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING
 
 from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.host import Host
 from mptcpd_ebpf.lab.topology import FAR, NEAR
 
-if TYPE_CHECKING:
-    from mptcpd_ebpf.lab.host import Host
-
 _STRIP = "-p tcp -j TCPOPTSTRIP --strip-options 30"
-_SIDES = (f"-o {FAR}", f"-i {FAR}")  # up, down, as seen where packets are forwarded
+_SIDES = (f"-o {FAR}", f"-i {FAR}")  # up, down, in the router's FORWARD chain
 
 
 def families(host: Host) -> list[str]:
@@ -33,7 +27,7 @@ def families(host: Host) -> list[str]:
 
 
 class OptionStripper:
-    """Removes all MPTCP options of one router's forwarded packets."""
+    """Removes all MPTCP options from the packets that one router forwards."""
 
     def __init__(self, router: Host) -> None:
         self.router = router
@@ -60,7 +54,7 @@ class OptionStripper:
 
 
 def set_up_nat(router: Host) -> None:
-    """Masquerades what leaves by `far`; packets without a binding are dropped silently."""
+    """Masquerades packets that leave by `far`; drops packets without a binding silently."""
     rules = "\n".join(
         [
             "*nat",
@@ -74,14 +68,14 @@ def set_up_nat(router: Host) -> None:
     )
     for tool in families(router):
         router.run([f"{tool}-restore", "--noflush"], input=rules)
-    # A connection that the NAT does not know stays unknown: real ones do not guess.
+    # No binding for a connection whose SYN was not seen, as with most real NATs.
     router.sysctl("netfilter.nf_conntrack_tcp_loose", 0)
-    # Jitter and resets are the lab's to make: what looks odd is let through.
+    # The lab makes jitter and resets itself: packets out of window must pass.
     router.sysctl("netfilter.nf_conntrack_tcp_be_liberal", 1)
 
 
 def expire_nat(router: Host) -> int:
-    """Forgets all bindings; returns how many there were."""
+    """Removes all bindings; returns how many there were."""
     count = int(router.sysctl("netfilter.nf_conntrack_count"))
     with router.entered():
         netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
@@ -93,7 +87,7 @@ def expire_nat(router: Host) -> int:
         netlink.send(struct.pack("=IHHII", 16 + len(body), kind, _REQUEST_ACK, 1, 0) + body)
         error = -struct.unpack_from("=i", netlink.recv(4096), 16)[0]
     if error:
-        raise LabError(f"{router.label}: cannot forget NAT bindings: errno {error}")
+        raise LabError(f"{router.label}: cannot remove NAT bindings: errno {error}")
     return count
 
 
@@ -111,7 +105,7 @@ _QUIET_S = 0.15
 
 
 def inject_resets(within_s: float) -> int:
-    """Resets, from inside a router, every connection that talks; see LivePath."""
+    """Runs in a router and resets every active connection; see LivePath.inject_resets."""
     sockets = []
     for interface in (NEAR, FAR):
         packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
@@ -142,7 +136,7 @@ def inject_resets(within_s: float) -> int:
 
 
 def _tcp_of(frame: bytes) -> int | None:
-    """Where the TCP header begins in an Ethernet frame, None if there is none."""
+    """Offset of the TCP header in an Ethernet frame, None if there is none."""
     kind = frame[12:14]
     if kind == b"\x08\x00" and frame[23] == socket.IPPROTO_TCP:
         return 14 + (frame[14] & 15) * 4
@@ -158,13 +152,13 @@ def _addresses(frame: bytes) -> tuple[bytes, bytes]:
 
 
 def _pair(frame: bytes, tcp: int) -> bytes:
-    """The connection's name, the same for both directions."""
+    """A key of the connection, the same for both directions."""
     source, target = _addresses(frame)
     return b"".join(sorted([source + frame[tcp : tcp + 2], target + frame[tcp + 2 : tcp + 4]]))
 
 
 def reset_for(frame: bytes, tcp: int) -> bytes:
-    """The Ethernet frame with a RST that the sender of `frame` accepts."""
+    """An Ethernet frame with a RST that the sender of `frame` accepts."""
     source, target = _addresses(frame)
     ports = frame[tcp + 2 : tcp + 4] + frame[tcp : tcp + 2]
     header = bytearray(ports + frame[tcp + 8 : tcp + 12] + bytes(4))

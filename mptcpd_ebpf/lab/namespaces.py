@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Network namespaces whose names tell who owns them, and how to act inside one.
+"""Network namespaces whose names identify their owner, and functions that act inside one.
 
-A namespace of the lab is called ``mptcplab-PID-START-N-LABEL``: PID and START (the
-start time in clock ticks, /proc/PID/stat field 22, proc(5)) are its owner's, so that
-whoever comes later can tell a living owner from a dead one even when the pid is used
-again.  `remove_leftovers` ends what a dead owner left.
+A namespace of the lab is called ``mptcplab-PID-START-N-LABEL``: PID and START (the start
+time in clock ticks, /proc/PID/stat field 22, proc(5)) are its owner's, so that a later
+process can check whether the owner still runs, even if the pid has been reused.
+`remove_leftovers` removes the namespaces and processes of owners that have ended.
 
-A thread enters a namespace with setns(2), which moves that thread alone; a process
-started meanwhile begins in it.  Unlike ``ip netns exec`` nothing is mounted anew:
-/sys, cgroups and bpffs stay what they are.
+A thread enters a namespace with setns(2), which moves that thread only; a process started
+meanwhile begins there.  Unlike ``ip netns exec`` it mounts nothing: /sys, cgroups and bpffs
+stay as they are.
 """
 
 import ctypes
@@ -17,13 +17,13 @@ import pickle
 import re
 import signal
 import subprocess
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn, ParamSpec, TypeVar
 
 from mptcpd_ebpf.lab.errors import LabError, UnavailableError, no_such_command
+from mptcpd_ebpf.lab.waiting import wait_until
 
 RUN_NETNS = "/run/netns"
 PREFIX = "mptcplab"
@@ -44,7 +44,7 @@ def owner_prefix(number: int) -> str:
 
 
 def start_time(pid: int) -> int | None:
-    """A live process's start in clock ticks since boot, None if it is dead (a zombie too)."""
+    """When a process started, in clock ticks since boot; None if it has ended (or is a zombie)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
@@ -59,7 +59,7 @@ def path_of(name: str) -> str:
 
 
 def create(names: list[str]) -> None:
-    """Makes named namespaces.  Raises UnavailableError without the right to, or without ip(8)."""
+    """Makes named namespaces.  Raises UnavailableError without the privilege or without ip(8)."""
     try:
         result = subprocess.run(
             ["ip", "-batch", "-"],
@@ -75,7 +75,7 @@ def create(names: list[str]) -> None:
 
 
 def remove(names: Iterable[str]) -> None:
-    """Unmounts and deletes namespaces; the kernel ends them with their last process."""
+    """Unmounts and deletes namespaces; the kernel removes each with its last process."""
     for name in names:
         path = path_of(name)
         if _libc.umount2(path.encode(), _MNT_DETACH) and ctypes.get_errno() == 1:
@@ -91,7 +91,7 @@ def inode(name: str) -> int:
 
 @contextmanager
 def entered(name: str) -> Iterator[None]:
-    """The calling thread is in namespace `name` for the time of the block."""
+    """The calling thread is in namespace `name` while the block runs."""
     back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         with _opened(name) as there:
@@ -107,8 +107,8 @@ def entered(name: str) -> Iterator[None]:
 def call(name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Runs `function` in a forked child inside the namespace and returns its value.
 
-    An exception comes back as itself where it can be pickled, else as LabError with
-    the child's traceback.  The child shares nothing that it changes with the caller.
+    An exception is raised again here if it can be pickled, else as LabError with the child's
+    traceback.  Changes that the child makes to objects are not visible to the caller.
     """
     read, write = os.pipe()
     owner = os.getpid()
@@ -170,7 +170,7 @@ def die_with(owner: int) -> None:
 
 
 def processes_in(inodes: set[int]) -> list[int]:
-    """The pids whose network namespace is one of `inodes`, without our own."""
+    """The pids of processes in these network namespaces, without the caller's own."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
@@ -183,7 +183,7 @@ def processes_in(inodes: set[int]) -> list[int]:
 def end_processes(inodes: set[int], *, grace_s: float = 0.0) -> None:
     """Ends every process in the namespaces: SIGTERM and `grace_s`, then SIGKILL.
 
-    Raises LabError if one is still there two seconds after SIGKILL.
+    Raises LabError if one still runs two seconds after SIGKILL.
     """
     if grace_s and _signal_until_gone(inodes, signal.SIGTERM, grace_s):
         return
@@ -192,42 +192,42 @@ def end_processes(inodes: set[int], *, grace_s: float = 0.0) -> None:
 
 
 def _signal_until_gone(inodes: set[int], number: signal.Signals, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
     signalled: set[int] = set()
-    # A zombie has no namespace any more, so what is left to be reaped is not seen here.
-    while pids := processes_in(inodes):
-        for pid in set(pids) - signalled:
+
+    def gone() -> bool:
+        # A zombie has no namespace any more, so unreaped processes are not counted.
+        pids = set(processes_in(inodes))
+        for pid in pids - signalled:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-        signalled |= set(pids)
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
+        signalled.update(pids)
+        return not pids
+
+    return wait_until(gone, seconds, pause_s=0.002)
 
 
 def leftovers() -> list[str]:
-    """Names of the lab's namespaces whose owner is dead."""
+    """Names of the lab's namespaces whose owner has ended."""
     try:
         names = sorted(os.listdir(RUN_NETNS))
     except FileNotFoundError:
         return []
-    dead = []
+    ended = []
     for name in names:
         match = _NAME.fullmatch(name)
         if match and start_time(int(match["pid"])) != int(match["start"]):
-            dead.append(name)
-    return dead
+            ended.append(name)
+    return ended
 
 
 def remove_leftovers() -> list[str]:
-    """Ends the processes in, and removes, what dead owners left; returns the names."""
+    """Removes the namespaces of ended owners and ends their processes; returns the names."""
     names = leftovers()
     inodes = set()
     for name in names:
         with suppress(OSError):
             inodes.add(inode(name))
-    # A name without a mount on it shows the inode of a plain file: no process is there.
+    # A name that is not mounted has the inode of a plain file, which no process is in.
     if inodes:
         end_processes(inodes)
     remove(names)

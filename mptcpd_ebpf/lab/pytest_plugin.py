@@ -5,13 +5,13 @@
     def test_over_two_paths(mptcp_lab):
         mptcp_lab.client.run([...])
 
-`mptcp_lab` is one lab, described by the marker (the arguments of `Lab`; without it two
-unimpaired paths); `make_mptcp_lab` makes any number of them.  Where a lab cannot be
+`mptcp_lab` is one lab as the marker describes it (the arguments of `Lab`; by default two
+unimpaired paths); `make_mptcp_lab` makes any number of labs.  Where a lab is not possible
 (no root, no MPTCP) the test is skipped with the reason, or fails if the ini option
-`mptcp_lab_required` says so.
+`mptcp_lab_required` is set.
 
-Every pytest run loads this module, so it imports nothing of the package until a
-fixture is asked for.
+Every pytest run loads this module, so it imports nothing of the package until a fixture is
+used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mptcpd_ebpf.lab.lab import Lab
 
-MARKER = "mptcp_lab"
+MARKER_NAME = "mptcp_lab"
 REQUIRED = "mptcp_lab_required"
 BACKEND = "--mptcp-lab-backend"
 
@@ -37,18 +37,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["auto", "netem", "nfqueue"],
         help="how labs impair paths (default: the environment's MPTCP_LAB_BACKEND, or auto)",
     )
-    parser.addini(REQUIRED, "fail instead of skip where a lab cannot be", type="bool")
+    parser.addini(REQUIRED, "fail instead of skip where a lab is not possible", type="bool")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", f"{MARKER}(paths=[...], **fields): the topology of the mptcp_lab fixture"
+        "markers", f"{MARKER_NAME}(paths=[...], **fields): the topology of the mptcp_lab fixture"
     )
 
 
 @pytest.fixture
 def make_mptcp_lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
-    """Makes running labs with the arguments of `Lab`; they end with the test.
+    """A function that makes running labs from the arguments of `Lab`; they end with the test.
 
     A path may be a dict of the fields of `Path`.
     """
@@ -77,5 +77,5 @@ def make_mptcp_lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab
 @pytest.fixture
 def mptcp_lab(request: pytest.FixtureRequest, make_mptcp_lab: Callable[..., Lab]) -> Lab:
     """A lab as the test's `mptcp_lab` marker describes it, or with two unimpaired paths."""
-    marker = request.node.get_closest_marker(MARKER)
+    marker = request.node.get_closest_marker(MARKER_NAME)
     return make_mptcp_lab(*marker.args, **marker.kwargs) if marker else make_mptcp_lab()

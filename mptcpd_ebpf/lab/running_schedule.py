@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A schedule under way: what its steps do to a lab's paths and bottlenecks, and when."""
+"""A running schedule: applies its steps to a lab's paths and bottlenecks in time."""
 
 import threading
 import time
@@ -8,12 +8,12 @@ from typing import Any, assert_never, cast
 
 from mptcpd_ebpf.lab.errors import LabError
 from mptcpd_ebpf.lab.live import LiveLink, LivePath
-from mptcpd_ebpf.lab.schedule import Fault, Step
+from mptcpd_ebpf.lab.schedule import FaultName, Step
 
 
 def action(link: LiveLink, step: Step) -> Callable[[], object]:
-    """What a step, of which `schedule.problems` knows none, does to its path or bottleneck."""
-    fault = cast("Fault | None", step.fault)
+    """The function that applies a valid step (see `schedule.problems`) to its link."""
+    fault = cast("FaultName | None", step.fault)
     if fault is None:
         return lambda: link.set(direction=step.direction, **step.set)
     if fault == "heal":
@@ -50,10 +50,10 @@ def action(link: LiveLink, step: Step) -> Callable[[], object]:
 
 
 class RunningSchedule:
-    """A schedule under way, in a thread of its own.
+    """A running schedule, in a thread of its own.
 
-    `actions` are its steps in their order, each with what it does.  A step that fails ends
-    it, and its error is raised by `wait`, or else when the lab ends.
+    `actions` are its steps in their order, each with the function that applies it.  A step that
+    fails ends the schedule; `wait` raises its error, or else the end of the lab does.
     """
 
     def __init__(self, actions: Sequence[tuple[Step, Callable[[], object]]]) -> None:
@@ -68,7 +68,7 @@ class RunningSchedule:
         self._thread.start()
 
     def wait(self, timeout_s: float | None = None) -> list[tuple[int, Step]]:
-        """Until the last step is done; raises LabError if one failed."""
+        """Waits for the end of the last step; raises LabError if one failed."""
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise LabError(f"the schedule has not ended after {timeout_s:g} s")
@@ -78,17 +78,17 @@ class RunningSchedule:
         return self.done
 
     def state(self) -> dict[str, Any]:
-        """How far it is: steps in all, steps done, and what went wrong, if anything."""
+        """Its progress: the number of steps, of steps done, and the error, if any."""
         error = None if self._error is None else str(self._error)
         return {"steps": len(self.steps), "done": len(self.done), "error": error}
 
     def stop(self) -> None:
-        """No further steps."""
+        """Takes no further steps."""
         self._stop.set()
         self._thread.join()
 
     def close(self) -> None:
-        """Stops, and raises LabError if a step failed and nobody has heard of it."""
+        """Stops; raises LabError if a step failed and `wait` has not raised its error."""
         self.stop()
         if self._error is not None and not self._raised:
             raise self._error

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Faults by the clock: a list of steps, written in Python or in a topology's YAML.
+"""Timed faults: a list of steps, written in Python or in a topology's YAML.
 
 schedule:
   - {at: 3, path: fibre, set: {loss_percent: 30}}
   - {at: 6, path: fibre, fault: blackhole, direction: up}
   - {at: 9, path: fibre, fault: heal}
 
-What a step does to a running lab is in running_schedule.py.
+running_schedule.py applies the steps to a running lab.
 """
 
 import difflib
@@ -31,7 +31,7 @@ OPTION_SUBTYPES = {
 }
 """RFC 8684, 9.3: MPTCP option subtypes."""
 
-Fault = Literal[
+FaultName = Literal[
     "blackhole",
     "heal",
     "carrier-off",
@@ -47,9 +47,9 @@ Fault = Literal[
     "drop-mptcp",
     "inject-resets",
 ]
-"""What can befall a path."""
+"""The faults of a path."""
 
-FAULTS: tuple[Fault, ...] = get_args(Fault)
+FAULTS: tuple[FaultName, ...] = get_args(FaultName)
 
 End = Literal["client", "server"]
 """The first or the second host of a path."""
@@ -70,9 +70,9 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One of `FAULTS`."""
     direction: Direction = "both"
     end: End = "client"
-    """For carrier-off, carrier-on, remove-address and restore-address: whose."""
+    """The host, for carrier-off, carrier-on, remove-address and restore-address."""
     options: list[str] = field(default_factory=list)
-    """For drop-mptcp: which; keys of `OPTION_SUBTYPES`."""
+    """The options for drop-mptcp: keys of `OPTION_SUBTYPES`."""
 
 
 _WITH_DIRECTION = {None, "blackhole", "strip-mptcp", "drop-mptcp"}
@@ -82,20 +82,20 @@ _LONGEST_S = 86_400
 
 
 class Target(Struct, frozen=True, kw_only=True):
-    """What steps can be aimed at, as far as it matters to whether they can be taken."""
+    """A path or bottleneck, with what decides whether a step can be taken there."""
 
     declared: tuple[Impairment, Impairment]
-    """Up, down; what `heal` goes back to."""
+    """Up, down; what `heal` restores."""
     now: tuple[Impairment, Impairment]
     bottleneck: bool
     nat: bool
 
 
 def problems(steps: Sequence[Step], targets: Mapping[str | int, Target]) -> Iterator[Problem]:
-    """What is wrong with each step, at (its number, key, …).
+    """The problems of each step, at (its number, key, …).
 
     `targets` are all paths, by name and by number, and all bottlenecks.  The steps are
-    followed in their order: whether a jitter fits depends on the delay that holds by then.
+    simulated in their order: whether a jitter is valid depends on the delay at that time.
     """
     now = {id(target): list(target.now) for target in targets.values()}
     timed = []
@@ -124,7 +124,7 @@ def problems(steps: Sequence[Step], targets: Mapping[str | int, Target]) -> Iter
 
 
 def _problems_of(step: Step, target: Target | None) -> Iterator[Problem]:
-    """What is wrong with the fault of one step, and what goes with it."""
+    """The problems of one step's fault and of the keys that belong to it."""
     fault = step.fault
     if (fault is None) == (not step.set):
         yield (), "give either set or fault"

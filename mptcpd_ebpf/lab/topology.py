@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a lab consists of, and every address in it.  Pure data.
+"""The parts of a lab, and every address in it.  Pure data.
 
 A path joins two hosts through a router of its own:
 
@@ -7,8 +7,8 @@ A path joins two hosts through a router of its own:
 
 Path i (from 1) has 10.i.1.0/24 on its first host's side and 10.i.2.0/24 on the other;
 the router is .1, the host .2; with IPv6 fd00:i:1::/64 and fd00:i:2::/64 likewise.
-Paths that share a bottleneck go on through two more routers, on whose common link
-the bottleneck's own impairment works; the second host then has one interface, named
+Paths that share a bottleneck continue through two more routers; the bottleneck's own
+impairment applies to the link between these.  The second host then has one interface, named
 as the bottleneck, with the addresses of all these paths.
 """
 
@@ -32,12 +32,12 @@ NEAR, FAR = "near", "far"
 """A router's interfaces: to the first host, to the second."""
 MAX_PATHS = 8
 BACKEND_VARIABLE = "MPTCP_LAB_BACKEND"
-_IFNAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,14}")  # IFNAMSIZ is 16 with the end
+_IFNAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,14}")  # IFNAMSIZ is 16 with the final NUL
 _NO_INTERFACES = ("lo", "all", "default")  # of every namespace, and of /proc/sys/net/*/conf
 
 
 def default_backend() -> BackendName:
-    """The backend of labs that name none: the environment's MPTCP_LAB_BACKEND, or auto."""
+    """The default backend: the environment's MPTCP_LAB_BACKEND, or auto."""
     name = os.environ.get(BACKEND_VARIABLE, "auto")
     try:
         backend: BackendName = msgspec.convert(name, BackendName)
@@ -48,13 +48,13 @@ def default_backend() -> BackendName:
 
 
 class _Directed(Impairment, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An impairment of both directions, and what differs in each."""
+    """An impairment of both directions, and the differences of each."""
 
     name: str = ""
     up: dict[str, Any] = field(default_factory=dict)
     """Impairment fields that differ from the first host to the second."""
     down: dict[str, Any] = field(default_factory=dict)
-    """Impairment fields that differ on the way back."""
+    """Impairment fields that differ in the reverse direction."""
 
     def directions(self) -> tuple[Impairment, Impairment]:
         """The impairments as declared: up, down."""
@@ -62,26 +62,26 @@ class _Directed(Impairment, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return judged(base, self.up)[0], judged(base, self.down)[0]
 
     def problems(self) -> Iterator[Problem]:
-        """What no link can have, each with its key."""
+        """The invalid values, each with its key."""
         base = Impairment(**{name: getattr(self, name) for name in FIELDS})
         wrong = list(impairment.problems(base))
         yield from wrong
-        if not wrong:  # else each direction would have it again
+        if not wrong:  # else each direction would repeat the problem
             for side, changes in (("up", self.up), ("down", self.down)):
                 for path, reason in judged(base, changes)[1]:
                     yield (side, *path), reason
 
 
 class Path(_Directed, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One way between two hosts.
+    """One path between two hosts.
 
-    Its `name` is that of its hosts' interfaces; the default is path0, path1, …
+    `name` is also the name of its interfaces on the hosts; the default is path0, path1, …
     """
 
     nat: bool = False
-    """The router hides the first host behind its own address (masquerade)."""
+    """The router replaces the first host's address by its own (masquerade)."""
     bottleneck: str | None = None
-    """Name of the bottleneck that the path goes through."""
+    """The name of the bottleneck on the path."""
     between: tuple[str, str] = ("client", "server")
 
 
@@ -98,9 +98,9 @@ class Topology(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ip: IpVersion = "4"
     backend: BackendName = field(default_factory=default_backend)
     seed: int | None = None
-    """Makes loss and jitter repeatable: the same packets meet the same fate."""
+    """Makes loss and jitter repeatable: the same packets are lost and delayed."""
     schedule: list[Step] = field(default_factory=list)
-    """Faults by the clock; `Lab.schedule` and `mptcpd-ebpf lab up` start them."""
+    """Timed faults; `Lab.schedule` and `mptcpd-ebpf lab up` start them."""
 
 
 class Addresses(Struct, frozen=True, kw_only=True):
@@ -127,7 +127,7 @@ def subnet(path: int, side: int, ip: IpVersion) -> tuple[Addresses, Addresses]:
 
 
 def network_of(ip: str) -> str:
-    """The network of one of the lab's addresses, as `subnet` lays them out."""
+    """The network of one of the lab's addresses (see `subnet`)."""
     return f"{ip.rpartition('::')[0]}::/64" if ":" in ip else f"{ip.rpartition('.')[0]}.0/24"
 
 
@@ -141,7 +141,7 @@ def named(topology: Topology) -> Topology:
 
 
 def problems(topology: Topology) -> Iterator[Problem]:
-    """Everything that keeps a topology (with its names) from being built, with its key."""
+    """The problems that prevent a topology (with its names) from being built, with their keys."""
     paths, hosts, necks = topology.paths, topology.hosts, topology.bottlenecks
     if not 1 <= len(paths) <= MAX_PATHS:
         yield ("paths",), f"a lab has one to {MAX_PATHS} paths, not {len(paths)}"
@@ -156,7 +156,7 @@ def problems(topology: Topology) -> Iterator[Problem]:
         yield (kind, i), reason
     for i, host in enumerate(hosts):
         if host.startswith(("router-", "neck-")):
-            yield ("hosts", i), f"{host!r}: names that begin so are the lab's own routers'"
+            yield ("hosts", i), f"{host!r}: this prefix is reserved for the lab's routers"
     for i, neck in enumerate(necks):
         ends = {path.between for path in paths if path.bottleneck == neck.name}
         if not ends:
@@ -194,7 +194,7 @@ def _path_problems(path: Path, topology: Topology) -> Iterator[Problem]:
 
 
 def _targets(topology: Topology) -> dict[str | int, Target]:
-    """What a schedule's steps can be aimed at."""
+    """The paths and bottlenecks of a schedule's steps."""
     targets: dict[str | int, Target] = {}
     for i, path in enumerate(topology.paths):
         now = path.directions()

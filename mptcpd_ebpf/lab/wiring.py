@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Turns a topology into namespaces, links, addresses and routes.
 
-How routing makes joins work over every path: the first host has a table per path,
-chosen by source address (ip-rule(8)), so what is sent from path i's address leaves
-by path i; and each router knows a way to *every* address of both its hosts through
-the host's interface on that path, because a subflow of path i may aim at the other's
-initial address, which belongs to path 0.  The second host answers by destination.
+Routing makes joins work over every path: the first host has a table per path, selected by
+source address (ip-rule(8)), so that packets from path i's address leave by path i; and each
+router has a route to *every* address of both its hosts through the host's interface on that
+path, because a subflow of path i may have the other host's initial address, which belongs to
+path 0, as its destination.  The second host routes by destination.
 
-All lines are made as text first and given to ``ip -batch``, one process per
-namespace, with `replace` instead of `add`: the same lines set a router up again
-after a reboot.  Interfaces stand behind ``dev``: without it ip(8) takes a name for
-one of its own words, or for the beginning of one.
+All lines are made as text first and passed to ``ip -batch``, one process per namespace, with
+`replace` instead of `add`, so that the same lines set up a router again after a restart.
+Interfaces are written with ``dev``: without it ip(8) takes some names for its own keywords or
+abbreviations of these.
 """
 
 import hashlib
@@ -27,21 +27,22 @@ from mptcpd_ebpf.lab.topology import (
     subnet,
 )
 
-WORKSHOP = "_workshop"
-"""A namespace that stays empty.  Links are made from here: before Linux 6.14 the kernel
-refuses a new link whose name its maker has already, wherever the link is to go."""
+SCRATCH = "_scratch"
+"""A namespace without links of its own, from which all links are made: before Linux 6.14 the
+kernel refuses a new link if the maker's namespace has a link of that name already, whatever
+the link's own namespace."""
 FIRST_TABLE = 101
 FIRST_METRIC = 100
 
 SYSCTLS = {
-    # A join to the peer's initial address comes in on a path that is not that address's own.
+    # A join to the peer's initial address arrives on another path than that of the address.
     "ipv4.conf.all.rp_filter": 0,
     "ipv4.conf.default.rp_filter": 0,
 }
 ROUTER_SYSCTLS = SYSCTLS | {"ipv4.ip_forward": 1}
 ROUTER_SYSCTLS6 = {"ipv6.conf.all.forwarding": 1}
 NO_DAD = {
-    # Link-local addresses would be tentative for a second, and neighbours unknown.
+    # With it, link-local addresses are tentative for a second, and neighbours unknown.
     "ipv6.conf.all.accept_dad": 0,
     "ipv6.conf.default.accept_dad": 0,
     "ipv6.conf.default.dad_transmits": 0,
@@ -50,20 +51,20 @@ NO_IPV6 = {"ipv6.conf.all.disable_ipv6": 1, "ipv6.conf.default.disable_ipv6": 1}
 
 
 class Plan:
-    """Who is connected to whom, and with which addresses, for one topology."""
+    """The links, addresses and routes of one topology."""
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
         self.ip = topology.ip
         self.single_packets = False
-        """Hosts send no super-packets: for a backend that would lose them whole."""
+        """Hosts send no super-packets; for a backend that would drop them as a whole."""
 
     def path_nets(self, index: int) -> tuple[tuple[Addresses, Addresses], ...]:
         """Path `index`'s ((router, host) near, (router, host) far) addresses."""
         return subnet(index, 1, self.ip), subnet(index, 2, self.ip)
 
     def address_of(self, host: str, index: int) -> Addresses:
-        """The address of `host` on path `index`, one of whose ends it is."""
+        """The addresses of `host`, one of the two ends, on path `index`."""
         near, far = self.path_nets(index)
         return near[1] if self.topology.paths[index].between[0] == host else far[1]
 
@@ -143,14 +144,14 @@ class Plan:
         return lines
 
     def host_link_line(self, host: str, index: int) -> str:
-        """Puts up the interface of one of a path's hosts."""
+        """Sets up the interface of one of a path's hosts."""
         path = self.topology.paths[index]
         interface = path.name if path.between[0] == host else self.far_interface(index)
         single = " gso_max_segs 1" if self.single_packets else ""
         return f"link set dev {interface} up{single}"
 
     def _gateway(self, index: int, first: bool) -> tuple[str, str]:
-        """The router's end of a path's cable to one of its hosts: label, interface."""
+        """The router's end of a path's link to one of its hosts: label, interface."""
         path = self.topology.paths[index]
         if first:
             return router_of(path), NEAR
@@ -159,7 +160,7 @@ class Plan:
         return neck_routers(path.bottleneck)[1], FAR
 
     def drop_rules(self, index: int) -> list[str]:
-        """Takes back the source rules of a path on its first host."""
+        """Removes the source rules of a path on its first host."""
         host = self.topology.paths[index].between[0]
         return [
             _rule("del", ip, FIRST_TABLE + index) for ip, _ in self.address_of(host, index).each()
@@ -174,7 +175,7 @@ class Plan:
         ]
 
     def router_near_lines(self, index: int) -> list[str]:
-        """Its side towards the first host."""
+        """The router's side towards the first host."""
         path = self.topology.paths[index]
         router, host = self.path_nets(index)[0]
         lines = [f"link set dev {NEAR} up", *_address_lines(NEAR, router)]
@@ -183,7 +184,7 @@ class Plan:
         return lines
 
     def router_far_lines(self, index: int) -> list[str]:
-        """Its side towards the second host, or towards the bottleneck."""
+        """The router's side towards the second host, or towards the bottleneck."""
         path = self.topology.paths[index]
         if path.bottleneck is None:
             beyond, cable = self.path_nets(index)[1][1], (path.between[1], path.name)
@@ -251,7 +252,7 @@ def neck_routers(neck: str) -> list[str]:
 
 
 def connect(pairs: list[tuple[Host, str, Host, str]]) -> list[str]:
-    """ip(8) lines, for the workshop, that make veth pairs between hosts."""
+    """ip(8) lines, for the scratch namespace, that make veth pairs between hosts."""
     return [
         f"link add name {if_a} address {mac(a.label, if_a)} netns {a.name} type veth "
         f"peer name {if_b} address {mac(b.label, if_b)} netns {b.name}"
@@ -260,7 +261,7 @@ def connect(pairs: list[tuple[Host, str, Host, str]]) -> list[str]:
 
 
 def mac(label: str, interface: str) -> str:
-    """An interface's address: locally administered, always the same for the same place."""
+    """An interface's MAC address: locally administered, derived from label and name."""
     digest = hashlib.sha256(f"{label}/{interface}".encode()).digest()
     return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
 
@@ -277,10 +278,10 @@ def _address_lines(interface: str, addresses: Addresses) -> list[str]:
 
 
 def _neighbour_lines(interface: str, addresses: Addresses, label: str, its: str) -> list[str]:
-    """Who is at the other end of a cable.
+    """Permanent neighbour entries for the other end of a link.
 
-    Without them a blackhole or loss made by netem, which sits on the interface, would
-    hit ARP and neighbour discovery too, and last beyond its healing.
+    netem's loss applies to everything an interface sends.  Without these entries a blackhole
+    would also drop ARP and neighbour discovery, and its effect would outlast it.
     """
     return [
         f"neighbour replace {ip} lladdr {mac(label, its)} dev {interface} nud permanent"

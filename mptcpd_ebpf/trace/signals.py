@@ -13,7 +13,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from typing import NamedTuple
 
 from mptcpd_ebpf.core.address import SockAddr, unmapped
-from mptcpd_ebpf.kernel.tcp_options import MPTCP, split_options
+from mptcpd_ebpf.kernel.tcp_options import MPTCP_KIND, split_options
 
 _TCP = 6
 _PORTS = struct.Struct(">HHIIBB")
@@ -162,4 +162,6 @@ def read(packet: bytes, *, at: int, outgoing: bool, cookie: int = 0) -> Signal |
 def mptcp_options(raw: bytes) -> list[Option]:
     """The MPTCP options among a TCP header's options."""
     options, _ = split_options(raw)
-    return [Option(each[2] >> 4, each[2:]) for each in options if each[0] == MPTCP and each[2:]]
+    return [
+        Option(each[2] >> 4, each[2:]) for each in options if each[0] == MPTCP_KIND and each[2:]
+    ]

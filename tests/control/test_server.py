@@ -37,6 +37,7 @@ from mptcpd_ebpf.core.endpoints import Endpoint, Limits
 from mptcpd_ebpf.core.events import ConnectionClosed
 from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+from tests.waiting import until_async
 
 EVENTS = "/v1/events"
 OFF = Metrics()
@@ -209,8 +210,7 @@ def test_what_is_no_command_is_told_and_exits_64(path: Path, body: bytes) -> Non
 def test_the_client_reads_the_stream_until_it_ends(path: Path) -> None:
     async def use(path: str, _source: Source, server: ControlServer) -> None:
         read = asyncio.create_task(asyncio.to_thread(lambda: [*client.stream(path, EVENTS)]))
-        while not server._http.has_streams:
-            await asyncio.sleep(0.001)
+        await until_async(lambda: server._http.has_streams, "the stream is open")
         server.publish(record(ConnectionClosed(token=5), DECISION))
         server.close()
         (hello, greeting), (event, closed), (decision, made) = await asyncio.wait_for(read, 20)
@@ -245,8 +245,7 @@ def test_a_half_closed_client_still_gets_its_answer(path: Path) -> None:
     async def use(path: str, source: Source, _server: ControlServer) -> None:
         source.hold.clear()
         request = asyncio.create_task(ask(path, b"GET /v1/connections HTTP/1.1\r\nHost: x\r\n\r\n"))
-        while not source.asked:
-            await asyncio.sleep(0)
+        await until_async(lambda: source.asked, "the request is read")
         source.hold.set()
         assert head_and_json(await request)[0] == b"HTTP/1.1 200 "
 

@@ -9,6 +9,7 @@ from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.model import Connection, State, Subflow, World
 from mptcpd_ebpf.daemon import resync_scheduler
 from mptcpd_ebpf.daemon.resync_scheduler import ResyncScheduler
+from tests.waiting import until_async
 
 TOKEN = 1
 LOCAL, REMOTE = SockAddr("10.0.1.1", 1), SockAddr("10.0.2.1", 2)
@@ -73,8 +74,7 @@ def test_what_is_settled_meanwhile_is_not_looked_for() -> None:
             watching.look_at([GONE], found)
         closed.connections[TOKEN].state = State.CLOSED
         joined.connections[TOKEN].subflows = {GONE.key: GONE}
-        while watching._timer is not None:
-            await asyncio.sleep(0.001)
+        await until_async(lambda: watching._timer is None, "the timer ends")
         return readings
 
     assert asyncio.run(main()) == []

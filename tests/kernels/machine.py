@@ -20,6 +20,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from mptcpd_ebpf.lab.waiting import wait_until
 from tests.kernels.debian import Kernel, UnavailableError
 
 QEMU = "qemu-system-x86_64"
@@ -145,12 +146,11 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _wait_for_socket(files: "subprocess.Popen[bytes]", folder: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while not (folder / "fs.sock").exists():
-        if files.poll() is not None or time.monotonic() > deadline:
-            log = (folder / "host.log").read_text().strip().splitlines() or ["no answer"]
-            raise UnavailableError(f"{VIRTIOFSD} does not work here: {log[-1]}")
-        time.sleep(0.05)
+    socket = folder / "fs.sock"
+    wait_until(lambda: socket.exists() or files.poll() is not None, _START_SECONDS, pause_s=0.05)
+    if not socket.exists():
+        log = (folder / "host.log").read_text().strip().splitlines() or ["no answer"]
+        raise UnavailableError(f"{VIRTIOFSD} does not work here: {log[-1]}")
 
 
 def _watch(

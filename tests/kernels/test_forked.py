@@ -74,7 +74,7 @@ def test_it_has_the_environment_folder_session_and_files_asked_for() -> None:
 
 
 def test_a_signal_ends_it_and_this_process_hears_of_it() -> None:
-    text = "import sys, time; print('up', flush=True); time.sleep(60)"
+    text = "import signal; print('up', flush=True); signal.pause()"
     with subprocess.Popen([PYTHON, "-c", text], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the emulator decides about packets, without a kernel: fates, order, options."""
+"""The emulator's decisions about packets, without a kernel: verdicts, order, options."""
 
 import struct
 from typing import Any
@@ -13,7 +13,7 @@ from mptcpd_ebpf.lab.emulator import ACCEPT, DROP, Queue, mptcp_subtypes
 
 
 class Kernel:
-    """The socket's other end: hands out packet ids and takes verdicts."""
+    """Stands in for the kernel's socket: supplies packet ids and records verdicts."""
 
     def __init__(self) -> None:
         self.waiting: list[int] = []
@@ -53,7 +53,7 @@ def queue(seed: str = "s", **spec: Any) -> tuple[Queue, Kernel]:
 
 
 def pass_through(made: Queue, kernel: Kernel, arrivals: list[tuple[int, int]]) -> None:
-    """Feeds (time, how many packets), then lets time run out."""
+    """Supplies packets as (time, how many), then releases everything that is due."""
     number = 0
     for at, count in arrivals:
         kernel.waiting += range(number, number + count)
@@ -80,7 +80,7 @@ SPECS = st.fixed_dictionaries(
 
 
 @given(ARRIVALS, SPECS, SPECS)
-def test_every_packet_meets_one_fate_whatever_changes_meanwhile(
+def test_every_packet_gets_one_verdict_whatever_changes_meanwhile(
     arrivals: list[tuple[int, int]], first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     made, kernel = queue(**{"delay_ms": 1, **first})
@@ -109,7 +109,7 @@ def test_without_reorder_the_order_is_kept(
     assert packets == sorted(packets)
 
 
-def test_nothing_goes_before_its_time() -> None:
+def test_no_packet_is_released_before_it_is_due() -> None:
     made, kernel = queue(delay_ms=10)
     kernel.waiting = [0, 1, 2]
     made.receive(1_000_000)
@@ -120,7 +120,7 @@ def test_nothing_goes_before_its_time() -> None:
     assert kernel.fates == [(0, ACCEPT), (1, ACCEPT), (2, ACCEPT)]
 
 
-def test_a_shorter_delay_lets_nobody_overtake() -> None:
+def test_packets_do_not_overtake_after_a_change_to_a_shorter_delay() -> None:
     made, kernel = queue(delay_ms=10)
     kernel.waiting = [0]
     made.receive(0)
@@ -133,7 +133,7 @@ def test_a_shorter_delay_lets_nobody_overtake() -> None:
     assert kernel.fates == [(0, ACCEPT), (1, ACCEPT)]
 
 
-def test_a_blackhole_drops_all_and_a_flush_what_is_on_the_way() -> None:
+def test_a_blackhole_drops_all_packets_and_a_flush_drops_delayed_ones() -> None:
     made, kernel = queue(blackhole=True)
     pass_through(made, kernel, [(0, 5)])
     assert {verdict for _, verdict in kernel.fates} == {DROP}
@@ -150,7 +150,7 @@ def losses(seed: str, **spec: Any) -> list[int]:
     return [packet for packet, verdict in kernel.fates if verdict == DROP]
 
 
-def test_a_seed_decides_who_is_lost() -> None:
+def test_a_seed_determines_which_packets_are_lost() -> None:
     once = losses("a", loss_percent=20)
     assert losses("a", loss_percent=20) == once
     assert losses("b", loss_percent=20) != once
@@ -158,7 +158,7 @@ def test_a_seed_decides_who_is_lost() -> None:
     assert 0.16 < len(once) / 5000 < 0.24
 
 
-def test_a_burst_has_its_length() -> None:
+def test_loss_bursts_have_the_declared_mean_length() -> None:
     burst = {
         "enter_percent": 2,
         "leave_percent": 25,
@@ -194,13 +194,13 @@ def test_all_subtypes_of_a_segment_are_found(ipv6: bool) -> None:
     assert mptcp_subtypes(segment(DSS, ipv6=ipv6, protocol=17)) == frozenset()
 
 
-def test_options_end_where_the_list_says_so() -> None:
+def test_options_after_the_end_of_list_are_ignored() -> None:
     assert mptcp_subtypes(segment(bytes([0]) + DSS)) == frozenset()
     assert mptcp_subtypes(segment(b"") + DSS) == frozenset()
     assert mptcp_subtypes(segment(bytes([8, 0]) + DSS)) == frozenset()
 
 
 @given(st.binary(max_size=130), st.booleans())
-def test_no_packet_is_too_odd(data: bytes, as_options: bool) -> None:
+def test_no_packet_raises(data: bytes, as_options: bool) -> None:
     found = mptcp_subtypes(segment(data[:40]) if as_options else data)
     assert found <= set(range(16))

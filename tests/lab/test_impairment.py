@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""An impairment is what can be, or an error that names the place."""
+"""Impairments are checked: each invalid value is an error with its place."""
 
 import pytest
 from hypothesis import given
@@ -40,7 +40,7 @@ def test_a_change_keeps_the_other_fields() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_refused(change: dict[str, object], words: str) -> None:
+def test_invalid_values_are_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(LabError, match=words):
         changed(Impairment(delay_ms=1), change, where="x")
 
@@ -51,7 +51,7 @@ def test_what_cannot_be_is_refused(change: dict[str, object], words: str) -> Non
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
     )
 )
-def test_any_change_is_taken_or_refused_with_the_place(change: dict[str, object]) -> None:
+def test_any_change_is_accepted_or_refused_with_its_place(change: dict[str, object]) -> None:
     try:
         value = changed(Impairment(delay_ms=5), change, where="here")
     except LabError as error:
@@ -63,7 +63,7 @@ def test_any_change_is_taken_or_refused_with_the_place(change: dict[str, object]
     assert refusal.startswith("here: ")
 
 
-def test_a_burst_is_taken_as_a_struct_or_as_plain_data() -> None:
+def test_a_burst_may_be_a_struct_or_plain_data() -> None:
     plain = {"enter_percent": 1.0, "leave_percent": 10.0}
     assert changed(Impairment(), {"burst": plain}, where="x") == changed(
         Impairment(), {"burst": Burst(enter_percent=1, leave_percent=10)}, where="x"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which links and addresses a path's faults leave: each fault by itself, whatever the others."""
+"""The links and addresses that a path's faults leave: faults are independent of each other."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mptcpd_ebpf.lab import LabError
-from mptcpd_ebpf.lab.interfaces import Faults, wanted
+from mptcpd_ebpf.lab.interfaces import Faults, state_under
 
 CHANGES: list[tuple[Callable[[Faults], Faults], Callable[[Faults], Faults]]] = [
     (lambda f: f.carrier("client", on=False), lambda f: f.carrier("client", on=True)),
@@ -18,13 +18,13 @@ CHANGES: list[tuple[Callable[[Faults], Faults], Callable[[Faults], Faults]]] = [
     (lambda f: f.interface(there=False), lambda f: f.interface(there=True)),
     (lambda f: f.router(on=False), lambda f: f.router(on=True)),
 ]
-"""Each fault and what takes it back."""
+"""Each fault and its opposite."""
 
 STEPS = st.lists(st.tuples(st.sampled_from(range(len(CHANGES))), st.booleans()))
 
 
 @given(STEPS, st.booleans())
-def test_only_the_last_word_on_each_fault_counts(
+def test_only_the_last_change_of_each_fault_counts(
     steps: list[tuple[int, bool]], bottleneck: bool
 ) -> None:
     faults = Faults()
@@ -39,7 +39,7 @@ def test_only_the_last_word_on_each_fault_counts(
     client_off, server_off, client_gone, server_gone, removed, router_off = (
         last.get(number, False) for number in range(len(CHANGES))
     )
-    state = wanted(faults, bottleneck=bottleneck)
+    state = state_under(faults, bottleneck=bottleneck)
     assert state.interface is not removed
     assert state.near is not (removed or router_off or client_off)
     assert state.last is not (server_off or (router_off and not bottleneck))

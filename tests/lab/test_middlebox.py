@@ -12,7 +12,7 @@ from mptcpd_ebpf.lab.middlebox import _tcp_of, checksum, reset_for
 @pytest.mark.parametrize(
     "ip", [IP(src="10.1.1.2", dst="10.1.2.2"), IPv6(src="fd00:1:1::2", dst="fd00:1:2::2")]
 )
-def test_a_reset_answers_with_the_awaited_number(ip: IP | IPv6) -> None:
+def test_a_reset_has_the_sequence_number_that_the_sender_expects(ip: IP | IPv6) -> None:
     seen = (
         Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
         / ip
@@ -36,7 +36,7 @@ def test_a_reset_answers_with_the_awaited_number(ip: IP | IPv6) -> None:
     assert sums == [again[TCP].chksum, getattr(again.payload, "chksum", None)]
 
 
-def test_what_is_not_tcp_is_left_alone() -> None:
+def test_packets_other_than_tcp_are_ignored() -> None:
     assert _tcp_of(bytes(Ether() / IP(proto=17) / bytes(20))) is None
     assert _tcp_of(bytes(Ether(type=0x0806)) + bytes(40)) is None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Percentiles and rates of what traffic met."""
+"""Percentiles and rates of traffic results."""
 
 import pytest
 from hypothesis import given
@@ -16,7 +16,7 @@ def test_percentiles_are_values_that_occurred() -> None:
     assert (found.p50_ms, found.p90_ms, found.p99_ms) == (50, 90, 99)
 
 
-def test_nothing_has_no_percentiles() -> None:
+def test_percentiles_of_no_times_are_none() -> None:
     assert percentiles([]).n == 0
     assert percentiles([]).p99_ms is None
 
@@ -29,7 +29,7 @@ def test_percentiles_are_in_order(times: list[int]) -> None:
     assert all(value in {time / 1e6 for time in times} for value in row)
 
 
-def test_messages_are_taken_by_when_they_were_sent() -> None:
+def test_messages_are_selected_by_the_time_they_were_sent() -> None:
     result = RequestResponseResult(
         token=1, error=None, messages=[Message(10, 5 * MS), Message(20, None), Message(30, 7 * MS)]
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Topologies: names, addresses and routes, and what cannot be built."""
+"""Topologies: names, addresses and routes, and the errors of invalid ones."""
 
 import ipaddress
 import re
@@ -89,11 +89,11 @@ def test_paths_are_named_by_their_number_unless_they_have_a_name() -> None:
         ({"paths": [{"dealy_ms": 2}]}, "paths[0].dealy_ms: unknown key; did you mean 'delay_ms'?"),
         ({"ip": "5"}, "ip: '5' is none of 4, 6, both"),
         ({"hosts": ["client", "server", "client"]}, "hosts[2]: the name 'client' is taken"),
-        ({"hosts": ["client", "server", "neck-a"]}, "hosts[2]: 'neck-a': names that begin so"),
+        ({"hosts": ["client", "server", "neck-a"]}, "hosts[2]: 'neck-a': this prefix is reserved"),
         ("words", "topology: expected keys and values"),
     ],
 )
-def test_what_cannot_be_built_is_refused(fields: Any, words: str) -> None:
+def test_invalid_topologies_are_refused(fields: Any, words: str) -> None:
     with pytest.raises(LabError, match=re.escape(words)):
         parse(fields)
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_built_is_refused(fields: Any, words: str) -> None:
         ({"at": 1, "set": {"jitter_ms": 5}}, "schedule[0].set.jitter_ms: 5 is above delay_ms, 3"),
     ],
 )
-def test_a_step_that_cannot_be_taken_is_refused(step: Any, words: str) -> None:
+def test_impossible_steps_are_refused(step: Any, words: str) -> None:
     topology = {
         "paths": [{"name": "lte", "delay_ms": 3, "bottleneck": "isp"}],
         "bottlenecks": [{"name": "isp"}],
@@ -138,7 +138,7 @@ def test_a_step_that_cannot_be_taken_is_refused(step: Any, words: str) -> None:
         parse(topology)
 
 
-def test_a_schedule_is_followed_in_its_order() -> None:
+def test_steps_are_checked_in_their_order() -> None:
     slow, jitter = {"set": {"delay_ms": 20}}, {"set": {"jitter_ms": 15}}
     assert parse({"schedule": [{"at": 2, **jitter}, {"at": 1, **slow}]}).schedule
     healed = [{"at": 1, **slow}, {"at": 2, "fault": "heal"}, {"at": 3, **jitter}]
@@ -146,7 +146,7 @@ def test_a_schedule_is_followed_in_its_order() -> None:
         parse({"schedule": healed})
 
 
-def test_all_mistakes_of_a_file_are_shown_with_their_places() -> None:
+def test_all_mistakes_of_a_file_are_reported_with_their_places() -> None:
     text = """\
 hosts: [a, b]
 paths:
@@ -183,7 +183,7 @@ schedule:
         assert line.strip().startswith(start)
 
 
-def test_what_a_mistake_leaves_out_makes_no_second_one() -> None:
+def test_one_mistake_causes_no_second_report() -> None:
     text = """\
 paths:
   - {name: fibre, bottleneck: isp, nat: perhaps}
@@ -211,7 +211,7 @@ schedule:
     ]
 
 
-def test_the_environment_names_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_selects_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPTCP_LAB_BACKEND", "nfqueue")
     assert parse({}).backend == "nfqueue"
     assert parse({"backend": "netem"}).backend == "netem"
@@ -256,7 +256,7 @@ DOCUMENTS = st.fixed_dictionaries(
 
 
 @given(DOCUMENTS)
-def test_whatever_comes_is_a_topology_or_refused_with_its_key(document: dict[str, Any]) -> None:
+def test_any_document_is_a_topology_or_refused_with_its_key(document: dict[str, Any]) -> None:
     try:
         topology = parse(document)
     except LabError as error:
@@ -281,7 +281,7 @@ SHAPES = st.lists(
 
 
 @given(SHAPES, st.sampled_from(["4", "6", "both"]))
-def test_no_address_is_given_twice_and_every_gateway_is_known(paths: list[Path], ip: Any) -> None:
+def test_addresses_are_unique_and_every_gateway_is_a_neighbour(paths: list[Path], ip: Any) -> None:
     shared = any(path.bottleneck for path in paths)
     necks = [Bottleneck(name="isp")] if shared else []
     made = plan(*paths, bottlenecks=necks, hosts=["client", "server", "phone"], ip=ip)

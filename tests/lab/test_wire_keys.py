@@ -13,36 +13,36 @@ from mptcpd_ebpf.lab.wire.keys import (
     ack_hmac,
     add_addr_hmac,
     dss_checksum,
-    idsn_of,
+    idsn_from_key,
     synack_hmac,
-    token_of,
+    token_from_key,
 )
 
 CLIENT_KEY = 0x8AB7CD4EB50E82E4
 SERVER_KEY = 0x7FEF6776DA324C84
 
 
-def test_the_token_names_the_connection() -> None:
-    assert token_of(SERVER_KEY) == 0x697BF393
+def test_the_token_is_the_one_the_kernel_computed() -> None:
+    assert token_from_key(SERVER_KEY) == 0x697BF393
 
 
 def test_data_begins_one_above_the_initial_data_sequence_number() -> None:
     # The kernel acknowledged five bytes from the client, and mapped its own first byte.
-    assert idsn_of(CLIENT_KEY) + 1 + 5 == 0x59F50F4946D062A2
-    assert idsn_of(SERVER_KEY) + 1 == 0x5EB6DC75FD8914EF
+    assert idsn_from_key(CLIENT_KEY) + 1 + 5 == 0x59F50F4946D062A2
+    assert idsn_from_key(SERVER_KEY) + 1 == 0x5EB6DC75FD8914EF
 
 
-def test_the_listener_proves_itself_with_the_first_64_bits() -> None:
+def test_the_syn_ack_hmac_is_the_first_64_bits() -> None:
     hmac = synack_hmac(SERVER_KEY, CLIENT_KEY, own_nonce=0x951D1B1, peer_nonce=0xCB609716)
     assert hmac == 0x8AD46D193C7572BF
 
 
-def test_the_opener_proves_itself_with_the_first_160_bits() -> None:
+def test_the_ack_hmac_is_the_first_160_bits() -> None:
     hmac = ack_hmac(CLIENT_KEY, SERVER_KEY, own_nonce=0xCB609716, peer_nonce=0x951D1B1)
     assert hmac == (b"\xf4\xc5\x81\x83\xb7\xb56\xe4\xf3\x85\xc8\x85\xfdr2\x8c\xd2\x82\x9e\xa9")
 
 
-def test_an_announcement_is_proven_with_the_last_64_bits() -> None:
+def test_the_add_addr_hmac_is_the_last_64_bits() -> None:
     assert add_addr_hmac(CLIENT_KEY, SERVER_KEY, 7, "10.2.1.2") == 0x7FFA97668CDDB3C5
     # A port takes part, and a missing one counts as 0.
     assert add_addr_hmac(CLIENT_KEY, SERVER_KEY, 7, "10.2.1.2", 0) == 0x7FFA97668CDDB3C5

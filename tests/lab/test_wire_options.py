@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every MPTCP option survives building and dissecting; nothing hostile raises or is altered."""
+"""MPTCP options survive building and dissecting; malformed ones neither raise nor change."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mptcpd_ebpf.kernel.tcp_options import MPTCP_KIND
 from mptcpd_ebpf.lab.wire.options import (
     DSS,
-    KIND,
     AddAddr,
     MPCapableAck,
     MPCapableSyn,
@@ -75,14 +75,14 @@ FORMS: dict[str, tuple[type[MPTCPOption], dict[str, st.SearchStrategy[Any]]]] = 
 
 
 def rebuilt(option: MPTCPOption) -> bytes:
-    """Its bytes from its fields alone, without what scapy remembers of the original."""
+    """Its bytes built from its fields, without scapy's cache of the original."""
     option.raw_packet_cache = None
     return bytes(option.build())
 
 
 @pytest.mark.parametrize("form", FORMS)
 @given(data=st.data())
-def test_what_is_built_is_dissected_as_the_same(form: str, data: st.DataObject) -> None:
+def test_a_built_option_is_dissected_to_the_same(form: str, data: st.DataObject) -> None:
     option_class, strategies = FORMS[form]
     fields = {name: data.draw(strategy, name) for name, strategy in strategies.items()}
     built = option_class(**fields)
@@ -91,22 +91,22 @@ def test_what_is_built_is_dissected_as_the_same(form: str, data: st.DataObject) 
     assert type(dissected) is option_class
     assert {name: dissected.getfieldval(name) for name in fields} == fields
     assert dissected.matches(built)
-    assert raw[0] == KIND
+    assert raw[0] == MPTCP_KIND
     assert raw[1] == len(raw)
     assert rebuilt(dissected) == raw
 
 
 @given(st.integers(0, 15), st.binary(max_size=37))
-def test_any_octets_come_out_as_they_went_in(subtype: int, rest: bytes) -> None:
+def test_any_octets_are_built_again_unchanged(subtype: int, rest: bytes) -> None:
     body = bytes([subtype << 4 | (rest[0] & 15 if rest else 0)]) + rest
-    raw = bytes([KIND, 2 + len(body)]) + body
+    raw = bytes([MPTCP_KIND, 2 + len(body)]) + body
     option = MPTCPOption(raw)
     assert rebuilt(option) == raw
     assert option.describe()
 
 
 @given(st.binary(max_size=60))
-def test_what_is_no_option_at_all_is_kept(raw: bytes) -> None:
+def test_octets_that_are_no_option_are_kept(raw: bytes) -> None:
     assert bytes(MPTCPOption(raw)) == raw
 
 
@@ -118,11 +118,11 @@ def test_what_is_no_option_at_all_is_kept(raw: bytes) -> None:
         bytes.fromhex("1e0c2001") + bytes(8),  # DSS: a 4-octet acknowledgement, and 4 more
         bytes.fromhex("1e062003") + bytes(2),  # DSS: an 8-octet acknowledgement cut short
         bytes.fromhex("1e045001"),  # MP_PRIO with the address id of version 0
-        bytes.fromhex("1e049000"),  # a subtype that nobody has assigned
+        bytes.fromhex("1e049000"),  # an unassigned subtype
     ],
     ids=bytes.hex,
 )
-def test_contradictions_are_unknown(raw: bytes) -> None:
+def test_contradictory_options_become_unknown(raw: bytes) -> None:
     assert isinstance(MPTCPOption(raw), MPTCPUnknown)
     assert bytes(MPTCPOption(raw)) == raw
 
@@ -154,11 +154,11 @@ def test_contradictions_are_unknown(raw: bytes) -> None:
     ],
 )
 def test_layouts_are_those_of_the_rfc(octets: str, option: MPTCPOption) -> None:
-    """Written down by hand from the figures of RFC 8684."""
+    """The octets follow the figures of RFC 8684."""
     assert bytes(option) == bytes.fromhex(octets)
 
 
-def test_a_pattern_leaves_open_what_it_does_not_give() -> None:
+def test_fields_that_a_pattern_does_not_give_do_not_matter() -> None:
     join = MPTCPOption(bytes(MPJoinSyn(address_id=2, backup=1, token=7, nonce=9)))
     assert join.matches(MPJoinSyn)
     assert join.matches(MPJoinSyn())
@@ -180,5 +180,5 @@ def test_a_wrong_length_can_be_built_on_purpose() -> None:
         (MPTcpRst(reason=3), "MP_TCPRST reason=administratively prohibited"),
     ],
 )
-def test_an_option_is_described_in_a_line(option: MPTCPOption, words: str) -> None:
+def test_an_option_is_described_in_one_line(option: MPTCPOption, words: str) -> None:
     assert MPTCPOption(bytes(option)).describe().startswith(words)

@@ -10,8 +10,8 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.lab.wire.connections import Connections
-from mptcpd_ebpf.lab.wire.keys import token_of
+from mptcpd_ebpf.lab.wire.connections import ConnectionTokens
+from mptcpd_ebpf.lab.wire.keys import token_from_key
 from mptcpd_ebpf.lab.wire.options import (
     MPCapableAck,
     MPCapableSyn,
@@ -21,7 +21,7 @@ from mptcpd_ebpf.lab.wire.options import (
 )
 from mptcpd_ebpf.lab.wire.retransmissions import retransmissions
 from mptcpd_ebpf.lab.wire.segment import ACK, FIN, SYN, Segment, read_segment
-from mptcpd_ebpf.lab.wire.tcp import MPTCP
+from mptcpd_ebpf.lab.wire.tcp import MPTCP_NAME
 
 U32 = 1 << 32
 
@@ -42,7 +42,7 @@ def segment(
         dport=dport,
         flags=flags,
         seq=seq % U32,
-        options=[(MPTCP, option) for option in options],
+        options=[(MPTCP_NAME, option) for option in options],
     )
     packet = bytes(IP(src=src, dst=dst) / tcp / bytes(length))
     read = read_segment(packet, 0, "eth0", True, segment_size)
@@ -60,9 +60,15 @@ def segment(
     ],
     ids=["IPv4", "IPv4 with options", "IPv6", "IPv6 with an extension header"],
 )
-def test_headers_are_read_as_scapy_wrote_them(ip: IP) -> None:
+def test_headers_are_read_as_scapy_builds_them(ip: IP) -> None:
     tcp = TCP(
-        sport=5, dport=6, seq=7, ack=8, flags="SA", window=9, options=[(MPTCP, MPJoinSyn(token=3))]
+        sport=5,
+        dport=6,
+        seq=7,
+        ack=8,
+        flags="SA",
+        window=9,
+        options=[(MPTCP_NAME, MPJoinSyn(token=3))],
     )
     read = read_segment(bytes(ip / tcp / b"data"), at=1, interface="eth0", outgoing=False)
     assert read is not None
@@ -73,7 +79,7 @@ def test_headers_are_read_as_scapy_wrote_them(ip: IP) -> None:
     assert bytes(read.scapy()) == read.packet
 
 
-def test_a_cut_packet_still_tells_its_length() -> None:
+def test_a_cut_packet_keeps_its_length() -> None:
     packet = bytes(IP(src="192.0.2.1", dst="192.0.2.2") / TCP() / bytes(500))
     read = read_segment(packet[:60], 0, "eth0", True)
     assert read is not None
@@ -97,7 +103,7 @@ def test_later_fragments_are_no_segments() -> None:
 
 
 def test_a_join_belongs_to_the_connection_of_its_token() -> None:
-    connections = Connections()
+    connections = ConnectionTokens()
     initial = segment(SYN, MPCapableSyn())
     server_key, client_key = 11, 22
     for seen in (
@@ -105,23 +111,23 @@ def test_a_join_belongs_to_the_connection_of_its_token() -> None:
         segment(SYN | ACK, MPCapableSynAck(sender_key=server_key), from_server=True),
         segment(ACK, MPCapableAck(sender_key=client_key, receiver_key=server_key)),
     ):
-        connections.see(seen)
-    join = segment(SYN, MPJoinSyn(token=token_of(server_key)), client="203.0.113.1")
+        connections.learn(seen)
+    join = segment(SYN, MPJoinSyn(token=token_from_key(server_key)), client="203.0.113.1")
     other = segment(SYN, MPJoinSyn(token=1), client="203.0.113.2")
-    connections.see(join)
-    connections.see(other)
-    both = {token_of(server_key), token_of(client_key)}
+    connections.learn(join)
+    connections.learn(other)
+    both = {token_from_key(server_key), token_from_key(client_key)}
     assert connections.tokens(initial.flow) == both
     assert connections.tokens(join.flow.reversed()) == both
     assert connections.tokens(other.flow) == {1}
 
 
 def test_ports_used_again_are_another_connection() -> None:
-    connections = Connections()
+    connections = ConnectionTokens()
     syn = segment(SYN, MPCapableSyn())
-    connections.see(syn)
-    connections.see(segment(SYN | ACK, MPCapableSynAck(sender_key=1), from_server=True))
-    connections.see(replace(syn, seq=99))
+    connections.learn(syn)
+    connections.learn(segment(SYN | ACK, MPCapableSynAck(sender_key=1), from_server=True))
+    connections.learn(replace(syn, seq=99))
     assert connections.tokens(syn.flow) == set()
 
 
@@ -137,7 +143,7 @@ def count(segments: list[Segment]) -> int:
     lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=20),
     again=st.data(),
 )
-def test_each_segment_sent_again_counts_once(
+def test_each_retransmitted_segment_counts_once(
     isn: int, lengths: list[int], again: st.DataObject
 ) -> None:
     sent = [segment(SYN, seq=isn)]
@@ -153,14 +159,14 @@ def test_each_segment_sent_again_counts_once(
     assert count(sent) == expected
 
 
-def test_a_super_packet_counts_as_what_it_becomes() -> None:
+def test_a_super_packet_counts_as_its_segments() -> None:
     first = segment(ACK, seq=0, length=3500, segment_size=1000)
     assert count([first, first]) == 4
     beyond = segment(ACK, seq=2500, length=2000, segment_size=1000)
     assert count([first, beyond]) == 1
 
 
-def test_syn_and_fin_sent_again_count() -> None:
+def test_retransmitted_syn_and_fin_count() -> None:
     syn, fin = segment(SYN, seq=5), segment(FIN | ACK, seq=6)
     assert count([syn, syn, fin, fin]) == 2
 

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""scapy's TCP layer with MPTCP in it: nothing of an options area is lost, nothing raises."""
+"""Scapy's TCP layer with MPTCP: an options area is dissected without loss and never raises."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 
-from mptcpd_ebpf.kernel.tcp_options import split_options
-from mptcpd_ebpf.lab.wire.options import DSS, KIND, MPCapableSyn, MPJoinSyn, MPPrio
-from mptcpd_ebpf.lab.wire.tcp import MPTCP, mptcp_options
+from mptcpd_ebpf.kernel.tcp_options import MPTCP_KIND, split_options
+from mptcpd_ebpf.lab.wire.options import DSS, MPCapableSyn, MPJoinSyn, MPPrio
+from mptcpd_ebpf.lab.wire.tcp import MPTCP_NAME, mptcp_options
 
-# Options as they are, options that lie about their length, and plain garbage, cut to an area.
-kinds = st.sampled_from([2, 3, 4, 5, 8, 10, 14, 19, 28, 29, KIND, KIND, 34]) | st.integers(0, 255)
+# Valid options, options with a wrong length, and random octets, cut to an options area.
+kinds = st.sampled_from(
+    [2, 3, 4, 5, 8, 10, 14, 19, 28, 29, MPTCP_KIND, MPTCP_KIND, 34]
+) | st.integers(0, 255)
 lengths = st.none() | st.integers(0, 255)
 
 
@@ -33,7 +35,7 @@ def segment(area: bytes) -> bytes:
 @given(areas)
 @example(an_option(5, bytes(4), None) + bytes(2))  # SACK of half a block
 @example(an_option(29, b"", None) + bytes(2))  # TCP-AO without anything
-def test_any_options_area_is_rebuilt_as_it_was(area: bytes) -> None:
+def test_any_options_area_is_rebuilt_unchanged(area: bytes) -> None:
     tcp = TCP(segment(area))
     tcp.raw_packet_cache = None
     assert bytes(tcp.build())[20:] == area
@@ -52,22 +54,22 @@ def test_options_are_dissected_among_others() -> None:
         ("Timestamp", (1, 2)),
         ("NOP", None),
         ("WScale", 7),
-        (MPTCP, MPCapableSyn(deny_join_id0=1)),
+        (MPTCP_NAME, MPCapableSyn(deny_join_id0=1)),
     ]
     tcp = IP(bytes(IP(dst="192.0.2.1") / TCP(options=options)))[TCP]
     assert tcp.options[:-1] == options[:-1]
     name, option = tcp.options[-1]
-    assert (name, type(option)) == (MPTCP, MPCapableSyn)
+    assert (name, type(option)) == (MPTCP_NAME, MPCapableSyn)
     assert option.deny_join_id0 == 1
 
 
-def test_several_options_stand_in_their_order() -> None:
-    raw = bytes(TCP(options=[(MPTCP, DSS(data_ack=1)), (MPTCP, MPPrio(backup=1))]))
+def test_several_options_keep_their_order() -> None:
+    raw = bytes(TCP(options=[(MPTCP_NAME, DSS(data_ack=1)), (MPTCP_NAME, MPPrio(backup=1))]))
     assert [type(option) for option in mptcp_options(raw[20:])] == [DSS, MPPrio]
 
 
-def test_raw_octets_can_be_written_as_before() -> None:
+def test_raw_octets_can_still_be_given() -> None:
     raw = bytes(MPJoinSyn(token=5))
-    assert bytes(TCP(options=[(KIND, raw[2:])])) == bytes(
-        TCP(options=[(MPTCP, MPJoinSyn(token=5))])
+    assert bytes(TCP(options=[(MPTCP_KIND, raw[2:])])) == bytes(
+        TCP(options=[(MPTCP_NAME, MPJoinSyn(token=5))])
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every test on real namespaces shares: none may leave anything of the lab behind."""
+"""A fixture for every test with namespaces: none may leave anything of the lab behind."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from mptcpd_ebpf.lab import namespaces
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """Fails the test that leaves a namespace of this process, alive or dead."""
+    """Fails the test if it leaves a namespace of this process."""
     yield
     own = f"{namespaces.PREFIX}-{os.getpid()}-"
     if os.path.isdir(namespaces.RUN_NETNS):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A daemon in a host of a lab: what it says of itself, and what it tells as it happens."""
+"""A daemon in a host of a lab: its status and connections, and its event stream."""
 
 import contextlib
 import http.client
@@ -18,7 +18,7 @@ from tests.waiting import SLOWNESS, until
 
 Record = dict[str, Any]
 PATIENCE_S = 30.0
-"""How long to wait for what takes a daemon a few seconds on an idle machine."""
+"""How long to wait for actions that take a daemon a few seconds on an idle machine."""
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def daemon_in(
 ) -> Iterator[RunningDaemon]:
     """A daemon, ready, in a host's namespace; its socket and log are in `folder`.
 
-    `staged` is shell that first changes the mounts that it sees.
+    `staged` is a shell script that runs first, in the daemon's own mount namespace.
     """
     prefix = ["nsenter", f"--net=/run/netns/{host.name}", "--"]
     if staged:
@@ -37,10 +37,10 @@ def daemon_in(
 
 
 def make_room_behind_holes(lab: Lab) -> None:
-    """For connections that a fault leaves with a hole in their data, before they are made.
+    """Enlarges the receive buffers of connections to come, whose data a fault may leave with holes.
 
-    What follows must fit into the receive buffer until the hole is filled: a full one takes
-    not even what would fill it, and the connection stands still for good (docs/kernel.md).
+    The data after a hole must fit into the receive buffer until the hole is filled: a full buffer
+    does not accept even the missing data, and the connection stalls for good (docs/kernel.md).
     """
     for host in lab.hosts.values():
         host.sysctl("ipv4.tcp_rmem", "4096 4194304 6291456")
@@ -48,7 +48,7 @@ def make_room_behind_holes(lab: Lab) -> None:
 
 @contextlib.contextmanager
 def adaptive_in(host: Host, folder: Path, *arguments: str) -> Iterator[RunningDaemon]:
-    """A daemon in a host's namespace that manages it; it must still be at work at the end."""
+    """A daemon with the plugin adaptive in a host; at the end the plugin must still be active."""
     with daemon_in(host, folder, "--path-manager=adaptive", *arguments) as running:
         yield running
         if running.process.poll() is None:
@@ -62,7 +62,7 @@ def status(running: RunningDaemon) -> Record:
 
 
 def connections(running: RunningDaemon) -> list[Record]:
-    """What `ls --json` tells."""
+    """The connections as `ls --json` shows them."""
     found: list[Record] = client.get(str(running.control), "/v1/connections")["connections"]
     return found
 
@@ -89,18 +89,17 @@ def carrying(running: RunningDaemon, token: int | None) -> list[str]:
 def until_carried_by(running: RunningDaemon, token: int | None, *paths: LivePath) -> None:
     """Waits until a connection has one regular subflow on each of these paths, and no other."""
     wanted = sorted(path.client_if for path in paths)
-    try:
-        until(lambda: carrying(running, token) == wanted, "", PATIENCE_S)
-    except AssertionError:
-        found, seconds = carrying(running, token), PATIENCE_S * SLOWNESS
-        raise AssertionError(
-            f"not within {seconds:g} s: regular subflows on {wanted}; there are {found}\n"
-            f"{running.log}"
-        ) from None
+    until(
+        lambda: carrying(running, token) == wanted,
+        lambda: (
+            f"regular subflows on {wanted}; there are {carrying(running, token)}\n{running.log}"
+        ),
+        PATIENCE_S,
+    )
 
 
 def decisions(running: RunningDaemon, *actions: str, ip: str | None = None) -> list[Record]:
-    """The decisions that were carried out: of these actions, about this address of ours."""
+    """The decisions that were carried out, of these actions and about this local address."""
     found = client.get(str(running.control), "/v1/decisions")["decisions"]
     return [
         made
@@ -117,8 +116,7 @@ def until_decided(running: RunningDaemon, action: str, ip: str, after: int = 0) 
     def found() -> list[Record]:
         return [made for made in decisions(running, action, ip=ip) if made["id"] > after]
 
-    until(lambda: bool(found()), f"{action} {ip}\n{running.log}", PATIENCE_S)
-    return found()[0]
+    return until(found, lambda: f"{action} {ip}\n{running.log}", PATIENCE_S)[0]
 
 
 def newest(running: RunningDaemon) -> int:
@@ -150,14 +148,14 @@ class _Streaming(http.client.HTTPConnection):
 
 
 class Story:
-    """All that a daemon tells of events and decisions from now on, in its order."""
+    """The stream of a daemon's events and decisions from now on, in its order."""
 
     def __init__(self, running: RunningDaemon) -> None:
         self.told: list[Record] = []
         self._connection = _Streaming(running.control)
         self._connection.request("GET", "/v1/events")
         self._answer = self._connection.getresponse()
-        self._answer.readline()  # the greeting: from here on nothing is missed
+        self._answer.readline()  # after the greeting no event is missed
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
@@ -185,5 +183,4 @@ class Story:
         def found() -> list[Record]:
             return [event for event in self.events(name) if fits(event)]
 
-        until(lambda: bool(found()), f"{name} among {self.told[-20:]}", PATIENCE_S)
-        return found()[0]
+        return until(found, lambda: f"{name} among {self.told[-20:]}", PATIENCE_S)[0]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Daemons and commands as people start them: processes in network namespaces of their own.
+"""Daemons and commands as operators start them: processes in network namespaces of their own.
 
-A namespace made by ``unshare`` lives as long as its processes, so nothing is left behind.
+A namespace made by ``unshare`` exists as long as its processes, so nothing is left behind.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ START_SECONDS = 30.0
 
 
 def command(*arguments: str, prefix: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
-    """Runs one command to its end; `prefix` is what to start it through."""
+    """Runs one command to its end; `prefix` is the command that starts it."""
     return subprocess.run(
         [*prefix, PROGRAM, *arguments],
         capture_output=True,
@@ -31,7 +31,7 @@ def command(*arguments: str, prefix: Sequence[str] = ()) -> "subprocess.Complete
 
 
 def refusal(*arguments: str, prefix: Sequence[str] = ()) -> tuple[int, str]:
-    """Exit code and message of a command that must fail, and must fail politely."""
+    """Exit code and message of a command that must fail, with one message and no traceback."""
     ended = command(*arguments, prefix=prefix)
     assert "Traceback" not in ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("mptcpd-ebpf: ")]
@@ -40,7 +40,7 @@ def refusal(*arguments: str, prefix: Sequence[str] = ()) -> tuple[int, str]:
 
 
 class RunningDaemon:
-    """A daemon that has said it is ready."""
+    """A daemon that has reported that it is ready."""
 
     def __init__(self, process: "subprocess.Popen[str]", control: Path, log: Path) -> None:
         self.process = process
@@ -61,7 +61,7 @@ class RunningDaemon:
         return command(*arguments, "--control", str(self.control))
 
     def stop(self) -> int:
-        """SIGTERM, and the exit code."""
+        """Sends SIGTERM and returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(20 * SLOWNESS)
 

@@ -1,77 +1,40 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Real MPTCP connections between two hosts of a lab, held by the test's own process.
+"""Hosts under userspace path management, and real MPTCP connections between two of them."""
 
-A socket belongs to the namespace in which it was opened, so one thread can hold both
-ends: it enters a host, opens, and leaves again.
-"""
-
-import select
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pytest
 
 from mptcpd_ebpf.core.events import ConnectionEstablished, Event, ListenerCreated
-from mptcpd_ebpf.kernel.event_source import EventSource
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.lab import Host
-from tests.waiting import SLOWNESS
-
-IPPROTO_MPTCP = 262
-DEADLINE_S = 5.0 * SLOWNESS
-
-E = TypeVar("E", bound=Event)
-
-
-class Heard:
-    """Everything a source has said so far; waits for what is to come."""
-
-    def __init__(self, source: EventSource) -> None:
-        self.source = source
-        self.events: list[Event] = []
-
-    def wait(self, kind: type[E], matches: Callable[[E], bool] = lambda _: True) -> E:
-        """The first event of a kind that matches, past or to come."""
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
-            for event in self.events:
-                if isinstance(event, kind) and matches(event):
-                    return event
-            left = deadline - time.monotonic()
-            ready = left > 0 and select.select([self.source], [], [], left)[0]
-            assert ready, f"no {kind.__name__} among {self.events}"
-            self.events += self.source.read()
-
-    def drain(self) -> None:
-        """Takes what is there now and forgets all."""
-        while select.select([self.source], [], [], 0)[0]:
-            self.source.read()
-        self.events.clear()
+from tests.netns.event_log import EventLog
+from tests.netns.mptcp_sockets import connected_sockets, exchange, listen
 
 
 def need_listener_events(host: Host) -> None:
-    """Skips the test on a kernel that tells of no listeners (Linux 6.1 does not)."""
+    """Skips the test on a kernel without events about listeners (Linux 6.1 has none)."""
     with host.entered(), PmEvents.open() as events, listen(host, "127.0.0.1"):
-        # The kernel tells within listen() itself, so it is there by now or never comes.
+        # The kernel sends the event inside listen(), so it is here by now or never.
         if not any(isinstance(event, ListenerCreated) for event in events.read()):
-            pytest.skip("this kernel tells of no listeners")
+            pytest.skip("this kernel sends no events about listeners")
 
 
 class Peer(NamedTuple):
-    """One end: a host under userspace path management, with ears and hands."""
+    """One end: a host under userspace path management, its events, and its netlink client."""
 
     host: Host
-    heard: Heard
+    log: EventLog[Event]
     pm: PmClient
 
 
 class Pair(NamedTuple):
-    """A fully established connection."""
+    """A fully established connection, and what each end's kernel reported of it."""
 
     client: socket.socket
     server: socket.socket
@@ -80,11 +43,7 @@ class Pair(NamedTuple):
 
     def exchange(self, payload: bytes = b"x") -> None:
         """Both ends send and receive, so that each has seen the other's data."""
-        for sender, receiver in ((self.client, self.server), (self.server, self.client)):
-            sender.sendall(payload)
-            left = len(payload)
-            while left:
-                left -= len(receiver.recv(left))
+        exchange(self, payload)
 
 
 @contextmanager
@@ -94,43 +53,19 @@ def peer(host: Host, *, path_manager: str = "userspace") -> Iterator[Peer]:
             PathManagerSetting().set(path_manager)
             events = stack.enter_context(PmEvents.open())
             pm = stack.enter_context(PmClient())
-        yield Peer(host, Heard(events), pm)
-
-
-def listen(host: Host, ip: str, *, family: int | None = None) -> socket.socket:
-    family = family or (socket.AF_INET6 if ":" in ip else socket.AF_INET)
-    with host.entered():
-        listener = socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP)
-    if family == socket.AF_INET6:
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    listener.bind((ip, 0))
-    listener.listen()
-    listener.settimeout(DEADLINE_S)
-    return listener
+        yield Peer(host, EventLog(events), pm)
 
 
 @contextmanager
 def connected(client: Peer, server: Peer, ip: str, *, bind_to: str = "") -> Iterator[Pair]:
     """A connection to `ip` on the server; ``::`` as `bind_to` makes the server dual-stack."""
-    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-    with ExitStack() as stack:
-        listener = stack.enter_context(listen(server.host, bind_to or ip))
-        with client.host.entered():
-            near = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP))
-        near.settimeout(DEADLINE_S)
-        far_port = listener.getsockname()[1]
-        near.connect((ip, far_port))
-        far = stack.enter_context(listener.accept()[0])
-        far.settimeout(DEADLINE_S)
-        for sender, receiver in ((near, far), (far, near)):
-            sender.sendall(b"x")
-            receiver.recv(1)
-        near_port = near.getsockname()[1]
+    with connected_sockets(client.host, server.host, ip, listen_on=bind_to) as ends:
+        near, far = ends.client.getsockname()[1], ends.listener.getsockname()[1]
         # The client's port alone may be that of an earlier connection, to another listener.
-        at_client = client.heard.wait(
-            ConnectionEstablished, lambda e: (e.local.port, e.remote.port) == (near_port, far_port)
+        at_client = client.log.wait(
+            ConnectionEstablished, lambda e: (e.local.port, e.remote.port) == (near, far)
         )
-        at_server = server.heard.wait(
-            ConnectionEstablished, lambda e: (e.remote.port, e.local.port) == (near_port, far_port)
+        at_server = server.log.wait(
+            ConnectionEstablished, lambda e: (e.remote.port, e.local.port) == (near, far)
         )
-        yield Pair(near, far, at_client, at_server)
+        yield Pair(ends.client, ends.server, at_client, at_server)

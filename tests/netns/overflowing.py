@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Makes a daemon's netlink sockets overflow: it is stopped while more happens than they hold."""
+"""Makes a daemon's netlink sockets overflow: it is stopped while they get more than they hold."""
 
 import contextlib
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +12,13 @@ from mptcpd_ebpf.kernel.pm_events import RECEIVE_BUFFER
 from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, NETLINK_ROUTE
 from mptcpd_ebpf.lab import Lab
 from tests.netns.daemon_process import RunningDaemon
-from tests.netns.mptcp_peers import IPPROTO_MPTCP
+from tests.netns.mptcp_sockets import listen
 from tests.waiting import until
 
 
 @contextlib.contextmanager
 def stopped(running: RunningDaemon) -> Iterator[None]:
-    """The daemon hears nothing meanwhile; its sockets fill."""
+    """The daemon reads nothing meanwhile, so that its sockets fill."""
     running.process.send_signal(signal.SIGSTOP)
     stat = Path(f"/proc/{running.process.pid}/stat")
     until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
@@ -30,7 +29,7 @@ def stopped(running: RunningDaemon) -> Iterator[None]:
 
 
 def dropped(lab: Lab, running: RunningDaemon, protocol: int) -> int:
-    """How many messages the daemon's sockets of a netlink protocol had no room for."""
+    """How many messages the daemon's sockets of a netlink protocol have dropped."""
     return _sum(lab, running, protocol, column=8)
 
 
@@ -58,18 +57,14 @@ def listen_until_dropped(lab: Lab, running: RunningDaemon) -> None:
     """Opens and closes MPTCP listeners until the socket for path-manager events overflows."""
     before = _sum(lab, running, NETLINK_GENERIC, column=4)
     for count in range(1, RECEIVE_BUFFER // 512):
-        with lab.client.entered():
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
+        listen(lab.client, "127.0.0.1").close()
         if count % 1000 == 0:
             if dropped(lab, running, NETLINK_GENERIC):
                 return
-            # Two events each, of some 700 bytes with what the kernel keeps of them.
+            # Two events each, some 700 bytes with the kernel's own overhead.
             if _sum(lab, running, NETLINK_GENERIC, column=4) < before + 500_000:
-                pytest.skip("this kernel tells nothing of listeners")
-    pytest.fail("the socket took it all")
+                pytest.skip("this kernel sends no events about listeners")
+    pytest.fail("the socket did not overflow")
 
 
 def change_addresses_until_dropped(lab: Lab, running: RunningDaemon) -> None:
@@ -79,4 +74,4 @@ def change_addresses_until_dropped(lab: Lab, running: RunningDaemon) -> None:
         lab.client.batch("ip", lines)
         if dropped(lab, running, NETLINK_ROUTE):
             return
-    pytest.fail("the socket took it all")
+    pytest.fail("the socket did not overflow")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A cgroup of the test's own, with the test's process inside: sock_ops never meets the host's."""
+"""A cgroup of the test's own, with the test's process in it, so that sock_ops sees nothing else."""
 
 import itertools
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mptcpd_ebpf.probes.cgroups import root_cgroup
-from tests.netns.probed import wait_for
+from tests.waiting import until
 
 _numbers = itertools.count()
 
@@ -27,7 +27,7 @@ def _here(root: Path) -> Path:
 
 @contextmanager
 def own_cgroup() -> Iterator[Path]:
-    """A new cgroup, this process and what it starts in it; back and gone afterwards."""
+    """A new cgroup that holds this process and its children; removed afterwards."""
     root = root_cgroup()
     if root is None:
         pytest.skip("no cgroup v2 is mounted")
@@ -40,9 +40,9 @@ def own_cgroup() -> Iterator[Path]:
             yield folder
         finally:
             (before / "cgroup.procs").write_text(str(os.getpid()))
-            # What the test started: it ended, but may not be quite gone, or the test failed.
+            # Processes of the test: they may not have ended completely, or the test failed.
             (folder / "cgroup.kill").write_text("1")
-            wait_for(
+            until(
                 lambda: not (folder / "cgroup.procs").read_text().split() or None,
                 "end of the processes in the test's cgroup",
             )

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A user's own plugins: files in a folder that nobody else can write."""
+"""A user's own plugins: files in a folder that only the user can write."""
 
 from pathlib import Path
 
 
 def plugin_folder(parent: Path, **sources: str) -> Path:
-    """A folder of plugins by name, under `parent`; files that are there already are replaced."""
+    """A folder under `parent` with these plugins by name; existing files are replaced."""
     folder = parent / "plugins"
     folder.mkdir(mode=0o755, exist_ok=True)
     for name, source in sources.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A network namespace to try plugins in: interfaces come and go, daemons start and end in it."""
+"""A network namespace for tests of plugins: they change its interfaces and run daemons in it."""
 
 import json
 import subprocess
@@ -13,23 +13,23 @@ from tests.waiting import until
 
 
 class PluginHost:
-    """A namespace by its file, as nsenter(1) takes it."""
+    """A namespace, by its file, as nsenter(1) accepts it."""
 
     def __init__(self, namespace: str) -> None:
         self.prefix = ("nsenter", f"--net={namespace}", "--")
 
     def run(self, *words: str) -> str:
-        """Runs a command here, and returns what it said."""
+        """Runs a command here and returns its output."""
         done = subprocess.run([*self.prefix, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
         return done.stdout
 
     def ip(self, *lines: str) -> str:
-        """Runs `ip` once per line, and returns what the last one said."""
-        said = ""
+        """Runs `ip` once per line and returns the output of the last."""
+        output = ""
         for line in lines:
-            said = self.run("ip", *line.split())
-        return said
+            output = self.run("ip", *line.split())
+        return output
 
     def batch(self, lines: Iterable[str], *, force: bool = False) -> None:
         """Runs `ip` for many lines at once; with `force` also after those that fail."""
@@ -62,12 +62,12 @@ class PluginHost:
 
     @property
     def table(self) -> set[str]:
-        """The addresses in it."""
+        """The addresses in the endpoint table."""
         return set(self.endpoints)
 
     @property
     def limits(self) -> tuple[int, int]:
-        """Subflows, and accepted addresses."""
+        """The limits of subflows and of accepted addresses."""
         words = self.ip("mptcp limits").split()
         return int(words[3]), int(words[1])
 
@@ -75,19 +75,19 @@ class PluginHost:
         """Waits until the table holds these and no others."""
         until(
             lambda: self.table == set(addresses),
-            f"endpoints {sorted(addresses)}; there are {sorted(self.table)}",
+            lambda: f"endpoints {sorted(addresses)}; there are {sorted(self.table)}",
         )
 
     @contextmanager
     def daemon(self, folder: Path, *arguments: str) -> Iterator[RunningDaemon]:
-        """A daemon here, without probes: they have nothing to do with what is tried."""
+        """A daemon here, without probes, which these tests do not need."""
         with daemon(folder, "--probes=netlink", *arguments, prefix=self.prefix) as running:
             yield running
 
 
 @contextmanager
 def plugin_host() -> Iterator[PluginHost]:
-    """A namespace of its own, that lives as long as the process that holds it."""
+    """A new namespace, which exists as long as the process that holds it."""
     with subprocess.Popen(
         ["unshare", "--net", "--", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE
     ) as holder:

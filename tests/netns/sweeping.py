@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Namespaces that end one way or another, and what is swept after each: printed as JSON.
+"""Ends namespaces in several ways and prints as JSON which files are removed after each.
 
-Run in a PID namespace of its own, of which it takes the view for the whole machine: on
-the machine itself there may be processes that not even root can look into.
+It runs in a PID namespace of its own and takes that for the whole machine: on the machine
+itself there may be processes that not even root can inspect.
 """
 
 import json

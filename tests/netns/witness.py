@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A plugin that writes down every handler it is called with, and what its author can see there.
+"""A plugin that records every handler call with its arguments and the context's state.
 
-Plugins do no output, but a test has to look inside: each call is one line of JSON in a file.
+Plugins write no output; this one does, for tests: each call is one line of JSON in a file.
 """
 
 import json
@@ -58,7 +58,7 @@ Row = dict[str, Any]
 
 
 class Testimony:
-    """What the witnesses wrote."""
+    """The calls that the witness plugins recorded."""
 
     __test__ = False
 
@@ -68,7 +68,7 @@ class Testimony:
         self._file.touch()
 
     def plugins(self, **priorities: int) -> Path:
-        """A plugin folder with one witness of each name, and its priority."""
+        """A plugin folder with one witness per name, each with its priority."""
         sources = {
             name: _SOURCE % {"file": str(self._file), "name": name, "priority": priority}
             for name, priority in priorities.items()
@@ -77,7 +77,7 @@ class Testimony:
 
     @property
     def rows(self) -> list[Row]:
-        """All calls in their order; a line that is still being written is none."""
+        """All calls in their order; an incomplete last line is left out."""
         return [
             json.loads(line)
             for line in self._file.read_text().splitlines(True)
@@ -89,14 +89,13 @@ class Testimony:
         return [row["args"] for row in self.rows if row["handler"] == handler]
 
     def until(self, handler: str, fits: Callable[..., bool] = lambda *_: True) -> list[Any]:
-        """Waits for a call, and returns the arguments of the first that fits."""
+        """Waits for a call and returns the arguments of the first that matches."""
 
         def found() -> list[list[Any]]:
             return [args for args in self.calls(handler) if fits(*args)]
 
-        try:
-            until(lambda: bool(found()), "")
-        except AssertionError:
-            last = "\n".join(map(str, self.rows[-15:]))
-            raise AssertionError(f"no such call of {handler}; the last ones:\n{last}") from None
-        return found()[0]
+        def last_calls() -> str:
+            rows = "\n".join(map(str, self.rows[-15:]))
+            return f"such a call of {handler}; the last calls:\n{rows}"
+
+        return until(found, last_calls)[0]

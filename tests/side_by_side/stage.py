@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,9 +26,11 @@ from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Host, Lab
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
+from mptcpd_ebpf.lab.waiting import wait_until
 from mptcpd_ebpf.lab.wire import Wire
 from tests.netns.daemon_process import PROGRAM
-from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP
+from tests.netns.mptcp_sockets import connected_sockets, exchange
 from tests.netns.plugin_host import PluginHost, plugin_host
 from tests.side_by_side.spoken import spoken
 from tests.waiting import SLOWNESS
@@ -167,12 +168,10 @@ class Stage:
 
     def within(self, condition: Callable[[], bool], seconds: float = PATIENCE_S) -> bool:
         """Whether it came true in time, and before the daemon ended."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline or not self.runs:
-                return False
-            time.sleep(0.01)
-        return True
+        outcome = wait_until(
+            lambda: "true" if condition() else "" if self.runs else "ended", seconds
+        )
+        return outcome == "true"
 
     def settle(self) -> bool:
         """Waits until all events were worked off; False if that does not show.
@@ -226,26 +225,16 @@ class Stage:
         """One more connection of the client to the server, over the first path."""
         assert self.lab is not None
         server_ip = self.lab.paths[0].server_ip
-        assert server_ip is not None
-        with self.lab.server.entered():
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        self.stack.enter_context(listener)
-        listener.bind(("", port))
-        listener.listen()
-        listener.settimeout(DEADLINE_S)
-        with self.lab.client.entered():
-            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        self.stack.enter_context(client)
-        client.settimeout(DEADLINE_S)
-        port = listener.getsockname()[1]
+        ends = self.stack.enter_context(
+            # On all its addresses: joins to the others must find the listener.
+            connected_sockets(
+                self.lab.client, self.lab.server, server_ip, listen_on="0.0.0.0", port=port
+            )
+        )
+        made = Connection(self.lab.client, ends.client, ends.server)
         if hidden:
-            self.hidden.add(port)
-        client.connect((server_ip, port))
-        server = self.stack.enter_context(listener.accept()[0])
-        server.settimeout(DEADLINE_S)
-        made = Connection(self.lab.client, client, server)
-        made.exchange()
-        if not hidden:
+            self.hidden.add(made.remote.port)
+        else:
             self.connections.append(made)
         return made
 
@@ -260,10 +249,8 @@ class Connection:
         self.remote = SockAddr(*client.getpeername())
 
     def exchange(self) -> None:
-        """Both ends send and receive a byte: it lives, and both know it is established."""
-        for sender, receiver in ((self.client, self.server), (self.server, self.client)):
-            sender.sendall(b"x")
-            assert receiver.recv(1) == b"x"
+        """Both ends send and receive a byte: it is alive, and both know it is established."""
+        exchange(self)
 
     def close(self) -> None:
         self.client.close()
@@ -300,8 +287,7 @@ def stage(name: Manager, where: Where, arguments: tuple[str, ...], folder: Path)
             there = Stage(name, host, folder, arguments)
         else:
             lab = stack.enter_context(Lab(paths=[LabPath(), LabPath()]))
-            for peer in (lab.client, lab.server):
-                peer.batch("ip", ["mptcp limits set subflows 8 add_addr_accepted 8"])
+            raise_limits(lab.client, lab.server)
             at = getattr(lab, where)
             at.batch("ip", ["mptcp limits set subflows 2 add_addr_accepted 0"])
             there = Stage(name, PluginHost(f"/run/netns/{at.name}"), folder, arguments)

@@ -16,7 +16,7 @@ from mptcpd_ebpf.lab.wire import (
     MPPrio,
     MPTcpRst,
 )
-from mptcpd_ebpf.lab.wire.keys import token_of
+from mptcpd_ebpf.lab.wire.keys import token_from_key
 from mptcpd_ebpf.trace.signals import Flag, Subtype, mptcp_options, read
 
 
@@ -50,7 +50,7 @@ def test_the_token_is_derived_from_the_key(key: int) -> None:
     signal = read(packet(MPCapableSynAck(sender_key=key), "SA"), at=0, outgoing=True)
     assert signal is not None
     assert signal.is_syn_ack
-    assert signal.options[0].sender_token == token_of(key)
+    assert signal.options[0].sender_token == token_from_key(key)
 
 
 @given(st.integers(0, 255), st.integers(0, 1))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Traffic between hosts of a lab, measured message by message.
 
-`Lab.start(workload)` runs a workload in processes of their own and returns at once
-with a `Running`, so that faults can be injected meanwhile; its `result()` waits.
+`Lab.start(workload)` runs a workload in separate processes and returns a `Running` at once, so
+that faults can be injected meanwhile; its `result()` waits for the end.
 """
 
 from mptcpd_ebpf.lab.traffic.results import (

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Requests and responses: on one connection by the clock, or on many short ones."""
+"""Requests and responses: on one connection at fixed times, or on many short connections."""
 
 import socket
 from typing import Any
 
 from mptcpd_ebpf.lab.traffic.sockets import (
     READ,
-    Stopped,
+    StopRequested,
     now,
     open_socket,
     send_some,
@@ -16,8 +16,8 @@ from mptcpd_ebpf.lab.traffic.sockets import (
 from mptcpd_ebpf.lab.traffic.workloads import Address, RequestResponse, ShortConnections
 
 
-class _Asking:
-    """The client's side of one connection: what was sent, what came back."""
+class _RequestClient:
+    """The client's side of one connection: the requests and their responses."""
 
     def __init__(self, connection: socket.socket, workload: RequestResponse) -> None:
         self.connection = connection
@@ -29,7 +29,7 @@ class _Asking:
         self.received = 0
         self.pending = bytearray()
         self.give_up_at: int | None = None
-        """Set when nothing more is to be sent."""
+        """Set once no more requests are to be sent."""
 
     def run(self) -> None:
         while not self._finished():
@@ -59,7 +59,7 @@ class _Asking:
         stoppable = self.give_up_at is None
         try:
             return bool(wait([self.connection], writes, due, stoppable=stoppable)[0])
-        except Stopped:
+        except StopRequested:
             self._stop_sending()
             return False
 
@@ -73,17 +73,17 @@ class _Asking:
             self.latencies.append(arrived - self.sent[len(self.latencies)])
 
 
-def ask(connection: socket.socket, workload: RequestResponse) -> dict[str, Any]:
-    """Sends requests by the clock and notes when each response was there whole."""
+def make_requests(connection: socket.socket, workload: RequestResponse) -> dict[str, Any]:
+    """Sends requests at fixed times and notes when each response was complete."""
     connection.setblocking(False)
-    asking = _Asking(connection, workload)
+    client = _RequestClient(connection, workload)
     error = None
     try:
-        asking.run()
+        client.run()
     except OSError as failure:
         error = str(failure)
-    missing: list[int | None] = [None] * (len(asking.sent) - len(asking.latencies))
-    messages = list(zip(asking.sent, [*asking.latencies, *missing], strict=True))
+    missing: list[int | None] = [None] * (len(client.sent) - len(client.latencies))
+    messages = list(zip(client.sent, [*client.latencies, *missing], strict=True))
     return {"messages": messages, "error": error}
 
 
@@ -96,7 +96,7 @@ def answer_all(listener: socket.socket, workload: RequestResponse | ShortConnect
         writes = [connection for connection, left in owed.items() if left]
         try:
             readable, writable = wait([listener, *received], writes, None)
-        except Stopped:
+        except StopRequested:
             return
         if listener in readable:
             readable.remove(listener)
@@ -123,11 +123,11 @@ def answer_all(listener: socket.socket, workload: RequestResponse | ShortConnect
                 connection.close()
 
 
-class _Short:
-    """One short connection, from its begin to the whole response."""
+class _ShortConnection:
+    """One short connection, from its start to the complete response."""
 
     def __init__(self, workload: ShortConnections, local: Address, remote: Address) -> None:
-        """Raises OSError if it cannot even begin."""
+        """Starts to connect.  Raises OSError if that fails."""
         self.give_up_at = now() + round(workload.drain_s * 1e9)
         self.pending = bytearray(workload.size)
         self.missing = workload.response_size
@@ -142,7 +142,7 @@ class _Short:
             raise
 
     def go_on(self, *, readable: bool, writable: bool) -> bool:
-        """Does what can be done; returns whether the response is whole.  Raises OSError."""
+        """Sends and reads what it can; True once the response is complete.  Raises OSError."""
         if writable and self.pending:
             send_some(self.connection, self.pending)
         if readable:
@@ -153,14 +153,14 @@ class _Short:
         return self.missing <= 0
 
 
-class _Often:
-    """Many short connections, `parallel` at a time; what fails is a message without an answer."""
+class _ShortConnectionsClient:
+    """Many short connections, `parallel` at a time; one that fails is an unanswered message."""
 
     def __init__(self, workload: ShortConnections, local: Address, remote: Address) -> None:
         self.workload = workload
         self.ends = (local, remote)
         self.messages: list[tuple[int, int | None]] = []
-        self.live: dict[socket.socket, tuple[int, _Short]] = {}  # begun at
+        self.live: dict[socket.socket, tuple[int, _ShortConnection]] = {}  # started at
         self.left = workload.count
 
     def run(self) -> None:
@@ -172,7 +172,7 @@ class _Often:
             sending = [one for one, (_, short) in self.live.items() if short.pending]
             try:
                 readable, writable = wait(self.live, sending, until, stoppable=not stopped)
-            except Stopped:
+            except StopRequested:
                 stopped, self.left = True, 0
                 continue
             for connection in dict.fromkeys([*readable, *writable]):
@@ -185,7 +185,7 @@ class _Often:
         self.left -= 1
         started = now()
         try:
-            short = _Short(self.workload, *self.ends)
+            short = _ShortConnection(self.workload, *self.ends)
         except OSError:
             self.messages.append((started, None))
         else:
@@ -208,8 +208,10 @@ class _Often:
         connection.close()
 
 
-def connect_often(workload: ShortConnections, local: Address, remote: Address) -> dict[str, Any]:
-    """Opens, asks, reads and closes; no connection waits for another."""
-    often = _Often(workload, local, remote)
-    often.run()
-    return {"messages": sorted(often.messages, key=lambda row: row[0]), "error": None}
+def make_short_connections(
+    workload: ShortConnections, local: Address, remote: Address
+) -> dict[str, Any]:
+    """Makes connections, each with one request and its response."""
+    client = _ShortConnectionsClient(workload, local, remote)
+    client.run()
+    return {"messages": sorted(client.messages, key=lambda row: row[0]), "error": None}

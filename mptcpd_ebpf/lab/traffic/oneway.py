@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Bulk and stream: one end sends, the other notes what arrives when."""
+"""Bulk and stream: one end sends, the other notes arrivals with their times."""
 
 import select
 import socket
 from typing import Any
 
-from mptcpd_ebpf.lab.traffic.sockets import READ, Stopped, now, send_some, wait
+from mptcpd_ebpf.lab.traffic.sockets import READ, StopRequested, now, send_some, wait
 from mptcpd_ebpf.lab.traffic.workloads import Bulk, Stream
 
 
 def send_all(connection: socket.socket, workload: Bulk | Stream) -> dict[str, Any]:
-    """Sends until the workload ends or is stopped; then waits until the peer has it all."""
+    """Sends until the workload ends or is stopped; then waits until the peer has everything."""
     connection.setblocking(False)
     started = now()
     end = None if workload.seconds is None else started + round(workload.seconds * 1e9)
@@ -21,7 +21,7 @@ def send_all(connection: socket.socket, workload: Bulk | Stream) -> dict[str, An
             _send_bulk(connection, workload, end)
         else:
             _send_stream(connection, workload, started, end, sent)
-    except Stopped:
+    except StopRequested:
         pass
     except OSError as failure:
         error = str(failure)
@@ -44,7 +44,7 @@ def _send_bulk(connection: socket.socket, workload: Bulk, end: int | None) -> No
 def _send_stream(
     connection: socket.socket, workload: Stream, started: int, end: int | None, sent: list[int]
 ) -> None:
-    """Each message at its time; what the socket does not take waits in `pending`."""
+    """Sends each message at its time; bytes that the socket does not accept stay in `pending`."""
     interval = workload.size * 8e3 / workload.rate_mbit
     pending = bytearray()
     while True:
@@ -61,7 +61,7 @@ def _send_stream(
 
 
 def _finish(connection: socket.socket, drain_s: float) -> str | None:
-    """Says that there is no more and waits for the peer's close."""
+    """Shuts down the sending side and waits for the peer's close."""
     deadline = now() + round(drain_s * 1e9)
     try:
         connection.shutdown(socket.SHUT_WR)
@@ -70,11 +70,11 @@ def _finish(connection: socket.socket, drain_s: float) -> str | None:
                 return None
     except OSError as error:
         return str(error)
-    return f"what was sent has not arrived after {drain_s:g} s"
+    return f"the data sent has not all arrived after {drain_s:g} s"
 
 
 def receive_all(connection: socket.socket, unit: int) -> dict[str, Any]:
-    """Receives to the end of file and notes when every `unit` of bytes was there."""
+    """Receives to the end of file and notes the arrival of every `unit` bytes."""
     arrivals: list[tuple[int, int]] = []
     total = noted = 0
     error = None
@@ -90,7 +90,7 @@ def receive_all(connection: socket.socket, unit: int) -> dict[str, Any]:
                 arrivals.append((now(), total))
         if not arrivals or total > arrivals[-1][1]:
             arrivals.append((now(), total))
-    except Stopped:
+    except StopRequested:
         pass
     except OSError as failure:
         error = str(failure)

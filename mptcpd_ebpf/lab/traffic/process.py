@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The two processes of a workload: ``python -m mptcpd_ebpf.lab.traffic.process ORDER``.
+"""The two processes of a workload: ``python -m mptcpd_ebpf.lab.traffic.process TASK``.
 
-The server prints ``{"port": …}`` and the client ``{"local": …, "token":
-…}`` as soon as there is something to use; each prints its records as the last line.
-The end of standard input ends a process early, with its records: that is how
-`Running.stop` works, and how nothing outlives the test that started it.
+The server prints ``{"port": …}`` once it listens and the client ``{"local": …, "token": …}``
+once it is connected; each prints its records as the last line.  The end of standard input
+ends a process early, with its records: `Running.stop` uses this, and no process outlives the
+test that started it.
 """
 
 import json
@@ -15,30 +15,30 @@ from typing import Any
 
 import msgspec.json
 
-from mptcpd_ebpf.lab.traffic.exchange import answer_all, ask, connect_often
+from mptcpd_ebpf.lab.traffic.exchange import answer_all, make_requests, make_short_connections
 from mptcpd_ebpf.lab.traffic.oneway import receive_all, send_all
 from mptcpd_ebpf.lab.traffic.sockets import (
-    Stopped,
+    StopRequested,
+    local_token,
     open_socket,
     set_options,
-    token_of,
     wait,
 )
-from mptcpd_ebpf.lab.traffic.workloads import Address, Bulk, Order, ShortConnections, Stream
+from mptcpd_ebpf.lab.traffic.workloads import Address, Bulk, EndTask, ShortConnections, Stream
 
 _CONNECT_S = 20.0
 
 
-def serve(order: Order) -> dict[str, Any]:
-    workload = order.workload
-    listener = open_socket(workload, order.local)
+def serve(task: EndTask) -> dict[str, Any]:
+    workload = task.workload
+    listener = open_socket(workload, task.local)
     listener.listen(1024)
-    _say({"port": listener.getsockname()[1]})
+    _print({"port": listener.getsockname()[1]})
     if isinstance(workload, Bulk | Stream):
         try:
             wait([listener], [], None)
-        except Stopped:
-            return {"arrivals": [], "sent": [], "error": "nobody connected"}
+        except StopRequested:
+            return {"arrivals": [], "sent": [], "error": "no client connected"}
         connection, _ = listener.accept()
         set_options(connection, workload)
         return _one_way(connection, workload, sends=workload.direction == "down")
@@ -46,19 +46,19 @@ def serve(order: Order) -> dict[str, Any]:
     return {}
 
 
-def connect(order: Order, remote: Address) -> dict[str, Any]:
-    workload = order.workload
+def connect(task: EndTask, remote: Address) -> dict[str, Any]:
+    workload = task.workload
     if isinstance(workload, ShortConnections):
-        _say({"local": order.local, "token": None})
-        return connect_often(workload, order.local, remote)
-    connection = open_socket(workload, order.local)
+        _print({"local": task.local, "token": None})
+        return make_short_connections(workload, task.local, remote)
+    connection = open_socket(workload, task.local)
     connection.settimeout(_CONNECT_S)
     connection.connect(remote)
     connection.settimeout(None)
-    _say({"local": connection.getsockname()[:2], "token": token_of(connection)})
+    _print({"local": connection.getsockname()[:2], "token": local_token(connection)})
     if isinstance(workload, Bulk | Stream):
         return _one_way(connection, workload, sends=workload.direction == "up")
-    return ask(connection, workload)
+    return make_requests(connection, workload)
 
 
 def _one_way(connection: socket.socket, workload: Bulk | Stream, *, sends: bool) -> dict[str, Any]:
@@ -68,17 +68,17 @@ def _one_way(connection: socket.socket, workload: Bulk | Stream, *, sends: bool)
     return receive_all(connection, unit)
 
 
-def _say(record: dict[str, Any]) -> None:
+def _print(record: dict[str, Any]) -> None:
     print(json.dumps(record), flush=True)
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the test decides when this ends
-    order = msgspec.json.decode(sys.argv[1], type=Order)
+    task = msgspec.json.decode(sys.argv[1], type=EndTask)
     try:
-        _say(serve(order) if order.remote is None else connect(order, order.remote))
+        _print(serve(task) if task.remote is None else connect(task, task.remote))
     except OSError as error:
-        _say({"failed": f"{error.strerror or error}"})
+        _print({"failed": f"{error.strerror or error}"})
 
 
 if __name__ == "__main__":

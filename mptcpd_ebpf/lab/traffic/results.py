@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What traffic met, as plain data.
+"""The results of traffic, as plain data.
 
-All times are CLOCK_MONOTONIC nanoseconds, which all processes of a machine share, so
-sender's and receiver's go together, and with the probes' and the daemon's.
+All times are CLOCK_MONOTONIC nanoseconds.  All processes of a machine share this clock, so the
+times of sender, receiver, probes and daemon are comparable.
 """
 
 from bisect import bisect_right
@@ -48,16 +48,16 @@ class Message(Struct, frozen=True, array_like=True):
     """One message: a request with its response, or one of a stream."""
 
     sent_at: int
-    """When it was due and given to the socket."""
+    """When it was due and passed to the socket."""
     latency_ns: int | None
-    """Until the response (a stream: the message) was there whole; None: never."""
+    """Until the response (of a stream: the message) was complete; None if it never was."""
 
 
 class _Result(Struct, frozen=True, kw_only=True):
     token: int | None
     """The client's local token; None without MPTCP, also after a fallback at the start."""
     error: str | None
-    """What ended the connection early, None if nothing did."""
+    """Why the connection ended early, None if it did not."""
 
 
 class _Messages(_Result, frozen=True, kw_only=True):
@@ -81,22 +81,22 @@ class _Messages(_Result, frozen=True, kw_only=True):
 
 
 class RequestResponseResult(_Messages, frozen=True, kw_only=True):
-    """Per request, until its response."""
+    """A message is a request; its latency is the time until the complete response."""
 
 
 class StreamResult(_Messages, frozen=True, kw_only=True):
-    """Per message, one way."""
+    """A message's latency is the time until it arrived at the other end."""
 
 
 class ShortConnectionsResult(_Messages, frozen=True, kw_only=True):
-    """Per connection, from connect to the whole response."""
+    """A message is a connection, from connect to the complete response."""
 
 
 class BulkResult(_Result, frozen=True, kw_only=True):
     started_at: int
     """When the sender began."""
     arrivals: list[tuple[int, int]]
-    """(time, bytes received so far), a row per chunk."""
+    """(time, bytes received so far), one row per chunk."""
 
     @property
     def bytes(self) -> int:
@@ -104,7 +104,7 @@ class BulkResult(_Result, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float:
-        """From the sender's begin to the last arrival."""
+        """From the sender's start to the last arrival."""
         return (self.arrivals[-1][0] - self.started_at) / 1e9 if self.arrivals else 0.0
 
     @property

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Starting a workload between two hosts, and collecting what it met."""
-
-from __future__ import annotations
+"""Starts a workload between two hosts and collects its result."""
 
 import json
 import selectors
@@ -9,11 +7,13 @@ import subprocess
 import sys
 import time
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from mptcpd_ebpf.lab.errors import LabError
+from mptcpd_ebpf.lab.host import Host
+from mptcpd_ebpf.lab.live import LivePath
 from mptcpd_ebpf.lab.traffic.results import (
     AnyResult,
     BulkResult,
@@ -25,31 +25,27 @@ from mptcpd_ebpf.lab.traffic.results import (
 from mptcpd_ebpf.lab.traffic.workloads import (
     AnyWorkload,
     Bulk,
-    Order,
+    EndTask,
     RequestResponse,
     ShortConnections,
     Stream,
     check,
 )
 
-if TYPE_CHECKING:
-    from mptcpd_ebpf.lab.host import Host
-    from mptcpd_ebpf.lab.live import LivePath
-
 _START_S = 30.0
 R = TypeVar("R", bound=AnyResult)
 
 
 class _Process:
-    """One end's process, spoken to in lines of JSON."""
+    """The process of one end; its output is lines of JSON."""
 
-    def __init__(self, host: Host, order: Order) -> None:
+    def __init__(self, host: Host, task: EndTask) -> None:
         self.process = host.popen(
             [
                 sys.executable,
                 "-m",
                 "mptcpd_ebpf.lab.traffic.process",
-                msgspec.json.encode(order).decode(),
+                msgspec.json.encode(task).decode(),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -57,7 +53,7 @@ class _Process:
         )
 
     def line(self, timeout_s: float) -> dict[str, Any]:
-        """The next line; raises LabError if there is none in time, or a failure in it."""
+        """The next line; raises LabError if there is none in time, or if it reports a failure."""
         stdout = self.process.stdout
         assert stdout is not None
         if stdout.closed:
@@ -65,7 +61,7 @@ class _Process:
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             if not selector.select(timeout_s):
-                raise LabError(f"traffic: no word from a process after {timeout_s:g} s")
+                raise LabError(f"traffic: no output of a process after {timeout_s:g} s")
         text = stdout.readline()
         if not text:
             raise LabError(f"traffic: a process ended with status {self.process.wait()}")
@@ -87,20 +83,20 @@ class _Process:
 
 
 class Running(Generic[R]):
-    """A workload under way."""
+    """A running workload."""
 
     def __init__(self, workload: AnyWorkload, client: Host, server: Host, path: LivePath) -> None:
         check(workload)
         self.workload = workload
         local, remote = _addresses(workload, path)
-        # A join may aim at any address of the server, so it listens on all.
+        # The destination of a join may be any address of the server, so it listens on all.
         wildcard = "::" if ":" in remote else "0.0.0.0"
-        self._server = _Process(server, Order(workload=workload, local=(wildcard, 0)))
+        self._server = _Process(server, EndTask(workload=workload, local=(wildcard, 0)))
         try:
             self.server_address = (remote, int(self._server.line(_START_S)["port"]))
-            """Where the first subflow leads."""
-            order = Order(workload=workload, local=(local, 0), remote=self.server_address)
-            self._client = _Process(client, order)
+            """The destination of the first subflow."""
+            task = EndTask(workload=workload, local=(local, 0), remote=self.server_address)
+            self._client = _Process(client, task)
         except BaseException:
             self._server.end()
             raise
@@ -117,18 +113,18 @@ class Running(Generic[R]):
         self._result: R | None = None
 
     def stop(self, timeout_s: float = 60.0) -> R:
-        """Sends no more, waits for what is under way (`drain_s`), and gives the result."""
+        """Stops sending, waits for data in flight (`drain_s`), and returns the result."""
         if self._result is None:
-            # Only who sends is told: the other end reads on until all has arrived.
+            # Only the sender is stopped: the other end reads until everything has arrived.
             down = isinstance(self.workload, Bulk | Stream) and self.workload.direction == "down"
             (self._server if down else self._client).stop()
         return self.result(timeout_s, allow_error=False)
 
     def result(self, timeout_s: float = 120.0, *, allow_error: bool = False) -> R:
-        """Waits for the workload's own end and gives what it met.
+        """Waits for the workload's own end and returns the result.
 
-        Raises LabError if a connection ended early (unless `allow_error`: then the result's
-        `error` says it) or there is no end within `timeout_s`.
+        Raises LabError if a connection ended early (unless `allow_error`: then the reason is in
+        the result's `error`) or if the workload does not end within `timeout_s`.
         """
         if self._result is None:
             try:
@@ -183,7 +179,7 @@ def _merged(
         return BulkResult(
             token=token, error=error, started_at=sender["started_at"], arrivals=arrivals
         )
-    # Message k is there when the first (k + 1) · size bytes are.
+    # Message k has arrived when the first (k + 1) · size bytes have.
     totals = [total for _, total in arrivals]
     messages = []
     for number, sent_at in enumerate(sender["sent"]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What both ends of every workload do with their sockets."""
+"""Socket functions that both ends of every workload use."""
 
 import select
 import socket
@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 from mptcpd_ebpf.lab.traffic.workloads import Address, Bulk, Workload
 
-IPPROTO_MPTCP = 262
 READ = 1 << 18  # bytes per recv
 _SOL_MPTCP, _MPTCP_INFO = 284, 1
 _INFO_FLAGS, _INFO_TOKEN = slice(8, 12), slice(12, 16)  # struct mptcp_info, linux/mptcp.h
@@ -19,14 +18,14 @@ _STDIN = 0
 now = time.monotonic_ns
 
 
-class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """Standard input has ended: the workload is to end now."""
+class StopRequested(Exception):  # noqa: N818 - nothing went wrong
+    """Standard input has ended, which stops the workload."""
 
 
 def open_socket(workload: Workload, local: Address) -> socket.socket:
-    """A bound socket as the workload wants it."""
+    """A bound socket with the workload's options."""
     family = socket.AF_INET6 if ":" in local[0] else socket.AF_INET
-    protocol = IPPROTO_MPTCP if workload.transport == "mptcp" else socket.IPPROTO_TCP
+    protocol = socket.IPPROTO_MPTCP if workload.transport == "mptcp" else socket.IPPROTO_TCP
     result = socket.socket(family, socket.SOCK_STREAM, protocol)
     result.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     for option, size in (
@@ -41,7 +40,7 @@ def open_socket(workload: Workload, local: Address) -> socket.socket:
 
 
 def set_options(connection: socket.socket, workload: Workload) -> None:
-    """What an accepted MPTCP socket does not inherit on every kernel."""
+    """Sets the options that an accepted MPTCP socket does not inherit on every kernel."""
     if workload.congestion is not None:
         name = workload.congestion.encode()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
@@ -49,8 +48,8 @@ def set_options(connection: socket.socket, workload: Workload) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def token_of(connection: socket.socket) -> int | None:
-    """The local token, None for what is not MPTCP (any more)."""
+def local_token(connection: socket.socket) -> int | None:
+    """The local token; None without MPTCP, also after a fallback."""
     try:
         info = connection.getsockopt(_SOL_MPTCP, _MPTCP_INFO, 256)
     except OSError:
@@ -69,19 +68,19 @@ def wait(
 ) -> tuple[list[socket.socket], list[socket.socket]]:
     """select(2) until a time (None: for ever).
 
-    Raises Stopped when standard input ends.  There it stays, so whoever goes on after that
-    is not `stoppable` any more.
+    Raises StopRequested if standard input has ended.  It stays readable then, so a caller that
+    continues must pass `stoppable` as False.
     """
     timeout = None if until is None else max(0.0, (until - now()) / 1e9)
     watched: list[int | socket.socket] = [*([_STDIN] if stoppable else []), *reads]
     readable, writable, _ = select.select(watched, list(writes), (), timeout)
     if _STDIN in readable:
-        raise Stopped
+        raise StopRequested
     return [ready for ready in readable if isinstance(ready, socket.socket)], writable
 
 
 def send_some(connection: socket.socket, pending: bytearray) -> None:
-    """Takes from the front of `pending` what the socket takes."""
+    """Sends from the front of `pending` as much as the socket accepts."""
     try:
         del pending[: connection.send(pending)]
     except BlockingIOError:

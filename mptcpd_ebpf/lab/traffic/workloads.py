@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What traffic to make, as plain data."""
+"""The kinds of traffic, as plain data."""
 
 import math
 from typing import Annotated, Literal
@@ -19,11 +19,11 @@ _OneWay = Literal["up", "down"]
 
 
 class Workload(Struct, frozen=True, kw_only=True, tag=True, tag_field="workload"):
-    """What all workloads share."""
+    """The fields of all workloads."""
 
     transport: _Transport = "mptcp"
     congestion: str | None = "cubic"
-    """TCP_CONGESTION of both ends; None leaves the system's."""
+    """TCP_CONGESTION of both ends; None: the system's default."""
     path: int | str = 0
     """The path, by number or name, whose addresses the first subflow uses."""
     family: _Family | None = None
@@ -33,29 +33,29 @@ class Workload(Struct, frozen=True, kw_only=True, tag=True, tag_field="workload"
     receive_buffer: _Buffer | None = None
     """SO_RCVBUF, bytes; the kernel doubles it."""
     drain_s: _Seconds = 10.0
-    """How long to wait for what was sent and has not arrived when all is sent."""
+    """How long to wait, after the last send, for data that has not arrived yet."""
 
 
 class RequestResponse(Workload, frozen=True, kw_only=True, tag=True):
-    """The client sends a request every interval, answered or not; the server answers each."""
+    """The client sends a request every interval, whatever is unanswered; the server answers."""
 
     size: _Bytes = 2000
     """Bytes of a request."""
     response_size: _Bytes = 2000
     interval_ms: Annotated[float, Meta(gt=0, le=86_400_000)] = 50.0
     count: _Count | None = None
-    """Requests; None goes on until `Running.stop`."""
+    """The number of requests; None: until `Running.stop`."""
 
 
 class Bulk(Workload, frozen=True, kw_only=True, tag=True):
-    """As much as goes, in one direction, until `bytes`, `seconds` or `Running.stop`."""
+    """As much data as possible in one direction, until `bytes`, `seconds` or `Running.stop`."""
 
     bytes: _Bytes | None = None
     seconds: _Seconds | None = None
     direction: _OneWay = "up"
     """up: the client sends."""
     chunk: _Bytes = 65_536
-    """Bytes after whose arrival the time is noted."""
+    """The arrival time of every so many bytes is noted."""
 
 
 class Stream(Workload, frozen=True, kw_only=True, tag=True):
@@ -63,7 +63,7 @@ class Stream(Workload, frozen=True, kw_only=True, tag=True):
 
     rate_mbit: Annotated[float, Meta(ge=0.001, le=100_000)] = 2.0
     size: _Bytes = 1200
-    """Bytes of a message."""
+    """Bytes per message."""
     seconds: _Seconds | None = None
     direction: _OneWay = "up"
 
@@ -71,15 +71,15 @@ class Stream(Workload, frozen=True, kw_only=True, tag=True):
 class ShortConnections(Workload, frozen=True, kw_only=True, tag=True):
     """Connections one after the other, each with one request and its response.
 
-    Each has `drain_s` from its begin to its whole response; one that fails or takes longer
-    is a message without an answer, and the next begins.
+    Each has `drain_s` from its start to the complete response; one that fails or takes longer is
+    an unanswered message, and the next one starts.
     """
 
     count: _Count = 100
     size: _Bytes = 100
     response_size: _Bytes = 1000
     parallel: Annotated[int, Meta(ge=1, le=500)] = 1
-    """How many are open at a time, at most 500: select(2) knows 1024 descriptors."""
+    """How many are open at a time, at most 500: select(2) is limited to 1024 descriptors."""
 
 
 AnyWorkload = RequestResponse | Bulk | Stream | ShortConnections
@@ -88,7 +88,7 @@ Address = tuple[str, int]
 
 
 def check(workload: AnyWorkload) -> None:
-    """Raises LabError, naming the field, for a workload that cannot be."""
+    """Raises LabError with the field's name for an invalid workload."""
     for field in msgspec.structs.fields(workload):
         value = getattr(workload, field.name)
         where = f"traffic: {type(workload).__name__}: {field.name} is {value!r}"
@@ -101,8 +101,8 @@ def check(workload: AnyWorkload) -> None:
             raise LabError(f"{where}: not a number")
 
 
-class Order(Struct, kw_only=True):
-    """What a process is told: its workload and addresses; a server has no remote."""
+class EndTask(Struct, kw_only=True):
+    """The task of one end's process: its workload and addresses; a server has no remote."""
 
     workload: AnyWorkload
     local: Address

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""MPTCP on the wire: a scapy layer for its options, captures with assertions, a scripted peer.
+"""MPTCP packets: a scapy layer for the options, captures with assertions, a scripted peer.
 
 docs/lab-wire.md is the guide.  Importing this package imports scapy (0.3 s).
 """

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Captures the TCP segments of a namespace's interfaces, from a packet socket (packet(7)).
 
-A raw AF_PACKET socket rather than scapy's sniffer: it is listening when the constructor
-returns, tells which way a packet went, and counts what it lost.
+It uses a raw AF_PACKET socket and not scapy's sniffer: the socket captures from the moment the
+constructor returns, reports the direction of each packet, and counts lost packets.
 
-- A socket filter keeps TCP and cuts each packet to `snap` bytes before it is queued.
-- PACKET_VNET_HDR puts the segment size of an offloaded super-packet before it.
-- The kernel stamps packets with CLOCK_REALTIME (SO_TIMESTAMPNS); the difference to
-  CLOCK_MONOTONIC is read beside every packet, so a stepped clock shifts at most those
-  that wait in the queue.
-- A packet that the queue had no room for is counted (PACKET_STATISTICS), and whoever
-  asks for a result then gets an error instead of a wrong number.
+- A socket filter passes TCP only and cuts each packet to `snap` bytes before it is queued.
+- PACKET_VNET_HDR prepends the segment size of an offloaded super-packet.
+- The kernel stamps packets with CLOCK_REALTIME (SO_TIMESTAMPNS).  The difference to
+  CLOCK_MONOTONIC is read with every packet, so a clock step affects only the packets that are
+  in the queue at that moment.
+- The kernel counts packets for which the queue has no room (PACKET_STATISTICS); a query then
+  raises an error instead of returning a wrong number.
 
-The tap stands behind the sender's queueing discipline: what a qdisc of the same
-interface drops is never seen leaving.
+The capture point is behind the sender's queueing discipline: a packet that a qdisc of the same
+interface drops is not captured as outgoing.
 """
 
 import ctypes
@@ -47,24 +47,24 @@ _QUEUE_BYTES = 64 << 20
 _STAMP_SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
 _BATCH, _ALL = 256, 1 << 20
 PATIENCE_S = 5.0
-"""How long a wait for a packet takes at most, unless told."""
+"""The default time to wait for a packet."""
 WHOLE = 0x40000
-"""A snap length above every packet."""
+"""A snap length greater than any packet."""
 
 
 class Capture:
-    """Reads segments into `segments` from its making until `close`, in a thread of its own.
+    """Captures into `segments` until `close`, in a thread of its own.
 
     `netns` is a namespace's name under /run/netns, None the caller's own.  Raises
-    LabError if the namespace is not there, PermissionError without CAP_NET_RAW.
+    LabError if the namespace does not exist, PermissionError without CAP_NET_RAW.
     """
 
     def __init__(self, netns: str | None = None, *, snap: int = WHOLE) -> None:
         self.netns = netns
         self.segments: list[Segment] = []
-        """Everything captured so far, in the order of capture; only ever grows."""
+        """Everything captured so far, in the order of capture; nothing is ever removed."""
         self.arrived = threading.Condition()
-        """Held to change `segments`, notified when it has grown."""
+        """Held while `segments` changes, notified when it has grown."""
         self.lost = 0
         with namespaces.entered(netns) if netns else nullcontext():
             self._socket = _packet_socket(snap)
@@ -73,7 +73,7 @@ class Capture:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops reading; `segments` stays."""
+        """Stops the capture; `segments` stays available."""
         if self._thread.is_alive():
             os.write(self._wake_write, b"\0")
             self._thread.join()
@@ -84,12 +84,12 @@ class Capture:
             os.close(self._wake_write)
 
     def catch_up(self) -> None:
-        """Returns when everything that has passed by now is in `segments`."""
+        """Returns when `segments` holds every packet that has passed by now."""
         if self._thread.is_alive():
             self._take(_ALL, until=time.monotonic_ns())
 
     def check(self) -> None:
-        """Raises LabError if the kernel had to drop packets: what was captured is not all."""
+        """Raises LabError if the kernel dropped packets, so that the capture is incomplete."""
         if self._thread.is_alive():
             self._count_losses()
         if self.lost:
@@ -99,7 +99,7 @@ class Capture:
             )
 
     def since(self, index: int, deadline: float) -> list[Segment]:
-        """The segments from `index` on: waits for one until `deadline` (time.monotonic())."""
+        """The segments from `index` on; waits for the first until `deadline` (time.monotonic())."""
         with self.arrived:
             while len(self.segments) <= index:
                 if not self.arrived.wait(max(0.0, deadline - time.monotonic())):
@@ -124,16 +124,17 @@ class Capture:
             self.arrived.notify_all()
 
     def _drain(self, most: int, until: int | None) -> list[Segment]:
-        """What waits in the socket, up to the first segment after `until`.
+        """Reads the segments that are queued, up to the first segment after `until`.
 
-        On a slow machine packets come as fast as they are read, and the end never would.
+        Without `until` this might never end: on a slow machine packets arrive as fast as they
+        are read.
         """
         batch: list[Segment] = []
         while len(batch) < most:
             try:
                 data, ancillary, _, address = self._socket.recvmsg(WHOLE, _STAMP_SPACE)
             except OSError:
-                # Nothing left; or ENETDOWN, told once when an interface goes down.
+                # The queue is empty; or ENETDOWN, reported once when an interface goes down.
                 break
             way, hatype = address[2:4]
             _, gso_type, _, gso_size, _, _ = _VNET_HEADER.unpack_from(data)
@@ -159,7 +160,7 @@ def _monotonic(ancillary: list[tuple[int, int, bytes]]) -> int:
 
 
 def _packet_socket(snap: int) -> socket.socket:
-    # It hears at once, and what comes before the filter stands is sorted out by read_segment.
+    # It captures at once; read_segment discards other packets that precede the filter.
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
     packets = socket.socket(socket.AF_PACKET, kind, socket.htons(_ETH_P_ALL))
     try:
@@ -174,10 +175,10 @@ def _packet_socket(snap: int) -> socket.socket:
 
 
 def _attach_filter(packets: socket.socket, snap: int) -> None:
-    """Lets TCP through, cut to `snap` bytes; IPv6 extension headers pass for a later look.
+    """Passes TCP, cut to `snap` bytes; packets with IPv6 extension headers are checked later.
 
-    Classic BPF (include/uapi/linux/filter.h); offsets from SKF_NET_OFF are those of the
-    IP header whatever the link header is.
+    Classic BPF (include/uapi/linux/filter.h); offsets from SKF_NET_OFF count from the IP
+    header, whatever the link header is.
     """
     load_half, load_byte, jump_equal, give = 0x28, 0x30, 0x15, 0x06
     protocol, network = 0xFFFFF000, 0xFFF00000  # SKF_AD_OFF + SKF_AD_PROTOCOL, SKF_NET_OFF

@@ -1,39 +1,40 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which subflow belongs to which connection, learnt from the handshakes on the wire.
+"""Assigns subflows to connections by the handshakes in a capture.
 
-MP_CAPABLE carries the keys, and a key gives a token; MP_JOIN names the token of the
-connection it joins (RFC 8684, 3.1 and 3.2).  A connection has two tokens, one per side,
-and answers to both.  A connection whose beginning was not seen is unknown, except for
-the joined subflows, which name the token of the side that was asked.
+MP_CAPABLE carries the keys, from which the tokens are derived; MP_JOIN carries the token of
+the connection it joins (RFC 8684, 3.1 and 3.2).  A connection has two tokens, one per side,
+and can be looked up by both.  If its first handshake was not captured, only its joined
+subflows are known, by the token of the side that received the MP_JOIN.
 """
 
 from collections.abc import Iterable
 
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.lab.wire.keys import token_of
+from mptcpd_ebpf.lab.wire.keys import token_from_key
 from mptcpd_ebpf.lab.wire.options import MPCapableAck, MPCapableSyn, MPCapableSynAck, MPJoinSyn
 from mptcpd_ebpf.lab.wire.segment import Flow, Segment
 
 
-class Connections:
-    """The tokens of every subflow seen so far."""
+class ConnectionTokens:
+    """The connection tokens of every captured subflow."""
 
     def __init__(self) -> None:
         # All subflows of a connection share one set of tokens.
         self._by_subflow: dict[frozenset[SockAddr], set[int]] = {}
         self._by_token: dict[int, set[int]] = {}
 
-    def see(self, segment: Segment) -> None:
+    def learn(self, segment: Segment) -> None:
         """Learns from one segment; segments come in the order of capture."""
         for option in segment.mptcp:
             if isinstance(option, MPCapableSyn):
-                # The same addresses and ports again: another connection.
+                # Addresses and ports are used again: this is another connection.
                 self._by_subflow.pop(frozenset(segment.flow), None)
             elif isinstance(option, MPCapableSynAck):
-                self._know(segment.flow, [token_of(option.sender_key)])
+                self._add(segment.flow, [token_from_key(option.sender_key)])
             elif isinstance(option, MPCapableAck):
-                self._know(
-                    segment.flow, [token_of(option.sender_key), token_of(option.receiver_key)]
+                self._add(
+                    segment.flow,
+                    [token_from_key(option.sender_key), token_from_key(option.receiver_key)],
                 )
             elif isinstance(option, MPJoinSyn):
                 connection = self._by_token.setdefault(option.token, {option.token})
@@ -46,7 +47,7 @@ class Connections:
     def knows(self, token: int) -> bool:
         return token in self._by_token
 
-    def _know(self, flow: Flow, tokens: Iterable[int]) -> None:
+    def _add(self, flow: Flow, tokens: Iterable[int]) -> None:
         connection = self._by_subflow.setdefault(frozenset(flow), set())
         for token in tokens:
             connection.add(token)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Keeps a namespace's own kernel from hearing TCP, so that only the script answers.
+"""Drops all TCP input of a namespace's kernel, so that only the script answers.
 
-A netfilter rule drops all TCP at the input hook, which lies behind a capture's tap: the
-capture sees a packet, the kernel's TCP does not, and sends no RST.
+A netfilter rule drops TCP at the input hook, which is behind the capture point: the capture
+gets each packet, but the kernel's TCP does not, and sends no RST.
 
 The rule's table is *owned* (nft(8), ``flags owner``): the kernel removes it as soon as
 the process that made it ends.  That process is an interactive nft that reads from a pipe
-of ours, so the rule goes whichever way we go, by kill -9 too.
+of this process, so the rule is removed however this process ends, also by SIGKILL.
 """
 
 import subprocess
@@ -26,10 +26,10 @@ list tables
 
 
 @contextmanager
-def deaf(netns: str | None) -> Iterator[None]:
-    """For the time of the block no TCP reaches the kernel of `netns` (None: the caller's).
+def without_tcp_input(netns: str | None) -> Iterator[None]:
+    """While the block runs, no TCP reaches the kernel of `netns` (None: the caller's namespace).
 
-    Raises LabError if it is deaf already, if the namespace is missing, or for what nft says;
+    Raises LabError if the rule exists already, if the namespace does not, or if nft fails;
     UnavailableError without nft or the right to enter the namespace.
     """
     with namespaces.entered(netns) if netns else nullcontext():
@@ -48,7 +48,7 @@ def deaf(netns: str | None) -> Iterator[None]:
         assert nft.stdout is not None
         nft.stdin.write(_SCRIPT)
         nft.stdin.flush()
-        # The last command lists the tables: once ours is named, the rule stands.
+        # The last command lists the tables: once it lists this one, the rule is in force.
         for line in nft.stdout:
             if line.strip() == f"table inet {_TABLE}":
                 break

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What an MPTCP host derives from its keys: token, initial data sequence number, HMACs, checksum.
+"""Values derived from MPTCP keys: token, initial data sequence number, HMACs; DSS checksum.
 
 Rules: RFC 8684, 3.1 (token and IDSN), 3.2 (MP_JOIN), 3.4.1 (ADD_ADDR) and 3.3.1 (DSS
 checksum), all with SHA-256; the kernel's side is net/mptcp/crypto.c.  Keys are 64-bit,
-nonces and tokens 32-bit numbers, in the byte order in which they stand on the wire.
+nonces and tokens 32-bit numbers, in network byte order.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ def _digest(key: int) -> bytes:
     return hashlib.sha256(key.to_bytes(8, "big")).digest()
 
 
-def token_of(key: int) -> int:
-    """The token that names the connection of `key`: the first 32 bits of its hash."""
+def token_from_key(key: int) -> int:
+    """The token of the connection with `key`: the first 32 bits of the key's hash."""
     return int.from_bytes(_digest(key)[:4], "big")
 
 
-def idsn_of(key: int) -> int:
+def idsn_from_key(key: int) -> int:
     """The initial data sequence number of `key`'s owner: the last 64 bits of the hash.
 
-    It stands for the SYN: the first byte of data is IDSN + 1.
+    The SYN takes this number: the first byte of data has IDSN + 1.
     """
     return int.from_bytes(_digest(key)[-8:], "big")
 
@@ -38,7 +38,7 @@ def _hmac(first_key: int, second_key: int, message: bytes) -> bytes:
 
 
 def join_hmac(own_key: int, peer_key: int, own_nonce: int, peer_nonce: int) -> bytes:
-    """The full 32-byte HMAC with which the owner of `own_key` proves itself in a join.
+    """The full 32-byte HMAC by which the owner of `own_key` authenticates itself in a join.
 
     MP_JOIN carries its first 8 bytes in the SYN/ACK and its first 20 in the ACK.
     """
@@ -65,10 +65,10 @@ def add_addr_hmac(own_key: int, peer_key: int, address_id: int, ip: str, port: i
 
 
 def dss_checksum(dsn: int, ssn: int, data: bytes, data_length: int | None = None) -> int:
-    """The checksum of a mapping: over a pseudo header of 16 bytes and the data.
+    """The checksum of a mapping, over a pseudo header of 16 bytes and the data.
 
     `ssn` is relative to the subflow's initial sequence number.  `data_length` is the
-    mapping's, `len(data)` unless given: a DATA_FIN counts in it but has no byte of data.
+    mapping's, by default `len(data)`: a DATA_FIN counts in it but has no byte of data.
     """
     length = len(data) if data_length is None else data_length
     covered = (

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The kinds of scapy fields that MPTCP options need beyond scapy's own.
+"""Scapy field types that MPTCP options need beyond scapy's own.
 
-Optional parts of an option are announced by a flag (DSS) or by the option's length
-(ADD_ADDR, MP_CAPABLE).  When dissecting, these decide what is read; when building, what was
-given decides, and flags left out follow it.
+A flag (DSS) or the option's length (ADD_ADDR, MP_CAPABLE) says which optional parts an option
+has.  When dissecting, these decide what is read.  When building, the given fields decide, and
+flags that were not given are derived from them.
 """
 
 import ipaddress
@@ -15,9 +15,9 @@ from scapy.packet import Packet
 
 
 class PresenceBit(BitField):  # type: ignore[misc]
-    """A flag about an optional field: that it is there, or that it is 8 octets and not 4.
+    """A flag about an optional field: it is present, or it has 8 octets instead of 4.
 
-    Left out, it is set if that field is given.
+    If the flag is not given, it is set if the field is given.
     """
 
     __slots__ = ["of"]
@@ -60,7 +60,7 @@ class SequenceField(Field):  # type: ignore[misc]
 
 
 class AddressField(Field):  # type: ignore[misc]
-    """An IPv4 or IPv6 address in canonical text; on the wire the option's length tells which."""
+    """An IPv4 or IPv6 address in canonical text; the option's length distinguishes them."""
 
     def __init__(self, name: str):
         super().__init__(name, "0.0.0.0", "4s")
@@ -77,7 +77,7 @@ class AddressField(Field):  # type: ignore[misc]
 
 
 def given_or_in(name: str, lengths: frozenset[int]) -> Callable[[Packet], bool]:
-    """Whether an optional field without a flag is there: given, or the length says so."""
+    """Whether an optional field without a flag is present: given, or implied by the length."""
 
     def condition(pkt: Packet) -> bool:
         return pkt.getfieldval(name) is not None or pkt.length in lengths

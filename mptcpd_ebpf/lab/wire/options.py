@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The MPTCP options of TCP as scapy packets: RFC 8684, version 1.
 
-TCP option 30 is one kind with many forms.  `MPTCPOption(raw)` picks the class by
-subtype and length, which together are unambiguous (RFC 8684, 3.1 to 3.7; the kernel's
-table is mptcp_parse_option in net/mptcp/options.c):
+TCP option 30 is one kind with many forms.  `MPTCPOption(raw)` selects the class by
+subtype and length, which together are unambiguous (RFC 8684, 3.1 to 3.7; in the kernel,
+mptcp_parse_option in net/mptcp/options.c):
 
     MP_CAPABLE    4 SYN, 12 SYN/ACK, 20 ACK, 22 ACK with data, 24 the same with checksum
     MP_JOIN       12 SYN, 16 SYN/ACK, 24 ACK
@@ -15,13 +15,12 @@ table is mptcp_parse_option in net/mptcp/options.c):
     MP_FASTCLOSE  12
     MP_TCPRST     4
 
-What fits none of these, or would not come out again byte for byte, is an
-`MPTCPUnknown` that keeps its bytes: a hostile option never raises and never changes by
-being looked at.  To build one on purpose, set `length` by hand or write the bytes of an
-MPTCPUnknown.
+An option that fits none of these, or would not be built again byte for byte, becomes an
+`MPTCPUnknown` that keeps its bytes: a malformed option never raises, and dissecting never
+changes it.  To build one on purpose, set `length` or give the bytes of an MPTCPUnknown.
 
-A field left out is filled in where it follows from the others (length, the flags of DSS
-and ADD_ADDR).  As a pattern (`matches`) only the fields that were given count.
+A field that is not given is derived from the others where possible (length, the flags of DSS
+and ADD_ADDR).  In a pattern (`matches`) only the given fields count.
 """
 
 import struct
@@ -44,6 +43,7 @@ from scapy.fields import (
 )
 from scapy.packet import NoPayload, Packet
 
+from mptcpd_ebpf.kernel.tcp_options import MPTCP_KIND
 from mptcpd_ebpf.lab.wire.option_fields import (
     AddressField,
     PresenceBit,
@@ -52,8 +52,6 @@ from mptcpd_ebpf.lab.wire.option_fields import (
     is_set,
     present,
 )
-
-KIND = 30
 
 SUBTYPES = {
     0: "MP_CAPABLE",
@@ -79,7 +77,7 @@ RESET_REASONS = {
 
 
 class MPTCPOption(Packet):  # type: ignore[misc]
-    """One option, kind and length included; the base of all and the way to dissect one."""
+    """One option, kind and length included; the base class, which also dissects raw options."""
 
     name = "MPTCP option"
     lengths: frozenset[int] = frozenset()
@@ -88,7 +86,7 @@ class MPTCPOption(Packet):  # type: ignore[misc]
     @classmethod
     def dispatch_hook(cls, _pkt: bytes | None = None, *_args: Any, **_kargs: Any) -> Any:
         raw = _pkt or b""
-        if len(raw) < 3 or raw[0] != KIND or raw[1] != len(raw):
+        if len(raw) < 3 or raw[0] != MPTCP_KIND or raw[1] != len(raw):
             return MPTCPUnknown
         for form in _FORMS.get(raw[2] >> 4, ()):
             if len(raw) in form.lengths:
@@ -109,28 +107,28 @@ class MPTCPOption(Packet):  # type: ignore[misc]
         )
 
     def describe(self) -> str:
-        """One line for a person: the name and what it says, without kind, length, zero bits."""
-        said = []
+        """One line of text: the name and the fields, without kind, length and zero bits."""
+        shown = []
         for field in self.fields_desc:
             value = self.getfieldval(field.name)
             absent = isinstance(field, ConditionalField) and not field._evalcond(self)
             zero_bit = isinstance(field, BitField) and not value
-            if field.name in _UNSAID or value is None or absent or zero_bit:
+            if field.name in _NOT_SHOWN or value is None or absent or zero_bit:
                 continue
-            said.append(f"{field.name}={field.i2repr(self, value)}")
-        return " ".join([self.name, *said])
+            shown.append(f"{field.name}={field.i2repr(self, value)}")
+        return " ".join([self.name, *shown])
 
 
-_UNSAID = {"kind", "length", "subtype", "reserved", "version", "hmac_sha256", "has_ack", "has_map"}
-_UNSAID |= {"data_ack8", "dsn8"}
+_NOT_SHOWN = {"kind", "length", "subtype", "reserved", "version", "hmac_sha256"}
+_NOT_SHOWN |= {"has_ack", "has_map", "data_ack8", "dsn8"}
 
 
 def _rebuilt(form: type[MPTCPOption], raw: bytes) -> bytes | None:
-    """The octets after a journey through the fields of `form`, None if they do not fit it."""
+    """The octets of `form` dissected from `raw` and built again; None if they do not fit it."""
     try:
         option = form(raw)
     except struct.error:
-        # The flags promise more than the length holds.
+        # The flags announce more fields than the length has room for.
         return None
     if not isinstance(option.payload, NoPayload):
         return None
@@ -140,7 +138,7 @@ def _rebuilt(form: type[MPTCPOption], raw: bytes) -> bytes | None:
 
 def _head(subtype: int, *rest: Any) -> list[Any]:
     return [
-        ByteField("kind", KIND),
+        ByteField("kind", MPTCP_KIND),
         ByteField("length", None),
         BitEnumField("subtype", subtype, 4, SUBTYPES),
         *rest,
@@ -161,7 +159,7 @@ def _capable(*rest: Any) -> list[Any]:
 
 
 class MPCapableSyn(MPTCPOption):
-    """Offers MPTCP (RFC 8684, 3.1); version 1 sends no key yet."""
+    """Offers MPTCP (RFC 8684, 3.1); in version 1 it carries no key."""
 
     name = "MP_CAPABLE SYN"
     lengths = frozenset({4})
@@ -175,7 +173,7 @@ class MPCapableSynAck(MPTCPOption):
 
 
 class MPCapableAck(MPTCPOption):
-    """The third packet, or the first with data: then it maps `data_length` bytes from IDSN + 1."""
+    """The third packet, or the first with data, which maps `data_length` bytes from IDSN + 1."""
 
     name = "MP_CAPABLE ACK"
     lengths = frozenset({20, 22, 24})
@@ -190,7 +188,7 @@ class MPCapableAck(MPTCPOption):
 
 
 class MPJoinSyn(MPTCPOption):
-    """Asks to add a subflow to the connection of the receiver's `token` (RFC 8684, 3.2)."""
+    """Requests a subflow for the connection with the receiver's `token` (RFC 8684, 3.2)."""
 
     name = "MP_JOIN SYN"
     lengths = frozenset({12})
@@ -242,7 +240,7 @@ class DSS(MPTCPOption):
     """Data acknowledgement, and the mapping of subflow bytes to data bytes (RFC 8684, 3.3).
 
     `ssn` counts from the subflow's initial sequence number, so its first byte is 1.
-    Giving `data_ack` or `dsn` sets the flags; 4-octet numbers: `data_ack8=0`, `dsn8=0`.
+    `data_ack` and `dsn` set their flags; for 4-octet numbers give `data_ack8=0` or `dsn8=0`.
     """
 
     name = "DSS"
@@ -264,7 +262,7 @@ class DSS(MPTCPOption):
 
 
 class AddAddr(MPTCPOption):
-    """Announces an address (RFC 8684, 3.4.1); with `echo` confirms one, without an HMAC."""
+    """Announces an address (RFC 8684, 3.4.1); with `echo` it confirms one and has no HMAC."""
 
     name = "ADD_ADDR"
     lengths = frozenset({8, 10, 16, 18, 20, 22, 28, 30})
@@ -312,7 +310,7 @@ class MPFail(MPTCPOption):
 
 
 class MPFastclose(MPTCPOption):
-    """Closes the whole connection at once, proven by the receiver's key (RFC 8684, 3.5)."""
+    """Closes the whole connection at once, authenticated by the receiver's key (RFC 8684, 3.5)."""
 
     name = "MP_FASTCLOSE"
     lengths = frozenset({12})
@@ -320,7 +318,7 @@ class MPFastclose(MPTCPOption):
 
 
 class MPTcpRst(MPTCPOption):
-    """Why a subflow is reset (RFC 8684, 3.6); `transient`: trying again may help."""
+    """The reason for a subflow's reset (RFC 8684, 3.6); `transient`: a retry may succeed."""
 
     name = "MP_TCPRST"
     lengths = frozenset({4})
@@ -333,7 +331,7 @@ class MPTcpRst(MPTCPOption):
 
 
 class MPTCPUnknown(MPTCPOption):
-    """An option that fits no form, kept as the bytes it came in, kind and length included."""
+    """An option that fits no form, kept as raw bytes, kind and length included."""
 
     name = "MPTCP unknown"
     fields_desc = [StrField("octets", b"")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A host of which scapy speaks TCP and MPTCP instead of the kernel: polite, odd or hostile.
+"""A host whose TCP and MPTCP are a script instead of the kernel: correct, unusual or hostile.
 
     with Peer(lab.server.name) as peer:
         ...                                    # the client's kernel connects to port 5000
@@ -8,13 +8,11 @@
         subflow = connection.accept_join()
         subflow.reset(reason=3)
 
-The namespace is given over to the peer: while it is open, the namespace's own kernel hears
-no TCP and sends no RSTs (deafness.py).  The addresses stay the kernel's, and with them
-ARP and routing.
+The peer takes over the namespace's TCP: while it is open, the namespace's own kernel gets no
+TCP packets and sends no RSTs (deafness.py).  The kernel keeps the addresses, ARP and routing.
 
-Nothing happens behind the script's back: what arrives is looked at, and acknowledged,
-only while the script waits for something.  The peer never retransmits; give it a path
-without loss.
+The peer processes and acknowledges packets only while the script waits for something.  It
+never retransmits; use a path without loss.
 """
 
 import secrets
@@ -27,11 +25,11 @@ from typing import Any, Self, TypeVar
 from mptcpd_ebpf.core.address import SockAddr, is_ipv6
 from mptcpd_ebpf.lab import namespaces
 from mptcpd_ebpf.lab.wire.capture import PATIENCE_S
-from mptcpd_ebpf.lab.wire.deafness import deaf
+from mptcpd_ebpf.lab.wire.deafness import without_tcp_input
 from mptcpd_ebpf.lab.wire.options import MPCapableSyn, MPTCPOption
 from mptcpd_ebpf.lab.wire.peer_connection import PeerConnection
 from mptcpd_ebpf.lab.wire.peer_subflow import PeerSubflow
-from mptcpd_ebpf.lab.wire.segment import ACK, SYN, Flow, Segment, wanted
+from mptcpd_ebpf.lab.wire.segment import ACK, SYN, Flow, Segment, pattern_text
 from mptcpd_ebpf.lab.wire.wire import Wire
 
 T = TypeVar("T")
@@ -48,14 +46,14 @@ class Peer:
     def __init__(self, netns: str | None = None) -> None:
         self.netns = netns
         self.subflows: dict[Flow, PeerSubflow] = {}
-        """By their flow from here."""
+        """By their flow from the peer."""
         self._sockets: dict[str, socket.socket] = {}
         self._syns: list[Segment] = []
         self._looked_at = 0
         with ExitStack() as stack:
-            stack.enter_context(deaf(netns))
+            stack.enter_context(without_tcp_input(netns))
             self.wire = stack.enter_context(Wire(netns))
-            """What the peer's interfaces saw, both directions."""
+            """The capture of the peer's interfaces, in both directions."""
             self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -65,7 +63,7 @@ class Peer:
         self.close()
 
     def close(self) -> None:
-        """Gives the namespace back to its kernel; open connections are left as they are."""
+        """Gives TCP back to the namespace's kernel; open connections are not closed."""
         self._open.close()
 
     # --- conversations
@@ -80,9 +78,9 @@ class Peer:
         key: int | None = None,
         within: float = PATIENCE_S,
     ) -> PeerConnection:
-        """Opens a connection to a listening MPTCP socket, up to and with the third packet.
+        """Opens a connection to a listening MPTCP socket, up to and including the third packet.
 
-        `checksum`: ask for DSS checksums (they are used if either side asks).
+        `checksum` requests DSS checksums (they are used if either side requests them).
         """
         subflow = self.subflow(SockAddr(local_ip, _ephemeral()), remote)
         connection = PeerConnection(self, subflow, key or secrets.randbits(64), client=True)
@@ -97,7 +95,7 @@ class Peer:
         key: int | None = None,
         within: float = PATIENCE_S,
     ) -> PeerConnection:
-        """Answers the next MP_CAPABLE SYN to `port`, up to and with the third packet."""
+        """Answers the next MP_CAPABLE SYN to `port`, up to and including the third packet."""
         syn = self.next_syn(MPCapableSyn, port=port, within=within)
         subflow = self.subflow(*syn.flow.reversed())
         connection = PeerConnection(self, subflow, key or secrets.randbits(64), client=False)
@@ -105,7 +103,7 @@ class Peer:
         return connection
 
     def subflow(self, local: SockAddr, remote: SockAddr) -> PeerSubflow:
-        """A bare subflow with nothing sent yet: for scripts that do the handshake by hand."""
+        """A subflow that has sent nothing yet, for scripts that do the handshake themselves."""
         subflow = PeerSubflow(self, Flow(local, remote))
         self.subflows[subflow.flow] = subflow
         return subflow
@@ -113,7 +111,7 @@ class Peer:
     def next_syn(
         self, what: type[MPTCPOption], *, port: int | None = None, within: float = PATIENCE_S
     ) -> Segment:
-        """The oldest unanswered SYN with option `what`, to `port` if one is given."""
+        """The oldest unanswered SYN with option `what`, to `port` if given; waits for one."""
 
         def taken() -> Segment | None:
             for syn in self._syns:
@@ -124,21 +122,21 @@ class Peer:
                     return syn
             return None
 
-        return self.wait(taken, f"{wanted(what)} comes", within)
+        return self.wait(taken, f"{pattern_text(what)} arrives", within)
 
     # --- packets
 
     def send(self, packet: Any) -> None:
-        """Sends a scapy packet from its IP layer on as it is, also with a foreign source."""
+        """Sends a scapy packet unchanged, from the IP layer on; the source may be foreign."""
         source = packet.src
         if source not in self._sockets:
             self._sockets[source] = self._open.enter_context(self._raw_socket(source))
         self._sockets[source].sendto(bytes(packet), (packet.dst, 0))
 
     def wait(self, done: Callable[[], T | None], what: str, within: float = PATIENCE_S) -> T:
-        """Looks at what arrives, answering it, until `done()` is true, and returns that.
+        """Processes and answers packets until `done()` returns something true, and returns that.
 
-        Raises AssertionError naming `what` after `within` seconds.
+        Raises AssertionError with `what` after `within` seconds.
         """
         deadline = time.monotonic() + within
         while not (result := done()):
@@ -162,16 +160,16 @@ class Peer:
 
     def _report(self, what: str, within: float) -> str:
         segments = self.wire.segments
-        lines = [f"not within {within:g} s: {what}; the conversation's end:"]
+        lines = [f"not within {within:g} s: {what}; the last packets:"]
         lines += [segment.describe(segments[0].at) for segment in segments[-_SHOWN:]]
         return "\n  ".join(lines)
 
     def _raw_socket(self, source: str) -> socket.socket:
-        """A socket that takes whole IP packets; bound, so that rules by source apply."""
+        """A socket for whole IP packets; bound, so that routing rules by source apply."""
         family = socket.AF_INET6 if is_ipv6(source) else socket.AF_INET
         with namespaces.entered(self.netns) if self.netns else nullcontext():
             raw = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
-        # A foreign address cannot be bound: the packet still carries it, by the default's route.
+        # A foreign address cannot be bound; its packets take the default route.
         with suppress(OSError):
             raw.bind((source, 0))
         return raw

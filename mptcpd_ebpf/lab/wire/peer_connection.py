@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One MPTCP connection of the scripted peer: keys, joins, data sequence numbers, options.
 
-The rules are RFC 8684's: handshakes 3.1 and 3.2, mappings 3.3, closing 3.3.3, addresses
-3.4, fast close 3.5.  Every value that a hostile script wants wrong can be given; what is
-left out is right.
+It follows RFC 8684: handshakes 3.1 and 3.2, mappings 3.3, closing 3.3.3, addresses 3.4, fast
+close 3.5.  A script can replace every value by a wrong one; the defaults are right.
 """
 
 import secrets
@@ -17,9 +16,9 @@ from mptcpd_ebpf.lab.wire.keys import (
     ack_hmac,
     add_addr_hmac,
     dss_checksum,
-    idsn_of,
+    idsn_from_key,
     synack_hmac,
-    token_of,
+    token_from_key,
 )
 from mptcpd_ebpf.lab.wire.options import (
     DSS,
@@ -45,7 +44,7 @@ _U32 = 1 << 32
 
 @dataclass
 class Mapping:
-    """Bytes of one subflow and the place of each in the data stream."""
+    """A range of one subflow's bytes and its place in the data stream."""
 
     ssn: int
     dsn: int
@@ -87,16 +86,16 @@ class PeerConnection:
         self._deny_join_id0 = False
         self.checksum = False
         """DSS checksums were agreed on."""
-        self.snd_nxt = (idsn_of(key) + 1) % _U64
+        self.snd_nxt = (idsn_from_key(key) + 1) % _U64
         """Data sequence number of the next byte sent."""
         self.rcv_nxt = 0
         """The next data sequence number expected: what `data_ack` acknowledges."""
         self.acked = self.snd_nxt
-        """Everything below was acknowledged by the kernel."""
+        """The kernel acknowledged everything below."""
         self.received = bytearray()
         """The data stream so far, in order."""
         self.unmapped = bytearray()
-        """Data that came without a mapping: after a fallback to TCP, everything."""
+        """Data that arrived without a mapping; after a fallback to TCP, all data."""
         self.closed_by_kernel = False
         """A DATA_FIN arrived."""
         self.checksum_errors = 0
@@ -107,13 +106,13 @@ class PeerConnection:
 
     @property
     def token(self) -> int:
-        """Names the connection to this side: the kernel's joins carry it."""
-        return token_of(self.key)
+        """The peer's token of the connection; the kernel's joins carry it."""
+        return token_from_key(self.key)
 
     @property
     def remote_token(self) -> int:
-        """The kernel's own name for the connection, as its tools and netlink events show it."""
-        return token_of(self.remote_key)
+        """The kernel's token of the connection, as its tools and netlink events show it."""
+        return token_from_key(self.remote_key)
 
     # --- handshakes
 
@@ -128,7 +127,7 @@ class PeerConnection:
         initial.ack(self._capable_ack())
 
     def answer(self, syn: Segment, *, checksum: bool, within: float) -> None:
-        """The server's side of it: SYN/ACK, then the keys come with the third packet."""
+        """The server's side: sends the SYN/ACK and reads the keys from the third packet."""
         initial = self.initial
         initial.receive(syn)
         asked = bool(_option(syn, MPCapableSyn).checksum_required)
@@ -150,8 +149,8 @@ class PeerConnection:
     ) -> PeerSubflow:
         """Adds a subflow: SYN, SYN/ACK, ACK, and the fourth packet that confirms it.
 
-        The kernel's refusal is an outcome too: look at the subflow's `reset_by`.
-        `remote` is the initial subflow's unless given.
+        If the kernel refuses, the subflow's `reset_by` is set.  `remote` defaults to the
+        initial subflow's.
         """
         local = SockAddr(local_ip, 49152 + secrets.randbelow(16384))
         subflow = self.peer.subflow(local, remote or self.initial.flow.destination)
@@ -160,7 +159,7 @@ class PeerConnection:
         subflow.syn(MPJoinSyn(address_id=address_id, backup=backup, token=token, nonce=nonce))
 
         def answered() -> bool:
-            return bool(subflow.heard)
+            return bool(subflow.segments)
 
         self.peer.wait(answered, "an answer to MP_JOIN", within)
         if subflow.reset_by:
@@ -172,7 +171,7 @@ class PeerConnection:
             hmac = ack_hmac(self.key, self.remote_key, nonce, theirs.nonce)
         subflow.connection = self
         subflow.ack(MPJoinAck(hmac=hmac))
-        self.peer.wait(lambda: len(subflow.heard) > 1, "an answer to the MP_JOIN ACK", within)
+        self.peer.wait(lambda: len(subflow.segments) > 1, "an answer to the MP_JOIN ACK", within)
         return subflow
 
     def accept_join(
@@ -183,10 +182,10 @@ class PeerConnection:
         hmac: int | None = None,
         within: float = PATIENCE_S,
     ) -> PeerSubflow:
-        """Answers the kernel's next MP_JOIN, checks its HMAC and confirms with the fourth packet.
+        """Answers the kernel's next MP_JOIN, checks its HMAC and sends the fourth packet.
 
-        `address_id` is the peer's own address's; the kernel's stands in the subflow's
-        first segment.  With a wrong `hmac` the kernel resets: see `reset_by`.
+        `address_id` is that of the peer's address; the kernel's is in the subflow's first
+        segment.  With a wrong `hmac` the kernel resets the subflow: see `reset_by`.
         """
         syn = self.peer.next_syn(MPJoinSyn, within=within)
         asked = _option(syn, MPJoinSyn)
@@ -198,7 +197,9 @@ class PeerConnection:
         if hmac is None:
             hmac = synack_hmac(self.key, self.remote_key, nonce, asked.nonce)
         subflow.syn_ack(MPJoinSynAck(address_id=address_id, backup=backup, hmac=hmac, nonce=nonce))
-        self.peer.wait(lambda: len(subflow.heard) > 1, "an answer to the MP_JOIN SYN/ACK", within)
+        self.peer.wait(
+            lambda: len(subflow.segments) > 1, "an answer to the MP_JOIN SYN/ACK", within
+        )
         if subflow.reset_by:
             return subflow
         theirs = _option(subflow.expect(MPJoinAck), MPJoinAck)
@@ -223,11 +224,11 @@ class PeerConnection:
         self.initial.ack(RemoveAddr(address_ids=list(address_ids)))
 
     def fastclose(self, key: int | None = None) -> None:
-        """MP_FASTCLOSE on the initial subflow, proven by the kernel's key unless one is given."""
+        """MP_FASTCLOSE on the initial subflow, with the kernel's key unless one is given."""
         self.initial.ack(MPFastclose(receiver_key=self.remote_key if key is None else key))
 
     def close(self) -> None:
-        """DATA_FIN on the initial subflow: no more data comes from here (RFC 8684, 3.3.3)."""
+        """DATA_FIN on the initial subflow: the peer sends no more data (RFC 8684, 3.3.3)."""
         checksum = dss_checksum(self.snd_nxt, 0, b"", 1) if self.checksum else None
         option = DSS(
             data_fin=1, data_ack=self.rcv_nxt, dsn=self.snd_nxt, data_length=1, checksum=checksum
@@ -245,8 +246,8 @@ class PeerConnection:
     ) -> None:
         """Sends data with its mapping, on the initial subflow unless one is given.
 
-        The client's first data goes with MP_CAPABLE instead of DSS (RFC 8684, 3.1).
-        Without retransmission or regard for the window: some kilobytes at a time.
+        The client's first data carries MP_CAPABLE instead of DSS (RFC 8684, 3.1).  There is
+        no retransmission and no check of the window: send some kilobytes at a time.
         """
         subflow = on or self.initial
         for start in range(0, len(data), MOST_PAYLOAD):
@@ -258,38 +259,38 @@ class PeerConnection:
             self.snd_nxt = (self.snd_nxt + len(piece)) % _U64
 
     def receive_data(self, count: int, within: float = PATIENCE_S) -> bytes:
-        """Waits until `count` bytes of the data stream are there; returns all there are."""
+        """Waits for `count` bytes of the data stream; returns all that arrived."""
         self.peer.wait(lambda: len(self.received) >= count, f"{count} bytes of data", within)
         return bytes(self.received)
 
     def wait_acked(self, within: float = PATIENCE_S) -> None:
-        """Waits until the kernel acknowledged, at the MPTCP level, all that was sent."""
+        """Waits until the kernel has acknowledged everything sent, at the MPTCP level."""
         self.peer.wait(lambda: self.acked == self.snd_nxt, "DATA_ACK of everything sent", within)
 
-    # --- what arrives on a subflow
+    # --- receiving
 
     def receive(
         self, subflow: PeerSubflow, options: list[MPTCPOption], ssn: int, payload: bytes
     ) -> bool:
-        """Takes a segment's options and its data in order; whether it is to be acknowledged."""
-        news = False
+        """Processes a segment's options and in-order data; whether an acknowledgement is due."""
+        must_acknowledge = False
         for option in options:
             if isinstance(option, DSS):
-                news |= self._hear_dss(subflow, option)
+                must_acknowledge |= self._take_dss(subflow, option)
             elif isinstance(option, MPCapableAck):
                 if not self.remote_key:
                     self._agree(option.sender_key, bool(option.checksum_required) or self.checksum)
                 if option.data_length is not None:
-                    first = (idsn_of(self.remote_key) + 1) % _U64
+                    first = (idsn_from_key(self.remote_key) + 1) % _U64
                     self._map(subflow, Mapping(1, first, option.data_length, 0, option.checksum))
-        self._hear_data(subflow, ssn, payload)
+        self._take_data(subflow, ssn, payload)
         if self._fin_at == self.rcv_nxt:
             self._fin_at = None
             self.rcv_nxt = (self.rcv_nxt + 1) % _U64
             self.closed_by_kernel = True
-        return news
+        return must_acknowledge
 
-    def _hear_dss(self, subflow: PeerSubflow, dss: DSS) -> bool:
+    def _take_dss(self, subflow: PeerSubflow, dss: DSS) -> bool:
         if dss.has_ack:
             acked = dss.data_ack if dss.data_ack8 else _widen(dss.data_ack, self.snd_nxt)
             if (acked - self.acked) % _U64 < _U64 // 2:
@@ -307,12 +308,12 @@ class PeerConnection:
         return bool(dss.data_fin)
 
     def _map(self, subflow: PeerSubflow, mapping: Mapping) -> None:
-        # Offloaded segments repeat the mapping that they are part of.
+        # Each offloaded segment of a mapping repeats the mapping.
         mappings = self._mappings.setdefault(subflow, [])
         if not any(known.ssn == mapping.ssn for known in mappings):
             mappings.append(mapping)
 
-    def _hear_data(self, subflow: PeerSubflow, ssn: int, payload: bytes) -> None:
+    def _take_data(self, subflow: PeerSubflow, ssn: int, payload: bytes) -> None:
         while payload:
             mapping = next(
                 (
@@ -362,7 +363,7 @@ class PeerConnection:
     def _agree(self, remote_key: int, checksum: bool) -> None:
         self.remote_key = remote_key
         self.checksum = checksum
-        self.rcv_nxt = (idsn_of(remote_key) + 1) % _U64
+        self.rcv_nxt = (idsn_from_key(remote_key) + 1) % _U64
 
 
 def _option(segment: Segment, form: type[MPTCPOption]) -> MPTCPOption:

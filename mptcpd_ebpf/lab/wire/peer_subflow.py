@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One subflow of the scripted peer: the TCP half, and the options that concern one subflow.
+"""One subflow of the scripted peer: its TCP, and the options that concern one subflow.
 
-Just enough TCP to hold a conversation over a path without loss (RFC 9293): sequence
-numbers, acknowledgements of what comes in order, FIN and RST.  No timestamps, SACK or
-window scaling are offered, so the kernel uses none.
+It has only the TCP that a path without loss needs (RFC 9293): sequence numbers,
+acknowledgements of in-order data, FIN and RST.  It offers no timestamps, SACK or window
+scaling, so the kernel uses none.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from scapy.layers.inet6 import IPv6
 from mptcpd_ebpf.core.address import is_ipv6
 from mptcpd_ebpf.lab.wire.capture import PATIENCE_S
 from mptcpd_ebpf.lab.wire.options import MPFail, MPPrio, MPTCPOption, MPTcpRst
-from mptcpd_ebpf.lab.wire.segment import ACK, FIN, PSH, RST, SYN, Flow, Segment, What, wanted
-from mptcpd_ebpf.lab.wire.tcp import MPTCP
+from mptcpd_ebpf.lab.wire.segment import ACK, FIN, PSH, RST, SYN, Flow, Segment, What, pattern_text
+from mptcpd_ebpf.lab.wire.tcp import MPTCP_NAME
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ _U32 = 1 << 32
 _MSS = 1400
 """Announced in the SYN."""
 MOST_PAYLOAD = _MSS - 40
-"""Bytes of data per packet that leave room for any TCP options."""
+"""Bytes of data per packet; the rest of the MSS is room for TCP options."""
 
 
 class PacketHost(Protocol):
@@ -46,7 +46,7 @@ class DataStream(Protocol):
 
 
 class PeerSubflow:
-    """A subflow, seen from the peer: `flow` leads from here to the kernel under test."""
+    """A subflow as the peer sees it: `flow` leads from the peer to the kernel under test."""
 
     def __init__(self, peer: PacketHost, flow: Flow) -> None:
         self.peer = peer
@@ -57,8 +57,8 @@ class PeerSubflow:
         self.remote_isn = 0
         self.snd_nxt = self.isn
         self.rcv_nxt = 0
-        self.heard: list[Segment] = []
-        """Everything that arrived and was looked at."""
+        self.segments: list[Segment] = []
+        """Every segment received and processed."""
         self.reset_by: Segment | None = None
         """The RST that arrived."""
         self.finished = False
@@ -76,7 +76,7 @@ class PeerSubflow:
         """Sends one segment; `tcp` overrides fields of scapy's TCP header (seq, ack, …)."""
         source, destination = self.flow
         ip = (IPv6 if is_ipv6(source.ip) else IP)(src=source.ip, dst=destination.ip)
-        said: list[Any] = [("MSS", _MSS)] if flags & SYN else []
+        own_options: list[Any] = [("MSS", _MSS)] if flags & SYN else []
         fields = {
             "sport": source.port,
             "dport": destination.port,
@@ -84,7 +84,7 @@ class PeerSubflow:
             "seq": self.snd_nxt,
             "ack": self.rcv_nxt if flags & ACK else 0,
             "window": 65535,
-            "options": said + [(MPTCP, option) for option in options],
+            "options": own_options + [(MPTCP_NAME, option) for option in options],
         }
         self.peer.send(ip / TCP(**(fields | tcp)) / payload)
         if not tcp.keys() & {"seq"}:
@@ -99,46 +99,46 @@ class PeerSubflow:
         self.send(SYN | ACK, *options)
 
     def ack(self, *options: MPTCPOption) -> None:
-        """A pure acknowledgement, the carrier of most options."""
+        """A pure acknowledgement, which carries most options."""
         self.send(ACK, *options)
 
     def data(self, payload: bytes, *options: MPTCPOption) -> None:
         self.send(ACK | PSH, *options, payload=payload)
 
     def prio(self, backup: bool) -> None:
-        """MP_PRIO: asks the kernel to treat this subflow as backup, or no longer."""
+        """MP_PRIO: requests that the kernel treat this subflow as backup, or as regular."""
         self.ack(MPPrio(backup=backup))
 
     def fail(self, dsn: int) -> None:
-        """MP_FAIL: claims that the checksum failed from data sequence number `dsn` on."""
+        """MP_FAIL: reports a checksum failure from data sequence number `dsn` on."""
         self.ack(MPFail(dsn=dsn))
 
     def reset(self, reason: int | None = None, *, transient: bool = False, **tcp: Any) -> None:
-        """RST, with MP_TCPRST if a reason is given (RFC 8684, 3.6), else a bare one."""
+        """RST; with MP_TCPRST if a reason is given (RFC 8684, 3.6)."""
         options = [] if reason is None else [MPTcpRst(reason=reason, transient=transient)]
         self.send(RST | ACK, *options, **tcp)
 
     # --- receiving
 
     def expect(self, what: What = None, *, flags: int = 0, within: float = PATIENCE_S) -> Segment:
-        """The first segment heard here, ever, with these flags and an option like `what`."""
+        """The first segment received, past or to come, with these flags and an option as `what`."""
 
         def found() -> Segment | None:
-            for segment in self.heard:
+            for segment in self.segments:
                 if segment.flags & flags == flags and segment.carries(what):
                     return segment
             return None
 
         return self.peer.wait(
-            found, f"{self.flow.reversed()} sends {wanted(what)}, flags {flags}", within
+            found, f"{self.flow.reversed()} sends {pattern_text(what)}, flags {flags}", within
         )
 
     def expect_reset(self, within: float = PATIENCE_S) -> Segment:
         return self.peer.wait(lambda: self.reset_by, f"{self.flow.reversed()} sends a RST", within)
 
     def receive(self, segment: Segment) -> None:
-        """Takes one segment from the kernel, and acknowledges what takes sequence numbers."""
-        self.heard.append(segment)
+        """Processes a segment of the kernel; acknowledges it if it takes sequence numbers."""
+        self.segments.append(segment)
         if segment.flags & RST:
             self.reset_by = segment
             return
@@ -149,15 +149,15 @@ class PeerSubflow:
         in_order = segment.seq == self.rcv_nxt
         if in_order:
             self.rcv_nxt = (self.rcv_nxt + segment.sequence_length) % _U32
-        news = bool(segment.sequence_length)
+        must_acknowledge = bool(segment.sequence_length)
         if self.connection:
-            # Options count even on a segment that brings no data, or old data.
+            # Options are valid also on a segment without data or with old data.
             first_ssn = (segment.seq - self.remote_isn) % _U32
             payload = segment.payload if in_order else b""
-            news |= self.connection.receive(self, segment.mptcp, first_ssn, payload)
+            must_acknowledge |= self.connection.receive(self, segment.mptcp, first_ssn, payload)
         if in_order and segment.flags & FIN:
             self.finished = True
-        if news:
+        if must_acknowledge:
             self._acknowledge()
 
     def _acknowledge(self) -> None:

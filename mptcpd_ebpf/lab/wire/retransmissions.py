@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Counts TCP retransmissions as the wire shows them, independent of what the kernel says.
+"""Counts TCP retransmissions in a capture, independently of the kernel's counters.
 
-A segment that begins below the highest sequence number its flow has sent is a
-retransmission.  Super-packets of segmentation offload count as the segments they become,
-SYN and FIN as the sequence number they take, so the figure is the one the kernel keeps
-in ``tcp_sock.total_retrans`` (tcp_retransmit_skb, net/ipv4/tcp_output.c).
+A segment that begins below the highest sequence number sent on its flow is a retransmission.
+A super-packet of segmentation offload counts as the segments it is split into, and SYN and FIN
+count for the sequence number they take, so the result equals the kernel's
+``tcp_sock.total_retrans`` (tcp_retransmit_skb, net/ipv4/tcp_output.c).
 
-Pure acknowledgements, keep-alives and window probes take no sequence number: not counted.
+Pure acknowledgements, keep-alives and window probes take no sequence number and do not count.
 """
 
 from collections import Counter
@@ -20,8 +20,8 @@ _U32 = 1 << 32
 def retransmissions(segments: Iterable[Segment]) -> Counter[Flow]:
     """Retransmitted segments by flow.
 
-    The segments are those one interface saw pass in one direction, from the flow's SYN
-    on: a capture that begins later counts from the first segment it has.
+    `segments` are those that passed one interface in one direction, from the flow's SYN on; for
+    a flow captured later the count begins with its first captured segment.
     """
     count: Counter[Flow] = Counter()
     highest: dict[Flow, int] = {}
@@ -31,11 +31,11 @@ def retransmissions(segments: Iterable[Segment]) -> Counter[Flow]:
         if not length:
             continue
         if segment.flags & SYN and first_of.get(flow) != segment.seq:
-            # The first segment of the flow, or of another that uses its ports again.
+            # The first segment of the flow, or of a later one with the same ports.
             first_of[flow] = segment.seq
             highest[flow] = segment.seq
         known = highest.setdefault(flow, segment.seq)
-        # Serial number arithmetic (RFC 1982): how far below the highest this begins.
+        # Serial number arithmetic (RFC 1982): how far below the highest the segment begins.
         behind = _signed(known - segment.seq)
         if behind > 0:
             size = segment.segment_size or length

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A TCP segment as one interface saw it, read from its bytes without scapy.
+"""A TCP segment as captured on one interface, parsed without scapy.
 
-A capture sees thousands of segments a second and few of them matter, so the headers are
-read with struct (RFC 791, 8200, 9293) and scapy's layers are made only when asked for.
-With segmentation offload the kernel hands up to 64 kB to an interface in one piece;
-`segment_size` tells into how many packets it falls apart on a real wire.
+A capture handles thousands of segments a second, of which few matter, so the headers are read
+with struct (RFC 791, 8200, 9293) and scapy's layers are made only on request.  With
+segmentation offload the kernel passes up to 64 kB to an interface in one piece;
+`segment_size` is the data per packet into which a real network interface would split it.
 """
 
 import socket
@@ -24,11 +24,11 @@ FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 _FLAG_LETTERS = "FSRPA"
 
 What = MPTCPOption | type[MPTCPOption] | None
-"""An option with the fields that must agree, any option of a class, or any segment."""
+"""A pattern: an option with the fields that must agree, any option of a class, or any segment."""
 
 _TCP_PROTOCOL = 6
 _SKIPPABLE = {0, 60}
-"""IPv6 extension headers that may stand before TCP: hop-by-hop and destination options."""
+"""IPv6 extension headers that may precede TCP: hop-by-hop and destination options."""
 
 
 class Flow(NamedTuple):
@@ -46,13 +46,13 @@ class Flow(NamedTuple):
 
 @dataclass(frozen=True)
 class Segment:
-    """A TCP segment; numbers as they stand in the header."""
+    """A TCP segment; numbers are as in the header."""
 
     at: int
-    """CLOCK_MONOTONIC, nanoseconds, of its passing the interface."""
+    """When it passed the interface: CLOCK_MONOTONIC, nanoseconds."""
     interface: str
     outgoing: bool
-    """It left by the interface, rather than arrived on it."""
+    """True if it left by the interface, False if it arrived on it."""
     flow: Flow
     flags: int
     seq: int
@@ -61,13 +61,13 @@ class Segment:
     options: bytes
     """The TCP options area, padding included."""
     payload_length: int
-    """Bytes of data, from the IP header: also right if the capture cut the packet."""
+    """Bytes of data according to the IP header; right also if the capture cut the packet."""
     segment_size: int
-    """Bytes of data per packet on a real wire (the MSS in force); 0: it is one packet."""
+    """Bytes of data per packet after segmentation (the MSS in force); 0 for a single packet."""
     packet: bytes
     """From the IP header on, up to the capture's snap length."""
     payload_at: int
-    """Where in `packet` the data begins."""
+    """Offset of the data in `packet`."""
 
     @cached_property
     def mptcp(self) -> list[MPTCPOption]:
@@ -76,16 +76,16 @@ class Segment:
 
     @property
     def payload(self) -> bytes:
-        """Its data, as far as it was captured."""
+        """Its data, as far as captured."""
         return self.packet[self.payload_at : self.payload_at + self.payload_length]
 
     @property
     def sequence_length(self) -> int:
-        """The sequence numbers it takes: its data, and one each for SYN and FIN."""
+        """How many sequence numbers it takes: its data, and one each for SYN and FIN."""
         return self.payload_length + bool(self.flags & SYN) + bool(self.flags & FIN)
 
     def carries(self, what: What) -> bool:
-        """Whether one of its MPTCP options is as wanted; always, if `what` is None."""
+        """Whether one of its MPTCP options matches; always true if `what` is None."""
         return what is None or any(option.matches(what) for option in self.mptcp)
 
     def scapy(self) -> Any:
@@ -93,19 +93,19 @@ class Segment:
         return (IP if self.packet[0] >> 4 == 4 else IPv6)(self.packet)
 
     def describe(self, since: int = 0) -> str:
-        """One line for a person; times are milliseconds after `since`."""
+        """One line of text; the time is in milliseconds after `since`."""
         flags = "".join(letter for i, letter in enumerate(_FLAG_LETTERS) if self.flags >> i & 1)
         way = "out" if self.outgoing else "in"
-        said = "; ".join(option.describe() for option in self.mptcp)
+        options = "; ".join(option.describe() for option in self.mptcp)
         data = f" {self.payload_length} bytes" if self.payload_length else ""
         return (
             f"{(self.at - since) / 1e6:9.3f} ms {self.interface} {way:3} {self.flow} "
-            f"[{flags}]{data} {said}".rstrip()
+            f"[{flags}]{data} {options}".rstrip()
         )
 
 
-def wanted(what: What) -> str:
-    """A person's words for what was looked for."""
+def pattern_text(what: What) -> str:
+    """A pattern as text."""
     if what is None:
         return "segment"
     if isinstance(what, type):
@@ -117,7 +117,7 @@ def wanted(what: What) -> str:
 def read_segment(
     packet: bytes, at: int, interface: str, outgoing: bool, segment_size: int = 0
 ) -> Segment | None:
-    """Reads an IP packet; None if it is not the first piece of a whole TCP header."""
+    """Reads an IP packet; None if it is no TCP packet with a complete header."""
     try:
         if packet[0] >> 4 == 4:
             tcp_at, end, source, destination = _read_ipv4(packet)
@@ -147,12 +147,12 @@ def read_segment(
 
 
 def _read_ipv4(packet: bytes) -> tuple[int, int, str, str]:
-    """Where TCP begins and the packet ends, and the addresses."""
+    """Offsets of the TCP header and of the packet's end, and the addresses."""
     (total,) = struct.unpack_from("!H", packet, 2)
     (fragment,) = struct.unpack_from("!H", packet, 6)
     if packet[9] != _TCP_PROTOCOL or fragment & 0x1FFF:
         raise ValueError("no TCP header here")
-    # A super-packet above 64 kB (BIG TCP) says 0: its length is what was captured.
+    # A super-packet above 64 kB (BIG TCP) has length 0 here; what was captured is its length.
     return (
         (packet[0] & 15) * 4,
         total or len(packet),

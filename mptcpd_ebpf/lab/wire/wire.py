@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Assertions about what passed the interfaces of a namespace.
+"""Assertions about the packets that passed the interfaces of a namespace.
 
     with Wire(lab.client.name) as wire:
         ...                                           # make something happen
         wire.expect(MPJoinSyn(address_id=2, backup=1), interface="path1", token=token)
 
-`expect` looks at all that was captured since the capture began and waits for the rest of
-its time.  What it did not find is reported together with what there was instead.
+`expect` searches everything captured so far and then waits for new packets.  If it finds
+nothing, its error shows the packets there were.
 """
 
 import time
@@ -15,11 +15,11 @@ from typing import Literal, Self, TypedDict, Unpack
 from scapy.utils import RawPcapWriter
 
 from mptcpd_ebpf.lab.wire.capture import PATIENCE_S, WHOLE, Capture
-from mptcpd_ebpf.lab.wire.connections import Connections
+from mptcpd_ebpf.lab.wire.connections import ConnectionTokens
 from mptcpd_ebpf.lab.wire.retransmissions import retransmissions
-from mptcpd_ebpf.lab.wire.segment import Flow, Segment, What, wanted
+from mptcpd_ebpf.lab.wire.segment import Flow, Segment, What, pattern_text
 
-Direction = Literal["out", "in"]
+PacketDirection = Literal["out", "in"]
 
 _LINKTYPE_RAW = 101
 """Packets begin with the IP header (https://www.tcpdump.org/linktypes.html)."""
@@ -27,10 +27,10 @@ _SHOWN = 20
 
 
 class Where(TypedDict, total=False):
-    """What else must hold of a segment; what is left out does not matter."""
+    """Further conditions on a segment; those that are not given do not matter."""
 
     interface: str
-    direction: Direction
+    direction: PacketDirection
     """"out": it left by the interface, "in": it arrived on it."""
     token: int
     """It belongs to this connection: either side's token, host order."""
@@ -39,25 +39,25 @@ class Where(TypedDict, total=False):
     destination: str
     flow: Flow
     flags: int
-    """TCP flags that are set, others may be too: `segment.RST` and its like."""
+    """TCP flags that must be set (`segment.RST`, …); others may be set too."""
     since: int
-    """CLOCK_MONOTONIC nanoseconds: it passed then or later."""
+    """It passed at this time or later: CLOCK_MONOTONIC, nanoseconds."""
 
 
 class Wire:
-    """A running capture of a namespace's TCP traffic, with the questions tests ask it.
+    """A running capture of a namespace's TCP traffic, with queries for tests.
 
     `netns` is a name under /run/netns, None the caller's own namespace.  `snap` cuts
-    every packet to that many bytes from the link header on: 160 hold all headers and
-    suffice for everything here but looking into the data.
+    every packet to that many bytes from the link header on: 160 hold all headers, which
+    suffices unless the data is inspected.
     """
 
     def __init__(self, netns: str | None = None, *, snap: int = WHOLE) -> None:
         self.capture = Capture(netns, snap=snap)
-        """Where the segments come from."""
-        self._connections = Connections()
+        """The source of the segments."""
+        self._connections = ConnectionTokens()
         self._tokens: list[frozenset[int]] = []
-        """For each segment looked at, the tokens of its connection at that moment."""
+        """For each segment processed, the tokens known of its connection at that moment."""
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +66,7 @@ class Wire:
         self.close()
 
     def close(self) -> None:
-        """Ends the capture; what was captured can still be asked for."""
+        """Ends the capture; queries remain possible."""
         self.capture.close()
 
     @property
@@ -78,10 +78,9 @@ class Wire:
     def expect(
         self, what: What = None, *, within: float = PATIENCE_S, **where: Unpack[Where]
     ) -> Segment:
-        """The first captured segment that fits; waits for one up to `within` seconds.
+        """The first captured segment that matches; waits for one up to `within` seconds.
 
-        Raises AssertionError with the traffic that there was, LabError if the capture
-        lost packets.
+        Raises AssertionError with the captured traffic, LabError if the capture lost packets.
         """
         deadline = time.monotonic() + within
         self.capture.catch_up()
@@ -97,7 +96,7 @@ class Wire:
                 raise AssertionError(self._report(what, within, where))
 
     def matching(self, what: What = None, **where: Unpack[Where]) -> list[Segment]:
-        """All segments captured so far that fit.  Raises LabError if some were lost."""
+        """All segments captured so far that match.  Raises LabError if packets were lost."""
         self.capture.check()
         return [
             segment
@@ -106,15 +105,16 @@ class Wire:
         ]
 
     def retransmissions(self, **where: Unpack[Where]) -> dict[Flow, int]:
-        """TCP segments retransmitted, by flow, among those that left (see retransmissions.py).
+        """Retransmitted TCP segments by flow, of those that left (see retransmissions.py).
 
-        Flows without any are left out.  Compare with TCP_INFO at a rest point only.
+        Flows without retransmissions are left out.  Compare the result with TCP_INFO only while
+        nothing is in flight.
         """
         where.setdefault("direction", "out")
         return dict(retransmissions(self.matching(**where)))
 
     def save(self, path: str) -> int:
-        """Writes what was captured so far as a pcap file, for Wireshark and its like.
+        """Writes everything captured so far to a pcap file, e.g. for Wireshark.
 
         Returns the number of packets.  Packets are cut to the capture's `snap`; times are
         CLOCK_MONOTONIC.  Raises OSError if the file cannot be written.
@@ -134,7 +134,7 @@ class Wire:
 
     def _learn(self, end: int) -> None:
         for segment in self.capture.segments[len(self._tokens) : end]:
-            self._connections.see(segment)
+            self._connections.learn(segment)
             self._tokens.append(self._connections.tokens(segment.flow))
 
     def _fits(self, index: int, segment: Segment, what: What, where: Where) -> bool:
@@ -145,15 +145,15 @@ class Wire:
         )
 
     def _of_connection(self, index: int, segment: Segment, token: int) -> bool:
-        """A connection's second token becomes known late, so what is known now counts too."""
+        """Whether a segment is of a connection, also if its token became known only later."""
         self._learn(index + 1)
         return token in self._tokens[index] or token in self._connections.tokens(segment.flow)
 
     def _report(self, what: What, within: float, where: Where) -> str:
-        told = {key: f"{value:#x}" if key == "token" else value for key, value in where.items()}
-        conditions = "".join(f", {key}={value}" for key, value in told.items())
+        shown_as = {key: f"{value:#x}" if key == "token" else value for key, value in where.items()}
+        conditions = "".join(f", {key}={value}" for key, value in shown_as.items())
         segments = self.segments
-        lines = [f"no {wanted(what)}{conditions} within {within:g} s"]
+        lines = [f"no {pattern_text(what)}{conditions} within {within:g} s"]
         if "token" in where and not self.token_known(where["token"]):
             lines.append("no handshake of that token was captured: begin the capture before it")
         shown = [segment for segment in segments if segment.mptcp][-_SHOWN:]

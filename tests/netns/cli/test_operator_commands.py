@@ -14,6 +14,7 @@ import pytest
 from mptcpd_ebpf.core.events import (
     AddressAnnounced,
     AddressWithdrawn,
+    Event,
     SubflowClosed,
     SubflowEstablished,
     SubflowPriority,
@@ -23,7 +24,8 @@ from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.lab import Host, Lab
 from mptcpd_ebpf.lab.wire import FIN, RST, AddAddr, MPJoinSyn, MPPrio, RemoveAddr, Wire
 from tests.netns.daemon_process import PROGRAM, RunningDaemon, command, daemon, refusal
-from tests.netns.mptcp_peers import Heard, Pair, connected, peer
+from tests.netns.event_log import EventLog
+from tests.netns.mptcp_peers import Pair, connected, peer
 from tests.waiting import SLOWNESS, until
 
 Ask = Callable[..., Any]
@@ -146,14 +148,14 @@ def test_what_the_kernel_refuses_is_explained_and_exits_1(
 
 
 @contextmanager
-def connection(lab: Lab) -> Iterator[tuple[Pair, Heard]]:
+def connection(lab: Lab) -> Iterator[tuple[Pair, EventLog[Event]]]:
     """A connection in userspace mode from the client, and what the server hears."""
     with (
         peer(lab.client) as client,
         peer(lab.server) as server,
         connected(client, server, lab.paths[0].server_ip) as pair,
     ):
-        yield pair, server.heard
+        yield pair, server.log
 
 
 def test_subflows_and_announcements_reach_the_peer(

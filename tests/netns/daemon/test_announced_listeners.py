@@ -21,7 +21,8 @@ from mptcpd_ebpf.core.events import AddressAnnounced, AddressWithdrawn, SubflowE
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Host, Lab
 from tests.netns.daemon_process import RunningDaemon, command, daemon
-from tests.netns.mptcp_peers import Pair, Peer, connected, listen, peer
+from tests.netns.mptcp_peers import Pair, Peer, connected, peer
+from tests.netns.mptcp_sockets import listen
 from tests.tree import ROOT
 from tests.waiting import SLOWNESS, until
 
@@ -64,7 +65,7 @@ def join(client: Peer, pair: Pair, local_ip: str, remote: SockAddr) -> None:
         token=pair.at_client.token, local_ip=local_ip, local_id=7, remote=remote, reason="test"
     )
     assert client.pm.execute_now(command) == (0, "")
-    client.heard.wait(SubflowEstablished, lambda e: e.remote == remote)
+    client.log.wait(SubflowEstablished, lambda e: e.remote == remote)
 
 
 def test_an_announced_port_is_listened_at_until_the_address_is_withdrawn(
@@ -77,7 +78,7 @@ def test_an_announced_port_is_listened_at_until_the_address_is_withdrawn(
         assert f"manual command: announce {ip} as id" in running.log
         assert f"announce {ip}: listening on port {told['port']}" in running.log
         assert (told["listen"], told["port"] > 1023) == (True, True)
-        heard = client.heard.wait(AddressAnnounced)
+        heard = client.log.wait(AddressAnnounced)
         assert (heard.ip, heard.port) == (ip, told["port"])
         join(client, pair, mptcp_lab.paths[1].client_ip, SockAddr(ip, told["port"]))
         pair.exchange()
@@ -89,7 +90,7 @@ def test_an_announced_port_is_listened_at_until_the_address_is_withdrawn(
 
         withdrawn = running.ask("withdraw", f"{pair.at_server.token:08x}", str(told["address_id"]))
         assert withdrawn.returncode == 0, withdrawn.stderr
-        assert client.heard.wait(AddressWithdrawn).address_id == told["address_id"]
+        assert client.log.wait(AddressWithdrawn).address_id == told["address_id"]
         assert doors(mptcp_lab, ip) == set()
         pair.exchange()
 

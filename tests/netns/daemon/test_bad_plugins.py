@@ -8,6 +8,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     adaptive_in,
@@ -17,7 +18,8 @@ from tests.netns.daemon_host import (
     until_carried_by,
 )
 from tests.netns.daemon_process import NEW_NAMESPACE, RunningDaemon, daemon, refusal
-from tests.netns.mptcp_peers import listen, need_listener_events
+from tests.netns.mptcp_peers import need_listener_events
+from tests.netns.mptcp_sockets import listen
 from tests.netns.own_plugins import plugin_folder
 from tests.waiting import INTERVAL_MS, until
 
@@ -73,7 +75,7 @@ REFUSED = """where = dict(local_ip="10.1.1.2", local_id=3, remote=SockAddr("10.1
 @pytest.fixture
 def lab(make_mptcp_lab: MakeLab) -> Lab:
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     return lab
 
 

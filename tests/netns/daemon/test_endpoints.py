@@ -10,6 +10,7 @@ import pytest
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Lab, RequestResponse, ShortConnections
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.plugin_host import PluginHost
 from tests.waiting import INTERVAL_MS, SLOWNESS, until
 
@@ -22,7 +23,7 @@ def lab(make_mptcp_lab: Callable[..., Lab]) -> Lab:
     """A client whose new connections the in-kernel path manager has, and a server to join."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
     lab.client.sysctl("mptcp.pm_type", 0)
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "4"])
+    raise_limits(lab.server)
     return lab
 
 

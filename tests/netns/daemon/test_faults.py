@@ -14,6 +14,7 @@ import pytest
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from mptcpd_ebpf.lab.wire import DSS, FIN, RST, MPJoinSyn, RemoveAddr, Wire
 from mptcpd_ebpf.lab.wire.segment import Flow, Segment
 from tests.netns.daemon_host import (
@@ -59,7 +60,7 @@ def lab(make_mptcp_lab: MakeLab) -> Lab:
     lab = make_mptcp_lab(
         [LabPath(delay_ms=10, rate_mbit=20), LabPath(delay_ms=40, rate_mbit=20)], seed=1
     )
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     make_room_behind_holes(lab)
     return lab
 
@@ -223,7 +224,7 @@ def test_a_connection_whose_only_subflow_was_reset_gets_one_again(
     """It lives on for net.mptcp.close_timeout without any, and loses no message."""
     lab = make_mptcp_lab([LabPath(delay_ms=5)])
     (path,) = lab.paths
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+    raise_limits(lab.server)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)
         until_carried_by(running, traffic.token, path)

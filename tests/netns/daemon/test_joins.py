@@ -6,7 +6,6 @@ side, and a kernel without probes are served as they should be.
 """
 
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse, Stream
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins, raise_limits
 from mptcpd_ebpf.lab.wire import MPJoinSyn, Wire
 from mptcpd_ebpf.lab.wire.segment import Segment
 from tests.netns.daemon_host import (
@@ -30,16 +30,11 @@ from tests.netns.daemon_host import (
     until_decided,
 )
 from tests.netns.daemon_process import RunningDaemon
-from tests.netns.mptcp_peers import IPPROTO_MPTCP, listen
+from tests.netns.mptcp_sockets import listen, mptcp_socket
 from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]
 TALK = RequestResponse(interval_ms=INTERVAL_MS)
-
-
-def let_join(lab: Lab) -> None:
-    """Takes the limits off joins at a server that its own kernel manages."""
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
 
 
 def joined(
@@ -61,7 +56,7 @@ def joined(
 
 def test_it_joins_from_every_usable_interface(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)
         until_carried_by(running, traffic.token, *lab.paths)
@@ -81,7 +76,7 @@ def test_it_joins_from_every_usable_interface(make_mptcp_lab: MakeLab, tmp_path:
 def test_every_connection_is_served(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     """Also one that began on the other path; ids and subflows are its own."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         first = lab.start(TALK)
         second = lab.start(RequestResponse(interval_ms=INTERVAL_MS, path=1))
@@ -98,7 +93,7 @@ def test_every_connection_is_served(make_mptcp_lab: MakeLab, tmp_path: Path) -> 
 def test_it_joins_over_ipv6(make_mptcp_lab: MakeLab, tmp_path: Path, ip: str) -> None:
     """And only from addresses of the connection's own family."""
     lab = make_mptcp_lab([LabPath(), LabPath()], ip=ip)
-    let_join(lab)
+    raise_limits(lab.server)
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS, family="6"))
         until_carried_by(running, traffic.token, *lab.paths)
@@ -133,7 +128,7 @@ def test_what_an_interface_loses_is_left_and_joined_again(
     number: int,
 ) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
-    let_join(lab)
+    raise_limits(lab.server)
     path, other = lab.paths[number], lab.paths[1 - number]
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)
@@ -174,7 +169,7 @@ def test_a_join_leaves_by_its_own_interface_or_waits_for_the_route(
 ) -> None:
     """A kernel that binds the join needs no rule for it; on Linux 6.1 the daemon waits for one."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     first, second = lab.paths
     rule = ["from", second.client_ip]
     (table,) = re.findall(
@@ -202,7 +197,7 @@ def test_a_join_leaves_by_its_own_interface_or_waits_for_the_route(
 
 def test_an_interface_that_is_new_is_joined_from(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     lab.paths[1].remove_interface()
     with Wire(lab.client.name, snap=200) as wire, adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)
@@ -217,7 +212,7 @@ def test_a_denied_interface_is_not_used_until_a_reload_allows_it(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     file = tmp_path / "c.yaml"
     file.write_text("interfaces: {deny: [path1]}\n")
     options = ("--config", str(file))
@@ -237,12 +232,7 @@ def test_a_denied_interface_is_not_used_until_a_reload_allows_it(
 def test_the_servers_side_is_left_alone(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     """There the daemon lets the client join, sees what goes wrong, and does nothing."""
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
-    for host in (lab.client, lab.server):
-        host.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
-    path = lab.paths[1]
-    lab.client.run(
-        ["ip", "mptcp", "endpoint", "add", path.client_ip, "dev", path.client_if, "subflow"]
-    )
+    allow_joins(lab)
     with adaptive_in(lab.server, tmp_path) as running, Story(running) as story:
         # A server that has nothing to send sees nothing: this one never waits for a request.
         traffic = lab.start(Stream(rate_mbit=1, direction="down"))
@@ -270,7 +260,7 @@ def test_two_daemons_side_by_side(make_mptcp_lab: MakeLab, tmp_path: Path) -> No
         (tmp_path / name).mkdir()
     with adaptive_in(lab.client, tmp_path / "near") as near:
         with daemon_in(lab.server, tmp_path / "far") as far:
-            let_join(lab)
+            raise_limits(lab.server)
             traffic = lab.start(TALK)
             until_carried_by(near, traffic.token, *lab.paths)
             (here,), (there,) = connections(near), connections(far)
@@ -293,7 +283,7 @@ def test_without_probes_it_manages_from_netlink_alone(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     with adaptive_in(lab.client, tmp_path, "--probes=netlink") as running:
         assert status(running)["probes"]["backend"] == "netlink"
         traffic = lab.start(TALK)
@@ -314,7 +304,7 @@ def test_nothing_is_decided_while_paused_and_what_was_missed_is_done_after(
     make_mptcp_lab: MakeLab, tmp_path: Path
 ) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
-    let_join(lab)
+    raise_limits(lab.server)
     with adaptive_in(lab.client, tmp_path) as running:
         first = lab.start(TALK)
         until_carried_by(running, first.token, *lab.paths)
@@ -340,12 +330,10 @@ def test_a_connection_that_was_idle_at_the_start_is_joined_when_it_carries_data(
 ) -> None:
     """The kernel refuses joins before that, once."""
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    let_join(lab)
+    raise_limits(lab.server)
     lab.client.sysctl("mptcp.pm_type", 1)
     listener = listen(lab.server, lab.paths[0].server_ip)
-    with lab.client.entered():
-        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-    with client, listener:
+    with mptcp_socket(lab.client) as client, listener:
         client.connect(listener.getsockname())
         with listener.accept()[0] as server, adaptive_in(lab.client, tmp_path) as running:
             refusal = "creating the subflow: ENOTCONN"

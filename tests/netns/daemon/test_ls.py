@@ -12,9 +12,10 @@ import pytest
 from mptcpd_ebpf.control.schema import Announced, ConnectionView, SubflowView
 from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint, raise_limits
 from tests.netns.daemon_host import PATIENCE_S, adaptive_in, connections
 from tests.netns.daemon_process import RunningDaemon, command
-from tests.netns.probed import connection, exchange
+from tests.netns.mptcp_sockets import connection, exchange
 from tests.ordinary_user import AS_NOBODY
 from tests.waiting import until
 
@@ -70,7 +71,7 @@ def socket_statistics(lab: Lab) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("ip", ["4", "6"])
 def test_ls_agrees_with_ss(make_mptcp_lab: MakeLab, tmp_path: Path, ip: str) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=20)], ip=ip)
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+    raise_limits(lab.server)
     six = {"family": 10, "listen_on": "::"} if ip == "6" else {}
     with adaptive_in(lab.client, tmp_path) as running, connection(lab, **six) as ends:  # type: ignore[arg-type]
 
@@ -119,7 +120,7 @@ def test_an_address_that_the_peer_announced_is_told(
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
     address = lab.paths[1].server_ip
-    lab.server.run(["ip", "mptcp", "endpoint", "add", address, "id", "5", "signal"])
+    add_endpoint(lab.server, address, "id", "5", "signal")
     with adaptive_in(lab.client, tmp_path) as running, connection(lab) as ends:
         exchange(ends, b"x" * 1000)
         until(lambda: bool(connections(running)[0]["announced"]), "it is told", PATIENCE_S)
@@ -137,7 +138,7 @@ def test_without_a_daemon_the_kernel_is_asked(
 ) -> None:
     """What only probes and events tell is null; all else is as a daemon has it."""
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=20)])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+    raise_limits(lab.server)
     inside = ("nsenter", f"--net=/run/netns/{lab.client.name}", "--")
     with adaptive_in(lab.client, tmp_path) as running, connection(lab) as ends:
         exchange(ends, b"x" * 1000)

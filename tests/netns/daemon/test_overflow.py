@@ -15,6 +15,7 @@ from mptcpd_ebpf.kernel.pm_events import SOURCE
 from mptcpd_ebpf.kernel.rtnetlink import SOURCE as ROUTE_SOURCE
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     Story,
@@ -38,7 +39,7 @@ MPTCP_SOCKETS = ["ss", "-HMn", "state", "established"]
 @pytest.fixture
 def lab(make_mptcp_lab: MakeLab) -> Lab:
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     return lab
 
 

@@ -15,6 +15,7 @@ from mptcpd_ebpf.core.commands import MANUAL
 from mptcpd_ebpf.core.recording import Record, read
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     daemon_in,
@@ -73,7 +74,7 @@ def replayed(recording: Path, plugins: Path, hash_seed: str) -> bytes:
 @pytest.fixture
 def lab(make_mptcp_lab: MakeLab) -> Lab:
     lab = make_mptcp_lab([LabPath(delay_ms=10), LabPath(delay_ms=40)], seed=1)
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     make_room_behind_holes(lab)
     return lab
 

@@ -10,6 +10,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
     adaptive_in,
@@ -90,7 +91,7 @@ def test_a_join_under_way_is_neither_lost_nor_made_twice(
     make_mptcp_lab: MakeLab, tmp_path: Path, plugin: str
 ) -> None:
     lab = make_mptcp_lab([LabPath(), LabPath()])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     first, second = lab.paths
     second.blackhole()
     with daemon_in(lab.client, tmp_path, f"--path-manager={plugin}") as running:
@@ -128,7 +129,7 @@ def test_a_join_under_way_is_neither_lost_nor_made_twice(
 def test_a_path_that_is_away_stays_away(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     """What was learnt outlives a reload: no data goes onto it before a trial was answered."""
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     bad, good = lab.paths
     with adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)

@@ -13,6 +13,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint, raise_limits
 from mptcpd_ebpf.lab.wire import MPJoinSyn, Wire
 from mptcpd_ebpf.runtime.run_folder import SYSTEM
 from tests.netns.daemon_host import (
@@ -38,7 +39,7 @@ _BPF_PROG_GET_FD_BY_ID = 13  # include/uapi/linux/bpf.h, enum bpf_cmd
 @pytest.fixture
 def lab(make_mptcp_lab: MakeLab) -> Iterator[Lab]:
     lab = make_mptcp_lab([LabPath(delay_ms=2), LabPath(delay_ms=5)])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     yield lab
     note(lab).unlink(missing_ok=True)
 
@@ -168,7 +169,7 @@ def test_what_somebody_else_set_meanwhile_is_left_alone(lab: Lab, tmp_path: Path
 
 
 def test_endpoints_that_are_not_its_own_stay(lab: Lab, tmp_path: Path) -> None:
-    lab.client.run(["ip", "mptcp", "endpoint", "add", "10.9.9.9", "id", "7", "signal"])
+    add_endpoint(lab.client, "10.9.9.9", "id", "7", "signal")
     before = lab.client.run(["ip", "mptcp", "endpoint", "show"]).stdout
     with adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(TALK)

@@ -18,7 +18,9 @@ from mptcpd_ebpf.kernel import diag, resync
 from mptcpd_ebpf.kernel.diag import Snapshot
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.lab import Host, Lab
-from tests.netns.mptcp_peers import IPPROTO_MPTCP, Pair, Peer, connected, listen, peer
+from tests.netns.mptcp_peers import Pair, Peer, connected, peer
+from tests.netns.mptcp_sockets import listen
+from tests.netns.scripted_peer import kernel_connects
 
 SOL_MPTCP = 284
 MPTCP_TCPINFO = 2
@@ -56,8 +58,8 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
             reason="test",
         )
         assert client.pm.execute_now(create) == (0, "")
-        joined = client.heard.wait(SubflowEstablished)
-        server.heard.wait(SubflowEstablished)
+        joined = client.log.wait(SubflowEstablished)
+        server.log.wait(SubflowEstablished)
         if not joins_marked():
             mark = SetBackup(
                 token=create.token,
@@ -67,7 +69,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
                 reason="test",
             )
             assert client.pm.execute_now(mark) == (0, "")
-            server.heard.wait(SubflowPriority)
+            server.log.wait(SubflowPriority)
         pair.exchange(bytes(20_000))
         yield Scene(client, server, pair, joined)
 
@@ -189,10 +191,5 @@ def test_listeners_and_plain_tcp(scene: Scene) -> None:
 def test_what_is_not_connected_yet_is_no_connection() -> None:
     with Lab() as lab:
         lab.paths[0].blackhole()
-        with lab.client.entered():
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with sock:
-            sock.setblocking(False)
-            sock.connect_ex((lab.paths[0].server_ip, 5000))
-            with lab.client.entered():
-                assert diag.snapshot() == Snapshot([], [])
+        with kernel_connects(lab), lab.client.entered():
+            assert diag.snapshot() == Snapshot([], [])

@@ -9,6 +9,7 @@ from pathlib import Path
 from mptcpd_ebpf import api
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.lab import Lab, RequestResponse
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.tree import ROOT
 from tests.waiting import SLOWNESS, until
 
@@ -27,7 +28,7 @@ def test_the_example_uses_the_second_uplink(mptcp_lab: Lab, tmp_path: Path) -> N
     text = example()
     assert "192.0.2.7" in text
     file.write_text(text.replace("192.0.2.7", mptcp_lab.paths[1].client_ip))
-    mptcp_lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "4"])
+    raise_limits(mptcp_lab.server)
     with mptcp_lab.client.popen(
         [sys.executable, "-u", str(file)], stdout=subprocess.PIPE, text=True
     ) as process:

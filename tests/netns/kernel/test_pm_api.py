@@ -11,7 +11,8 @@ import pytest
 from mptcpd_ebpf import api
 from mptcpd_ebpf.kernel.diag import listeners
 from mptcpd_ebpf.lab import Host, Lab
-from tests.netns.mptcp_peers import IPPROTO_MPTCP, Heard, connected, need_listener_events, peer
+from tests.netns.event_log import EventLog
+from tests.netns.mptcp_peers import connected, need_listener_events, peer
 from tests.waiting import SLOWNESS
 
 
@@ -98,7 +99,7 @@ def test_the_monitor_knows_what_a_subflow_can_start_from(lab: Lab, inside: Host)
         assert usable(monitor) == both - {path.client_ip}
         index = {link.name: link.if_index for link in monitor.world.links.values()}["path0"]
         inside.run(["ip", "link", "set", path.client_if, "up"])
-        Heard(monitor).wait(api.LinkChanged, lambda e: e.if_index == index and e.running)
+        EventLog(monitor).wait(api.LinkChanged, lambda e: e.if_index == index and e.running)
         assert usable(monitor) == both
 
 
@@ -109,7 +110,7 @@ def test_an_overflow_of_the_monitor_is_made_good(
     monkeypatch.setattr(api.RouteEvents, "open", lambda: small)
     with api.NetworkMonitor() as monitor:
         inside.batch("ip", [f"address add 192.0.2.{n}/32 dev lo" for n in range(1, 101)])
-        Heard(monitor).wait(api.EventsLost)
+        EventLog(monitor).wait(api.EventsLost)
         assert sum(ip.startswith("192.0.2.") for _, ip in monitor.world.addresses) == 100
 
 
@@ -144,7 +145,7 @@ def test_strangers_are_turned_away() -> None:
     with api.Listeners() as doors:
         door = doors.open(api.SockAddr("127.0.0.1", 0))
         assert doors.turn_away() == 0
-        for protocol in (0, IPPROTO_MPTCP):
+        for protocol in (0, socket.IPPROTO_MPTCP):
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as stranger:
                 stranger.settimeout(5 * SLOWNESS)
                 stranger.connect(door)

@@ -218,7 +218,7 @@ def test_endpoints_move_the_subflows_of_a_connection(lab: Lab) -> None:
             client.pm,
             AddEndpoint(ip=second.client_ip, address_id=3, reason="test"),
         )
-        joined = client.heard.wait(SubflowEstablished)
+        joined = client.log.wait(SubflowEstablished)
         assert (joined.local.ip, joined.local_id) == (second.client_ip, 3)
         carry_out(
             client.pm,
@@ -226,7 +226,7 @@ def test_endpoints_move_the_subflows_of_a_connection(lab: Lab) -> None:
                 ip=second.client_ip, address_id=3, flags=EndpointFlag.BACKUP, reason="test"
             ),
         )
-        assert server.heard.wait(SubflowPriority).backup
+        assert server.log.wait(SubflowPriority).backup
         refused = client.pm.execute_now(
             CreateSubflow(
                 token=pair.at_client.token,
@@ -238,7 +238,7 @@ def test_endpoints_move_the_subflows_of_a_connection(lab: Lab) -> None:
         )
         assert "the mode of a connection never changes" in refused.explanation
         carry_out(client.pm, RemoveEndpoint(address_id=3, reason="test"))
-        assert client.heard.wait(SubflowClosed).local == joined.local
+        assert client.log.wait(SubflowClosed).local == joined.local
 
 
 def test_without_privilege(lab: Lab) -> None:
@@ -256,8 +256,8 @@ def test_without_privilege(lab: Lab) -> None:
             return answer.errno, answer.explanation, str(error), subflows
         return answer.errno, answer.explanation, "", subflows
 
-    code, explanation, heard, subflows = lab.client.call(unprivileged)
+    code, explanation, refusal, subflows = lab.client.call(unprivileged)
     assert code == errno.EPERM
     assert "CAP_NET_ADMIN" in explanation
-    assert "CAP_NET_ADMIN" in heard
+    assert "CAP_NET_ADMIN" in refusal
     assert subflows == 2

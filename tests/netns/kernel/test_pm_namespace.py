@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.lab import Host, Lab
 from mptcpd_ebpf.runtime import netns
-from tests.netns.mptcp_peers import DEADLINE_S, connected, peer
+from tests.netns.mptcp_peers import connected, peer
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -148,10 +148,7 @@ def test_another_listener_is_named(inside: Host) -> None:
     with PmEvents.open():
         assert others.others() == [], "we are no other"
         with inside.popen(["ip", "mptcp", "monitor"], stdout=subprocess.DEVNULL) as monitor:
-            deadline = time.monotonic() + DEADLINE_S
-            while not (found := others.others()):
-                assert time.monotonic() < deadline
-            (manager,) = found
+            (manager,) = until(others.others, "the monitor is found")
             assert (manager.pid, manager.comm, manager.subscribed) == (monitor.pid, "ip", True)
             monitor.terminate()
             monitor.wait()
@@ -163,10 +160,7 @@ def test_a_known_manager_is_named_by_its_command(inside: Host, tmp_path: Path) -
     program = tmp_path / "mptcpd"
     program.symlink_to("/usr/bin/sleep")
     with inside.popen([str(program), "60"]) as impostor:
-        deadline = time.monotonic() + DEADLINE_S
-        while not (found := others.others()):
-            assert time.monotonic() < deadline
-        (manager,) = found
+        (manager,) = until(others.others, "mptcpd is found")
         assert (manager.pid, manager.comm, manager.subscribed) == (impostor.pid, "mptcpd", False)
         assert "systemctl disable" in manager.advice
         impostor.kill()

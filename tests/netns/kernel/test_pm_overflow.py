@@ -15,7 +15,9 @@ from mptcpd_ebpf.kernel.pm import VERSION
 from mptcpd_ebpf.kernel.pm_events import CLOSED, SOURCE, TOKEN, PmEvents
 from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC
 from mptcpd_ebpf.lab import Lab
-from tests.netns.mptcp_peers import Heard, listen, need_listener_events
+from tests.netns.event_log import EventLog
+from tests.netns.mptcp_peers import need_listener_events
+from tests.netns.mptcp_sockets import listen
 
 
 @pytest.fixture
@@ -31,13 +33,13 @@ def test_an_overflow_is_told_and_hearing_goes_on(lab: Lab) -> None:
     with events:
         for _ in range(50):
             listen(lab.client, "127.0.0.1").close()
-        heard = Heard(events)
-        assert heard.wait(EventsLost).source == SOURCE
-        heard.drain()
+        log = EventLog(events)
+        assert log.wait(EventsLost).source == SOURCE
+        log.drain()
         with listen(lab.client, "127.0.0.1") as listener:
             port = listener.getsockname()[1]
-            heard.wait(ListenerCreated, lambda event: event.local.port == port)
-        assert not any(isinstance(event, EventsLost) for event in heard.events)
+            log.wait(ListenerCreated, lambda event: event.local.port == port)
+        assert not any(isinstance(event, EventsLost) for event in log.events)
 
 
 def test_a_burst_fits_the_default_buffer(lab: Lab) -> None:
@@ -46,11 +48,11 @@ def test_a_burst_fits_the_default_buffer(lab: Lab) -> None:
     with events:
         for _ in range(500):
             listen(lab.client, "127.0.0.1").close()
-        heard: list[object] = []
+        events_read: list[object] = []
         while batch := events.read():
-            heard += batch
-    assert not any(isinstance(event, EventsLost) for event in heard)
-    assert sum(isinstance(event, ListenerCreated) for event in heard) == 500
+            events_read += batch
+    assert not any(isinstance(event, EventsLost) for event in events_read)
+    assert sum(isinstance(event, ListenerCreated) for event in events_read) == 500
 
 
 def test_a_kept_descriptor_goes_on_hearing(lab: Lab) -> None:
@@ -59,7 +61,7 @@ def test_a_kept_descriptor_goes_on_hearing(lab: Lab) -> None:
         kept = os.dup(first.fileno())
     with listen(lab.client, "127.0.0.1") as listener, PmEvents.adopt(kept) as events:
         port = listener.getsockname()[1]
-        Heard(events).wait(ListenerCreated, lambda event: event.local.port == port)
+        EventLog(events).wait(ListenerCreated, lambda event: event.local.port == port)
         assert not os.get_inheritable(events.fileno())
 
 

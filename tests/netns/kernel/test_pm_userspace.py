@@ -36,7 +36,8 @@ from mptcpd_ebpf.kernel.errors import NetlinkRefused
 from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer
 from mptcpd_ebpf.lab import Lab
-from tests.netns.mptcp_peers import Pair, Peer, connected, listen, need_listener_events, peer
+from tests.netns.mptcp_peers import Pair, Peer, connected, need_listener_events, peer
+from tests.netns.mptcp_sockets import listen
 
 
 class Scene:
@@ -75,7 +76,7 @@ class Scene:
     def join(self, *, backup: bool = False) -> SubflowEstablished:
         """A second subflow."""
         assert self.create(backup=backup) == (0, "")
-        return self.client.heard.wait(SubflowEstablished)
+        return self.client.log.wait(SubflowEstablished)
 
 
 @pytest.fixture(params=["IPv4", "IPv6", "dual-stack"])
@@ -104,25 +105,25 @@ def test_both_ends_hear_the_connection_come_and_go(scene: Scene) -> None:
     pair = scene.pair
     near = SockAddr(*pair.client.getsockname()[:2])
     far = SockAddr(*pair.client.getpeername()[:2])
-    for at, heard, local, remote in (
-        (pair.at_client, scene.client.heard, near, far),
-        (pair.at_server, scene.server.heard, far, near),
+    for at, log, local, remote in (
+        (pair.at_client, scene.client.log, near, far),
+        (pair.at_server, scene.server.log, far, near),
     ):
-        created = heard.wait(ConnectionCreated)
+        created = log.wait(ConnectionCreated)
         assert (created.token, created.local, created.remote) == (at.token, local, remote)
         assert (at.local, at.remote) == (local, remote)
-        assert created.server_side is at.server_side is (heard is scene.server.heard)
+        assert created.server_side is at.server_side is (log is scene.server.log)
         assert not created.deny_join_id0
     assert pair.at_client.token != pair.at_server.token
     pair.client.close()
     pair.server.close()
-    assert scene.client.heard.wait(ConnectionClosed).token == pair.at_client.token
-    assert scene.server.heard.wait(ConnectionClosed).token == pair.at_server.token
+    assert scene.client.log.wait(ConnectionClosed).token == pair.at_client.token
+    assert scene.server.log.wait(ConnectionClosed).token == pair.at_server.token
 
 
 def test_a_subflow_is_created_and_destroyed(scene: Scene) -> None:
     joined = scene.join()
-    at_server = scene.server.heard.wait(SubflowEstablished)
+    at_server = scene.server.log.wait(SubflowEstablished)
     assert (joined.local.ip, joined.remote) == (scene.second_ip, scene.pair.at_client.remote)
     assert (joined.local_id, joined.remote_id, joined.backup) == (5, 0, False)
     assert (at_server.local, at_server.remote) == (joined.remote, joined.local)
@@ -131,9 +132,9 @@ def test_a_subflow_is_created_and_destroyed(scene: Scene) -> None:
         token=joined.token, local=joined.local, remote=joined.remote, reason="test"
     )
     assert scene.client.pm.execute_now(command) == (0, "")
-    closed = scene.client.heard.wait(SubflowClosed)
+    closed = scene.client.log.wait(SubflowClosed)
     assert (closed.local, closed.remote, closed.local_id) == (joined.local, joined.remote, 5)
-    gone = scene.server.heard.wait(SubflowClosed)
+    gone = scene.server.log.wait(SubflowClosed)
     assert (gone.local, gone.remote) == (joined.remote, joined.local)
     scene.pair.exchange()
 
@@ -173,7 +174,7 @@ def test_which_path_manager_has_a_connection(scene: Scene) -> None:
 
 def test_the_initial_subflow_can_go_while_another_lives(scene: Scene) -> None:
     scene.join()
-    scene.server.heard.wait(SubflowEstablished)
+    scene.server.log.wait(SubflowEstablished)
     for end, at in (
         (scene.server, scene.pair.at_server),
         (scene.client, scene.pair.at_client),
@@ -183,16 +184,16 @@ def test_the_initial_subflow_can_go_while_another_lives(scene: Scene) -> None:
         )
         # The other end's own close may have been quicker.
         assert answer.errno in ((0,) if end is scene.server else (0, errno.ESRCH)), answer
-        closed = end.heard.wait(SubflowClosed)
+        closed = end.log.wait(SubflowClosed)
         assert (closed.local, closed.remote) == (at.local, at.remote)
     scene.pair.exchange()
 
 
 def test_backup_is_set_at_birth_and_changed_later(scene: Scene) -> None:
     joined = scene.join(backup=True)
-    assert scene.server.heard.wait(SubflowEstablished).backup is joins_marked()
+    assert scene.server.log.wait(SubflowEstablished).backup is joins_marked()
     for backup in (False, True):
-        scene.server.heard.drain()
+        scene.server.log.drain()
         answer = scene.client.pm.execute_now(
             SetBackup(
                 token=joined.token,
@@ -203,7 +204,7 @@ def test_backup_is_set_at_birth_and_changed_later(scene: Scene) -> None:
             )
         )
         assert answer == (0, "")
-        told = scene.server.heard.wait(SubflowPriority)
+        told = scene.server.log.wait(SubflowPriority)
         assert (told.local, told.remote, told.backup) == (joined.remote, joined.local, backup)
         assert (told.local_id, told.remote_id) == (0, 5)
 
@@ -212,14 +213,14 @@ def test_an_address_is_announced_and_withdrawn(scene: Scene) -> None:
     token = scene.pair.at_server.token
     announce = AnnounceAddress(token=token, ip=scene.announced_ip, address_id=7, reason="test")
     assert scene.server.pm.execute_now(announce) == (0, "")
-    told = scene.client.heard.wait(AddressAnnounced)
+    told = scene.client.log.wait(AddressAnnounced)
     assert (told.token, told.address_id) == (scene.pair.at_client.token, 7)
     assert told.ip == scene.announced_ip
     # Where the peer named no port the kernel reports the connection's own.
     assert told.port == scene.pair.at_client.remote.port
     answer = scene.server.pm.execute_now(WithdrawAddress(token=token, address_id=7, reason="test"))
     assert answer == (0, "")
-    withdrawn = scene.client.heard.wait(AddressWithdrawn)
+    withdrawn = scene.client.log.wait(AddressWithdrawn)
     assert (withdrawn.token, withdrawn.address_id) == (scene.pair.at_client.token, 7)
 
 
@@ -234,17 +235,17 @@ def test_an_announced_port_can_be_joined(scene: Scene) -> None:
             reason="test",
         )
         assert scene.server.pm.execute_now(announce) == (0, "")
-        told = scene.client.heard.wait(AddressAnnounced)
+        told = scene.client.log.wait(AddressAnnounced)
         assert (told.ip, told.port) == address
         assert scene.create(remote=address, remote_id=7) == (0, "")
-        joined = scene.client.heard.wait(SubflowEstablished)
+        joined = scene.client.log.wait(SubflowEstablished)
         assert (joined.remote, joined.remote_id) == (address, 7)
 
 
 def test_a_join_that_nobody_answers_says_why(scene: Scene) -> None:
     nobody = SockAddr(scene.announced_ip, 9)
     assert scene.create(remote=nobody) == (0, ""), "the kernel answers before the handshake"
-    closed = scene.client.heard.wait(SubflowClosed)
+    closed = scene.client.log.wait(SubflowClosed)
     assert (closed.remote, closed.error) == (nobody, errno.ECONNREFUSED)
     assert closed.reset_reason is None, "a plain RST gives no reason"
 
@@ -253,8 +254,8 @@ def test_listeners_come_and_go(scene: Scene) -> None:
     need_listener_events(scene.lab.server)
     with listen(scene.lab.server, scene.announced_ip) as listener:
         address = SockAddr(scene.announced_ip, listener.getsockname()[1])
-        scene.server.heard.wait(ListenerCreated, lambda e: e.local == address)
-    scene.server.heard.wait(ListenerClosed, lambda e: e.local == address)
+        scene.server.log.wait(ListenerCreated, lambda e: e.local == address)
+    scene.server.log.wait(ListenerClosed, lambda e: e.local == address)
 
 
 def test_refusals_are_explained(scene: Scene) -> None:

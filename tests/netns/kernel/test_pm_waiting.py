@@ -81,7 +81,7 @@ def test_who_stops_waiting_takes_nothing_along(
     async def cancel_one() -> CommandAnswer:
         waiting = asyncio.ensure_future(pm.execute(NO_SUCH))
         other = asyncio.ensure_future(pm.execute(LIMITS))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the event loop: both requests are sent
         waiting.cancel()
         return await other
 

@@ -6,8 +6,6 @@ what catches the changes of which the kernel does not tell.
 """
 
 import json
-import select
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TypeVar
@@ -31,7 +29,8 @@ from mptcpd_ebpf.kernel import rtnetlink
 from mptcpd_ebpf.kernel.rtnetlink import RouteEvents
 from mptcpd_ebpf.kernel.transport import NETLINK_ROUTE, Requester
 from mptcpd_ebpf.lab import Host, Lab
-from tests.netns.mptcp_peers import DEADLINE_S, Heard
+from tests.netns.event_log import EventLog
+from tests.waiting import until
 
 E = TypeVar("E", bound=Event)
 
@@ -41,7 +40,7 @@ class Network:
 
     def __init__(self, host: Host, far: Host, events: RouteEvents, requester: Requester) -> None:
         self.host, self.far = host, far
-        self.heard = Heard(events)
+        self.log = EventLog(events)
         self._requester = requester
         self.world = World()
         network.resynchronise(self.world, self.dump())
@@ -66,10 +65,10 @@ class Network:
 
     def until(self, kind: type[E], matches: Callable[[E], bool]) -> E:
         """Waits for an event that comes at its own time; what came before it counts too."""
-        self.heard.events = []
-        event = self.heard.wait(kind, matches)
-        for heard in self.heard.events:
-            network.apply(self.world, heard)
+        self.log.events = []
+        event = self.log.wait(kind, matches)
+        for each in self.log.events:
+            network.apply(self.world, each)
         return event
 
     def settle(self) -> list[Event]:
@@ -77,19 +76,23 @@ class Network:
 
         IPv4 is told before `ip` returns, IPv6 by a worker of the kernel a moment later.
         """
-        self.heard.events = []
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
-            for event in self.heard.source.read():
-                self.heard.events.append(event)
+        self.log.events = []
+        applied = 0
+        fresh = World()
+
+        def in_step() -> bool:
+            nonlocal applied, fresh
+            while self.log.take():
+                pass
+            for event in self.log.events[applied:]:
                 network.apply(self.world, event)
+            applied = len(self.log.events)
             fresh = World()
             network.resynchronise(fresh, self.dump())
-            if known(self.world) == known(fresh):
-                return self.heard.events
-            left = max(deadline - time.monotonic(), 0)
-            if not select.select([self.heard.source], [], [], left)[0]:
-                assert known(self.world) == known(fresh)
+            return known(self.world) == known(fresh)
+
+        until(in_step, lambda: f"{known(self.world)} is {known(fresh)}")
+        return self.log.events
 
     def index(self, name: str) -> int:
         rows = json.loads(self.run(f"-j link show dev {name}"))
@@ -171,7 +174,7 @@ def test_ipv6_states(net: Network) -> None:
     ours = "fd00:9::1"
     done = net.until(LocalAddressChanged, lambda e: e.ip == ours and not e.tentative)
     assert not done.deprecated
-    first = next(e for e in net.heard.events if isinstance(e, LocalAddressChanged))
+    first = next(e for e in net.log.events if isinstance(e, LocalAddressChanged))
     assert (first.ip, first.tentative) == (ours, True)
     (event,) = net.ip(f"-6 address change {ours}/64 dev one preferred_lft 0")
     assert isinstance(event, LocalAddressChanged)
@@ -260,10 +263,10 @@ def test_an_overflow_is_told_and_made_good(net: Network) -> None:
     with small:
         lines = [f"address add 192.0.2.{n}/24 dev one" for n in range(1, 100)]
         net.host.batch("ip", [*lines, "route add default via 192.0.2.250 metric 5"])
-        heard = Heard(small)
-        assert heard.wait(EventsLost).source == rtnetlink.SOURCE
-        heard.drain()
+        log = EventLog(small)
+        assert log.wait(EventsLost).source == rtnetlink.SOURCE
+        log.drain()
         net.run("route del default via 192.0.2.250 metric 5")
         # Known although its message was lost: what is there was read anew.
-        gone = heard.wait(DefaultRouteRemoved)
+        gone = log.wait(DefaultRouteRemoved)
         assert (gone.gateway, gone.metric) == ("192.0.2.250", 5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`mptcpd-ebpf lab`: up, changed, shown and down by hand, with clear words and codes."""
+"""`mptcpd-ebpf lab`: up, set, fault, show and down, with clear messages and exit codes."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def shown() -> dict[str, Any]:
     return record
 
 
-def test_a_lab_is_built_changed_and_removed_by_hand(file: str) -> None:
+def test_a_lab_is_built_changed_and_removed(file: str) -> None:
     lab("up", file, "-n", NAME)
     record = shown()
     hosts = {host["name"]: host["namespace"] for host in record["hosts"]}
@@ -98,12 +98,14 @@ def test_a_second_lab_of_the_same_name_is_refused(file: str) -> None:
         ("hosts: [a, b]", "there is no host 'client' (there are a, b); say which two it joins"),
     ],
 )
-def test_a_bad_file_says_where_and_why(file: str, text: str, words: str) -> None:
+def test_mistakes_of_a_file_are_reported_with_place_and_reason(
+    file: str, text: str, words: str
+) -> None:
     Path(file).write_text(text)
     assert words in lab("up", file, "-n", NAME, code=78).stderr
 
 
-def test_bad_changes_say_what_can_be(file: str) -> None:
+def test_impossible_changes_are_refused_with_the_possible_ones(file: str) -> None:
     lab("up", file, "-n", NAME)
     for arguments, words in (
         (("set", "fibre", "delay_ms"), "'delay_ms' is not FIELD=VALUE"),
@@ -123,7 +125,7 @@ def test_bad_changes_say_what_can_be(file: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "two words", "x" * 120, "/etc"])
-def test_a_bad_name_is_refused(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     for command in ("up", "show"):
         assert "cannot be a lab's name" in lab(command, "-n", name, code=64).stderr
 
@@ -132,7 +134,7 @@ def keeper_of(record: dict[str, Any]) -> int:
     return int(record["hosts"][0]["namespace"].split("-")[1])
 
 
-def test_a_dead_emulator_is_told_by_every_command(file: str) -> None:
+def test_every_command_reports_an_ended_emulator(file: str) -> None:
     Path(file).write_text(FILE + "backend: nfqueue\n")
     lab("up", file, "-n", NAME)
     record = shown()
@@ -189,7 +191,7 @@ def test_every_state_of_a_path_is_shown(file: str) -> None:
     assert fibre["down"]["drop_mptcp"] == ["mp-join", "add-addr"]
 
 
-def test_a_request_that_nobody_foresaw_is_answered(file: str) -> None:
+def test_an_unexpected_error_is_answered(file: str) -> None:
     lab("up", file, "-n", NAME)
     with pytest.raises(LabError, match=r"unexpectedly: TypeError: .*keeper\.py:"):
         keeper.ask(NAME, 7)  # type: ignore[arg-type]
@@ -217,7 +219,7 @@ def test_sigterm_takes_a_kept_lab_down(file: str) -> None:
 
 
 @pytest.mark.ordinary_user
-def test_a_lab_is_roots_alone() -> None:
+def test_a_lab_needs_root() -> None:
     done = subprocess.run([*AS_NOBODY, *MAIN, "up"], capture_output=True, text=True)
     assert done.returncode == 77
     assert "a lab is root's" in done.stderr

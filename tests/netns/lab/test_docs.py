@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""docs/lab.md's listings run as they stand, and the example project passes its tests."""
+"""The listings of docs/lab.md run unchanged, and the example project passes its tests."""
 
 import pathlib
 import re
@@ -23,7 +23,7 @@ def listings(language: str) -> list[str]:
 
 
 def pytest_in(folder: pathlib.Path) -> str:
-    """Runs pytest there as a stranger's project would, and returns its summary."""
+    """Runs pytest there as in another project, and returns its output."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."],
         cwd=folder,
@@ -44,7 +44,7 @@ def test_the_first_test_of_the_guide_passes(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("listing", listings("python")[1:])
-def test_the_guide_s_programs_run(listing: str) -> None:
+def test_the_programs_of_the_guide_run(listing: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", listing], capture_output=True, text=True, timeout=60 * SLOWNESS
     )
@@ -52,7 +52,7 @@ def test_the_guide_s_programs_run(listing: str) -> None:
     assert re.search(r"\d+ (Mbit/s|ms)", done.stdout)
 
 
-def test_the_guide_s_file_becomes_a_lab() -> None:
+def test_the_file_of_the_guide_becomes_a_lab() -> None:
     (text,) = listings("yaml")
     topology = loads(text, "docs/lab.md")
     assert [path.name for path in topology.paths] == ["fibre", "lte", "cable", "wlan"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Each fault does to real MPTCP connections what it says, and healing undoes it."""
+"""Each fault has its effect on real MPTCP connections, and `heal` removes it."""
 
 import random
 import time
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import (
     Bottleneck,
     Host,
@@ -22,6 +23,7 @@ from mptcpd_ebpf.lab import (
     RunningSchedule,
     Step,
 )
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint
 from mptcpd_ebpf.lab.schedule import End
 from mptcpd_ebpf.lab.traffic import RequestResponseResult
 from tests.waiting import SLOWNESS, until
@@ -35,21 +37,12 @@ SECOND_FASTER = [Path(delay_ms=20), Path(delay_ms=1, nat=True)]
 
 def mib(host: Host) -> dict[str, int]:
     """The MPTcpExt counters of a host."""
-
-    def read() -> dict[str, int]:
-        with open("/proc/net/netstat") as file:
-            lines = file.read().splitlines()
-        for names, values in zip(lines[::2], lines[1::2], strict=True):
-            if names.startswith("MPTcpExt:"):
-                numbers = map(int, values.split()[1:])
-                return dict(zip(names.split()[1:], numbers, strict=True))
-        raise AssertionError("no MPTcpExt counters")
-
-    return host.call(read)
+    with host.entered():
+        return counters.read()
 
 
 def join_over_second_path(lab: Lab) -> None:
-    lab.client.run(["ip", "mptcp", "endpoint", "add", lab.paths[1].client_ip, "subflow"])
+    add_endpoint(lab.client, lab.paths[1].client_ip, "subflow")
 
 
 def joining(lab: Lab) -> int:
@@ -86,9 +79,7 @@ def has_carrier(host: Host, interface: str) -> bool:
 
 
 @pytest.mark.parametrize("ip", IPS)
-def test_lost_carrier_is_seen_by_the_host_whose_carrier_it_is(
-    make_mptcp_lab: Make, ip: str
-) -> None:
+def test_only_the_host_that_lost_its_carrier_notices(make_mptcp_lab: Make, ip: str) -> None:
     lab = make_mptcp_lab(TWO, ip=ip)
     path = lab.paths[0]
     path.carrier(False)
@@ -147,7 +138,7 @@ def test_a_removed_interface_is_gone_and_comes_back_impaired_as_before(
 
 
 @pytest.mark.parametrize("ip", IPS)
-def test_a_rebooted_router_takes_both_carriers_and_works_afterwards(
+def test_a_restarted_router_takes_both_carriers_and_works_afterwards(
     make_mptcp_lab: Make, ip: str
 ) -> None:
     lab = make_mptcp_lab([Path(delay_ms=1), Path(delay_ms=1, nat=True)], ip=ip)
@@ -161,7 +152,7 @@ def test_a_rebooted_router_takes_both_carriers_and_works_afterwards(
 
 
 def check_links(lab: Lab, path: LivePath) -> None:
-    """The kernel has the path's links and addresses as all its faults together leave them."""
+    """The path's links and addresses are as all its faults together require."""
     faults, shared = path.faults, path.path.bottleneck is not None
     carriers = {
         "client": not (faults.router_off or "client" in faults.carrier_off),
@@ -183,7 +174,7 @@ def check_links(lab: Lab, path: LivePath) -> None:
     ("fields", "bottleneck"), [({"nat": True}, False), ({"bottleneck": "isp"}, True)]
 )
 @pytest.mark.parametrize("ip", ["4", "both"])
-def test_faults_come_and_go_in_any_order(
+def test_faults_can_be_combined_in_any_order(
     make_mptcp_lab: Make, fields: dict[str, Any], bottleneck: bool, ip: str
 ) -> None:
     necks = [Bottleneck(name="isp", delay_ms=1)] if bottleneck else []
@@ -204,7 +195,7 @@ def test_faults_come_and_go_in_any_order(
             partial(path.remove_address, end=end),
             partial(path.restore_address, end=end),
         ]
-    # A seed, so that what fails once fails again.
+    # A seed, so that a failure can be reproduced.
     for kind in random.Random(f"{fields} {ip}").choices(kinds, k=30):
         kind()
         check_links(lab, path)
@@ -213,7 +204,7 @@ def test_faults_come_and_go_in_any_order(
     until(lambda: reachable(lab, 0), "the path is back")
 
 
-def test_the_paths_of_a_bottleneck_share_the_server_s_interface_alone(
+def test_the_paths_of_a_bottleneck_share_only_the_servers_interface(
     make_mptcp_lab: Make,
 ) -> None:
     one, other = (Path(name=name, delay_ms=1, bottleneck="isp") for name in ("one", "other"))
@@ -234,7 +225,7 @@ def test_the_paths_of_a_bottleneck_share_the_server_s_interface_alone(
 
 
 def drop_joins_until_healed(lab: Lab) -> None:
-    """The second path's joins do not arrive, the first path's data does; then both."""
+    """Only the second path's joins are dropped; after `heal` the join succeeds."""
     lab.paths[1].drop_mptcp("mp-join")
     running = lab.start(RequestResponse(interval_ms=10))
     until(lambda: joining(lab) == 1, "the client tries to join")
@@ -257,7 +248,7 @@ def test_options_are_dropped_and_stripped_on_a_path_through_a_bottleneck(
     assert not reachable(lab, 1)
 
 
-def test_two_threads_may_change_a_lab_at_a_time(make_mptcp_lab: Make) -> None:
+def test_two_threads_may_change_a_lab_at_the_same_time(make_mptcp_lab: Make) -> None:
     lab = make_mptcp_lab(TWO)
     rounds = 2 * max(5, round(30 / SLOWNESS))
     path = lab.paths[0]
@@ -279,7 +270,7 @@ def test_two_threads_may_change_a_lab_at_a_time(make_mptcp_lab: Make) -> None:
     assert reachable(lab, 0)
 
 
-def test_heal_undoes_all_at_once(make_mptcp_lab: Make) -> None:
+def test_heal_removes_all_faults(make_mptcp_lab: Make) -> None:
     lab = make_mptcp_lab([Path(delay_ms=2, rate_mbit=50), Path()], ip="both")
     path = lab.paths[0]
     path.set(loss_percent=50)
@@ -321,7 +312,7 @@ def test_only_joins_are_dropped(make_mptcp_lab: Make, ip: str) -> None:
 
 def test_only_announcements_are_dropped(make_mptcp_lab: Make) -> None:
     lab = make_mptcp_lab(TWO)
-    lab.server.run(["ip", "mptcp", "endpoint", "add", lab.paths[1].server_ip, "signal"])
+    add_endpoint(lab.server, lab.paths[1].server_ip, "signal")
     lab.paths[0].drop_mptcp("add-addr")
     running = lab.start(RequestResponse(count=20, interval_ms=5))
     until(lambda: mib(lab.server).get("AddAddrTx", 1) >= 1, "the server announces")
@@ -339,7 +330,7 @@ def test_unknown_options_are_refused(make_mptcp_lab: Make) -> None:
 
 
 @pytest.mark.parametrize("ip", ["4", "6"])
-def test_a_forged_reset_ends_one_subflow_and_the_connection_lives(
+def test_a_forged_reset_ends_one_subflow_and_not_the_connection(
     make_mptcp_lab: Make, ip: str
 ) -> None:
     lab = make_mptcp_lab(SECOND_FASTER, ip=ip)
@@ -353,7 +344,7 @@ def test_a_forged_reset_ends_one_subflow_and_the_connection_lives(
 
 
 @pytest.mark.parametrize(("ip", "tool"), [("4", "iptables"), ("6", "ip6tables")])
-def test_an_expired_binding_silences_the_subflow_behind_it(
+def test_packets_behind_an_expired_nat_binding_are_dropped(
     make_mptcp_lab: Make, ip: str, tool: str
 ) -> None:
     lab = make_mptcp_lab(SECOND_FASTER, ip=ip)
@@ -373,7 +364,7 @@ def test_an_expired_binding_silences_the_subflow_behind_it(
         lab.paths[0].expire_nat()
 
 
-def test_a_schedule_runs_by_the_clock(make_mptcp_lab: Make) -> None:
+def test_steps_are_taken_in_time(make_mptcp_lab: Make) -> None:
     lab = make_mptcp_lab(TWO)
     running = lab.schedule(
         [
@@ -392,7 +383,7 @@ def test_a_schedule_runs_by_the_clock(make_mptcp_lab: Make) -> None:
     assert lab.paths[0].blackholed == (False, False)
 
 
-def test_a_schedule_that_cannot_be_is_refused_before_it_starts(make_mptcp_lab: Make) -> None:
+def test_an_impossible_schedule_is_refused_before_it_starts(make_mptcp_lab: Make) -> None:
     lab = make_mptcp_lab(TWO)
     for step, words in (
         (Step(at=1), "give either set or fault"),
@@ -408,7 +399,7 @@ def test_a_schedule_that_cannot_be_is_refused_before_it_starts(make_mptcp_lab: M
 
 
 def schedule_that_fails(lab: Lab) -> RunningSchedule:
-    """One whose first step fits when it is looked at, and no more when it is taken."""
+    """A schedule whose first step is valid when it is checked, and invalid when it is taken."""
     with lab.paths[0].lock:
         steps = [Step(at=0, set={"jitter_ms": 15}), Step(at=0.1, fault="heal")]
         running = lab.schedule(steps)
@@ -416,7 +407,7 @@ def schedule_that_fails(lab: Lab) -> RunningSchedule:
     return running
 
 
-def test_a_step_that_fails_is_told_when_the_lab_ends() -> None:
+def test_a_failed_step_is_raised_when_the_lab_ends() -> None:
     def run() -> None:
         with Lab([Path(delay_ms=20)]) as lab:
             running = schedule_that_fails(lab)
@@ -427,7 +418,7 @@ def test_a_step_that_fails_is_told_when_the_lab_ends() -> None:
         run()
 
 
-def test_a_step_that_fails_is_told_once() -> None:
+def test_a_failed_step_is_raised_once() -> None:
     with Lab([Path(delay_ms=20)]) as lab:
         running = schedule_that_fails(lab)
         with pytest.raises(LabError, match="the schedule stopped at 0 s"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A lab leaves nothing behind, however it ends, and does not touch another's."""
+"""A lab leaves nothing behind, however it ends, and does not touch other labs."""
 
 import os
 import shutil
@@ -26,13 +26,13 @@ from tests.ordinary_user import AS_NOBODY
 from tests.waiting import SLOWNESS, runs, until
 
 HOLD = """
-import subprocess, sys, time
+import signal
 from mptcpd_ebpf.lab import Lab, Path, RequestResponse
 with Lab([Path(delay_ms=5)], backend="nfqueue") as lab:
     child = lab.client.popen(["sleep", "600"])
     lab.start(RequestResponse())
     print(lab.client.name, child.pid, lab.backend.emulation.process.pid, flush=True)
-    time.sleep(600)
+    signal.pause()
 """
 
 
@@ -67,7 +67,7 @@ def test_ctrl_c_ends_everything() -> None:
     until(lambda: not runs(holder.emulator), "the emulator ends")
 
 
-def test_what_a_killed_owner_leaves_is_removed_by_the_next_lab_alone() -> None:
+def test_the_next_lab_removes_only_what_a_killed_owner_left() -> None:
     killed, alive = Holder(), Holder()
     try:
         assert len(killed.namespaces()) == 4
@@ -85,7 +85,7 @@ def test_what_a_killed_owner_leaves_is_removed_by_the_next_lab_alone() -> None:
 
 def test_sigterm_takes_the_demo_s_lab_down(tmp_path: FilePath) -> None:
     argv = [sys.executable, "-c", "from mptcpd_ebpf.cli import main; main()", "demo"]
-    # Found before the real one: it is needed for nothing but the picture.
+    # This module is found before the real one, which only the picture needs.
     (tmp_path / "matplotlib.py").write_text("raise RuntimeError('not on this machine')")
     with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.DEVNULL) as demo:
         prefix = f"{namespaces.PREFIX}-{demo.pid}-"
@@ -109,7 +109,7 @@ def test_a_failing_test_takes_its_lab_down() -> None:
     assert not any(os.path.exists(namespaces.path_of(name)) for name in names)
 
 
-def test_two_labs_at_a_time_do_not_meet() -> None:
+def test_two_labs_do_not_affect_each_other() -> None:
     with Lab([Path(delay_ms=1)]) as one, Lab([Path(delay_ms=1)]) as other:
         assert one.client.netns != other.client.netns
         one.paths[0].blackhole()
@@ -121,12 +121,12 @@ def interfaces(host: Host) -> set[str]:
     return set(host.call(lambda: [name for _, name in socket.if_nameindex()]))
 
 
-def test_nothing_leads_out_of_a_lab() -> None:
+def test_a_lab_has_no_link_to_the_outside() -> None:
     paths = [Path(name="fibre"), Path(name="lte", bottleneck="isp")]
     with Lab(paths, bottlenecks=[Bottleneck(name="isp")]) as lab:
         inside = {label: interfaces(host) for label, host in lab.hosts.items()}
         inside |= {label: interfaces(host) for label, host in lab.routers.items()}
-        # Each cable has both its ends in the lab, and there is nothing else.
+        # Both ends of each veth pair are in the lab, and there is nothing else.
         assert {label: names - {"lo"} for label, names in inside.items()} == {
             "client": {"fibre", "lte"},
             "server": {"fibre", "isp"},
@@ -139,7 +139,7 @@ def test_nothing_leads_out_of_a_lab() -> None:
         assert done.returncode != 0
 
 
-def test_the_emulator_is_gone_after_the_lab() -> None:
+def test_the_emulator_ends_with_the_lab() -> None:
     with Lab([Path(delay_ms=1)], backend="nfqueue") as lab:
         process = lab.backend.emulation.process  # type: ignore[attr-defined]
         assert runs(process.pid)
@@ -153,7 +153,7 @@ def test_traffic_that_still_runs_ends_with_the_lab() -> None:
     assert not runs(running.pid)
 
 
-def test_a_host_runs_callables_commands_and_threads_of_its_own() -> None:
+def test_a_host_runs_callables_commands_and_threads() -> None:
     with Lab() as lab:
         assert lab.client.call(lambda: os.stat("/proc/self/ns/net").st_ino) == lab.client.netns
         assert namespaces.inode(lab.client.name) == lab.client.netns
@@ -170,19 +170,19 @@ def test_a_host_runs_callables_commands_and_threads_of_its_own() -> None:
             lab.client.run(["sh", "-c", "echo oh >&2; exit 3"])
         with pytest.raises(LabError, match="ended without an answer"):
             lab.client.call(os._exit, 7)
-        # /sys is still the host's: `ip netns exec` would have mounted another.
+        # /sys is still the machine's: `ip netns exec` would have mounted another.
         assert lab.client.run(["stat", "-c", "%d", "/sys"]).stdout == (
             f"{os.stat('/sys').st_dev}\n"
         )
 
 
-def test_hosts_begin_with_mptcp_and_without_endpoints() -> None:
+def test_hosts_start_with_mptcp_and_without_endpoints() -> None:
     with Lab() as lab:
         assert lab.client.sysctl("mptcp.enabled") == "1"
         assert lab.client.run(["ip", "mptcp", "endpoint"]).stdout == ""
 
 
-def test_the_plugin_costs_a_stranger_nothing(tmp_path: FilePath) -> None:
+def test_the_pytest_plugin_imports_nothing_for_other_tests(tmp_path: FilePath) -> None:
     test = tmp_path / "test_stranger.py"
     test.write_text(
         "import sys\n"
@@ -201,7 +201,7 @@ def test_the_plugin_costs_a_stranger_nothing(tmp_path: FilePath) -> None:
 
 
 @pytest.mark.ordinary_user
-def test_without_root_the_fixture_skips_and_says_why(tmp_path: FilePath) -> None:
+def test_without_root_the_fixture_skips_with_the_reason(tmp_path: FilePath) -> None:
     os.chmod(tmp_path, 0o777)
     for parent in list(tmp_path.parents)[:2]:
         os.chmod(parent, 0o755)
@@ -220,9 +220,12 @@ def test_without_root_the_fixture_skips_and_says_why(tmp_path: FilePath) -> None
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("ip", "ip: no such command; Debian's package iproute2 has it"),
-        ("tc", "tc: no such command; Debian's package iproute2 has it"),
-        ("iptables-restore", "iptables-restore: no such command; Debian's package iptables has it"),
+        ("ip", "ip: no such command; install Debian's package iproute2"),
+        ("tc", "tc: no such command; install Debian's package iproute2"),
+        (
+            "iptables-restore",
+            "iptables-restore: no such command; install Debian's package iptables",
+        ),
     ],
 )
 def test_a_missing_tool_makes_a_lab_unavailable(

@@ -10,6 +10,7 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.plugin_host import PluginHost, plugin_host
 from tests.waiting import INTERVAL_MS, until
 
@@ -347,7 +348,7 @@ def test_endpoints_carry_subflows_and_the_last_one_is_never_taken(
     lab = make_mptcp_lab([LabPath(), LabPath()])
     host = PluginHost(f"/run/netns/{lab.client.name}")
     lab.client.sysctl("mptcp.pm_type", 0)
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "4"])
+    raise_limits(lab.server)
     first, second = lab.paths
     with host.daemon(tmp_path, ADDR_ADV) as running:
         host.expect(first.client_ip, second.client_ip)

@@ -18,12 +18,12 @@ from mptcpd_ebpf.lab import Lab
 from mptcpd_ebpf.lab.wire import Peer, PeerConnection
 from tests.netns.daemon_host import daemon_in
 from tests.netns.daemon_process import RunningDaemon
-from tests.netns.mptcp_peers import IPPROTO_MPTCP, listen, need_listener_events
+from tests.netns.mptcp_peers import need_listener_events
+from tests.netns.mptcp_sockets import listen, mptcp_socket
 from tests.netns.plugin_host import plugin_host
+from tests.netns.scripted_peer import PORT, kernel_connected
 from tests.netns.witness import Testimony
 from tests.waiting import until
-
-PORT = 5000
 
 
 @pytest.fixture
@@ -39,20 +39,12 @@ def client_side(
     options = ("--plugin-dir", str(testimony.plugins(witness=0)), "--path-manager=witness")
     with (
         daemon_in(lab.client, folder, "--probes=netlink", *options) as running,
-        Peer(lab.server.name) as scripted,
+        kernel_connected(lab) as (_, connection, near),
     ):
-        with lab.client.entered():
-            near = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with near:
-            near.setblocking(False)
-            near.connect_ex((lab.paths[0].server_ip, PORT))
-            connection = scripted.accept(PORT)
-            near.send(b"x")
-            connection.receive_data(1)
-            connection.send(b"y")
-            connection.wait_acked()
-            testimony.until("connection_established")
-            yield running, connection, near
+        connection.send(b"y")
+        connection.wait_acked()
+        testimony.until("connection_established")
+        yield running, connection, near
 
 
 def test_what_happens_to_a_clients_connection(
@@ -187,9 +179,7 @@ def test_connections_go_to_one_the_network_to_all_by_priority(
         daemon_in(mptcp_lab.server, tmp_path, "--probes=netlink", *options) as running,
         listen(mptcp_lab.server, mptcp_lab.paths[0].server_ip) as listener,
     ):
-        with mptcp_lab.client.entered():
-            near = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with near:
+        with mptcp_socket(mptcp_lab.client) as near:
             near.connect(listener.getsockname())
             near.send(b"x")
             (new,) = testimony.until("connection_established")

@@ -2,7 +2,6 @@
 """reconnect on the real kernel: each way to lose a subflow is told apart, and has its answer."""
 
 import json
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from mptcpd_ebpf.lab.traffic.running import Running
-from mptcpd_ebpf.lab.wire import Peer
 from tests.netns.daemon_host import (
     PATIENCE_S,
     daemon_in,
@@ -22,12 +21,11 @@ from tests.netns.daemon_host import (
     subflows,
 )
 from tests.netns.daemon_process import RunningDaemon
-from tests.netns.mptcp_peers import IPPROTO_MPTCP
+from tests.netns.scripted_peer import kernel_connected
 from tests.waiting import INTERVAL_MS, until
 
 MakeLab = Callable[..., Lab]
 Traffic = Running[Any]
-PORT = 5000
 
 
 @contextmanager
@@ -35,7 +33,7 @@ def two_subflows(
     lab: Lab, folder: Path, *, backup: bool = False
 ) -> Iterator[tuple[RunningDaemon, Traffic]]:
     """A connection over the first path, a subflow by hand over the second, and a daemon."""
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     make_room_behind_holes(lab)
     file = folder / "c.yaml"
     file.write_text("path_manager: reconnect\nplugins: {reconnect: {first_pause_ms: 100}}\n")
@@ -75,10 +73,7 @@ def until_made_anew(
         now = behind(path, running, traffic)
         return len(now) == 1 and now != old
 
-    try:
-        until(done, "", PATIENCE_S)
-    except AssertionError:
-        raise AssertionError(f"no new subflow in the place of {old}\n{running.log}") from None
+    until(done, lambda: f"a new subflow in the place of {old}\n{running.log}", PATIENCE_S)
 
 
 @pytest.fixture
@@ -165,35 +160,27 @@ def test_what_the_peer_says_with_a_reset_decides(mptcp_lab: Lab, tmp_path: Path)
 
     with (
         daemon_in(mptcp_lab.client, tmp_path, "--probes=core", "--config", str(file)) as running,
-        Peer(mptcp_lab.server.name) as scripted,
+        kernel_connected(mptcp_lab) as (_, peer, _),
     ):
-        with mptcp_lab.client.entered():
-            near = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with near:
-            near.setblocking(False)
-            near.connect_ex((mptcp_lab.paths[0].server_ip, PORT))
-            peer = scripted.accept(PORT)
-            near.send(b"x")
-            peer.receive_data(1)
-            (known,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
-            add = ("subflow", "add", known["token"], second, known["remote"])
-            assert running.ask(*add).returncode == 0
-            subflow = peer.accept_join()
+        (known,) = json.loads(running.ask("ls", "--json").stdout)["connections"]
+        add = ("subflow", "add", known["token"], second, known["remote"])
+        assert running.ask(*add).returncode == 0
+        subflow = peer.accept_join()
 
-            token = int(known["token"], 16)
-            until(lambda: len(subflows(running, token)) == 2, "the join is known", PATIENCE_S)
-            before = len(decisions(running, "CreateSubflow"))
-            # Administratively prohibited.  It would be joined again in the turn that hears of it.
-            subflow.reset(3, transient=True)
-            until(lambda: len(subflows(running, token)) == 1, "it is gone", PATIENCE_S)
-            assert len(decisions(running, "CreateSubflow")) == before
+        token = int(known["token"], 16)
+        until(lambda: len(subflows(running, token)) == 2, "the join is known", PATIENCE_S)
+        before = len(decisions(running, "CreateSubflow"))
+        # Administratively prohibited.  It would be joined again in the turn that hears of it.
+        subflow.reset(3, transient=True)
+        until(lambda: len(subflows(running, token)) == 1, "it is gone", PATIENCE_S)
+        assert len(decisions(running, "CreateSubflow")) == before
 
-            assert running.ask(*add).returncode == 0
+        assert running.ask(*add).returncode == 0
+        subflow = peer.accept_join()
+        for reason, transient in (
+            (2, True),  # lack of resources, for now: at once
+            (5, False),  # unacceptable performance: after a pause
+        ):
+            subflow.reset(reason, transient=transient)
             subflow = peer.accept_join()
-            for reason, transient in (
-                (2, True),  # lack of resources, for now: at once
-                (5, False),  # unacceptable performance: after a pause
-            ):
-                subflow.reset(reason, transient=transient)
-                subflow = peer.accept_join()
-                until_logged(running, f"the peer reset it (reason {reason})")
+            until_logged(running, f"the peer reset it (reason {reason})")

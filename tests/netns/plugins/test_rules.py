@@ -19,7 +19,7 @@ import yaml
 
 from mptcpd_ebpf.lab import Host, Lab, LivePath
 from tests.netns.daemon_host import connections, daemon_in
-from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP, listen
+from tests.netns.mptcp_sockets import DEADLINE_S, listen, mptcp_socket
 from tests.netns.witness import Testimony
 
 PYTHON = "/usr/bin/python3"
@@ -266,11 +266,10 @@ def test_on_a_server_a_rule_looks_at_the_listener_also_if_it_is_older_than_the_d
                 if row["handler"] == "connection_established"
             }
 
-        with mptcp_lab.client.entered():
-            for port in ports.values():
-                calls = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-                stack.enter_context(calls).connect((path.server_ip, port))
-                calls.sendall(b"x")
+        for port in ports.values():
+            calls = stack.enter_context(mptcp_socket(mptcp_lab.client))
+            calls.connect((path.server_ip, port))
+            calls.sendall(b"x")
         for port in ports.values():
             testimony.until(
                 "connection_established", lambda c, p=port: c["local"].endswith(f":{p}")

@@ -16,6 +16,7 @@ from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from mptcpd_ebpf.lab.wire import AddAddr, MPJoinSyn, RemoveAddr, Wire
 from tests.core.scenario import TCP_ESTABLISHED
 from tests.netns.daemon_process import RunningDaemon, daemon
@@ -243,7 +244,7 @@ def _ends(running: RunningDaemon, local_ip: str) -> tuple[str, str]:
 
 def test_refresh_replaces_the_slowest(make_mptcp_lab: Made, tmp_path: Path) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5, rate_mbit=20, loss_percent=2)])
-    lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8", "add_addr_accepted", "8"])
+    raise_limits(lab.server)
     options: dict[str, Any] = {"subflows": 3, "interval_s": 1, "lag_percent": 100, "least_kib": 64}
     with managed(lab, tmp_path, "refresh", **options) as running:
         # So much that all carry some of it, but with pauses: Linux 6.1 and 6.12 take no join

@@ -13,16 +13,9 @@ import pytest
 
 from mptcpd_ebpf.core.measurement import AlarmKind, Thresholds
 from mptcpd_ebpf.lab import Bulk, Lab, LivePath, Path, RequestResponse, Stream
-from tests.netns.probed import (
-    QUIET,
-    Listening,
-    allow_joins,
-    compile_probes_with,
-    probing,
-    sample,
-    wait_for,
-)
-from tests.waiting import INTERVAL_MS
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
+from tests.netns.probed import QUIET, Listening, compile_probes_with, probing, sample
+from tests.waiting import INTERVAL_MS, until
 
 ONLY_RTT = Thresholds(loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
 ONLY_LOSS = Thresholds(rtt_factor_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
@@ -95,7 +88,7 @@ def test_silence_is_noticed_where_the_kernel_gives_no_timers(
 
 def exchanges_before(lab: Lab, probes: object, segments: int) -> None:
     """Waits until the connection has sent some segments, so that it has a baseline."""
-    wait_for(
+    until(
         lambda: any((each.segments_out or 0) > segments for each in sample(lab.client, probes)),  # type: ignore[arg-type]
         "traffic",
     )
@@ -143,7 +136,7 @@ def test_alarms_keep_their_distance_and_thresholds_change_at_run_time(lab: Lab) 
                 min_interval_us=interval_us,
             )
         )
-        wait_for(lambda: len(listening.alarms()) >= 3, "three alarms")
+        until(lambda: len(listening.alarms()) >= 3, "three alarms")
         times = [alarm.measurement.at for alarm in listening.alarms()]
     gaps = [(late - early) / 1000 for early, late in itertools.pairwise(times)]
     assert min(gaps) >= interval_us
@@ -162,7 +155,7 @@ def test_a_sibling_that_stays_fast_makes_the_first_strike_count() -> None:
         listening = Listening(probes)
         running = lab.start(RequestResponse())
         assert running.token is not None
-        wait_for(lambda: len(sample(lab.client, probes)) == 2, "second subflow")
+        until(lambda: len(sample(lab.client, probes)) == 2, "second subflow")
         exchanges_before(lab, probes, 20)
         lab.paths[0].set(delay_ms=100)
         alarm = listening.alarm(running.token)

@@ -14,35 +14,28 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path as Path_
 from typing import Any
 
 import pytest
 
 from mptcpd_ebpf.config.settings import ProbeSettings
-from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
+from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Thresholds
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Bulk, Lab, LivePath, Path, RequestResponse, ShortConnections
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from mptcpd_ebpf.probes import BpfUnavailable, Probes, loading
 from mptcpd_ebpf.probes.bcc_compile import compile_functions
 from mptcpd_ebpf.probes.bcc_probes import BccProbes
 from mptcpd_ebpf.probes.libbpf import Libbpf
 from mptcpd_ebpf.probes.loading import AttachType, ProgramType, attach_cgroup, load_program
+from tests.netns.mptcp_sockets import Ends, connection, exchange
 from tests.netns.own_cgroup import own_cgroup
-from tests.netns.probed import (
-    QUIET,
-    Ends,
-    Listening,
-    allow_joins,
-    connection,
-    exchange,
-    probing,
-    sample,
-    tcp_infos,
-    wait_for,
-)
+from tests.netns.probed import QUIET, Listening, probing, sample, tcp_infos
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(600)  # an emulated machine compiles for a minute
 
@@ -116,13 +109,13 @@ def resting(
         assert before.keys() == compiled.keys() == listed.keys() == infos.keys()
         return [(before[ip], compiled[ip], listed[ip], infos[ip]) for ip in sorted(before)]
 
-    return wait_for(look, "rest point")
+    return until(look, "rest point")
 
 
 def test_every_field_is_the_same_whichever_way(lab: Lab, both: tuple[Probes, BccProbes]) -> None:
     core, bcc = both
     with connection(lab) as ends:
-        wait_for(lambda: len(sample(lab.client, core)) == 2, "second subflow")
+        until(lambda: len(sample(lab.client, core)) == 2, "second subflow")
         lab.paths[0].set(loss_percent=3)
         for _ in range(6):
             exchange(ends, bytes(200_000))
@@ -167,14 +160,14 @@ def median_slot(histogram: list[int] | None) -> int:
 def test_last_words_are_the_same(lab: Lab, both: tuple[Probes, BccProbes]) -> None:
     core, bcc = both
     with connection(lab) as ends:
-        wait_for(lambda: len(sample(lab.client, core)) == 2, "second subflow")
+        until(lambda: len(sample(lab.client, core)) == 2, "second subflow")
         exchange(ends, bytes(100_000))
     ended: list[dict[str, Measurement]] = []
     for probes in (core, bcc):
         listening = Listening(probes)
         for path in lab.paths:
             ip = path.client_ip
-            listening.until(last_word_of(ip), f"last word of {ip}")
+            listening.wait(SubflowEnded, partial(is_from, ip))
         ended.append({event.measurement.local.ip: event.measurement for event in listening.events})
     seen, compiled = ended
     assert seen.keys() == compiled.keys()
@@ -184,8 +177,8 @@ def test_last_words_are_the_same(lab: Lab, both: tuple[Probes, BccProbes]) -> No
     assert bcc.entries() == {"subflows": 0, "connections": 0, "listeners": 0}
 
 
-def last_word_of(ip: str) -> Callable[[AlarmRaised | SubflowEnded], bool]:
-    return lambda event: event.measurement.local.ip == ip
+def is_from(ip: str, event: SubflowEnded) -> bool:
+    return event.measurement.local.ip == ip
 
 
 def lose(path: LivePath) -> None:
@@ -231,7 +224,7 @@ def test_the_same_fault_raises_the_same_alarm(
         heard = [Listening(core), Listening(bcc)]
         running = lab.start(RequestResponse())
         assert running.token is not None
-        wait_for(
+        until(
             lambda: any((each.segments_out or 0) > 20 for each in sample(lab.client, core)),
             "traffic",
         )
@@ -278,7 +271,7 @@ def test_what_is_only_received_is_seen_at_every_hook(
 def test_a_full_ring_buffer_loses_no_last_word(lab: Lab, cgroup: Path_) -> None:
     with compiled(lab, cgroup, thresholds=QUIET, ring_bytes=SMALL_RING) as bcc:
         lab.start(ShortConnections(count=CONNECTIONS)).result()
-        wait_for(lambda: not sample(lab.client, bcc), "end of all subflows")
+        until(lambda: not sample(lab.client, bcc), "end of all subflows")
         events = bcc.read()
         lost = bcc.lost
         assert bcc.entries() == {"subflows": 0, "connections": 0, "listeners": 0}
@@ -322,7 +315,7 @@ def test_several_share_a_cgroup_and_a_kill_leaves_nothing(lab: Lab, cgroup: Path
             assert second.stdout.readline() == "open\n"
             assert attached(cgroup) == 2
             second.send_signal(signal.SIGKILL)
-        wait_for(lambda: attached(cgroup) == 1, "end of the killed one's program")
+        until(lambda: attached(cgroup) == 1, "end of the killed one's program")
         with connection(lab):
             assert sample(lab.client, first)
     assert attached(cgroup) == 0
@@ -338,7 +331,7 @@ def test_an_end_that_nobody_told_is_noticed_at_the_next_sample(lab: Lab, cgroup:
         stack.callback(os.close, attach_cgroup(Libbpf(), program, cgroup))
         with connection(lab):
             assert sample(lab.client, bcc)
-        wait_for(lambda: not sample(lab.client, bcc), "end of the subflows")
+        until(lambda: not sample(lab.client, bcc), "end of the subflows")
         assert bcc.read() == []
         assert bcc.entries() == {"subflows": 0, "connections": 0, "listeners": 0}
 
@@ -393,7 +386,7 @@ def test_bcc_serves_the_daemon_where_core_is_refused(
         pass  # or skipped, with the reason
     monkeypatch.setattr(Probes, "open", refuse)
     with connection(lab) as older, lab.client.entered():
-        wait_for(lambda: len(diag.snapshot().subflows) == 2, "second subflow")
+        until(lambda: len(diag.snapshot().subflows) == 2, "second subflow")
         with EventSources.open(ProbeSettings(cgroup=str(cgroup))) as ears:
             status = ears.status()
             assert status["backend"] == "bcc"

@@ -16,17 +16,9 @@ from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.kernel.fdinfo import skipped_runs
 from mptcpd_ebpf.lab import Lab, Path, RequestResponse, ShortConnections
 from mptcpd_ebpf.probes import Probes
-from tests.netns.probed import (
-    IPPROTO_MPTCP,
-    QUIET,
-    Listening,
-    compile_probes_with,
-    connection,
-    probing,
-    sample,
-    tcp_infos,
-    wait_for,
-)
+from tests.netns.mptcp_sockets import connection, mptcp_socket
+from tests.netns.probed import QUIET, Listening, compile_probes_with, probing, sample, tcp_infos
+from tests.waiting import until
 
 CONNECTIONS = 1000
 SMALL_RING = 4096
@@ -41,7 +33,7 @@ def lab() -> Iterator[Lab]:
 def test_a_full_ring_buffer_loses_no_last_word(lab: Lab) -> None:
     with probing(lab.client, thresholds=QUIET, ring_bytes=SMALL_RING) as probes:
         lab.start(ShortConnections(count=CONNECTIONS)).result()
-        wait_for(lambda: not sample(lab.client, probes), "end of all subflows")
+        until(lambda: not sample(lab.client, probes), "end of all subflows")
         events = probes.read()
         lost, skipped = probes.lost, skipped_runs(probes.programs().values())
         assert probes.entries() == {"subflows": 0, "connections": 0, "listeners": 0}
@@ -65,10 +57,9 @@ def test_what_the_kernel_clears_before_the_application_closes_is_still_told(lab:
             assert not ends.client.recv(1)
             ends.client.shutdown(socket.SHUT_WR)
             # MPTCP's worker disconnects the closed socket, which clears its counters.
-            wait_for(lambda: not tcp_infos(ends.client)[0].bytes_sent, "disconnection")
+            until(lambda: not tcp_infos(ends.client)[0].bytes_sent, "disconnection")
         listening = Listening(probes)
-        ended = listening.until(lambda event: isinstance(event, SubflowEnded), "last word")
-    assert isinstance(ended, SubflowEnded)
+        ended = listening.wait(SubflowEnded)
     assert ended.measurement.bytes_sent == len(b"hello")
     assert ended.measurement.srtt_us
 
@@ -80,7 +71,7 @@ def test_runs_that_the_kernel_skips_cost_no_last_word(
     compile_probes_with("established(sk)=", tmp_path, monkeypatch)
     with probing(lab.client, thresholds=QUIET) as probes:
         lab.start(ShortConnections(count=20)).result()
-        wait_for(lambda: not sample(lab.client, probes), "end of all subflows")
+        until(lambda: not sample(lab.client, probes), "end of all subflows")
         events = probes.read()
     seen = [event.measurement for event in events if isinstance(event, SubflowEnded)]
     assert len(seen) == 20
@@ -91,13 +82,11 @@ def test_a_connection_that_was_refused_leaves_nothing(lab: Lab) -> None:
     with probing(lab.client, thresholds=QUIET) as probes:
         with connection(lab) as ends:
             port = ends.listener.getsockname()[1]
-        with lab.client.entered():
-            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with client, pytest.raises(ConnectionRefusedError):
+        with mptcp_socket(lab.client) as client, pytest.raises(ConnectionRefusedError):
             client.connect((lab.paths[0].server_ip, port))
         listening = Listening(probes)
-        listening.until(lambda event: isinstance(event, SubflowEnded), "last word of the first")
-        wait_for(lambda: not any(probes.entries().values()), "empty maps")
+        listening.wait(SubflowEnded)
+        until(lambda: not any(probes.entries().values()), "empty maps")
         # Only the established one had something to say.
         assert len(listening.events + probes.read()) == 1
 
@@ -106,7 +95,7 @@ def test_a_listener_is_forgotten_when_it_closes(lab: Lab) -> None:
     with probing(lab.server, thresholds=QUIET) as probes:
         with connection(lab):
             assert probes.entries()["listeners"] == 1
-        wait_for(lambda: not any(probes.entries().values()), "empty maps")
+        until(lambda: not any(probes.entries().values()), "empty maps")
 
 
 def ids_of(programs: Iterable[int], pid: int | str = "self") -> set[int]:
@@ -138,7 +127,7 @@ def test_a_killed_reader_leaves_no_program() -> None:
         assert ids
         assert ids <= loaded_programs()
         reader.kill()
-    wait_for(lambda: not ids & loaded_programs(), "end of the programs")
+    until(lambda: not ids & loaded_programs(), "end of the programs")
 
 
 def test_closing_twice_is_harmless_and_gives_descriptors_back(lab: Lab) -> None:

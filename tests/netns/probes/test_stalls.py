@@ -10,20 +10,13 @@ import pytest
 
 from mptcpd_ebpf.core.measurement import AlarmKind, Thresholds
 from mptcpd_ebpf.lab import Lab, Path
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from mptcpd_ebpf.lab.wire import Wire
 from mptcpd_ebpf.lab.wire.segment import Segment
 from mptcpd_ebpf.probes import Probes
-from tests.netns.probed import (
-    QUIET,
-    Ends,
-    Listening,
-    allow_joins,
-    connection,
-    probing,
-    sample,
-    wait_for,
-)
-from tests.waiting import SLOWNESS
+from tests.netns.mptcp_sockets import Ends, connection
+from tests.netns.probed import QUIET, Listening, probing, sample
+from tests.waiting import SLOWNESS, until
 
 ONLY_STALLS = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0)
 SMALL = 65536
@@ -44,6 +37,8 @@ class Upload:
 
     def __init__(self, ends: Ends) -> None:
         self._ends = ends
+        for each in (ends.client, ends.server):
+            each.setblocking(True)
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=each) for each in (self._send, self._receive)]
 
@@ -94,9 +89,7 @@ def idle_us(segments: list[Segment], start: int, end: int) -> int:
 
 
 def both_joined(lab: Lab, probes: Probes) -> None:
-    wait_for(
-        lambda: [each.state for each in sample(lab.client, probes)] == [1, 1], "second subflow"
-    )
+    until(lambda: [each.state for each in sample(lab.client, probes)] == [1, 1], "second subflow")
 
 
 def stalled_us(lab: Lab, probes: Probes) -> dict[str, int]:
@@ -118,7 +111,7 @@ def test_a_staged_stall_is_measured_and_blamed_on_the_path_that_died() -> None:
             both_joined(lab, probes)
             listening = Listening(probes)
             with Wire(lab.client.name, snap=160) as wire, Upload(ends):
-                wait_for(
+                until(
                     lambda: all(
                         (each.bytes_acked or 0) > 300_000 and each.in_flight
                         for each in sample(lab.client, probes)
@@ -130,7 +123,7 @@ def test_a_staged_stall_is_measured_and_blamed_on_the_path_that_died() -> None:
                 second.blackhole()
                 token = sample(lab.client, probes)[0].token
                 alarm = listening.alarm(token, AlarmKind.STALL)
-                wait_for(
+                until(
                     lambda: (
                         stalled_us(lab, probes)[second.client_ip]
                         > before[second.client_ip] + STAGED_US
@@ -160,7 +153,7 @@ def test_two_useful_paths_do_not_stall_each_other() -> None:
             both_joined(lab, probes)
             start = time.monotonic_ns()
             with Upload(ends):
-                wait_for(
+                until(
                     lambda: all(
                         (each.bytes_acked or 0) > 3_000_000 for each in sample(lab.client, probes)
                     ),

@@ -14,7 +14,6 @@ from pathlib import Path as Path_
 import pytest
 
 from mptcpd_ebpf.core.events import (
-    AlarmRaised,
     ConnectionEstablished,
     SubflowEnded,
     SubflowEstablished,
@@ -22,23 +21,14 @@ from mptcpd_ebpf.core.events import (
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.lab import Bulk, Lab, Path
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from mptcpd_ebpf.lab.wire import Wire
 from mptcpd_ebpf.lab.wire.segment import Flow
 from mptcpd_ebpf.probes import Probes
-from tests.netns.mptcp_peers import Heard
-from tests.netns.probed import (
-    QUIET,
-    Ends,
-    Listening,
-    TcpInfo,
-    allow_joins,
-    connection,
-    exchange,
-    probing,
-    sample,
-    tcp_infos,
-    wait_for,
-)
+from tests.netns.event_log import EventLog
+from tests.netns.mptcp_sockets import Ends, connection, exchange
+from tests.netns.probed import QUIET, Listening, TcpInfo, probing, sample, tcp_infos
+from tests.waiting import until
 
 NEVER_RESTS = {"at", "idle_us"}
 
@@ -73,7 +63,7 @@ def both_paths(lab: Lab, probes: Probes) -> dict[str, Measurement]:
         found = by_address(lab, probes)
         return found if [each.state for each in found.values()] == [1, 1] else None
 
-    return wait_for(joined, "second subflow")
+    return until(joined, "second subflow")
 
 
 def at_rest(lab: Lab, probes: Probes, ends: Ends) -> list[tuple[Measurement, TcpInfo]]:
@@ -89,7 +79,7 @@ def at_rest(lab: Lab, probes: Probes, ends: Ends) -> list[tuple[Measurement, Tcp
             return None
         return [(before[info.local.ip], info) for info in infos]
 
-    return wait_for(resting, "rest point")
+    return until(resting, "rest point")
 
 
 def test_every_counter_is_that_of_tcp_info(lab: Lab, probes: Probes) -> None:
@@ -158,11 +148,11 @@ def test_rtt_samples_fall_into_the_slot_of_the_path(lab: Lab, probes: Probes) ->
 
 def test_identity_is_that_of_the_netlink_events(lab: Lab, probes: Probes) -> None:
     with lab.client.entered(), PmEvents.open() as events:
-        heard = Heard(events)
+        log = EventLog(events)
         with connection(lab) as ends:
             subflows = both_paths(lab, probes)
-            established = heard.wait(ConnectionEstablished)
-            joined = heard.wait(SubflowEstablished)
+            established = log.wait(ConnectionEstablished)
+            joined = log.wait(SubflowEstablished)
             local = ends.client.getsockname()
         first = subflows[lab.paths[0].client_ip]
         second = subflows[lab.paths[1].client_ip]
@@ -205,7 +195,7 @@ def test_the_backup_marks_are_ours_and_the_peers(lab: Lab, probes: Probes) -> No
         while (by_address(lab, probes)[path.client_ip].bytes_acked or 0) < 10_000:
             exchange(ends, bytes(100_000))
         lab.client.run(["ip", "mptcp", "endpoint", "change", "id", "1", "backup"])
-        marked = wait_for(
+        marked = until(
             lambda: found if (found := by_address(lab, probes)[path.client_ip]).backup else None,
             "backup mark",
         )
@@ -217,10 +207,7 @@ def test_the_backup_marks_are_ours_and_the_peers(lab: Lab, probes: Probes) -> No
 
 
 def last_word(listening: Listening, local_ip: str) -> Measurement:
-    def fits(event: AlarmRaised | SubflowEnded) -> bool:
-        return isinstance(event, SubflowEnded) and event.measurement.local.ip == local_ip
-
-    ended: SubflowEnded = listening.until(fits, f"last word of {local_ip}")
+    ended = listening.wait(SubflowEnded, lambda event: event.measurement.local.ip == local_ip)
     return ended.measurement
 
 

@@ -12,9 +12,10 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse
-from mptcpd_ebpf.lab.traffic.sockets import token_of
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins, raise_limits
+from mptcpd_ebpf.lab.traffic.sockets import local_token
 from mptcpd_ebpf.runtime.exit_codes import ExitCode
-from tests.netns.probed import Ends, abort, allow_joins, connection
+from tests.netns.mptcp_sockets import Ends, abort, connection
 from tests.netns.tracing import MAIN, Line, tracing
 from tests.waiting import SLOWNESS
 
@@ -50,7 +51,7 @@ def examine_bulk(
         for path in lab.paths:
             path.wait_for_subflow(10 * SLOWNESS)
         with sending(ends), reading(ends, 65536):
-            return examine(lab, token_of(ends.client), meanwhile)
+            return examine(lab, local_token(ends.client), meanwhile)
 
 
 @contextmanager
@@ -164,7 +165,7 @@ def test_a_long_queue_is_found() -> None:
 
 def test_a_peer_that_does_not_read_is_found() -> None:
     with a_lab(HEALTHY) as lab, connection(lab, receive_buffer=65536) as ends, sending(ends):
-        found = examine(lab, token_of(ends.client))
+        found = examine(lab, local_token(ends.client))
     assert next(iter(found)) == "peer", found
 
 
@@ -176,20 +177,19 @@ def test_a_peer_that_reads_slowly_is_found() -> None:
         sending(ends),
         reading(ends, 10_000, 0.05),
     ):
-        found = examine(lab, token_of(ends.client))
+        found = examine(lab, local_token(ends.client))
     assert next(iter(found)) == "peer", found
 
 
 def test_a_single_subflow_is_reported() -> None:
     with Lab(paths=HEALTHY[:1]) as lab, connection(lab) as ends:
-        found = examine(lab, token_of(ends.client))
+        found = examine(lab, local_token(ends.client))
     assert set(found) == {"application", "one-path"}
 
 
 def test_traffic_on_backups_only_is_reported() -> None:
     with Lab(paths=HEALTHY) as lab:
-        for host in (lab.client, lab.server):
-            host.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+        raise_limits(lab.client, lab.server)
         spare = lab.paths[1]
         lab.client.run(
             [
@@ -215,7 +215,7 @@ def test_traffic_on_backups_only_is_reported() -> None:
 
 def test_a_reset_during_the_observation_is_reported() -> None:
     with a_lab(HEALTHY) as lab, connection(lab) as ends:
-        token = token_of(ends.client)
+        token = local_token(ends.client)
 
         found = examine(lab, token, lambda: abort(ends.server, ends.client))
     assert next(iter(found)) == "ended", found
@@ -243,7 +243,7 @@ def test_connections_are_listed_without_a_token() -> None:
         with connection(lab) as ends:
             lab.paths[1].wait_for_subflow(10 * SLOWNESS)
             [found] = listed(lab)
-            token, port = token_of(ends.client), ends.client.getsockname()[1]
+            token, port = local_token(ends.client), ends.client.getsockname()[1]
     assert nothing["connections"] == 0
     assert found["event"] == "connection"
     assert found["token"] == f"{token:08x}"

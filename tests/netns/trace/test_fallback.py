@@ -13,10 +13,10 @@ from mptcpd_ebpf.kernel.counters import read
 from mptcpd_ebpf.lab import Lab, Path
 from mptcpd_ebpf.lab.wire import DSS, MPCapableSyn, MPCapableSynAck, Peer
 from mptcpd_ebpf.trace.fallback import REASONS
-from tests.netns.mptcp_peers import listen
-from tests.netns.probed import IPPROTO_MPTCP, connection, exchange
+from tests.netns.mptcp_counters import Counters
+from tests.netns.mptcp_sockets import connection, exchange, listen, mptcp_socket
+from tests.netns.scripted_peer import Talk, open_lab, talk
 from tests.netns.tracing import tracing
-from tests.netns.wire_kernel import Counters, Talk, open_lab, talk
 
 
 @pytest.fixture
@@ -114,9 +114,7 @@ def test_both_ends_report_options_stripped_from_the_answer(lab: Lab) -> None:
 def test_a_tcp_only_server_is_reported(lab: Lab) -> None:
     with lab.server.entered():
         listener = socket.create_server(("0.0.0.0", 0))
-    with lab.client.entered():
-        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-    with listener, client, tracing(lab.client, "fallback") as traced:
+    with listener, mptcp_socket(lab.client) as client, tracing(lab.client, "fallback") as traced:
         client.connect((lab.paths[0].server_ip, listener.getsockname()[1]))
         line = traced.event("fallback")
         traced.end()
@@ -128,9 +126,7 @@ def test_a_tcp_only_server_is_reported(lab: Lab) -> None:
 def test_the_server_reports_why_it_declined_mptcp(lab: Lab, reason: str) -> None:
     with lab.server.entered():
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    with lab.client.entered():
-        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-    with listener, client, tracing(lab.server, "fallback") as traced:
+    with listener, mptcp_socket(lab.client) as client, tracing(lab.server, "fallback") as traced:
         listener.bind(("0.0.0.0", 0))
         listener.listen()
         if reason == "sysctl":

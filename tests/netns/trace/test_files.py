@@ -10,9 +10,9 @@ import pytest
 
 from mptcpd_ebpf.lab import Lab, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from tests.netns.daemon_process import PROGRAM, command, refusal
-from tests.netns.probed import allow_joins
 from tests.netns.trace.test_frame import TOOLS
 from tests.waiting import until
 

@@ -17,9 +17,9 @@ import pytest
 
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.lab import Lab, Path
-from tests.netns.probed import wait_for
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.tracing import Tracing, tracing
-from tests.waiting import SLOWNESS
+from tests.waiting import SLOWNESS, until
 
 CGROUPS = (File("/sys/fs/cgroup"), File("/sys/fs/cgroup/unified"))
 CHUNK = 100_000
@@ -104,8 +104,7 @@ class Client:
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     with Lab(paths=[Path(delay_ms=1), Path(delay_ms=1)]) as lab:
-        for host in (lab.client, lab.server):
-            host.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+        raise_limits(lab.client, lab.server)
         yield lab
 
 
@@ -125,7 +124,7 @@ def cgroup(name: str) -> Iterator[File | None]:
     finally:
         if folder is not None:
             # A process leaves its cgroup shortly after it ended.
-            wait_for(lambda: not (folder / "cgroup.procs").read_text(), "empty cgroup")
+            until(lambda: not (folder / "cgroup.procs").read_text(), "empty cgroup")
             folder.rmdir()
 
 

@@ -20,7 +20,7 @@ from mptcpd_ebpf.trace.lines.base import SCHEMA
 from mptcpd_ebpf.trace.trace_programs import RING_BYTES, TracePrograms
 from tests.netns.daemon.test_startup_signals import catches as handles
 from tests.netns.daemon_process import PROGRAM
-from tests.netns.probed import connection
+from tests.netns.mptcp_sockets import connection
 from tests.netns.probes.test_lockdown import CAST, translated
 from tests.netns.tracing import DEADLINE_S, MAIN, tracing
 from tests.waiting import until

@@ -20,7 +20,7 @@ from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from mptcpd_ebpf.trace.func import TOTAL_KEY
 from mptcpd_ebpf.trace.func_targets import MPTCP_TRACEPOINTS
 from mptcpd_ebpf.trace.trace_programs import TracePrograms
-from tests.netns.probed import Ends, connection, exchange
+from tests.netns.mptcp_sockets import Ends, connection, exchange
 from tests.netns.tracing import MAIN, Tracing, tracing
 from tests.waiting import until
 

@@ -8,11 +8,13 @@ import pytest
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Lab, Path, ShortConnections
-from mptcpd_ebpf.lab.wire import MPJoinSyn, MPJoinSynAck, Peer
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint, allow_joins
+from mptcpd_ebpf.lab.wire import MPJoinSyn, MPJoinSynAck
 from mptcpd_ebpf.trace.join_attempt import COUNTED
-from tests.netns.probed import allow_joins, connection
+from tests.netns.mptcp_counters import WRONG_HMAC
+from tests.netns.mptcp_sockets import connection
+from tests.netns.scripted_peer import kernel_connected, open_lab, talk
 from tests.netns.tracing import tracing
-from tests.netns.wire_kernel import WRONG_HMAC, kernel_connects, open_lab, talk
 from tests.waiting import SLOWNESS, until
 
 
@@ -187,13 +189,9 @@ def test_a_wrong_hmac_of_the_peer_is_explained(peer_lab: Lab) -> None:
     far = peer_lab.paths[1]
     with (
         tracing(peer_lab.client, "joins") as traced,
-        Peer(peer_lab.server.name) as peer,
-        kernel_connects(peer_lab) as client,
+        kernel_connected(peer_lab) as (_, connected, _),
     ):
-        connected = peer.accept(5000)
-        client.send(b"hello")
-        connected.receive_data(5)
-        peer_lab.client.run(["ip", "mptcp", "endpoint", "add", far.client_ip, "subflow"])
+        add_endpoint(peer_lab.client, far.client_ip, "subflow")
         assert connected.accept_join(address_id=2, hmac=1).reset_by
         join = traced.event("join")
         summary = traced.end()
@@ -231,7 +229,7 @@ def test_a_join_without_a_route_is_never_sent(lab: Lab) -> None:
     lab.client.run(["ip", "mptcp", "endpoint", "flush"])
     lab.client.run(["ip", "address", "add", "192.0.2.1/32", "dev", lab.paths[1].client_if])
     lab.client.run(["ip", "rule", "add", "from", "192.0.2.1", "unreachable"])
-    lab.client.run(["ip", "mptcp", "endpoint", "add", "192.0.2.1", "subflow"])
+    add_endpoint(lab.client, "192.0.2.1", "subflow")
     with tracing(lab.client, "joins") as traced, connection(lab):
         join = traced.event("join")
     assert join["outcome"] == "never sent"

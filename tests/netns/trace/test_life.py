@@ -8,7 +8,8 @@ from pathlib import Path as FilePath
 import pytest
 
 from mptcpd_ebpf.lab import Lab, Path
-from tests.netns.probed import abort, allow_joins, connection, exchange
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
+from tests.netns.mptcp_sockets import abort, connection, exchange
 from tests.netns.tracing import tracing
 from tests.waiting import SLOWNESS, until
 

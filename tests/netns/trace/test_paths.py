@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from mptcpd_ebpf.lab import Bulk, Lab, Path, RequestResponse, ShortConnections
-from tests.netns.probed import allow_joins, connection
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
+from tests.netns.mptcp_sockets import connection
 from tests.netns.tracing import Line, Tracing, tracing
 from tests.waiting import SLOWNESS
 

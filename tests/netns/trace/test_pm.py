@@ -8,16 +8,16 @@ import pytest
 
 from mptcpd_ebpf.kernel.counters import read
 from mptcpd_ebpf.lab import Lab, Path
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint, raise_limits
 from mptcpd_ebpf.trace.events import Events
-from tests.netns.probed import connection
+from tests.netns.mptcp_sockets import connection
 from tests.netns.tracing import tracing
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     with Lab(paths=[Path(delay_ms=1), Path(delay_ms=1)]) as lab:
-        lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
-        lab.client.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+        raise_limits(lab.client, lab.server)
         yield lab
 
 
@@ -67,7 +67,7 @@ def test_the_address_filter_applies_to_commands(lab: Lab) -> None:
     near, far = lab.paths
     with tracing(lab.client, "pm", "--addr", far.client_ip) as traced:
         for path in (near, far):
-            lab.client.run(["ip", "mptcp", "endpoint", "add", path.client_ip, "signal"])
+            add_endpoint(lab.client, path.client_ip, "signal")
         traced.event("command")
         summary = traced.end()
     assert [line["asked"].split()[0] for line in traced.all("command")] == [far.client_ip]

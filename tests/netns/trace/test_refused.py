@@ -13,6 +13,7 @@ import pytest
 from mptcpd_ebpf.cli.trace import _run
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.lab import Host, Lab, Path, ShortConnections
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins, raise_limits
 from mptcpd_ebpf.probes import bpf_object as bpf_object_module
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.runtime.resources import bpf_object
@@ -20,7 +21,7 @@ from mptcpd_ebpf.trace.frame import Trace
 from mptcpd_ebpf.trace.joins import trace_joins
 from mptcpd_ebpf.trace.life import trace_life
 from mptcpd_ebpf.trace.scope import Scope
-from tests.netns.probed import allow_joins, connection, exchange
+from tests.netns.mptcp_sockets import connection, exchange
 from tests.netns.trace.test_frame import WITHOUT_BPF
 from tests.netns.tracing import MAIN, Tracing
 
@@ -58,7 +59,7 @@ def test_established_and_refused_joins_are_known_from_events(lab: Lab) -> None:
             traced.event("join", outcome="failed")
         with lab.server.entered():
             refusals = counters.read().get("MPJoinRejected", 1)
-        lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "8"])
+        raise_limits(lab.server)
         lab.start(ShortConnections(count=3)).result()
         summary = traced.end()
     assert join["local"].startswith(lab.paths[1].client_ip + ":")

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every simulated reset is reported with its reason, and nothing else is."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from mptcpd_ebpf.lab import Lab, Path
-from tests.netns.probed import allow_joins, connection
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
+from tests.netns.mptcp_sockets import Ends, connection, exchange
+from tests.netns.scripted_peer import open_lab, talk
 from tests.netns.tracing import tracing
-from tests.netns.wire_kernel import open_lab, talk
 from tests.waiting import SLOWNESS
 
 
@@ -61,12 +63,7 @@ def test_forged_resets_are_reported() -> None:
                 life.event("ended", local=reset["local"], why="reset by the peer")
 
 
-def _exchange_while_resetting(lab: Lab, ends: object) -> None:
-    import threading
-
-    from tests.netns.probed import Ends, exchange
-
-    assert isinstance(ends, Ends)
+def _exchange_while_resetting(lab: Lab, ends: Ends) -> None:
     done = threading.Event()
 
     def exchanging() -> None:

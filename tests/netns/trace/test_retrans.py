@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from mptcpd_ebpf.lab import Bulk, Lab, Path
+from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from mptcpd_ebpf.lab.wire import DSS, Wire
-from tests.netns.probed import allow_joins
 from tests.netns.tracing import tracing
 from tests.waiting import SLOWNESS, until
 

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Captures of real kernels talking: dissection loses nothing, assertions tell the truth."""
+"""Captures of real kernels: dissection is lossless, and assertions are right."""
 
 import os
 import pathlib
-import select
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 from scapy.layers.inet import TCP
@@ -18,7 +17,8 @@ from scapy.packet import Packet
 from scapy.utils import rdpcap
 
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.lab import Host, Lab, LabError, Path
+from mptcpd_ebpf.lab import Lab, LabError, Path
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint
 from mptcpd_ebpf.lab.wire import (
     DSS,
     RST,
@@ -43,33 +43,14 @@ from mptcpd_ebpf.lab.wire import (
     Wire,
     capture,
 )
-from mptcpd_ebpf.lab.wire.keys import token_of
-from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP, listen
-from tests.netns.wire_kernel import open_lab
-from tests.waiting import SLOWNESS
-
-
-@contextmanager
-def connected(client: Host, server: Host, ip: str) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A fully established MPTCP connection between two kernels."""
-    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-    with ExitStack() as stack:
-        listener = stack.enter_context(listen(server, ip))
-        with client.entered():
-            near = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP))
-        near.settimeout(DEADLINE_S)
-        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
-        near.connect((ip, listener.getsockname()[1]))
-        far = stack.enter_context(listener.accept()[0])
-        far.settimeout(DEADLINE_S)
-        for sender, receiver in ((near, far), (far, near)):
-            sender.sendall(b"x")
-            assert receiver.recv(1) == b"x"
-        yield near, far
+from mptcpd_ebpf.lab.wire.keys import token_from_key
+from tests.netns.mptcp_sockets import connected_sockets, transfer
+from tests.netns.scripted_peer import open_lab
+from tests.waiting import SLOWNESS, until
 
 
 def without_cache(packet: Packet) -> bytes:
-    """Builds a dissected packet from its fields: scapy keeps the original bytes otherwise."""
+    """Builds a dissected packet from its fields, without scapy's cache of the original bytes."""
     layer = packet
     while layer:
         layer.raw_packet_cache = None
@@ -79,7 +60,7 @@ def without_cache(packet: Packet) -> bytes:
 
 # --- a corpus of real packets
 
-KERNEL_SAYS: list[type[MPTCPOption]] = [
+KERNEL_SENDS: list[type[MPTCPOption]] = [
     MPCapableSyn,
     MPCapableSynAck,
     MPCapableAck,
@@ -109,7 +90,7 @@ def corpus(request: pytest.FixtureRequest) -> list[Segment]:
         assert own_second
         assert their_second
         endpoint = ["ip", "mptcp", "endpoint"]
-        with connected(lab.client, lab.server, server_ip) as (near, far):
+        with connected_sockets(lab.client, lab.server, server_ip) as (near, far, _):
             lab.client.run([*endpoint, "add", own_second, "subflow", "backup", "id", "2"])
             wire.expect(MPJoinAck, direction="out", interface=second.client_if)
             lab.client.run([*endpoint, "change", "id", "2", "nobackup"])
@@ -120,13 +101,13 @@ def corpus(request: pytest.FixtureRequest) -> list[Segment]:
             lab.client.run([*endpoint, "delete", "id", "2"])
             wire.expect(RemoveAddr(address_ids=[2]), direction="out")
             payload = os.urandom(200_000)
-            # More than the buffers of both ends need hold; the rest is never read.
+            # More than the buffers of both ends hold; the rest is never read.
             with ThreadPoolExecutor(1) as other:
                 sending = other.submit(near.sendall, payload)
                 left = len(payload) // 2
                 while left > 0:
                     left -= len(far.recv(min(left, 65536)))
-                # Who closes over what he has not read closes fast.
+                # A socket that is closed with unread data sends MP_FASTCLOSE.
                 assert far.recv(1, socket.MSG_PEEK)
                 far.close()
                 with suppress(OSError):
@@ -135,8 +116,8 @@ def corpus(request: pytest.FixtureRequest) -> list[Segment]:
         return wire.matching()
 
 
-@pytest.mark.parametrize("form", KERNEL_SAYS, ids=lambda form: form.__name__)
-def test_the_corpus_holds_every_option_that_two_kernels_say(
+@pytest.mark.parametrize("form", KERNEL_SENDS, ids=lambda form: form.__name__)
+def test_the_corpus_has_every_option_that_two_kernels_send(
     corpus: list[Segment], form: type[MPTCPOption]
 ) -> None:
     assert any(segment.carries(form) for segment in corpus)
@@ -159,21 +140,18 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def test_a_join_is_found_by_all_that_is_known_of_it(lab: Lab) -> None:
+def test_a_join_is_found_by_each_of_its_properties(lab: Lab) -> None:
     first, second = lab.paths
-    assert first.server_ip
-    assert second.client_ip
-    endpoint = ["ip", "mptcp", "endpoint", "add", second.client_ip, "subflow", "backup", "id", "2"]
-    lab.client.run(endpoint)
+    add_endpoint(lab.client, second.client_ip, "subflow", "backup", "id", "2")
     with Wire(lab.client.name) as wire:
         before = time.monotonic_ns()
-        with connected(lab.client, lab.server, first.server_ip):
+        with connected_sockets(lab.client, lab.server, first.server_ip):
             capable = wire.expect(MPCapableAck, direction="out").mptcp[0]
             join = wire.expect(
-                MPJoinSyn(address_id=2, backup=True, token=token_of(capable.receiver_key)),
+                MPJoinSyn(address_id=2, backup=True, token=token_from_key(capable.receiver_key)),
                 interface=second.client_if,
                 direction="out",
-                token=token_of(capable.sender_key),
+                token=token_from_key(capable.sender_key),
                 source=second.client_ip,
                 destination=first.server_ip,
                 flags=SYN,
@@ -194,12 +172,11 @@ def test_a_join_is_found_by_all_that_is_known_of_it(lab: Lab) -> None:
         assert wire.matching(MPJoinSyn, flow=join.flow) == [join]
 
 
-def test_what_did_not_come_is_reported_with_what_came(lab: Lab) -> None:
+def test_a_failed_expectation_shows_the_captured_packets(lab: Lab) -> None:
     server_ip = lab.paths[0].server_ip
-    assert server_ip
     with (
         Wire(lab.client.name) as wire,
-        connected(lab.client, lab.server, server_ip),
+        connected_sockets(lab.client, lab.server, server_ip),
         pytest.raises(AssertionError) as report,
     ):
         wire.expect(MPJoinSyn(address_id=2), interface="path1", token=0xABCD, within=0.05)
@@ -209,20 +186,19 @@ def test_what_did_not_come_is_reported_with_what_came(lab: Lab) -> None:
     assert "MP_CAPABLE SYN/ACK sender_key=" in text
 
 
-def test_what_has_passed_is_known_even_if_the_reader_lags(lab: Lab) -> None:
+def test_packets_that_have_passed_are_found_even_if_the_reader_lags(lab: Lab) -> None:
     server_ip = lab.paths[0].server_ip
-    assert server_ip
-    # Whoever holds the condition holds the reading thread up.
+    # The reading thread waits while this thread holds the condition.
     with (
         Wire(lab.client.name) as wire,
         wire.capture.arrived,
-        connected(lab.client, lab.server, server_ip),
+        connected_sockets(lab.client, lab.server, server_ip),
     ):
         assert wire.expect(MPCapableSyn, within=0)
     with (
         Wire(lab.client.name) as wire,
         wire.capture.arrived,
-        connected(lab.client, lab.server, server_ip),
+        connected_sockets(lab.client, lab.server, server_ip),
     ):
         assert wire.matching(MPCapableAck)
 
@@ -231,7 +207,6 @@ def test_waiting_ends_in_time_while_packets_keep_coming(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server_ip = lab.paths[0].server_ip
-    assert server_ip
     with Peer(lab.client.name) as peer:
         peer.subflow(SockAddr("192.0.2.1", 1), SockAddr(server_ip, 2)).syn()
         segment = peer.wire.expect(flags=SYN)
@@ -244,9 +219,8 @@ def test_waiting_ends_in_time_while_packets_keep_coming(
 
 def test_a_capture_can_be_saved_for_other_tools(lab: Lab, tmp_path: pathlib.Path) -> None:
     server_ip = lab.paths[0].server_ip
-    assert server_ip
     with Wire(lab.client.name) as wire:
-        with connected(lab.client, lab.server, server_ip):
+        with connected_sockets(lab.client, lab.server, server_ip):
             wire.expect(DSS)
         wire.close()
         file = tmp_path / "talk.pcap"
@@ -256,31 +230,32 @@ def test_a_capture_can_be_saved_for_other_tools(lab: Lab, tmp_path: pathlib.Path
         assert [int(packet.time * 10**9) for packet in read] == [s.at for s in wire.segments]
 
 
-def test_a_missing_namespace_is_named() -> None:
+def test_the_error_names_a_missing_namespace() -> None:
     with pytest.raises(LabError, match="there is no network namespace nowhere"):
         Wire("nowhere")
 
 
-def test_a_capture_that_lost_packets_says_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_that_lost_packets_raises(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "_QUEUE_BYTES", 1)
     server_ip = lab.paths[0].server_ip
-    assert server_ip
-    with Wire(lab.client.name) as wire, connected(lab.client, lab.server, server_ip) as (near, far):
-        receive_all(near, far, bytes(500_000))
+    with (
+        Wire(lab.client.name) as wire,
+        connected_sockets(lab.client, lab.server, server_ip) as (near, far, _),
+    ):
+        transfer(near, far, bytes(500_000))
         with pytest.raises(LabError, match=r"lost \d+ packets"):
             wire.matching()
 
 
 def test_an_interface_that_goes_down_does_not_end_the_capture(lab: Lab) -> None:
     first, second = lab.paths
-    assert first.server_ip
     with Wire(lab.client.name) as wire:
         lab.client.run(["ip", "link", "set", second.client_if, "down"])
-        with connected(lab.client, lab.server, first.server_ip):
+        with connected_sockets(lab.client, lab.server, first.server_ip):
             wire.expect(MPCapableAck, interface=first.client_if)
 
 
-def test_nothing_remains_of_a_capture(lab: Lab) -> None:
+def test_a_closed_capture_leaves_no_thread_and_no_descriptor(lab: Lab) -> None:
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     wire = Wire(lab.client.name)
     wire.close()
@@ -292,31 +267,16 @@ def test_nothing_remains_of_a_capture(lab: Lab) -> None:
 # --- retransmissions
 
 
-def receive_all(near: socket.socket, far: socket.socket, payload: bytes) -> None:
-    """Sends all of `payload` and reads it at the other end, in one thread."""
-    near.setblocking(False)
-    left, view = len(payload), memoryview(payload)
-    deadline = time.monotonic() + 60 * SLOWNESS
-    while left:
-        assert time.monotonic() < deadline, f"{left} bytes are still missing"
-        readable, writable, _ = select.select([far], [near] if view else [], [], 1.0)
-        if writable:
-            with suppress(BlockingIOError):
-                view = view[near.send(view) :]
-        if readable:
-            left -= len(far.recv(1 << 20))
-
-
 def total_retrans_at_rest(near: socket.socket) -> int:
-    """tcpi_total_retrans of the first subflow, once nothing is unacknowledged (linux/tcp.h)."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
+    """tcpi_total_retrans of the first subflow, once everything is acknowledged (linux/tcp.h)."""
+
+    def at_rest() -> bytes | None:
         information = near.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-        if struct.unpack_from("=I", information, 24)[0] == 0:
-            retransmits: int = struct.unpack_from("=I", information, 100)[0]
-            return retransmits
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return None if struct.unpack_from("=I", information, 24)[0] else information
+
+    information = until(at_rest, "all segments are acknowledged")
+    retransmits: int = struct.unpack_from("=I", information, 100)[0]
+    return retransmits
 
 
 @pytest.mark.parametrize("snap", [160, capture.WHOLE], ids=["headers", "whole packets"])
@@ -326,11 +286,11 @@ def test_retransmissions_on_the_wire_are_those_the_kernel_counted(snap: int) -> 
         Wire(lab.client.name, snap=snap) as w,
     ):
         server_ip, client_ip = lab.paths[0].server_ip, lab.paths[0].client_ip
-        assert server_ip
-        assert client_ip
-        with connected(lab.client, lab.server, server_ip) as (near, far):
+        with connected_sockets(lab.client, lab.server, server_ip) as (near, far, _):
             flow = Flow(SockAddr(*near.getsockname()), SockAddr(*near.getpeername()))
-            receive_all(near, far, bytes(600_000))
+            for each in (near, far):
+                each.settimeout(60 * SLOWNESS)
+            transfer(near, far, bytes(600_000))
             counted = total_retrans_at_rest(near)
             assert counted > 0
             assert w.retransmissions(source=client_ip) == {flow: counted}

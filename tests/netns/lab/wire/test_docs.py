@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The listings of docs/lab-wire.md run as they stand, from top to bottom."""
+"""The listings of docs/lab-wire.md run unchanged, from top to bottom."""
 
 import pathlib
 import re
@@ -12,7 +12,7 @@ from tests.tree import ROOT
 GUIDE = ROOT / "docs" / "lab-wire.md"
 
 
-def test_the_guide_s_listings_run(
+def test_the_listings_of_the_guide_run(
     capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -22,7 +22,7 @@ def test_the_guide_s_listings_run(
     with Lab(paths=[Path(), Path()]) as lab:
         names: dict[str, object] = {"lab": lab}
         for listing in listings:
-            # As many lines above it as in the guide, so that a traceback names its line.
+            # As many lines precede it as in the guide, so that a traceback has the right line.
             above = text[: text.index(listing)].count("\n")
             exec(compile("\n" * above + listing, str(GUIDE), "exec"), names)
     printed = capsys.readouterr().out

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The scripted peer holds whole conversations with the kernel, as client and as server.
+"""The scripted peer works with the kernel, as client and as server.
 
-The kernel is the judge: what it accepted, it counted (MPTcpExt) and its sockets show.
+The kernel's counters (MPTcpExt) and sockets show what it accepted.
 """
 
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.lab import Lab, LabError
+from mptcpd_ebpf.lab.kernel_path_manager import add_endpoint
 from mptcpd_ebpf.lab.wire import (
     FIN,
     RST,
@@ -25,8 +25,10 @@ from mptcpd_ebpf.lab.wire import (
     Peer,
     RemoveAddr,
 )
-from tests.netns.mptcp_peers import DEADLINE_S, IPPROTO_MPTCP, listen
-from tests.netns.wire_kernel import Counters, Talk, kernel_connects, open_lab, talk
+from tests.netns.mptcp_counters import Counters
+from tests.netns.mptcp_sockets import DEADLINE_S, connected_sockets, listen
+from tests.netns.scripted_peer import Talk, kernel_connected, kernel_connects, open_lab, talk
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -37,8 +39,8 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def plain(lab: Lab) -> Iterator[Talk]:
-    with talk(lab) as talking:
-        yield talking
+    with talk(lab) as conversation:
+        yield conversation
 
 
 def read_exactly(source: socket.socket, count: int) -> bytes:
@@ -92,14 +94,13 @@ def test_ipv6_joins_and_announcements() -> None:
 def test_a_join_carries_data(plain: Talk) -> None:
     counters = Counters(plain.lab.server)
     path1 = plain.lab.paths[1]
-    assert path1.client_ip is not None
     subflow = plain.connection.join(path1.client_ip, 2, backup=True)
     assert subflow.reset_by is None
     plain.connection.send(b"over the second path", on=subflow)
     plain.connection.wait_acked()
     assert plain.accepted.recv(100) == b"over the second path"
     counters.expect(MPJoinSynRx=1, MPJoinSynBackupRx=1, MPJoinAckRx=1)
-    # The same, as anyone may ask the capture.
+    # The capture shows the same.
     plain.peer.wire.expect(
         MPJoinSyn(address_id=2, backup=True),
         interface=path1.client_if,
@@ -110,21 +111,19 @@ def test_a_join_carries_data(plain: Talk) -> None:
 
 def test_priority_changes(plain: Talk) -> None:
     path1 = plain.lab.paths[1]
-    assert path1.client_ip is not None
     subflow = plain.connection.join(path1.client_ip, 2)
     counters = Counters(plain.lab.server)
     subflow.prio(backup=True)
     counters.expect(MPPrioRx=1)
-    # The backup is left alone while another subflow lives.
+    # The kernel does not use the backup while a regular subflow is live.
     plain.accepted.sendall(b"x" * 2000)
     plain.connection.receive_data(2000)
-    assert all(segment.payload_length == 0 for segment in subflow.heard)
+    assert all(segment.payload_length == 0 for segment in subflow.segments)
     assert plain.peer.wire.matching(MPPrio(backup=True), direction="out", flow=subflow.flow)
 
 
-def test_an_announced_address_is_echoed_joined_and_left_when_withdrawn(plain: Talk) -> None:
+def test_an_announced_address_is_echoed_and_joined_and_closed_when_withdrawn(plain: Talk) -> None:
     path1 = plain.lab.paths[1]
-    assert path1.client_ip is not None
     counters = Counters(plain.lab.server)
     port = plain.connection.initial.flow.source.port
     plain.connection.announce(path1.client_ip, 7)
@@ -137,7 +136,7 @@ def test_an_announced_address_is_echoed_joined_and_left_when_withdrawn(plain: Ta
     counters.expect(RmAddr=1)
 
 
-def test_a_withdrawal_names_several_addresses(plain: Talk) -> None:
+def test_a_withdrawal_may_have_several_addresses(plain: Talk) -> None:
     counters = Counters(plain.lab.server)
     plain.connection.remove(5, 6)
     counters.expect(RmAddr=2)
@@ -153,7 +152,7 @@ def test_fast_close_is_answered_by_a_reset(plain: Talk) -> None:
     counters.expect(MPFastcloseRx=1, MPRstTx=1)
 
 
-def test_the_kernel_s_fast_close_proves_itself_with_our_key(plain: Talk) -> None:
+def test_the_kernels_fast_close_carries_the_peers_key(plain: Talk) -> None:
     plain.connection.send(b"unread")
     plain.connection.wait_acked()
     plain.accepted.close()
@@ -163,7 +162,6 @@ def test_the_kernel_s_fast_close_proves_itself_with_our_key(plain: Talk) -> None
 
 def test_a_reset_with_a_reason_ends_one_subflow(plain: Talk) -> None:
     path1 = plain.lab.paths[1]
-    assert path1.client_ip is not None
     subflow = plain.connection.join(path1.client_ip, 2)
     counters = Counters(plain.lab.server)
     subflow.reset(reason=4, transient=True)
@@ -180,13 +178,13 @@ def test_a_claimed_checksum_failure_falls_back_on_the_only_subflow(plain: Talk) 
     counters.expect(MPFailRx=1, MPFailTx=1)
 
 
-def test_closing_takes_data_fins_and_fins_both_ways(plain: Talk) -> None:
+def test_a_close_exchanges_data_fins_and_fins_in_both_directions(plain: Talk) -> None:
     connection = plain.connection
     connection.close()
     connection.wait_acked()
     assert plain.accepted.recv(1) == b""
-    plain.accepted.sendall(b"last words")
-    assert connection.receive_data(10) == b"last words"
+    plain.accepted.sendall(b"final data")
+    assert connection.receive_data(10) == b"final data"
     plain.accepted.close()
     plain.peer.wait(lambda: connection.closed_by_kernel, "DATA_FIN")
     plain.peer.wait(lambda: connection.initial.finished, "FIN")
@@ -218,16 +216,10 @@ def test_the_kernel_connects_to_the_peer(lab: Lab, checksum: bool) -> None:
 
 def test_an_endpoint_of_the_kernel_joins_the_peer(lab: Lab) -> None:
     path1 = lab.paths[1]
-    assert path1.client_ip is not None
-    endpoint = ["ip", "mptcp", "endpoint", "add", path1.client_ip, "subflow", "backup", "id", "9"]
-    lab.client.run(endpoint)
-    with Peer(lab.server.name) as peer, kernel_connects(lab) as client:
-        connection = peer.accept(5000)
-        client.settimeout(DEADLINE_S)
-        client.sendall(b"x")
-        connection.receive_data(1)
+    add_endpoint(lab.client, path1.client_ip, "subflow", "backup", "id", "9")
+    with kernel_connected(lab) as (peer, connection, _):
         subflow = connection.accept_join()
-        assert subflow.heard[0].carries(
+        assert subflow.segments[0].carries(
             MPJoinSyn(address_id=9, backup=True, token=connection.token)
         )
         assert subflow.flow.destination.ip == path1.client_ip
@@ -239,8 +231,8 @@ def test_an_endpoint_of_the_kernel_joins_the_peer(lab: Lab) -> None:
 # --- the peer and its namespace
 
 
-def test_the_namespace_s_own_kernel_keeps_silent(lab: Lab) -> None:
-    """No RST answers what the peer has not answered, and the rule goes with the peer."""
+def test_the_namespaces_own_kernel_sends_no_tcp(lab: Lab) -> None:
+    """The kernel sends no RST in place of the peer, and the rule is removed with the peer."""
     with Peer(lab.server.name) as peer:
         with kernel_connects(lab, port=5999):
             peer.wire.expect(flags=2, direction="in")
@@ -256,39 +248,35 @@ def test_a_namespace_has_one_peer(lab: Lab) -> None:
         assert "drop" in lab.server.run(["nft", "list", "ruleset"]).stdout
 
 
-def test_the_rule_goes_with_a_killed_owner(lab: Lab) -> None:
+def test_the_rule_is_removed_when_its_owner_is_killed(lab: Lab) -> None:
     script = (
-        "import sys, time; from mptcpd_ebpf.lab.wire import Peer\n"
-        "peer = Peer(sys.argv[1]); print('open', flush=True); time.sleep(60)"
+        "import sys; from mptcpd_ebpf.lab.wire import Peer\n"
+        "peer = Peer(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
     )
     argv = [sys.executable, "-c", script, lab.server.name]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as owner:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
         try:
             assert owner.stdout is not None
             assert owner.stdout.readline() == "open\n"
             assert "drop" in lab.server.run(["nft", "list", "ruleset"]).stdout
         finally:
             owner.kill()
-    deadline = time.monotonic() + DEADLINE_S
-    while "wire_peer" in lab.server.run(["nft", "list", "ruleset"]).stdout:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(
+        lambda: "wire_peer" not in lab.server.run(["nft", "list", "ruleset"]).stdout,
+        "the kernel removes the rule",
+    )
 
 
-def test_an_expectation_not_met_shows_the_conversation(lab: Lab) -> None:
+def test_a_failed_expectation_shows_the_last_packets(lab: Lab) -> None:
     with (
         Peer(lab.server.name) as peer,
         kernel_connects(lab),
-        pytest.raises(AssertionError, match=r"(?s)MPJoinSyn comes.*MP_CAPABLE SYN"),
+        pytest.raises(AssertionError, match=r"(?s)MPJoinSyn arrives.*MP_CAPABLE SYN"),
     ):
         peer.next_syn(MPJoinSyn, within=0.1)
 
 
 def test_plain_tcp_still_works_after_the_peer(lab: Lab) -> None:
     Peer(lab.client.name).close()
-    with listen(lab.server, "0.0.0.0") as listener:
-        with lab.client.entered():
-            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        with client:
-            client.settimeout(DEADLINE_S)
-            client.connect((lab.paths[0].server_ip, listener.getsockname()[1]))
+    with connected_sockets(lab.client, lab.server, lab.paths[0].server_ip):
+        pass
