@@ -45,62 +45,71 @@ Tool = Callable[..., "Summary"]
 def command() -> None:
     """Show what MPTCP does in the kernel, as it happens.
 
-    Each tool prints a line an event and a summary at the end (Ctrl-C, or -d), with what
-    it lost and what it cost.  Tools see the network namespace they run in.
+    Each tool prints a line per event and, at the end (Ctrl-C, or -d), a summary with what it
+    lost and what it cost.  Tools trace the network namespace that they run in.
     """
 
 
 class _Seconds(click.FloatRange):
-    """A time that ends: `nan` is within all bounds, and `inf` none to wait for."""
+    """A finite time in seconds: `FloatRange` accepts ``nan`` within all bounds, and ``inf``."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         seconds = super().convert(value, param, ctx)
         if not math.isfinite(seconds):
-            self.fail(f"{value} is no number of seconds.", param, ctx)
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
         return seconds
 
 
-_OUTPUT = click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write the lines to a new file too, for 'trace show'.",
-)
+def _output(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that choose the form of the output and its file."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Let -o replace a file that exists."),
+        click.option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Also write the lines to this new file, for 'trace show'.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line."),
+    ):
+        function = option(function)
+    return function
 
 
 def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options all tools share."""
+    """The options that all tools share."""
     for option in reversed(
         (
             click.option("--pid", type=click.IntRange(min=1), help="Only this process."),
             click.option(
                 "--comm",
                 metavar="NAME",
-                help="Only processes of this name; the kernel keeps 15 bytes of it.",
+                help="Only processes with this name, of which the kernel keeps 15 bytes.",
             ),
             click.option(
                 "--cgroup",
                 metavar="DIR",
                 type=click.Path(exists=True, file_okay=False, path_type=Path),
-                help="Only this cgroup v2 folder and those below.",
+                help="Only processes in this cgroup v2 folder and those below.",
             ),
             click.option(
-                "--token", metavar="TOKEN", help="Only this connection, as doctor lists it."
+                "--token", metavar="TOKEN", help="Only this connection; 'trace doctor' lists them."
             ),
             click.option(
-                "--addr", metavar="ADDR", help="Only with this address, prefix, or address:port."
+                "--addr",
+                metavar="ADDR",
+                help="Only subflows with this address, prefix, or address:port.",
             ),
             click.option(
                 "--netns",
                 metavar="NS",
-                help="Look into this network namespace: a name of 'ip netns', or a pid.",
+                help="Trace this network namespace: a name of 'ip netns', or a pid.",
             ),
             click.option(
-                "-d", "--duration", type=_Seconds(min=0), help="End after so many seconds."
+                "-d", "--duration", type=_Seconds(min=0), help="End after this many seconds."
             ),
-            click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
-            _OUTPUT,
+            _output,
         )
     ):
         function = option(function)
@@ -113,25 +122,26 @@ def _run(
     *,
     as_json: bool,
     output: Path | None,
+    overwrite: bool,
     duration: float | None,
     netns: str | None,
     **chosen: Any,
 ) -> None:
     from mptcpd_ebpf.runtime import netns as namespaces
     from mptcpd_ebpf.trace.frame import Trace
-    from mptcpd_ebpf.trace.instead import WITHOUT_PROGRAMS, with_way_out
+    from mptcpd_ebpf.trace.instead import WITHOUT_PROGRAMS, with_alternative
 
     scope = _scope(**chosen)
     _enter(netns)
     if name not in WITHOUT_PROGRAMS and not may_load_bpf():
         refusal = f"trace {name} needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root"
-        raise Failure(with_way_out(name, refusal), ExitCode.PRIVILEGE)
+        raise Failure(with_alternative(name, refusal), ExitCode.PRIVILEGE)
     try:
-        with Trace(name, scope, as_json=as_json, file=output) as trace:
+        with Trace(name, scope, as_json=as_json, file=output, overwrite=overwrite) as trace:
             constants = {"own_netns": namespaces.inode()}
             trace.run(duration, tool(trace, constants))
     except BpfUnavailable as error:
-        raise Failure(with_way_out(name, f"trace {name}: {error}"), ExitCode.NO_MPTCP) from None
+        raise Failure(with_alternative(name, f"trace {name}: {error}"), ExitCode.NO_MPTCP) from None
     except MptcpMissing as error:
         raise Failure(str(error), ExitCode.NO_MPTCP) from None
     except NotPermitted as error:
@@ -145,7 +155,7 @@ def _scope(
 ) -> Scope:
     from mptcpd_ebpf.trace.scope import Scope, cgroups_below, parse_address, parse_token
 
-    if comm is not None:  # TASK_COMM_LEN: the kernel cuts names, wherever characters end
+    if comm is not None:  # TASK_COMM_LEN: the kernel cuts names by bytes, not characters
         comm = comm.encode()[:15].decode(errors="replace")
     option = ""
     try:
@@ -164,28 +174,26 @@ def _enter(netns: str | None) -> None:
     """Moves this thread into a namespace.  Raises Failure."""
     if netns is None:
         return
-    way_out = "give a name that 'ip netns' lists, or a pid"
+    fix = "give a name that 'ip netns' lists, or a pid"
     if netns in ("", ".", "..") or "/" in netns:
-        raise Failure(f"--netns {netns!r} is no name: {way_out}", ExitCode.USAGE)
+        raise Failure(f"--netns {netns!r} is not a name: {fix}", ExitCode.USAGE)
     path = f"/proc/{netns}/ns/net" if netns.isdecimal() else f"/run/netns/{netns}"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise Failure(
-            f"--netns {netns}: {path}: {error.strerror}; {way_out}", ExitCode.USAGE
-        ) from None
+        raise Failure(f"--netns {netns}: {path}: {error.strerror}; {fix}", ExitCode.USAGE) from None
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.setns(descriptor, _CLONE_NEWNET)
     os.close(descriptor)
     if result and ctypes.get_errno() == errno.EINVAL:
-        raise Failure(f"--netns {netns}: {path} is no network namespace; {way_out}", ExitCode.USAGE)
+        raise Failure(f"--netns {netns}: {path} is not a network namespace; {fix}", ExitCode.USAGE)
     if result:
         cause = os.strerror(ctypes.get_errno())
         raise Failure(f"--netns {netns}: cannot enter it: {cause}", ExitCode.PRIVILEGE)
 
 
 def _tool(name: str, module: str, text: str) -> None:
-    """Adds a tool that takes nothing but the filters; its module loads when it is asked for."""
+    """Adds a tool without options of its own; its module is imported when it runs."""
 
     def run(**chosen: Any) -> None:
         from importlib import import_module
@@ -204,7 +212,7 @@ _tool(
 )  # fmt: skip
 _tool(
     "joins", "joins",
-    """Each MP_JOIN attempt, in and out, and how it ended.
+    """Each MP_JOIN handshake, sent or received, and how it ended.
 
     Limit, unknown token, HMAC, backup, no route, no listener, policy, no answer.""",
 )  # fmt: skip
@@ -218,48 +226,52 @@ _tool(
 )  # fmt: skip
 _tool(
     "rtt", "rtt",
-    """How the round-trip times of each path are spread: a histogram a subflow at the end.""",
+    """Distribution of round-trip times: a histogram per subflow at the end.""",
 )  # fmt: skip
 _tool(
     "stalls", "stalls",
-    """Head-of-line blocking: when the sender stood still, and because of which path.""",
+    """Head-of-line blocking: when a connection could not send, and which path caused it.""",
 )  # fmt: skip
 _tool(
     "sched", "sched",
-    """Which subflow the scheduler chose, why the others were not, and the shares.
+    """Which subflow the scheduler chose, why not the others, and the shares.
 
-    A line a connection and second; time without any usable subflow at the end.""",
+    A line per connection and second; at the end, the time without a usable subflow.""",
 )  # fmt: skip
 _tool(
     "fallback", "fallback",
-    """When and why a connection fell back to TCP, with the counter it matches.""",
+    """When and why a connection fell back to TCP, with the kernel's counter.""",
 )  # fmt: skip
 _tool(
     "pm", "pm",
-    """Every path-manager command and event, with latency, also of other managers.""",
+    """Path-manager commands and events, of all managers, with latency.""",
 )  # fmt: skip
 
 
 @command.command("doctor")
 @click.argument("token", required=False)
-@click.option("--netns", metavar="NS", help="Look into this network namespace.")
+@click.option("--netns", metavar="NS", help="Examine this network namespace.")
 @click.option(
     "-d",
     "--duration",
     type=_Seconds(min=0.5),
     default=5.0,
     show_default=True,
-    help="Watch for so many seconds.",
+    help="Observe the connection for this many seconds.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@_OUTPUT
+@_output
 def doctor(
-    token: str | None, netns: str | None, duration: float, as_json: bool, output: Path | None
+    token: str | None,
+    netns: str | None,
+    duration: float,
+    as_json: bool,
+    output: Path | None,
+    overwrite: bool,
 ) -> None:
-    """Watch the connection TOKEN for some seconds and say what limits it.
+    """Observe the connection TOKEN for some seconds and report what limits it.
 
-    TOKEN is the local token as ls and the other tools print it.  Findings are ranked,
-    each with its evidence.  Without TOKEN the live connections are listed, with theirs.
+    TOKEN is the local token, as ls and the other tools print it.  Findings are ranked, each
+    with its evidence.  Without TOKEN, list the open connections with their tokens.
     """
     from mptcpd_ebpf.trace.doctor import list_connections, trace_doctor
 
@@ -269,7 +281,9 @@ def doctor(
 
         _enter(netns)
         try:
-            list_connections(Trace("doctor", Scope(), as_json=as_json, file=output))
+            trace = Trace("doctor", Scope(), as_json=as_json, file=output, overwrite=overwrite)
+            with trace:
+                list_connections(trace)
         except KernelError as error:
             raise Failure(f"trace doctor: {error}", ExitCode.CHECK_FAILED) from None
         return
@@ -278,6 +292,7 @@ def doctor(
         trace_doctor,
         as_json=as_json,
         output=output,
+        overwrite=overwrite,
         duration=duration,
         netns=netns,
         pid=None,
@@ -290,14 +305,18 @@ def doctor(
 
 @command.command("func")
 @click.argument("pattern")
-@click.option("--latency", is_flag=True, help="How long the calls take, and what they return.")
-@click.option("--args", "arguments", is_flag=True, help="A line a call, with its arguments.")
-@click.option("--stack", is_flag=True, help="From where it is called.")
+@click.option(
+    "--latency",
+    is_flag=True,
+    help="Measure how long calls take; with --args, show what they return.",
+)
+@click.option("--args", "arguments", is_flag=True, help="Print a line per call, with arguments.")
+@click.option("--stack", is_flag=True, help="Print the callers.")
 @click.option(
     "--attach",
     "only_way",
     type=click.Choice(["fentry", "kprobe", "tp_btf"]),
-    help="Attach in this way and no other.",
+    help="Attach only in this way.",
 )
 @_filters
 def func(
@@ -308,11 +327,11 @@ def func(
     only_way: str | None,
     **chosen: Any,
 ) -> None:
-    """Count the calls of the MPTCP functions that match PATTERN; time them, show them.
+    """Count, time or print the calls of the kernel functions that match PATTERN.
 
-    PATTERN is a name, or has * ? [ ] and then looks among the names with mptcp, subflow or
-    msk in them.  Each function is traced in the cheapest way that the kernel has for it:
-    fentry, kprobe, or a tracepoint inside it, which has no latency.
+    PATTERN is a name.  With * ? [ ] it matches only names that contain mptcp, subflow or msk.
+    Each function is traced in the cheapest way that the kernel supports for it: fentry,
+    kprobe, or a tracepoint inside it, which does not show latency.
 
     \b
       mptcpd-ebpf trace func 'mptcp_pm_*' -d 10
@@ -334,10 +353,10 @@ def func(
 
 @command.command("show")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--token", metavar="TOKEN", help="Only the lines about this connection.")
-@click.option("--event", metavar="KIND", help="Only lines of this kind, as --json names it.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of all tools' lines.")
+@click.option("--token", metavar="TOKEN", help="Only lines about this connection.")
+@click.option("--event", metavar="KIND", help="Only lines of this kind ('event' in the JSON).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the lines of all tools.")
 def show(
     file: Path | None, token: str | None, event: str | None, as_json: bool, schema: bool
 ) -> None:
@@ -350,10 +369,10 @@ def show(
     import msgspec
 
     from mptcpd_ebpf.core.token import token_of, token_text
-    from mptcpd_ebpf.trace import line_file
+    from mptcpd_ebpf.trace import line_file, line_schema
 
     if schema:
-        click.echo(msgspec.json.format(msgspec.json.encode(line_file.schema())).decode())
+        click.echo(msgspec.json.format(msgspec.json.encode(line_schema.schema())).decode())
         return
     if file is None:
         raise click.UsageError("Missing argument 'FILE'.")
@@ -362,6 +381,10 @@ def show(
     except ValueError as error:
         raise Failure(f"--token: {error}", ExitCode.USAGE) from None
     head, lines = line_file.read(file)
+    kinds = line_file.kinds_of(head.trace)
+    if event not in (None, *kinds):
+        known = ", ".join(kinds)
+        raise Failure(f"--event {event}: trace {head.trace} has the kinds {known}", ExitCode.USAGE)
     for line in lines:
         if wanted is not None and getattr(line, "token", None) != wanted:
             continue

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What limits a connection: rules over what was seen of it for some seconds.
+"""What limits a connection: rules over the observations of some seconds.
 
-Pure: an `Observation` goes in, findings come out, ranked by how much of the time (or of
-the traffic) each explains.  A finding is made only on evidence that a healthy connection
-does not show; where none is made, the connection is limited by what its paths carry, or
-has nothing to send, and that is said instead.
+The functions are pure: they turn an `Observation` into findings, ranked by how much of the time or
+of the traffic each explains.  A finding needs evidence that a healthy connection does not show.
+Without any, the finding is that the paths' capacity or the application limits the connection.
 """
 
 from dataclasses import dataclass, field
@@ -12,64 +11,74 @@ from dataclasses import dataclass, field
 from mptcpd_ebpf.core.measurement import Measurement
 
 _LOSSY = 0.02
-"""Share of segments retransmitted above which a path is called lossy."""
+"""Share of retransmitted segments from which a path is lossy."""
 _MOST_RETRANSMITS = 5
+"""Number of retransmitted segments from which a path is lossy."""
 _LASTING = 0.6
-"""Share of the looks at which a path had lost something anew: more than the one overshoot by
-which every transfer finds out what its path carries."""
-_FREE = 1.2
-"""Factor between a round-trip time and the least one below which no queue stands that might
-have overflowed."""
+"""Share of the samples with new losses from which losses are persistent: every transfer overshoots
+its path's capacity once."""
+_NO_QUEUE = 1.2
+"""Ratio of round-trip time to its minimum below which there is no queue that may have
+overflowed."""
 _FEW = 20
-"""Segments lost between two looks; an overshoot loses about a window at once."""
+"""Segments lost between two samples at most; an overshoot loses about a window at once."""
 _SLOWER = 1.25
-"""Factor between round-trip times that makes one path the slower."""
+"""Ratio of round-trip times from which a path is slower than another."""
 _PIPE_FULL = 2
-"""Factor between a round-trip time and the least one at which a queue stands on the path."""
+"""Ratio of round-trip time to its minimum from which there is a queue on the path."""
 _RECEIVES = 4
+"""Ratio of received to sent bytes from which a host is the receiver."""
 _STALLED = 0.10
+"""Share of the time that a path must stall the connection to be a finding."""
 _WINDOW = 0.30
+"""Share of the time that the peer's window must be closed to be a finding."""
 _QUEUE_FACTOR = 4
+"""Ratio of round-trip time to its minimum above which a queue is long."""
 _QUEUE_US = 100_000
-_STANDING = 0.5
-"""Share of the looks at which a queue must have been long: every machine stumbles once."""
+"""Difference between the two, in microseconds, above which a queue is long; both must hold."""
+_LONG_QUEUE = 0.5
+"""Share of the samples with a long queue from which it is a finding: a single one is normal."""
 _DEAD_US = 500_000
+"""Silence in microseconds with data in flight from which a path is dead."""
 _REFUSALS = 2
-"""Looks at which the peer had answered a retransmission and taken nothing of it."""
+"""Samples in which the peer had answered a retransmission without accepting its data."""
 _IDLE = 0.5
+"""Share of the samples below which a path, or its congestion window, is mostly unused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathFigures:
-    """One subflow, first and last measurement, and what was seen between."""
+    """One subflow: first and last measurement, and sums over the samples between."""
 
     first: Measurement
     last: Measurement
     busy: float
-    """Share of the looks at which data was in flight."""
+    """Share of the samples with data in flight."""
     full: float
-    """Share of the looks at which the congestion window was used up (four fifths of it)."""
+    """Share of the samples with at least four fifths of the congestion window in use."""
     losing: float = 0.0
-    """Share of the looks at which more was lost than at the one before."""
-    lost_freely: int = 0
-    """Segments lost a few at a time while no queue stood."""
+    """Share of the samples with new losses."""
+    lost_without_queue: int = 0
+    """Segments lost a few at a time while there was no queue."""
     queued: float = 0.0
-    """Share of the looks at which a long queue stood."""
+    """Share of the samples with a long queue."""
     worst_timeouts: int = 0
+    """Most consecutive retransmission timeouts."""
     worst_silence_us: int = 0
-    """The longest silence seen with data in flight."""
+    """The longest silence with data in flight, microseconds."""
     refused: int = 0
-    """Looks at which something had come back after retransmissions that got nowhere."""
+    """Samples in which a segment had arrived after repeated retransmission timeouts."""
     received: int = 0
-    """Bytes that came from the peer."""
+    """Bytes received from the peer."""
     ended: bool = False
+    """Whether the subflow ended during the observation."""
 
     @property
     def name(self) -> str:
         return f"{self.last.local} → {self.last.remote}"
 
     def grown(self, field_name: str) -> int:
-        """By how much a counter grew."""
+        """The increase of a counter."""
         first, last = getattr(self.first, field_name), getattr(self.last, field_name)
         return max(0, (last or 0) - (first or 0))
 
@@ -79,35 +88,36 @@ class PathFigures:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the path works, and the peer has no room for what comes over it.
+        """Whether the path works, but the peer has no buffer space for the data.
 
-        Where the peer sends no data, what comes back is that the retransmission arrived.
+        If the peer sends no data, a segment from it acknowledges that a retransmission arrived.
         """
         return self.refused >= _REFUSALS and not self.received
 
     @property
     def loses(self) -> bool:
-        """Whether more was sent again than happens to a healthy path."""
-        segments, repeated = self.grown("segments_out"), self.grown("retransmits")
-        many = repeated >= _MOST_RETRANSMITS and repeated >= _LOSSY * segments
+        """Whether it retransmits more than a healthy path."""
+        segments, resent = self.grown("segments_out"), self.grown("retransmits")
+        many = resent >= _MOST_RETRANSMITS and resent >= _LOSSY * segments
         return many and not self.is_refused
 
     @property
     def is_dead(self) -> bool:
-        """Whether retransmissions go unanswered.
+        """Whether retransmissions are not answered.
 
-        The kernel also marks stale what idles while the peer does not read.
+        The stale mark alone is no evidence: the kernel also sets it on idle subflows while the
+        peer does not read.
         """
         silent = self.worst_timeouts >= 2 and self.worst_silence_us >= _DEAD_US
         stale = self.last.stale and self.worst_timeouts > 0
         return bool(silent or stale) and not self.is_refused
 
     def has_queue(self, lasted_us: int) -> bool:
-        """Whether packets wait on it: it carries what it can, and more would only wait longer.
+        """Whether packets queue on the path, so that the path limits its own throughput.
 
-        What is in flight must have gone round and come back: a round-trip time from before
-        the sender was stopped says nothing.  And a sender whose congestion window is free
-        waits for the peer, who answers when he reads.
+        The data in flight must have been acknowledged during the observation: a round-trip time
+        from before the sender stopped proves nothing.  And the congestion window must be in use:
+        otherwise the sender waits for the peer, whose acknowledgements depend on when it reads.
         """
         srtt, least = self.last.srtt_us or 0, self.last.min_rtt_us or 0
         rounds = lasted_us / max(1, srtt)
@@ -116,34 +126,34 @@ class PathFigures:
 
     @property
     def loses_by_itself(self) -> bool:
-        """Whether its losses are more than the overflow of a queue that the sender filled."""
-        return self.losing >= _LASTING or 2 * self.lost_freely >= max(1, self.grown("lost"))
+        """Whether the sender did not cause the losses by filling a queue until it overflowed."""
+        return self.losing >= _LASTING or 2 * self.lost_without_queue >= max(1, self.grown("lost"))
 
     @property
     def is_backup(self) -> bool:
         return bool(self.last.backup or self.last.backup_by_peer)
 
 
-def lost_freely(before: Measurement, after: Measurement) -> int:
-    """Segments lost between two looks, unless a queue that overflowed explains them."""
+def lost_without_queue(before: Measurement, after: Measurement) -> int:
+    """Segments lost between two samples; 0 if a queue that overflowed explains them."""
     lost = (after.lost or 0) - (before.lost or 0)
-    free = (after.srtt_us or 0) < _FREE * (after.min_rtt_us or 0)
+    free = (after.srtt_us or 0) < _NO_QUEUE * (after.min_rtt_us or 0)
     return lost if free and 0 < lost <= _FEW else 0
 
 
 def came_back(seen: Measurement) -> bool:
-    """Whether something came back since the retransmission before the last.
+    """Whether a segment has arrived since the last but one retransmission.
 
-    The timer doubles with each of them: the last was sent at most its time ago, and the one
-    before that half of it earlier.
+    The timer doubles with each retransmission: the last was sent at most one period ago, and the
+    one before it half a period earlier.
     """
     return (seen.timeouts or 0) >= 2 and 2 * (seen.idle_us or 0) < (seen.rto_us or 0)
 
 
 def has_long_queue(before: Measurement, after: Measurement) -> bool:
-    """Whether round trips take far longer than the path itself does.
+    """Whether the round-trip time is far above the path's minimum.
 
-    One that moves nothing keeps the round-trip time that it had when it last did.
+    A subflow that delivers nothing keeps an old round-trip time, so it does not count.
     """
     moves = (after.delivered or 0) > (before.delivered or 0)
     srtt, least = after.srtt_us or 0, after.min_rtt_us or 0
@@ -152,30 +162,33 @@ def has_long_queue(before: Measurement, after: Measurement) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """A connection, watched."""
+    """The observations of one connection."""
 
     lasted_us: int
+    """Duration, microseconds."""
     paths: list[PathFigures]
     window_us: int = 0
-    """Time in which the peer's window was closed and data waited."""
+    """Time in which data waited because the peer's window was closed, microseconds."""
     endings: list[str] = field(default_factory=list)
-    """Why subflows ended meanwhile."""
+    """Why subflows ended during the observation."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that limits the connection."""
+    """A limit of the connection."""
 
     cause: str
-    """A short name, the same for ever."""
+    """A short, stable name."""
     weight: float
-    """0…1: how much it explains."""
+    """How much it explains, 0 to 1."""
     words: str
+    """The limit as a sentence."""
     evidence: list[str]
+    """The measurements that support it."""
 
 
 def diagnose(seen: Observation) -> list[Finding]:
-    """What limits the connection, the weightiest first; never empty."""
+    """What limits the connection, by descending weight; never empty."""
     findings = [
         *_ended(seen),
         *(finding for path in seen.paths for finding in _of_path(path, seen)),
@@ -192,24 +205,24 @@ def _ended(seen: Observation) -> list[Finding]:
     if not seen.endings:
         return []
     if any(not path.ended for path in seen.paths):
-        words = "a subflow ended while it was watched"
+        words = "a subflow ended during the observation"
         return [Finding("subflow-ended", 0.6, words, seen.endings)]
-    return [Finding("ended", 1.0, "the connection ended while it was watched", seen.endings)]
+    return [Finding("ended", 1.0, "the connection ended during the observation", seen.endings)]
 
 
 def _of_path(path: PathFigures, seen: Observation) -> list[Finding]:
     findings = []
     last = path.last
     stalled = path.grown("stalled_us") / seen.lasted_us
-    segments, repeated = path.grown("segments_out"), path.grown("retransmits")
+    segments, resent = path.grown("segments_out"), path.grown("retransmits")
     if path.is_dead:
         findings.append(
             Finding(
                 "dead-path",
                 0.95,
-                f"nothing comes back over {path.name}: the path is dead or filtered",
+                f"no segment arrives over {path.name}: the path is dead or filtered",
                 [
-                    f"{path.worst_timeouts} retransmission timeouts in a row",
+                    f"{path.worst_timeouts} consecutive retransmission timeouts",
                     f"silent for {path.worst_silence_us / 1000:.0f} ms with data in flight",
                     *(["the kernel has marked it stale"] if last.stale else []),
                 ],
@@ -219,52 +232,52 @@ def _of_path(path: PathFigures, seen: Observation) -> list[Finding]:
         findings.append(
             Finding(
                 "loss",
-                min(0.9, 0.4 + 5 * repeated / segments),
+                min(0.9, 0.4 + 5 * resent / segments),
                 f"{path.name} loses packets",
                 [
-                    f"{repeated} of {segments} segments sent again "
-                    f"({100 * repeated / segments:.1f} %)",
-                    f"{path.grown('lost')} taken for lost, "
-                    f"some at {100 * path.losing:.0f} % of the looks",
+                    f"{resent} of {segments} segments retransmitted "
+                    f"({100 * resent / segments:.1f} %)",
+                    f"{path.grown('lost')} marked lost, "
+                    f"new losses in {100 * path.losing:.0f} % of the samples",
                 ],
             )
         )
-    if stalled >= _STALLED and _holds_up(path, seen):
+    if stalled >= _STALLED and _stalls(path, seen):
         findings.append(
             Finding(
                 "slow-path",
                 min(0.94, 0.3 + stalled),
-                f"{path.name} holds the whole connection up (head-of-line blocking)",
+                f"{path.name} stalls the whole connection (head-of-line blocking)",
                 [
-                    f"the sender stood still for {100 * stalled:.0f} % of the time because of it",
+                    f"the sender was stalled for {100 * stalled:.0f} % of the time because of it",
                     f"its srtt is {(last.srtt_us or 0) / 1000:.0f} ms; the fastest path's is "
                     f"{min((p.last.srtt_us or 0) for p in seen.paths) / 1000:.0f} ms",
-                    f"{repeated} of {segments} segments sent again",
+                    f"{resent} of {segments} segments retransmitted",
                 ],
             )
         )
-    if path.queued >= _STANDING and not path.is_dead:
+    if path.queued >= _LONG_QUEUE and not path.is_dead:
         findings.append(
             Finding(
                 "queue",
-                min(0.95, 0.5 + stalled),  # what it holds up is its consequence
+                min(0.95, 0.5 + stalled),  # the stalls are a consequence of the queue
                 f"packets wait in a long queue on {path.name} (bufferbloat, or the delay rose)",
                 [
                     f"srtt {(last.srtt_us or 0) / 1000:.0f} ms, "
-                    f"the least it ever was {(last.min_rtt_us or 0) / 1000:.0f} ms",
-                    f"so at {100 * path.queued:.0f} % of the looks",
+                    f"minimum round-trip time {(last.min_rtt_us or 0) / 1000:.0f} ms",
+                    f"a long queue in {100 * path.queued:.0f} % of the samples",
                 ],
             )
         )
     return findings
 
 
-def _holds_up(path: PathFigures, seen: Observation) -> bool:
-    """Whether the stalls that a path is blamed for can be its own doing.
+def _stalls(path: PathFigures, seen: Observation) -> bool:
+    """Whether a path can have caused the stalls that are charged to it.
 
-    What has nothing in flight holds nobody up; nor does what is as fast as the others and
-    loses nothing: there the sender waits for the peer, and some path is always the last.
-    Nor is a path slow whose round trips only take until the peer reads: it could carry more.
+    It cannot if it has nothing in flight, or if it is as fast as the others and loses nothing:
+    then the sender waits for the peer, and the charge falls on some path.  Nor is a path slow if
+    its round-trip time only lasts until the peer reads: it could carry more.
     """
     fastest = min(each.last.srtt_us or 0 for each in seen.paths)
     nearest = min(each.last.min_rtt_us or 0 for each in seen.paths)
@@ -275,20 +288,20 @@ def _holds_up(path: PathFigures, seen: Observation) -> bool:
 
 
 def _window(seen: Observation) -> list[Finding]:
-    # Standing still without a path's doing is the window's too.
-    quiet = holdup = 0
+    # Stalled time that no path has caused is the peer's window's, too.
+    by_window = by_paths = 0
     for path in seen.paths:
-        if _holds_up(path, seen):
-            holdup += path.grown("stalled_us")
+        if _stalls(path, seen):
+            by_paths += path.grown("stalled_us")
         else:
-            quiet += path.grown("stalled_us")
-    share = max(seen.window_us, quiet) / seen.lasted_us
+            by_window += path.grown("stalled_us")
+    share = max(seen.window_us, by_window) / seen.lasted_us
     refused = [path for path in seen.paths if path.is_refused]
     dead = any(path.worst_timeouts >= 2 and not path.is_refused for path in seen.paths)
     full = any(path.has_queue(seen.lasted_us) for path in seen.paths if path.busy >= _IDLE)
     if (
-        (share < _WINDOW and quiet / seen.lasted_us < _STALLED and not refused)
-        or holdup / seen.lasted_us >= _STALLED
+        (share < _WINDOW and by_window / seen.lasted_us < _STALLED and not refused)
+        or by_paths / seen.lasted_us >= _STALLED
         or dead
         or full
     ):
@@ -296,15 +309,15 @@ def _window(seen: Observation) -> list[Finding]:
     return [
         Finding(
             "peer",
-            0.95 if refused else 0.3 + 0.6 * share,  # nothing moves any more
+            0.95 if refused else 0.3 + 0.6 * share,  # refused: the transfer has stopped
             "the peer's application does not read fast enough, or its buffer is too small",
             [
                 *(
-                    f"it answers over {path.name} and takes nothing: {path.worst_timeouts} "
-                    "retransmission timeouts in a row"
+                    f"it answers over {path.name} and accepts no data: {path.worst_timeouts} "
+                    "consecutive retransmission timeouts"
                     for path in refused
                 ),
-                f"its window was closed with data waiting for {100 * share:.0f} % of the time",
+                f"data waited for its window for {100 * share:.0f} % of the time",
             ],
         )
     ]
@@ -318,7 +331,7 @@ def _only_backups(seen: Observation) -> list[Finding]:
         Finding(
             "backup-only",
             0.7,
-            "all traffic goes over backup subflows: no regular one is usable",
+            "all traffic uses backup subflows: no regular subflow is usable",
             [f"{path.name} is a backup and carried {path.sent} bytes" for path in used],
         )
     ]
@@ -334,7 +347,7 @@ def _nothing_wrong(seen: Observation) -> Finding:
         return Finding(
             "receiving",
             0.3,
-            "the data comes from the peer: what limits it is seen there",
+            "the peer sends the data: run the diagnosis there",
             [f"{8 * received / seen.lasted_us:.2f} Mbit/s received, {mbit:.2f} sent"],
         )
     if busy < _IDLE or full < _IDLE:
@@ -343,8 +356,8 @@ def _nothing_wrong(seen: Observation) -> Finding:
             0.3,
             "nothing is wrong: the application sends no more than this",
             [
-                f"{mbit:.2f} Mbit/s; data in flight at {100 * busy:.0f} % of the looks, the "
-                f"congestion window used up at {100 * full:.0f} %"
+                f"{mbit:.2f} Mbit/s; data in flight in {100 * busy:.0f} % of the samples, the "
+                f"congestion window in use in {100 * full:.0f} %"
             ],
         )
     return Finding(
@@ -352,21 +365,21 @@ def _nothing_wrong(seen: Observation) -> Finding:
         0.3,
         "nothing is wrong: the paths carry no more",
         [
-            f"{mbit:.1f} Mbit/s; the congestion window was used up at {100 * full:.0f} % of "
-            "the looks, without loss worth mentioning"
+            f"{mbit:.1f} Mbit/s; the congestion window was in use in {100 * full:.0f} % of "
+            "the samples, without significant loss"
         ],
     )
 
 
 def _one_path(seen: Observation) -> list[Finding]:
-    alive = [path for path in seen.paths if not path.ended]
-    if len(alive) != 1:
+    remaining = [path for path in seen.paths if not path.ended]
+    if len(remaining) != 1:
         return []
     return [
         Finding(
             "one-path",
             0.2,
             "only one subflow: the connection gains nothing from MPTCP",
-            [f"{alive[0].name}; 'mptcpd-ebpf trace joins' tells what becomes of joins"],
+            [f"{remaining[0].name}; 'mptcpd-ebpf trace joins' shows how joins end"],
         )
     ]

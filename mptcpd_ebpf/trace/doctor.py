@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``trace doctor TOKEN``: watches one connection and says what limits it.
+"""``trace doctor TOKEN``: observes one connection and reports what limits it.
 
-Four times a second every subflow is measured (the probes' iterator); the scheduler's
-rounds, resets and endings come from the tracing programs.  What they add up to is judged
-by `diagnosis`.
+The probes' iterator measures every subflow four times a second; the tracing programs provide the
+scheduler's rounds, resets and ends.  `diagnosis` evaluates the sums.
 """
 
 import struct
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 
 from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement, Owner
+from mptcpd_ebpf.core.token import token_text
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.trace.diagnosis import (
@@ -20,7 +20,7 @@ from mptcpd_ebpf.trace.diagnosis import (
     came_back,
     diagnose,
     has_long_queue,
-    lost_freely,
+    lost_without_queue,
 )
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.life import kernel_reasons, reset_here
@@ -33,7 +33,6 @@ from mptcpd_ebpf.trace.lines.doctor import (
 )
 from mptcpd_ebpf.trace.probing import Probing
 from mptcpd_ebpf.trace.rtt import QUIET
-from mptcpd_ebpf.trace.scope import token_words
 from mptcpd_ebpf.trace.trace_programs import TracePrograms
 
 _EVERY_S = 0.25
@@ -43,29 +42,30 @@ _ESTABLISHED = 1
 
 @dataclass
 class Watched:
-    """One subflow while it is watched."""
+    """One subflow under observation: sums over its samples (`PathFigures` describes them)."""
 
     first: Measurement
     last: Measurement
-    looks: int = 0
+    samples: int = 0
     busy: int = 0
     full: int = 0
     losing: int = 0
-    lost_freely: int = 0
+    lost_without_queue: int = 0
     queued: int = 0
     worst_timeouts: int = 0
     worst_silence_us: int = 0
     refused: int = 0
     ended: bool = False
 
-    def look(self, seen: Measurement) -> None:
+    def add(self, seen: Measurement) -> None:
+        """Adds a sample."""
         if (seen.lost or 0) > (self.last.lost or 0):
             self.losing += 1
-            self.lost_freely += lost_freely(self.last, seen)
+            self.lost_without_queue += lost_without_queue(self.last, seen)
         self.refused += came_back(seen)
         self.queued += has_long_queue(self.last, seen)
         self.last = seen
-        self.looks += 1
+        self.samples += 1
         in_flight = seen.in_flight or 0
         if in_flight:
             self.busy += 1
@@ -75,15 +75,16 @@ class Watched:
         self.worst_timeouts = max(self.worst_timeouts, seen.timeouts or 0)
 
     def path(self, received: int = 0) -> PathFigures:
-        looks = max(1, self.looks)
+        """The figures so far; `received`: bytes received from the peer."""
+        samples = max(1, self.samples)
         return PathFigures(
             first=self.first,
             last=self.last,
-            busy=self.busy / looks,
-            full=self.full / looks,
-            losing=self.losing / looks,
-            lost_freely=self.lost_freely,
-            queued=self.queued / looks,
+            busy=self.busy / samples,
+            full=self.full / samples,
+            losing=self.losing / samples,
+            lost_without_queue=self.lost_without_queue,
+            queued=self.queued / samples,
             worst_timeouts=self.worst_timeouts,
             worst_silence_us=self.worst_silence_us,
             refused=self.refused,
@@ -93,7 +94,7 @@ class Watched:
 
 
 def _received(token: int) -> Counter[int]:
-    """Bytes that came on each live subflow so far, by cookie; the probes do not say it."""
+    """Bytes received so far on each open subflow, by cookie; the probes do not count them."""
     counts: Counter[int] = Counter()
     for each in diag.subflows():
         if each.token == token and each.cookie:
@@ -102,17 +103,17 @@ def _received(token: int) -> Counter[int]:
 
 
 def list_connections(trace: Trace) -> None:
-    """The live connections with their tokens and subflows.  Raises NetlinkRefused."""
+    """Emits the open connections with their tokens and subflows.  Raises NetlinkRefused."""
     found = diag.snapshot()
-    # The kernel lists sockets in the order of its hash tables.
+    # Sorted, because the kernel lists sockets in the order of its hash tables.
     found.subflows.sort(key=lambda each: (not each.initial, each.local, each.remote))
     for connection in sorted(found.connections, key=lambda each: (each.local, each.remote)):
         subflows = [each for each in found.subflows if each.token == connection.token]
         owner = connection.owner or Owner()
-        trace.say(
+        trace.emit(
             ConnectionLine(
                 at=trace.now(),
-                token=token_words(connection.token),
+                token=token_text(connection.token),
                 local=str(connection.local),
                 remote=str(connection.remote),
                 pid=owner.pid,
@@ -130,7 +131,7 @@ def list_connections(trace: Trace) -> None:
             )
         )
     if not found.connections:
-        trace.say(NoConnectionLine(at=trace.now()))
+        trace.emit(NoConnectionLine(at=trace.now()))
 
 
 def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
@@ -144,11 +145,10 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
     watched: dict[int, Watched] = {}
     endings: list[str] = []
 
-    def look() -> None:
+    def sample() -> None:
         for seen in probes.sample():
             if seen.token == token and seen.cookie and seen.state == _ESTABLISHED:
-                entry = watched.setdefault(seen.cookie, Watched(seen, seen))
-                entry.look(seen)
+                watched.setdefault(seen.cookie, Watched(seen, seen)).add(seen)
 
     def end() -> None:
         for event in probes.read():
@@ -159,26 +159,26 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
 
     def reset() -> None:
         for record in kernel.read("trace_record"):
-            who = trace.directory.of_record(record)
+            subject = trace.directory.of_record(record)
             if kinds[record["kind"]] == "TRACE_RESET_SENT":
-                endings.append(f"{who.name} was {reset_here(record, reasons)}")
+                endings.append(f"{subject.name} was {reset_here(record, reasons)}")
             else:
-                endings.append(f"{who.name} was reset by the peer")
+                endings.append(f"{subject.name} was reset by the peer")
             if record["cookie"] in watched:
                 watched[record["cookie"]].ended = True
 
-    look()
+    sample()
     if not watched:
-        alive = sorted({token_words(each.token) for each in probes.sample()})
+        tokens = sorted({token_text(each.token) for each in probes.sample()})
         raise Failure(
-            f"no connection {token_words(token)} in this namespace; "
-            + (f"there are {', '.join(alive)}" if alive else "there is none at all"),
+            f"this namespace has no connection {token_text(token)}; "
+            + (f"it has {', '.join(tokens)}" if tokens else "it has no MPTCP connection"),
             ExitCode.USAGE,
         )
     received_before = _received(token)
     trace.watch(probes, end)
     trace.watch(kernel, reset)
-    trace.every(_EVERY_S, look)
+    trace.every(_EVERY_S, sample)
 
     def summary() -> None:
         now = trace.now()
@@ -206,6 +206,6 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
             )
             for finding in findings
         ]
-        trace.say(DiagnosisLine(at=now, token=token_words(token), findings=rows))
+        trace.emit(DiagnosisLine(at=now, token=token_text(token), findings=rows))
 
     return summary

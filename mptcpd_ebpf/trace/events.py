@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The kernel's path-manager events as a source of a trace tool: with what it lost.
+"""The kernel's path-manager events as a source of a trace tool.
 
-Listening has an effect: in userspace mode the kernel refuses joins while nobody listens,
-and now somebody does.
+Listening has an effect: under the userspace path manager the kernel refuses joins unless a
+process listens to its events, and this source listens.
 """
 
 from mptcpd_ebpf.core.events import Event, EventsLost
@@ -12,7 +12,7 @@ from mptcpd_ebpf.trace.trace_programs import Cost
 
 
 class Events:
-    """The subscription of the present namespace."""
+    """A subscription to the events of the current namespace."""
 
     def __init__(self, *, receive_buffer: int = RECEIVE_BUFFER) -> None:
         """Raises MptcpMissing, NotPermitted without CAP_NET_ADMIN."""
@@ -20,30 +20,30 @@ class Events:
         self._lost = 0
 
     def means(self) -> list[str]:
-        """How it sees, and what it does to the kernel."""
+        """The source's name, and its effect on the kernel."""
         if sysctl.PathManagerSetting().current() != "userspace":
             return ["mptcp_pm events"]
         return [
             "mptcp_pm events",
-            "which, the path manager being userspace, makes the kernel accept joins meanwhile",
+            "meanwhile the kernel accepts joins, because the path manager is userspace",
         ]
 
     def fileno(self) -> int:
         return self._events.fileno()
 
     def read(self) -> list[Event]:
-        """The events that wait; never blocks.  What was lost is an `EventsLost` among them."""
+        """The pending events; never blocks.  An `EventsLost` among them stands for lost ones."""
         events = self._events.read()
         self._lost += sum(isinstance(event, EventsLost) for event in events)
         return events
 
     @property
     def lost(self) -> dict[str, int]:
-        """How often the socket's buffer was full: the kernel does not say how many were lost."""
+        """How often the socket's buffer was full; the kernel does not count the lost events."""
         return {"times the events' buffer was full": self._lost}
 
     def cost(self) -> Cost:
-        """Nothing that the kernel accounts for."""
+        """Zero: the kernel does not account for it."""
         return Cost(0, 0)
 
     def close(self) -> None:

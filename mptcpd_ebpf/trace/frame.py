@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What all trace tools share: one loop, one way of speaking, one way of ending.
+"""What all trace tools share: the loop, the output, and the end of a run.
 
-A tool is a function that opens its sources, hands them to the `Trace` and returns what
-says the summary.  The frame then waits on the sources until the time is over or SIGINT or
-SIGTERM comes, reads once more what is left, lets the summary be said, and states what was
-lost and what the tracing cost.  A signal that comes while the sources are opened ends the
-run as soon as they are: raised there, in a callback from libbpf, it would be lost.
+A tool is a function that opens its sources, registers them with the `Trace` and returns a
+function that emits the summary.  The trace then waits on the sources until the time is over or
+SIGINT or SIGTERM arrives, reads the remaining records, calls the summary, and reports what was
+lost and what the tracing cost.  A signal that arrives while the sources are opened ends the run
+as soon as they are open: an exception raised in a callback from libbpf would be lost.
 
-Every line is a struct of `trace.lines`.  It is printed as text or, with `--json`, as one JSON
-object, and written to the file of `-o` as JSON (`line_file`).
+Data flows one way: the tool emits a struct of `trace.lines`, which goes to the file of ``-o`` as
+JSON, and to stdout as text or, with ``--json``, as JSON (`line_file`).
 """
 
 import selectors
@@ -17,9 +17,11 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO, TypeVar
 
+from mptcpd_ebpf.core.token import token_text
 from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.probes import BpfUnavailable
 from mptcpd_ebpf.runtime import netns
@@ -33,7 +35,7 @@ Summary = Callable[[], None]
 
 
 class TraceSource(Protocol):
-    """Something of the kernel's that costs and may lose."""
+    """A source of records that has a cost in the kernel and may lose records."""
 
     def cost(self) -> Cost: ...
 
@@ -51,7 +53,7 @@ S = TypeVar("S", bound=TraceSource)
 
 
 class Trace:
-    """One run of one tool.  A context manager that takes signals and closes its sources."""
+    """One run of one tool.  A context manager that catches signals and closes its sources."""
 
     def __init__(
         self,
@@ -61,14 +63,18 @@ class Trace:
         as_json: bool = False,
         out: TextIO | None = None,
         file: Path | None = None,
+        overwrite: bool = False,
     ) -> None:
-        """`file`: a new one that the lines are written to as well.  Raises `Failure`."""
+        """`file`: also write the lines to it; it must not exist unless `overwrite` is set.
+
+        Raises `Failure`.
+        """
         self.tool = tool
         self.scope = scope
         self.directory = Directory()
         self.began = time.monotonic_ns()
         self.means: list[str] = []
-        """How the tool sees, for the first line: hooks, filters, counters."""
+        """The tool's sources, for the first line: BPF hooks, event groups, counters."""
         self._json = as_json
         self._out = out or sys.stdout
         self._sources: list[TraceSource] = []
@@ -79,7 +85,7 @@ class Trace:
         self.epoch_ns = time.time_ns() - self.began
         self._file: line_file.LineFile | None = None
         if file is not None:
-            self._file = line_file.LineFile(file, tool, self.epoch_ns)
+            self._file = line_file.LineFile(file, tool, overwrite=overwrite)
             self._stack.callback(self._file.close)
 
     def __enter__(self) -> Self:
@@ -89,26 +95,27 @@ class Trace:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    # --- what a tool does with it
+    # --- for the tool
 
     def open(self, source: S) -> S:
-        """Takes a source over: it is accounted for, and closed at the end."""
+        """Takes ownership of a source: its cost and losses are reported, and it is closed."""
         self._sources.append(source)
         self._stack.callback(source.close)
         return source
 
     def watch(self, readable: Readable, read: Callable[[], None]) -> None:
-        """`read` is called whenever there is something to read."""
+        """Calls `read` whenever `readable` has data."""
         self._readers.append((readable, read))
 
     def every(self, seconds: float, call: Callable[[], None]) -> None:
+        """Calls `call` periodically."""
         self._timers.append([time.monotonic() + seconds, seconds, call])
 
-    def admits(self, who: Subject) -> bool:
-        """Whether the filters let a subflow through; its process is looked up if they ask."""
-        if self.scope.asks_for_owner:
-            self.directory.find_owner(who)
-        return self.scope.admits(who)
+    def admits(self, subject: Subject) -> bool:
+        """Whether a subflow passes the filters; its process is looked up if one needs it."""
+        if self.scope.needs_owner:
+            self.directory.find_owner(subject)
+        return self.scope.admits(subject)
 
     @staticmethod
     def now() -> int:
@@ -116,27 +123,46 @@ class Trace:
         return time.monotonic_ns()
 
     def counted(self) -> dict[str, int]:
-        """The MPTcpExt counters that moved since the trace began, and by how much."""
+        """Increments of the MPTcpExt counters since the trace began, without zeros."""
         now = counters.read()
         moved = {name: value - self._before.get(name, 0) for name, value in now.items()}
         return {name: value for name, value in moved.items() if value}
 
-    def say(self, line: AnyLine) -> None:
-        """Prints one line, and writes it to the file if there is one."""
+    def emit(self, line: AnyLine) -> None:
+        """Writes a line to the file, if there is one, and prints it.  Raises `Failure`."""
+        if self._file is not None:
+            if not self._file.has_head:
+                self._file.begin(self._head())
+            self._file.put(line)
         if self._json:
             print(line_file.as_json(self.tool, line).decode(), file=self._out, flush=True)
         else:
             print(line_file.as_text(line, self.epoch_ns), file=self._out, flush=True)
-        if self._file is not None:
-            self._file.put(line)
+
+    def _head(self) -> line_file.Head:
+        scope = self.scope
+        filters = line_file.Filters(
+            pid=scope.pid,
+            comm=scope.comm,
+            cgroups=sorted(scope.cgroups),
+            token=None if scope.token is None else token_text(scope.token),
+            addr=None if scope.address is None else str(scope.address),
+        )
+        return line_file.Head(
+            trace=self.tool,
+            started=datetime.fromtimestamp((self.began + self.epoch_ns) / 1e9, UTC),
+            epoch_ns=self.epoch_ns,
+            filters=filters,
+            means=self.means,
+        )
 
     # --- the run
 
     def run(self, seconds: float | None, summary: Summary) -> None:
-        """Reads until the time is over or a signal comes, and says the end."""
-        if self.scope.asks_for_owner:
+        """Reads until the time is over or a signal arrives, then emits the summary."""
+        if self.scope.needs_owner:
             self._learn_owners()
-        self.say(
+        self.emit(
             StartedLine(
                 at=self.now(),
                 tool=self.tool,
@@ -152,13 +178,13 @@ class Trace:
         self._account()
 
     def _learn_owners(self) -> None:
-        """Whose connections there are, and who opens further ones: asked later, a process may
-        have ended."""
+        """Learns the processes of connections now, and when a connection is opened: a process may
+        have ended when its first line is due."""
         self.directory.look()
         try:
             constants = {"own_netns": netns.inode()}
             kernel = self.open(TracePrograms("trace", ("state_changed",), constants))
-        except BpfUnavailable:  # the tool does without, too: processes are looked up
+        except BpfUnavailable:  # then processes are only looked up
             return
         self.directory.look()
 
@@ -199,4 +225,4 @@ class Trace:
             ns_per_event=round(spent / calls) if calls else 0,
             cpu_percent=100 * spent / max(1, self.now() - self.began),
         )
-        self.say(AccountLine(at=self.now(), lost=lost, overhead=overhead))
+        self.emit(AccountLine(at=self.now(), lost=lost, overhead=overhead))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``trace func``: count, time, arguments or callers of any MPTCP kernel function.
 
-Calls are counted in the kernel by function, connection and, if asked for, stack
-(bpf/trace_func.bpf.c); how it gets at the functions is chosen in `func_attach`.  Whose call
-it is says the argument that leads to a socket.  A function without one is counted for all
-namespaces, and left out when a filter asks for something that it cannot say.
+BPF programs (bpf/trace_func.bpf.c) count the calls by function, connection and, on request, stack;
+`func_attach` chooses how they attach.  An argument that leads to a socket identifies the
+connection of a call.  A function without such an argument is counted for all namespaces, and left
+out if filters are given.
 """
 
 import bisect
@@ -12,6 +12,7 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 
+from mptcpd_ebpf.core.token import token_text
 from mptcpd_ebpf.probes.records import address
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.trace.frame import Summary, Trace
@@ -25,27 +26,28 @@ from mptcpd_ebpf.trace.lines.func import (
     Stack,
     Task,
 )
-from mptcpd_ebpf.trace.scope import Subject, token_words
+from mptcpd_ebpf.trace.scope import Subject
 from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 TOTAL_KEY = struct.Struct("=IiIIQ")  # struct func_key
 _FRAMES = struct.Struct("=64Q")
 _NO_STACK = -1
-_STACKS_TOLD = 5
+_STACKS_SHOWN = 5
 
 
 @dataclass
 class Calls:
-    """What was counted of one function."""
+    """The counts of one function."""
 
     calls: int = 0
     duration_ns: int = 0
     longest_ns: int = 0
     histogram: list[int] = field(default_factory=list)
-    """Slot n: calls that took from 2^n ns on, below 2^(n+1)."""
+    """Number of calls; slot n holds those that took 2^n to 2^(n+1) nanoseconds."""
     connections: Counter[int] = field(default_factory=Counter)
-    """Calls by token; under 0 those of no MPTCP connection, or of none that is known."""
+    """Calls by token; 0 counts those of no MPTCP connection, or of an unknown one."""
     stacks: Counter[int] = field(default_factory=Counter)
+    """Calls by stack id."""
 
     def add(self, total: Record, token: int, stack: int) -> None:
         self.calls += total["calls"]
@@ -59,7 +61,7 @@ class Calls:
 
 
 class Functions:
-    """Reads the counts and records of the attached functions and tells them."""
+    """Reads the counts and records of the attached functions, and emits their lines."""
 
     def __init__(self, trace: Trace, attached: Attached, symbols: Symbols, wanted: Wanted) -> None:
         self._trace = trace
@@ -76,18 +78,18 @@ class Functions:
             remote=address(of["remote_ip"], of["remote_port"]),
         )
 
-    def _admits(self, slot: int, who: Subject) -> bool:
-        return self._attached.subject(slot)[0] == SubjectKind.NONE or self._trace.admits(who)
+    def _admits(self, slot: int, subject: Subject) -> bool:
+        return self._attached.subject(slot)[0] == SubjectKind.NONE or self._trace.admits(subject)
 
-    # --- a line a call
+    # --- a line per call
 
     def read(self) -> None:
         for record in self._kernel.read("func_record"):
-            who = self._subject(record, record["token"])
-            if self._admits(record["slot"], who):
-                self._tell(record, who)
+            subject = self._subject(record, record["token"])
+            if self._admits(record["slot"], subject):
+                self._report(record, subject)
 
-    def _tell(self, record: Record, who: Subject) -> None:
+    def _report(self, record: Record, subject: Subject) -> None:
         slot = record["slot"]
         function, way = self._attached.functions[slot], self._attached.ways[slot]
         prototype = function.seen_by(way)
@@ -104,9 +106,9 @@ class Functions:
         else:
             text += ")"
         comm = record["comm"].split(b"\0", 1)[0].decode(errors="replace")
-        known = who.local.port or who.remote.port
-        fields = who.fields()
-        self._trace.say(
+        known = subject.local.port or subject.remote.port
+        fields = subject.fields()
+        self._trace.emit(
             CallLine(
                 at=record["at"],
                 **(fields if known else {**fields, "local": None, "remote": None}),
@@ -123,7 +125,7 @@ class Functions:
     # --- the summary
 
     def _counted(self) -> dict[int, Calls]:
-        """By slot."""
+        """The counts of the calls that pass the filters, by slot."""
         counted: dict[int, Calls] = {}
         for key, total in self._kernel.table("totals", TOTAL_KEY, "func_total").items():
             slot, stack, token, _, _ = key
@@ -135,18 +137,18 @@ class Functions:
         seconds = (self._trace.now() - self._began) / 1e9
         counted = self._counted()
         for slot, calls in sorted(counted.items(), key=lambda each: -each[1].calls):
-            self._say(slot, calls, seconds)
+            self._emit(slot, calls, seconds)
         never = [f.name for i, f in enumerate(self._attached.functions) if i not in counted]
         if never:
-            self._trace.say(NotCalledLine(at=self._trace.now(), not_called=never))
+            self._trace.emit(NotCalledLine(at=self._trace.now(), not_called=never))
 
-    def _say(self, slot: int, calls: Calls, seconds: float) -> None:
+    def _emit(self, slot: int, calls: Calls, seconds: float) -> None:
         function, way = self._attached.functions[slot], self._attached.ways[slot]
         stacks = [
             Stack(calls=count, frames=self._frames(stack, function.name))
-            for stack, count in calls.stacks.most_common(_STACKS_TOLD)
+            for stack, count in calls.stacks.most_common(_STACKS_SHOWN)
         ]
-        self._trace.say(
+        self._trace.emit(
             FunctionLine(
                 at=self._trace.now(),
                 function=function.name,
@@ -155,7 +157,7 @@ class Functions:
                 seconds=seconds,
                 calls=calls.calls,
                 connections={
-                    token_words(token) if token else "none": count
+                    token_text(token) if token else "none": count
                     for token, count in calls.connections.most_common()
                 },
                 duration_ns=calls.duration_ns if self._wanted.ends else None,
@@ -166,7 +168,7 @@ class Functions:
         )
 
     def _frames(self, stack: int, name: str) -> list[str]:
-        """Who called, the nearest first; the frames of the tracing itself are left out."""
+        """The callers, the direct one first, without the frames of the tracing itself."""
         raw = self._kernel.lookup("stacks", stack.to_bytes(4, "little"))
         places = [place for place in _FRAMES.unpack(raw) if place] if raw else []
         names = [self._name(place) for place in places]
@@ -181,13 +183,13 @@ class Functions:
         return f"{name}+{place - start:#x}"
 
 
-def _say_left_out(trace: Trace, left_out: dict[str, str]) -> None:
-    """One line a reason."""
+def _emit_left_out(trace: Trace, left_out: dict[str, str]) -> None:
+    """Emits a line per reason."""
     reasons: dict[str, list[str]] = {}
     for name, why in left_out.items():
         reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
-        trace.say(NotTracedLine(at=trace.now(), functions=names, why=why))
+        trace.emit(NotTracedLine(at=trace.now(), functions=names, why=why))
 
 
 def trace_func(
@@ -200,20 +202,20 @@ def trace_func(
     stack: bool,
     only_way: str | None,
 ) -> Summary:
-    """Raises Failure if nothing that the pattern names can be traced, BpfUnavailable."""
+    """Raises Failure if no matching function can be traced, BpfUnavailable."""
     symbols = Symbols(SYMBOLS.read_text())
     functions = find(pattern, symbols)
     if not functions:
         raise Failure(
-            f"trace func {pattern}: no function of this kernel has such a name "
-            "(a pattern with * ? [ looks among those with mptcp, subflow or msk in their names)",
+            f"trace func {pattern}: this kernel has no function of this name "
+            "(a pattern with * ? [ matches only names that contain mptcp, subflow or msk)",
             ExitCode.USAGE,
         )
     wanted = Wanted(
         ends=latency,
         records=arguments,
         stacks=stack,
-        subjects=trace.scope.asks_for_one,
+        subjects=trace.scope.is_restricted,
         netns=constants["own_netns"],
         token=trace.scope.token,
         only_way=only_way,
@@ -223,12 +225,12 @@ def trace_func(
     ways = Counter(attached.ways)
     for way, count in sorted(ways.items()):
         trace.means.append(f"{_WAYS[way, latency]} ({count} functions)")
-    if trace.scope.asks_for_owner:
+    if trace.scope.needs_owner:
         _learn_owners(trace, constants)
-    _say_left_out(trace, attached.left_out)
-    told = Functions(trace, attached, symbols, wanted)
-    trace.watch(kernel, told.read)
-    return told.summary
+    _emit_left_out(trace, attached.left_out)
+    traced = Functions(trace, attached, symbols, wanted)
+    trace.watch(kernel, traced.read)
+    return traced.summary
 
 
 _WAYS = {
@@ -241,7 +243,7 @@ _WAYS = {
 
 
 def _learn_owners(trace: Trace, constants: dict[str, int]) -> None:
-    """Follows who opens connections, for filters by process."""
+    """Learns the processes that open connections, for filters by process."""
     states = trace.open(TracePrograms("trace", ("state_changed",), constants))
 
     def read() -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Attaches to kernel functions, each in the cheapest way that this kernel has for it.
+"""Attaches to kernel functions, each in the cheapest way that this kernel supports for it.
 
-In this order (bpf/trace_func.bpf.c has the programs):
+The ways in order (the programs are in bpf/trace_func.bpf.c):
 
-``fentry``  (with ``fexit`` for the end of a call) wherever the BTF has the function;
-``kprobe``  (with ``kretprobe``) where it has not, or the kernel refuses the first;
-``tp_btf``  a tracepoint inside the function, which sees each passage but no end.
+``fentry``  (with ``fexit`` for the return) if the kernel's BTF has the function;
+``kprobe``  (with ``kretprobe``) if it has not, or the kernel refuses the first;
+``tp_btf``  a tracepoint inside the function, which sees calls but not their return.
 """
 
 import errno
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
-from mptcpd_ebpf.trace.func_targets import OUR_TRACEPOINTS, Function, SubjectKind, subject
+from mptcpd_ebpf.trace.func_targets import MPTCP_TRACEPOINTS, Function, SubjectKind, subject
 from mptcpd_ebpf.trace.lines.func import listed
 from mptcpd_ebpf.trace.trace_programs import Refused, TracePrograms
 
@@ -27,30 +27,34 @@ _SLOT = struct.Struct("=BB")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be seen of each call."""
+    """What to trace of each call."""
 
     ends: bool
-    """How long it takes, and what it returns."""
+    """Duration and returned value."""
     records: bool
+    """A record per call."""
     stacks: bool
+    """The callers."""
     subjects: bool
-    """Only functions of which is known whose call it is: a filter asks for it."""
+    """Only functions with an argument that identifies the connection, because of a filter."""
     netns: int
+    """Inode of the network namespace."""
     token: int | None
+    """Only this connection."""
     only_way: str | None = None
-    """One of `WAYS`, if no other may be taken."""
+    """The only one of `WAYS` to use."""
 
 
 @dataclass
 class Attached:
-    """Functions that are traced, by their slot, and what could not be."""
+    """The traced functions by slot, and those that could not be traced."""
 
     kernel: TracePrograms
     functions: list[Function]
     ways: list[str]
     """``fentry``, ``kprobe`` or ``tp_btf``, by slot."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Reason by name."""
+    """The reason by function."""
 
     def subject(self, slot: int) -> tuple[SubjectKind, int]:
         return _subject(self.functions[slot], self.ways[slot])
@@ -62,14 +66,14 @@ def _subject(function: Function, way: str) -> tuple[SubjectKind, int]:
 
 
 class _Choice:
-    """Which way each function goes, until the kernel agrees."""
+    """The ways that are left for each function, until the kernel accepts a set of them."""
 
     def __init__(self, functions: list[Function], wanted: Wanted) -> None:
         self._wanted = wanted
         self.left_out: dict[str, str] = {}
         self.kprobes = _KPROBES.exists()
         self.ways: dict[str, list[str]] = {}
-        """The ways that are left for each function, the best first."""
+        """By function, the cheapest first."""
         for function in functions:
             ways = []
             if function.prototype:
@@ -84,19 +88,20 @@ class _Choice:
                 ways = [way for way in ways if _subject(function, way)[0]]
             self.ways[function.name] = ways
             if not ways:
-                self.left_out[function.name] = self._lack(function)
+                self.left_out[function.name] = self._reason(function)
 
-    def _lack(self, function: Function) -> str:
+    def _reason(self, function: Function) -> str:
+        """Why no way is left."""
         if self._wanted.ends and function.tracepoint and not function.prototype:
-            return "only a tracepoint inside it can be traced, which has no end"
+            return "only a tracepoint inside it can be traced, which does not show the return"
         if self._wanted.only_way:
-            return f"{self._wanted.only_way} was asked for and cannot trace it"
+            return f"{self._wanted.only_way} cannot trace it, and --attach excludes other ways"
         if self._wanted.subjects:
-            return "no argument of it says whose call it is, which the filter asks for"
+            return "no argument identifies the connection, which the filter needs"
         return "the kernel's BTF does not have it"
 
     def refuse(self, name: str, way: str, why: str) -> None:
-        """One way is barred for one function."""
+        """Excludes one way for one function."""
         ways = self.ways[name]
         ways.remove(way)
         if not ways:
@@ -109,18 +114,18 @@ class _Choice:
 
 
 def _only_tracepoint(function: Function) -> bool:
-    """Inlined: nothing of it is left but its tracepoint."""
+    """Whether the function is inlined, so that only its tracepoint is left."""
     return function.prototype is None and function.tracepoint is not None
 
 
 def attach(pattern: str, functions: list[Function], wanted: Wanted) -> Attached:
-    """Traces the functions that can be.  Raises Failure if none can, BpfUnavailable."""
+    """Attaches to all functions that can be traced.  Raises Failure if none can, BpfUnavailable."""
     choice = _Choice(functions, wanted)
     while True:
         taken = [each for each in functions if choice.ways[each.name]]
         if not taken:
-            raise _nothing(pattern, choice, functions, wanted)
-        # Whether the kernel has a way at all is found out before it is asked for many.
+            raise _nothing_traced(pattern, choice, functions, wanted)
+        # With too many functions, one is tried first to find out which ways the kernel supports.
         attached = _try(taken if len(taken) <= SLOTS else taken[:1], choice, wanted)
         if attached and len(taken) <= SLOTS:
             return attached
@@ -134,7 +139,7 @@ def attach(pattern: str, functions: list[Function], wanted: Wanted) -> Attached:
 
 
 def _try(taken: list[Function], choice: _Choice, wanted: Wanted) -> Attached | None:
-    """One go; None if the kernel refused something and the next go leaves that out."""
+    """One attempt; None if the kernel refused a way, which `choice` then excludes."""
     ways = [choice.ways[function.name][0] for function in taken]
     programs: dict[str, str] = {}
     for slot, (function, way) in enumerate(zip(taken, ways, strict=True)):
@@ -159,7 +164,7 @@ def _try(taken: list[Function], choice: _Choice, wanted: Wanted) -> Attached | N
     try:
         kernel = TracePrograms("trace_func", chosen, constants, targets=programs)
     except Refused as refused:
-        _learn(refused, taken, choice)
+        _exclude(refused, taken, choice)
         return None
     for program, why in kernel.not_attached.items():
         slot = int(program.rpartition("_")[2], 8)
@@ -180,27 +185,29 @@ def _try(taken: list[Function], choice: _Choice, wanted: Wanted) -> Attached | N
     return None
 
 
-def _learn(refused: Refused, taken: list[Function], choice: _Choice) -> None:
-    """Bars what the kernel would not load.  Raises it again if it says nothing new."""
-    barred = False
+def _exclude(refused: Refused, taken: list[Function], choice: _Choice) -> None:
+    """Excludes the ways that the kernel refused.  Raises `refused` if it names no program."""
+    excluded = False
     for program, why in refused.programs.items():
         kind, _, number = program.partition("_")
         if kind in ("called", "returned"):
             choice.refuse_all("kprobe", why)
-            barred = True
+            excluded = True
             continue
         way = "tp_btf" if kind == "point" else "fentry"
-        if refused.errno == errno.EPERM:  # not this function: this kind of program
+        if refused.errno == errno.EPERM:  # this kind of program, for any function
             choice.refuse_all(way, "Operation not permitted")
         elif way in choice.ways[taken[int(number, 8)].name]:
             choice.refuse(taken[int(number, 8)].name, way, why)
-        barred = True
-    if not barred:
+        excluded = True
+    if not excluded:
         raise refused
 
 
-def _nothing(pattern: str, choice: _Choice, functions: list[Function], wanted: Wanted) -> Failure:
-    """What is missing, and what would do instead, in one line."""
+def _nothing_traced(
+    pattern: str, choice: _Choice, functions: list[Function], wanted: Wanted
+) -> Failure:
+    """The failure that says why no function can be traced, and what can."""
     text = f"trace func {pattern}: " + "; ".join(sorted(set(choice.left_out.values())))
     if not choice.kprobes:
         text += "; no kprobes either (CONFIG_KPROBES)"
@@ -208,5 +215,5 @@ def _nothing(pattern: str, choice: _Choice, functions: list[Function], wanted: W
     if points and wanted.ends:
         text += f". Without --latency, by their tracepoints: {listed(points)}"
     else:
-        text += f". What has a tracepoint can be traced: {', '.join(OUR_TRACEPOINTS)}"
+        text += f". Functions with a tracepoint can be traced: {', '.join(MPTCP_TRACEPOINTS)}"
     return Failure(text, ExitCode.NO_MPTCP)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which kernel functions a pattern names, and what their arguments are.
+"""The kernel functions that a pattern matches, and their arguments.
 
-The names are those of /proc/kallsyms.  A pattern with wildcards looks among MPTCP's own:
-names with mptcp, subflow or msk in them, and functions with a tracepoint of MPTCP's.  A
-whole name may be any function.  Arguments and their types are the prototypes of the
-kernel's BTF.
+The names are those of /proc/kallsyms.  A pattern with wildcards matches only names that contain
+mptcp, subflow or msk, and functions with an MPTCP tracepoint.  A complete name may be any function.
+The kernel's BTF has the prototypes.
 """
 
 import re
@@ -18,23 +17,23 @@ from mptcpd_ebpf.probes.kernel_types import TRACE_ITERATOR, KernelTypes, Prototy
 
 SYMBOLS = Path("/proc/kallsyms")
 _FUNCTION = re.compile(r"^([0-9a-f]+) [tTwW] (\S+)", re.MULTILINE)
-# What the compiler and the kernel's macros make beside a function.
-_MADE = re.compile(
+# Symbols that the compiler and the kernel's macros generate beside a function.
+_GENERATED = re.compile(
     r"^(__pfx_|__cfi_|__traceiter_|__probestub_|__SC[TK]__|__bpf_trace_|__bpf_prog|bpf_prog_"
     r"|trace_event_raw_event_|trace_raw_output_|trace_event_get_offsets_|perf_trace_)|\.cold"
 )
-_OURS = re.compile("mptcp|subflow|msk")
-OUR_TRACEPOINTS = (
+_MPTCP = re.compile("mptcp|subflow|msk")
+MPTCP_TRACEPOINTS = (
     "mptcp_subflow_get_send", "mptcp_sendmsg_frag", "get_mapping_status",
     "ack_update_msk", "subflow_check_data_avail",
 )  # fmt: skip
-"""include/trace/events/mptcp.h; each stands in the function of its name."""
+"""include/trace/events/mptcp.h; each is in the function of the same name."""
 
 MOST_ARGUMENTS = 6
 
 
 class SubjectKind(IntEnum):
-    """enum subject of bpf/trace_func.bpf.c: what says whose call it is."""
+    """enum subject of bpf/trace_func.bpf.c: the argument that identifies a call's connection."""
 
     NONE = 0
     SOCK = 1
@@ -53,9 +52,9 @@ _SUBJECTS = {
 
 
 def subject(prototype: Prototype) -> tuple[SubjectKind, int]:
-    """What kind of argument says whose call it is, and which one it is.
+    """The kind and the index of the argument that identifies a call's connection.
 
-    A subflow says more than a socket does, and a later argument no more than a first.
+    A subflow is preferred to a socket, and the first argument of a kind to later ones.
     """
     found = [
         (kind, index)
@@ -72,11 +71,12 @@ class Function:
 
     name: str
     prototype: Prototype | None
-    """None if the BTF leaves it out, as it does where the compiler changed the arguments."""
+    """None if the BTF lacks it, as it does if the compiler changed the arguments."""
     tracepoint: Prototype | None = None
-    """What a BTF tracepoint of the same name hands over."""
+    """The arguments of a BTF tracepoint of the same name."""
 
     def seen_by(self, attach: str) -> Prototype | None:
+        """The arguments that a program attached in this way gets."""
         return self.tracepoint if attach == "tp_btf" else self.prototype
 
 
@@ -98,16 +98,16 @@ class Symbols:
         return sorted((int(address, 16), name) for address, name in self._listed)
 
     def matching(self, pattern: str) -> list[str]:
-        """What a pattern names, sorted."""
+        """The names that a pattern matches, sorted."""
         if not re.search(r"[*?\[]", pattern):
             return [pattern] if pattern in self.names | self.tracepoints else []
-        ours = {name for name in self.names if _OURS.search(name) and not _MADE.search(name)}
-        ours |= self.tracepoints.intersection(OUR_TRACEPOINTS)
-        return sorted(name for name in ours if fnmatchcase(name, pattern))
+        names = {name for name in self.names if _MPTCP.search(name) and not _GENERATED.search(name)}
+        names |= self.tracepoints.intersection(MPTCP_TRACEPOINTS)
+        return sorted(name for name in names if fnmatchcase(name, pattern))
 
 
 def find(pattern: str, symbols: Symbols) -> list[Function]:
-    """The functions that a pattern names, with what is known of their arguments."""
+    """The functions that a pattern matches, with their prototypes as far as the BTF has them."""
     names = symbols.matching(pattern)
     try:
         with KernelTypes() as types:

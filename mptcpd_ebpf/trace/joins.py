@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``trace joins``: each MP_JOIN attempt and how it ended.
 
-The handshake (RFC 8684, 3.2: SYN, SYN/ACK, ACK, each with MP_JOIN) is read off the wire; the
-kernel's own state says when a subflow stands and with which error it was given up.  Why
-this host refused is in no packet, but the kernel counts it (net/mptcp/mib.h): a counter
-that moved, and that no other refusal explains, is the reason.  MPJoinRejected has several:
-which it was say the connection's state and subflows at that moment (`standing`).  Where no
-counter moved, or the peer refused, what remains possible is listed with the evidence.  A
-join that its own initiator ends is abandoned, not refused.
+The handshake (RFC 8684, 3.2: SYN, SYN/ACK, ACK, each with MP_JOIN) is followed by its packets; the
+kernel's socket states say when a subflow is established and with which error a join failed.  No
+packet says why this host refused a join, but the kernel counts refusals by cause
+(net/mptcp/mib.h): a counter that was incremented, and that no other refusal explains, gives the
+cause.  MPJoinRejected has several causes; the connection's state and subflows at that moment tell
+them apart (`standing`).  If no counter was incremented, or the peer refused, the line lists the
+possible causes with the evidence.  A join that its initiator ends is abandoned, not refused.
 
-Nothing here subscribes to path-manager events: under the userspace path manager a
-subscriber changes which joins are accepted.  Only where the kernel refuses the programs
-they are what is left (`joins_by_events`).
+This tool does not subscribe to path-manager events, because under the userspace path manager a
+subscriber changes which joins the kernel accepts.  Only if the kernel refuses the BPF programs,
+`joins_by_events` uses them.
 """
 
 from collections import Counter
@@ -23,44 +23,44 @@ from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.join_attempt import (
     COUNTED,
-    NEVER_LEFT,
+    NEVER_SENT,
     QUIET_NS,
     Attempt,
     error_reason,
     fits,
     meaning,
     peers_reason,
-    silent,
+    unanswered_causes,
 )
 from mptcpd_ebpf.trace.joins_by_events import JoinsByEvents, follow_joins_by_events
 from mptcpd_ebpf.trace.lines.joins import JoinLine, JoinsSummaryLine
 from mptcpd_ebpf.trace.scope import Flow, Subject
 from mptcpd_ebpf.trace.signals import Flag, Signal, Subtype
-from mptcpd_ebpf.trace.standing import Standing
+from mptcpd_ebpf.trace.standing import ConnectionStates
 from mptcpd_ebpf.trace.tap import BothSides, Tap, open_with_tap
 from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _SYN_SENT, _CLOSE = 2, 7  # include/net/tcp_states.h
 _GIVEN_UP_NS = 180_000_000_000
-"""No SYN is repeated for so long (tcp_syn_retries 6: 127 s)."""
+"""Longer than SYNs are retransmitted (tcp_syn_retries 6: 127 s)."""
 
 
 class JoinTrace:
-    """Follows handshakes to their ends."""
+    """Follows handshakes until they end, and emits their lines."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._attempts: dict[Flow, Attempt] = {}
         self._explained = counters.read()
-        """The counters, less what no outcome has been explained by yet."""
+        """The counters, without the increments that have not explained an outcome yet."""
         self._quiet: dict[str, int] = {}
-        """The counters at the last look, if no join was under way then."""
+        """The counters at the last check, if no handshake was in progress then."""
         self.outcomes: Counter[str] = Counter()
-        self.standing = Standing()
+        self.states = ConnectionStates()
 
-    # --- the wire
+    # --- packets
 
-    def hear(self, signal: Signal) -> None:
+    def on_signal(self, signal: Signal) -> None:
         flow = signal.local, signal.remote
         attempt = self._attempts.get(flow)
         option = signal.option(Subtype.MP_JOIN)
@@ -74,8 +74,8 @@ class JoinTrace:
             attempt.syn_ack = signal
             if not option:
                 attempt.notes.append(
-                    "the SYN/ACK carries no MP_JOIN: a middlebox removed it, "
-                    "or the other end is no MPTCP host"
+                    "the SYN/ACK has no MP_JOIN: a middlebox removed it, "
+                    "or the other end does not support MPTCP"
                 )
         elif option and signal.flags & Flag.ACK:
             attempt.third = signal
@@ -92,53 +92,54 @@ class JoinTrace:
         self._quiet = {}
 
     def _refused(self, flow: Flow, attempt: Attempt, reset: Signal) -> None:
-        told = reset.option(Subtype.MP_TCPRST)
-        code = None if told is None else told.reset_reason
-        said = "a plain RST"
-        if told is not None and code is not None:
-            said = f"RST with MP_TCPRST ({words.reset(code, told.reset_transient)})"
-        evidence = [f"{'this host' if reset.outgoing else 'the peer'} sent {said}", *attempt.notes]
+        option = reset.option(Subtype.MP_TCPRST)
+        code = None if option is None else option.reset_reason
+        packet = "a plain RST"
+        if option is not None and code is not None:
+            packet = f"RST with MP_TCPRST ({words.reset(code, option.reset_transient)})"
+        sender = "this host" if reset.outgoing else "the peer"
+        evidence = [f"{sender} sent {packet}", *attempt.notes]
         known = self._trace.directory.of_flow(*flow)
         token = attempt.token or known.token
         evidence += self._closing(token, reset.at)
-        up = self.standing.up_for(token, known.cookie, reset.at)
+        up = self.states.up_for(token, known.cookie, reset.at)
         if attempt.incoming and up is not None:
             outcome, why = "established", f"established, and reset after {words.duration(up)}"
         elif reset.outgoing:
             outcome, why = self._own_reason(attempt, token, reset.at, code, evidence)
         elif attempt.incoming:
             outcome = "abandoned"
-            why = "the peer gave its own join up: its connection has probably ended there"
+            why = "the peer gave up its own join: it has probably closed the connection"
         else:
             outcome, why = "refused", peers_reason(attempt, code)
         self._end(flow, attempt, outcome, why, reset.at, evidence)
 
     def _closing(self, token: int | None, at: int) -> list[str]:
-        closing = self.standing.closing_for(token, at)
+        closing = self.states.closing_for(token, at)
         if closing is None:
             return []
-        return [f"the connection was closing here for {words.duration(closing)}"]
+        return [f"this host had been closing the connection for {words.duration(closing)}"]
 
     def _own_reason(
         self, attempt: Attempt, token: int | None, at: int, code: int | None, evidence: list[str]
     ) -> tuple[str, str]:
-        """The outcome where this host sent the reset, and why; adds to the evidence."""
+        """Outcome and cause of a join that this host reset; adds to the evidence."""
         now = counters.read()
         moved = [
             name
             for name in COUNTED
             if now.get(name, 0) > self._explained.get(name, 0) and fits(name, attempt)
         ]
-        evidence += [f"counter {name} moved" for name in moved]
+        evidence += [f"counter {name} was incremented" for name in moved]
         if len(moved) > 1:
             candidates = ", or ".join(dict.fromkeys(meaning(name, attempt) for name in moved))
-            return "refused", f"several joins were refused at once; this one: {candidates}"
+            return "refused", f"several joins were refused at the same time; this one: {candidates}"
         for name in moved:
             self._explained[name] += 1
             if name == "MPJoinRejected":
                 return "refused", self._rejected(token, at, evidence)
             if attempt.incoming and name == "MPJoinAckHMacFailure" and "MPJoinRejected" not in now:
-                # Such a kernel (before 6.15) counts all refusals of the third packet here.
+                # Kernels before 6.15 count all refusals of the third packet here.
                 why = self._known_rejection(token, at, evidence)
                 return "refused", why or meaning(name, attempt)
             return "refused", meaning(name, attempt)
@@ -148,37 +149,37 @@ class JoinTrace:
             return "abandoned", self._given_up(token, at)
         if attempt.third:
             if code is None:
-                return "refused", "the connection was ending here"
-            return "refused", self._rejected(token, at, evidence)  # not counted by every kernel
+                return "refused", "this host was closing the connection"
+            return "refused", self._rejected(token, at, evidence)  # some kernels do not count it
         if code is not None:
-            return "refused", "the SYN was not accepted, which this kernel does not explain"
-        return "refused", "nobody listens at that address and port"
+            return "refused", "the SYN was not accepted; this kernel gives no cause"
+        return "refused", "nothing listens on that address and port"
 
     def _given_up(self, token: int | None, at: int) -> str:
-        """Why this host did not go on with a join of its own."""
-        if self.standing.closing_for(token, at) is not None:
-            return "the connection was closed here before the join stood"
+        """Why this host ended its own join."""
+        if self.states.closing_for(token, at) is not None:
+            return "this host closed the connection before the join was established"
         return (
-            "this host gave its own join up: the connection was closed before the answer, "
-            "or its path manager took the subflow back"
+            "this host gave up its own join: it closed the connection before the answer, "
+            "or its path manager destroyed the subflow"
         )
 
     def _rejected(self, token: int | None, at: int, evidence: list[str]) -> str:
-        """Why this host did not accept a join whose token and HMAC were right."""
+        """Why this host did not accept a join with a correct token and HMAC."""
         return self._known_rejection(token, at, evidence) or (
-            "not the limit of subflows; it may be: data waited out of order (Linux 6.1 and "
-            "6.12), the connection was not fully established yet, it was ending, or the limit "
-            "was changed since"
+            "not the limit of subflows; possible causes: data waited out of order (Linux 6.1 and "
+            "6.12), the connection was not fully established yet, it was closing, or the limit "
+            "has changed since"
         )
 
     def _known_rejection(self, token: int | None, at: int, evidence: list[str]) -> str | None:
-        additional = self.standing.additional(token, at)
-        closing = self.standing.closing_for(token, at) is not None
+        additional = self.states.additional(token, at)
+        closing = self.states.closing_for(token, at) is not None
         if sysctl.PathManagerSetting().current() == "userspace":
             return (
-                "the connection was closing already"
+                "the connection was already closing"
                 if closing
-                else "refused by policy: path manager userspace, and nobody listens to it"
+                else "refused by policy: userspace path manager, and nothing listens to its events"
             )
         with PmClient() as client:
             limit = client.limits().subflows
@@ -190,28 +191,28 @@ class JoinTrace:
                 f"the limit of {limit} additional subflows "
                 "(mptcpd-ebpf or 'ip mptcp limits' sets it)"
             )
-        return "the connection was closing already" if closing else None
+        return "the connection was already closing" if closing else None
 
     # --- the kernel's state
 
     def learn(self, record: Record, kind: str) -> None:
-        """What happened to connections and subflows; before the packets are heard."""
+        """Updates the states of connections and subflows; called before the packets are read."""
         if kind == "TRACE_CONNECTION":
-            self.standing.connection(record)
+            self.states.connection(record)
         elif kind == "TRACE_STATE":
             self._trace.directory.of_record(record)
-            self.standing.subflow(record)
+            self.states.subflow(record)
 
     def take(self, record: Record, kind: str) -> None:
-        """Ends the joins that the kernel gave up; after the packets were heard."""
+        """Ends the joins that the kernel gave up; called after the packets were read."""
         if kind != "TRACE_STATE" or not record["joined"]:
             return
-        who = self._trace.directory.of_record(record)
-        flow = who.local, who.remote
+        subject = self._trace.directory.of_record(record)
+        flow = subject.local, subject.remote
         attempt = self._attempts.get(flow)
         if attempt is None:
             return
-        attempt.token = who.token or attempt.token
+        attempt.token = subject.token or attempt.token
         if record["old_state"] != _SYN_SENT or record["state"] != _CLOSE:
             return
         if record["error"]:
@@ -222,7 +223,8 @@ class JoinTrace:
         self._end(flow, attempt, outcome, why, record["at"], evidence)
 
     def look(self, now: int, *, last: bool = False) -> None:
-        """Ends what stands since a while, and tells of joins that never left this host."""
+        """Ends joins that have been established or unanswered for a while, and reports joins
+        whose SYN was never sent."""
         for flow, attempt in list(self._attempts.items()):
             if attempt.third and (last or now - attempt.third.at > QUIET_NS):
                 option = attempt.syn_ack and attempt.syn_ack.option(Subtype.MP_JOIN)
@@ -236,25 +238,26 @@ class JoinTrace:
                 if attempt.syn_ack is None:
                     why = f"no answer from {by} so far ({sent})"
                 else:
-                    why = f"the SYN/ACK was never confirmed ({sent})"
-                self._end(flow, attempt, "unanswered", why, now, silent(attempt))
+                    why = f"the SYN/ACK was never acknowledged ({sent})"
+                self._end(flow, attempt, "unanswered", why, now, unanswered_causes(attempt))
         present = counters.read()
-        # What was counted before the last look, and no join under way explains, none will.
+        # Increments from before the last check, when no handshake was in progress, cannot explain
+        # a later outcome.
         self._explained |= {name: self._quiet[name] for name in COUNTED if name in self._quiet}
         self._quiet = {} if self._attempts else present
-        for name, why in NEVER_LEFT.items():
+        for name, why in NEVER_SENT.items():
             for _ in range(present.get(name, 0) - self._explained.get(name, 0)):
                 self._explained[name] += 1
-                if self._trace.scope.asks_for_one:
-                    continue  # whose it was is not known
+                if self._trace.scope.is_restricted:
+                    continue  # the connection is not known
                 self.outcomes["never sent"] += 1
-                self._trace.say(
+                self._trace.emit(
                     JoinLine(
                         at=now,
                         token=None,
                         outcome="never sent",
                         why=why,
-                        evidence=[f"counter {name} moved"],
+                        evidence=[f"counter {name} was incremented"],
                         incoming=False,
                     )
                 )
@@ -270,21 +273,21 @@ class JoinTrace:
     ) -> None:
         del self._attempts[flow]
         known = self._trace.directory.of_flow(*flow)
-        who = Subject(
+        subject = Subject(
             token=attempt.token or known.token,
             local=flow[0],
             remote=flow[1],
             joined=True,
             owner=known.owner,
         )
-        if not self._trace.admits(who):
+        if not self._trace.admits(subject):
             return
         self.outcomes[outcome] += 1
         option = attempt.syn.option(Subtype.MP_JOIN)
-        self._trace.say(
+        self._trace.emit(
             JoinLine(
                 at=at,
-                **who.fields(),
+                **subject.fields(),
                 incoming=attempt.incoming,
                 outcome=outcome,
                 why=why,
@@ -311,7 +314,7 @@ def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
     def summary() -> None:
         joins.look(trace.now(), last=True)
         moved = {k: v for k, v in trace.counted().items() if k.startswith(("MPJoin", "Mismatch"))}
-        trace.say(
+        trace.emit(
             JoinsSummaryLine(
                 at=trace.now(), outcomes=dict(joins.outcomes.most_common()), counters=moved
             )
@@ -323,18 +326,18 @@ def trace_joins(trace: Trace, constants: dict[str, int]) -> Summary:
 def _follow(trace: Trace, kernel: TracePrograms, tap: Tap) -> JoinTrace:
     kinds = kernel.enumeration("trace_kind")
     joins = JoinTrace(trace)
-    joins.standing.begin(trace.directory.look().subflows)
+    joins.states.begin(trace.directory.look().subflows)
 
     both = BothSides(kernel, tap)
 
     def read_both() -> None:
-        # The kernel's state knows the token of a SYN that has just left, and what was so when
-        # a packet passed; a join that a packet ended is told with that packet.
+        # The kernel's state gives the token of a SYN that was just sent, and the state at the
+        # time of a packet; a join that a packet ended is reported with that packet.
         records, signals, followed = both.read()
         for record in records:
             joins.learn(record, kinds[record["kind"]])
         for signal in signals:
-            joins.hear(signal)
+            joins.on_signal(signal)
         for record in followed:
             joins.take(record, kinds[record["kind"]])
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``trace joins`` where the kernel refuses its programs: path-manager events and counters.
+"""``trace joins`` where the kernel refuses the BPF programs: path-manager events and counters.
 
-A subflow that stands has an event, and so has its end, with the socket's error and the
-peer's reason, if there are any.  A join is established for its initiator when the SYN/ACK
-comes, so one that ends a moment later, while its connection goes on, was refused.  What
-this host refused is only counted, and not for whom.
+The kernel sends an event when a subflow is established and when it ends, with the socket's error
+and the peer's reason, if any.  For its initiator a join is established when the SYN/ACK arrives,
+so a join that ends right after, while its connection goes on, was refused.  Refusals by this host
+are only counted, without the connection.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from mptcpd_ebpf.kernel import counters
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.events import Events
 from mptcpd_ebpf.trace.frame import Trace
-from mptcpd_ebpf.trace.join_attempt import COUNTED, NEVER_LEFT, QUIET_NS
+from mptcpd_ebpf.trace.join_attempt import COUNTED, NEVER_SENT, QUIET_NS
 from mptcpd_ebpf.trace.lines.joins import JoinLine
 from mptcpd_ebpf.trace.scope import Flow, Subject, bound
 
@@ -24,23 +24,23 @@ _TRANSIENT = 1  # MP_TCPRST's T flag (RFC 8684, 3.6)
 
 @dataclass
 class _Fresh:
-    """A join that was established a moment ago."""
+    """A join that was established less than `QUIET_NS` ago."""
 
     at: int
-    who: Subject
+    subject: Subject
     why: str
     ended: bool = False
 
 
 class JoinsByEvents:
-    """Tells the ends of joins, as far as they can be known."""
+    """Emits the ends of joins, as far as events and counters show them."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._explained = counters.read()
         self._fresh: dict[Flow, _Fresh] = {}
         self._closed: dict[int, None] = {}
-        """Tokens of connections that were closed, the newest."""
+        """Tokens of the connections closed last, in order; the values have no meaning."""
         self.outcomes: Counter[str] = Counter()
 
     def take(self, event: object, at: int) -> None:
@@ -50,7 +50,7 @@ class JoinsByEvents:
         if not isinstance(event, SubflowEstablished | SubflowClosed):
             return
         flow = event.local, event.remote
-        who = Subject(
+        subject = Subject(
             token=event.token,
             local=event.local,
             remote=event.remote,
@@ -61,7 +61,7 @@ class JoinsByEvents:
         if isinstance(event, SubflowEstablished):
             self._closed.pop(event.token, None)
             why = "established as backup" if event.backup else "established"
-            self._fresh[flow] = _Fresh(at, who, why)
+            self._fresh[flow] = _Fresh(at, subject, why)
             bound(self._fresh)
         elif fresh := self._fresh.get(flow):
             reasons = [words.error(event.error)] if event.error else []
@@ -70,47 +70,47 @@ class JoinsByEvents:
                 reasons.append(f"MP_TCPRST {words.reset(event.reset_reason, transient)}")
             if reasons:
                 del self._fresh[flow]
-                self._tell("failed", ", ".join(reasons), who, at)
+                self._report("failed", ", ".join(reasons), subject, at)
             else:
                 fresh.ended = True
 
     def look(self, now: int, *, last: bool = False) -> None:
-        """Tells of joins that stand since a while, and of counters that moved."""
+        """Reports joins that have been established for a while, and counters that increased."""
         for flow, fresh in list(self._fresh.items()):
             if last or now - fresh.at > QUIET_NS:
                 del self._fresh[flow]
                 outcome, why = "established", fresh.why
-                if fresh.ended and fresh.who.token not in self._closed:
+                if fresh.ended and fresh.subject.token not in self._closed:
                     outcome = "failed"
-                    why = "ended at once while its connection goes on: probably the peer refused it"
-                self._tell(outcome, why, fresh.who, fresh.at)
+                    why = "ended at once while its connection goes on: the peer probably refused it"
+                self._report(outcome, why, fresh.subject, fresh.at)
         present = counters.read()
-        for outcome, meanings in (("refused", COUNTED), ("never sent", NEVER_LEFT)):
+        for outcome, meanings in (("refused", COUNTED), ("never sent", NEVER_SENT)):
             for name, why in meanings.items():
                 for _ in range(present.get(name, 0) - self._explained.get(name, 0)):
-                    self._tell(outcome, why, None, now, [f"counter {name} moved"])
+                    self._report(outcome, why, None, now, [f"counter {name} was incremented"])
         self._explained = present
 
-    def _tell(
+    def _report(
         self,
         outcome: str,
         why: str,
-        who: Subject | None,
+        subject: Subject | None,
         at: int,
         evidence: list[str] | None = None,
     ) -> None:
         scope = self._trace.scope
-        if scope.asks_for_one and (who is None or not self._trace.admits(who)):
+        if scope.is_restricted and (subject is None or not self._trace.admits(subject)):
             return
         self.outcomes[outcome] += 1
-        fields = who.fields() if who else {"token": None}
-        self._trace.say(
+        fields = subject.fields() if subject else {"token": None}
+        self._trace.emit(
             JoinLine(at=at, **fields, outcome=outcome, why=why, evidence=evidence or [])
         )
 
 
 def follow_joins_by_events(trace: Trace, refusal: str) -> JoinsByEvents:
-    """Opens the events and takes joins from them; `refusal`: why the programs do not."""
+    """Follows joins by events; `refusal` says why the BPF programs are missing."""
     events = trace.open(Events())
     trace.means += [*events.means(), "MPTcpExt counters", f"packets are not seen: {refusal}"]
     joins = JoinsByEvents(trace)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``trace life``: every connection and subflow from its first SYN to its end.
 
-Seen by inet_sock_set_state, tcp_send_reset, tcp_receive_reset and tcp_destroy_sock, whose
-records carry TCP's own numbers.  A subflow has ended when its state is CLOSE: the socket
-of an initial one stays as long as its connection.  Why a subflow ended is told by what came first:
-a reset in either direction, the socket's error, or which side sent FIN first (the state
-left ESTABLISHED for FIN_WAIT1: this host; for CLOSE_WAIT: the peer).  One that this host
-closes before its SYN was answered leaves no error.  A connection is closed when none of its
-subflows lives; those that are older than the trace are known from inet_diag.  Of its
-subflows those count that the filters let through.
+The sources are inet_sock_set_state, tcp_send_reset, tcp_receive_reset and tcp_destroy_sock, whose
+records carry TCP's own counters.  A subflow has ended when its state is CLOSE; the socket of an
+initial subflow remains as long as its connection.  The cause of an end is what came first: a
+reset in either direction, the socket's error, or the first FIN (from ESTABLISHED to FIN_WAIT1:
+sent by this host; to CLOSE_WAIT: by the peer).  A subflow that this host closes before its SYN
+was answered has no error.  A connection is closed when none of its subflows is open; subflows
+older than the trace are known from inet_diag.  The sums of a connection include the subflows that
+pass the filters.
 """
 
 import errno
@@ -16,52 +16,56 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mptcpd_ebpf.core.measurement import Measurement, Owner
+from mptcpd_ebpf.core.token import token_text
 from mptcpd_ebpf.probes.kernel_types import KernelTypes
 from mptcpd_ebpf.trace import words
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.lines.life import ClosedLine, EndedLine, EstablishedLine, LifeSummaryLine
-from mptcpd_ebpf.trace.scope import Subject, bound, token_words
+from mptcpd_ebpf.trace.scope import Subject, bound
 from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _ESTABLISHED, _SYN_SENT, _SYN_RECV, _FIN_WAIT1, _CLOSE, _CLOSE_WAIT = 1, 2, 3, 4, 7, 8
-_LAST_SIGNS_NS = 50_000_000
-"""A reset that this host sends may be told after the state it leaves behind."""
+_SETTLE_NS = 50_000_000
+"""The record of a reset that this host sends may follow the record of the resulting state."""
 _NO_REASON = 0xFF
 
 
 @dataclass
 class Life:
-    """A subflow under way."""
+    """One subflow."""
 
-    who: Subject
+    subject: Subject
     opened_at: int | None = None
     established_at: int | None = None
     why: str | None = None
-    """The first sign of its end."""
+    """The cause of its end, as known from the first record that indicates one."""
     last: Record | None = None
-    """The record of its end, while later signs may still come."""
-    told: bool = False
+    """The record of its end, kept while further records may follow."""
+    reported: bool = False
 
 
 @dataclass
 class ConnectionLife:
-    """What its subflows add up to."""
+    """One connection: its open subflows, and sums over all that pass the filters."""
 
     opened_at: int | None
-    """None: it is older than the trace."""
+    """CLOCK_MONOTONIC nanoseconds; None if it is older than the trace."""
     live: set[int] = field(default_factory=set)
-    """Cookies."""
-    meant: set[int] = field(default_factory=set)
-    """Those of them that the filters let through."""
+    """Socket cookies of the open subflows."""
+    admitted: set[int] = field(default_factory=set)
+    """Those of them that pass the filters."""
     subflows: int = 0
-    """Those that were, so far."""
+    """Number of subflows so far that pass the filters."""
     sent: int = 0
+    """Bytes, without retransmissions."""
     received: int = 0
+    """Bytes."""
     retransmitted: int = 0
+    """Segments."""
 
 
-class Lives:
-    """Follows records into lives; pure but for what it says to the trace."""
+class LifeTrace:
+    """Follows subflows and connections by the kernel's records, and emits their lines."""
 
     def __init__(self, trace: Trace, kinds: dict[int, str], reasons: dict[int, str]) -> None:
         self._trace = trace
@@ -72,20 +76,20 @@ class Lives:
         self.ends: Counter[str] = Counter()
         self.connections = 0
 
-    def begin(self, alive: list[Measurement]) -> None:
-        """Learns what is older than the trace."""
-        for each in alive:
+    def begin(self, present: list[Measurement]) -> None:
+        """Adds the subflows that are older than the trace."""
+        for each in present:
             if each.cookie and each.state not in (_SYN_SENT, _SYN_RECV):
-                who = self._trace.directory.of_measurement(each)
-                self._lives[each.cookie] = Life(who)
-                self._enter(each.token, each.cookie, who, None)
+                subject = self._trace.directory.of_measurement(each)
+                self._lives[each.cookie] = Life(subject)
+                self._enter(each.token, each.cookie, subject, None)
 
     def take(self, record: Record) -> None:
-        who = self._trace.directory.of_record(record)
+        subject = self._trace.directory.of_record(record)
         cookie = record["cookie"]
         life = self._lives.get(cookie)
         if life is None:
-            life = self._lives[cookie] = Life(who)
+            life = self._lives[cookie] = Life(subject)
             bound(self._lives)
         match self._kinds[record["kind"]]:
             case "TRACE_STATE":
@@ -98,7 +102,7 @@ class Lives:
                 life.last = life.last or record
                 self._ended(life, life.last)
                 self._lives.pop(cookie, None)
-                self._trace.directory.forget(who)
+                self._trace.directory.forget(subject)
 
     def _state(self, life: Life, record: Record) -> None:
         old, new = record["old_state"], record["state"]
@@ -118,61 +122,61 @@ class Lives:
 
     def _established(self, life: Life, record: Record) -> None:
         life.established_at = record["at"]
-        who, token = life.who, life.who.token
+        subject, token = life.subject, life.subject.token
         if token is None:
             return
         opened_at = record["at"] if life.opened_at is None else life.opened_at
-        if not self._enter(token, record["cookie"], who, opened_at):
+        if not self._enter(token, record["cookie"], subject, opened_at):
             return
         took = None if life.opened_at is None else record["at"] - life.opened_at
-        self._trace.say(
+        self._trace.emit(
             EstablishedLine(
                 at=record["at"],
-                **who.fields(),
+                **subject.fields(),
                 handshake_ns=took,
                 accepted=record["old_state"] == _SYN_RECV,
             )
         )
 
-    def _enter(self, token: int, cookie: int, who: Subject, opened_at: int | None) -> bool:
-        """A subflow of the connection lives; returns whether the filters let it through."""
+    def _enter(self, token: int, cookie: int, subject: Subject, opened_at: int | None) -> bool:
+        """Adds an open subflow to its connection; returns whether it passes the filters."""
         connection = self._connections.get(token)
         if connection is None:
             connection = self._connections[token] = ConnectionLife(opened_at)
             bound(self._connections)
         connection.live.add(cookie)
-        meant = self._trace.admits(who)
-        if meant and cookie not in connection.meant:
-            connection.meant.add(cookie)
+        admitted = self._trace.admits(subject)
+        if admitted and cookie not in connection.admitted:
+            connection.admitted.add(cookie)
             connection.subflows += 1
-        return meant
+        return admitted
 
     def settle(self, now: int, *, last: bool = False) -> None:
-        """Tells the ends of which no more signs are to come."""
+        """Reports the ends for which no further record is expected."""
         for life in list(self._lives.values()):
-            if life.last and not life.told and (last or now - life.last["at"] > _LAST_SIGNS_NS):
+            if life.last and not life.reported and (last or now - life.last["at"] > _SETTLE_NS):
                 self._ended(life, life.last)
 
     def _ended(self, life: Life, record: Record) -> None:
-        if life.told:
+        if life.reported:
             return
-        life.told = True
-        who = life.who
+        life.reported = True
+        subject = life.subject
         why = life.why
         if record["reset_reason"] != _NO_REASON:
-            told = words.reset(record["reset_reason"], bool(record["reset_transient"]))
-            why = f"reset by the peer (MP_TCPRST {told})"
+            reset = words.reset(record["reset_reason"], bool(record["reset_transient"]))
+            why = f"reset by the peer (MP_TCPRST {reset})"
         if why is None:
-            why = _error_words(record, life) if record["error"] else _silent_words(record)
+            why = _error_words(record, life) if record["error"] else _no_error_words(record)
         began = life.established_at or life.opened_at
         lasted = None if began is None else record["at"] - began
-        self._trace.directory.find_owner(who)
-        if self._trace.admits(who):
+        self._trace.directory.find_owner(subject)
+        if self._trace.admits(subject):
             self.ends[why] += 1
-            self._trace.say(
+            self._trace.emit(
                 EndedLine(
                     at=record["at"],
-                    **who.fields(),
+                    **subject.fields(),
                     established=life.established_at is not None,
                     lasted_ns=lasted,
                     bytes_sent=record["bytes_sent"],
@@ -182,33 +186,33 @@ class Lives:
                     why=why,
                 )
             )
-        self._leave(who, record)
+        self._leave(subject, record)
 
-    def _leave(self, who: Subject, record: Record) -> None:
-        connection = self._connections.get(who.token or 0)
-        if connection is None or who.token is None:
+    def _leave(self, subject: Subject, record: Record) -> None:
+        connection = self._connections.get(subject.token or 0)
+        if connection is None or subject.token is None:
             return
         cookie = record["cookie"]
-        if self._trace.admits(who):
-            if cookie in connection.live - connection.meant:  # its owner was found out at the end
+        if self._trace.admits(subject):
+            if cookie in connection.live - connection.admitted:  # its process became known late
                 connection.subflows += 1
             connection.sent += record["bytes_sent"] - record["bytes_retrans"]
             connection.received += record["bytes_received"]
             connection.retransmitted += record["total_retrans"]
         connection.live.discard(cookie)
-        connection.meant.discard(cookie)
+        connection.admitted.discard(cookie)
         if connection.live:
             return
-        del self._connections[who.token]
+        del self._connections[subject.token]
         if not connection.subflows:
             return
         self.connections += 1
         lasted = None if connection.opened_at is None else record["at"] - connection.opened_at
-        owner = self._trace.directory.owners.get(who.token) or Owner()
-        self._trace.say(
+        owner = self._trace.directory.owners.get(subject.token) or Owner()
+        self._trace.emit(
             ClosedLine(
                 at=record["at"],
-                token=token_words(who.token),
+                token=token_text(subject.token),
                 lasted_ns=lasted,
                 subflows=connection.subflows,
                 bytes_sent=connection.sent,
@@ -221,18 +225,18 @@ class Lives:
 
     @property
     def alive(self) -> int:
-        """Subflows that live and are let through by the filters."""
-        return sum(len(connection.meant) for connection in self._connections.values())
+        """Number of open subflows that pass the filters."""
+        return sum(len(connection.admitted) for connection in self._connections.values())
 
 
-def _silent_words(record: Record) -> str:
+def _no_error_words(record: Record) -> str:
     if record["old_state"] == _SYN_SENT:
         return "closed by this host before the SYN was answered"
-    return "ended without a sign"
+    return "cause unknown: no reset, FIN or error was seen"
 
 
 def reset_reason(record: Record, reasons: dict[int, str]) -> str | None:
-    """Why the kernel sent a reset, by `kernel_reasons`; None if this kernel does not say."""
+    """Why the kernel sent a reset, by `kernel_reasons`; None if this kernel gives no reason."""
     return reasons.get(record["reason"], str(record["reason"])) if reasons else None
 
 
@@ -242,7 +246,7 @@ def reset_words(name: str) -> str:
 
 
 def reset_here(record: Record, reasons: dict[int, str]) -> str:
-    """In words that this host reset a subflow, and why as far as the kernel says."""
+    """Says that this host reset a subflow, with the kernel's reason if it gives one."""
     reason = reset_reason(record, reasons)
     return "reset by this host" + (f" ({reset_words(reason)})" if reason else "")
 
@@ -255,7 +259,7 @@ def _error_words(record: Record, life: Life) -> str:
         if code == errno.ECONNREFUSED:
             return "refused: the SYN was answered by a reset"
     if code == errno.ETIMEDOUT:
-        return "timed out: nothing was acknowledged any more"
+        return "timed out: the peer stopped acknowledging"
     return words.error(code)
 
 
@@ -263,24 +267,24 @@ def trace_life(trace: Trace, constants: dict[str, int]) -> Summary:
     programs = ("state_changed", "destroyed", "reset_sent", "reset_received")
     kernel = trace.open(TracePrograms("trace", programs, constants))
     trace.means += kernel.hooks()
-    lives = Lives(trace, kernel.enumeration("trace_kind"), kernel_reasons())
-    lives.begin(trace.directory.look().subflows)
+    life = LifeTrace(trace, kernel.enumeration("trace_kind"), kernel_reasons())
+    life.begin(trace.directory.look().subflows)
 
     def read() -> None:
         for record in kernel.read("trace_record"):
-            lives.take(record)
+            life.take(record)
 
     trace.watch(kernel, read)
-    trace.every(_LAST_SIGNS_NS / 1e9, lambda: lives.settle(trace.now()))
+    trace.every(_SETTLE_NS / 1e9, lambda: life.settle(trace.now()))
 
     def summary() -> None:
-        lives.settle(trace.now(), last=True)
-        trace.say(
+        life.settle(trace.now(), last=True)
+        trace.emit(
             LifeSummaryLine(
                 at=trace.now(),
-                connections=lives.connections,
-                ends=dict(lives.ends.most_common()),
-                alive=lives.alive,
+                connections=life.connections,
+                ends=dict(life.ends.most_common()),
+                alive=life.alive,
             )
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon's own probes as a source of a trace tool: with what they cost and lost."""
+"""The daemon's probes as a source of a trace tool."""
 
 import os
 
@@ -11,7 +11,7 @@ from mptcpd_ebpf.trace.trace_programs import STATS_RUN_TIME, Cost, run_time
 
 
 class Probing:
-    """Probes of one namespace, their run time counted while they are open."""
+    """Probes of one namespace; the kernel measures their run time while they are open."""
 
     def __init__(self, netns: int, thresholds: Thresholds) -> None:
         """Raises BpfUnavailable."""
@@ -32,7 +32,7 @@ class Probing:
 
     @property
     def lost(self) -> dict[str, int]:
-        """Without last words, which are kept rather than lost."""
+        """Lost records by cause, without final records that were kept."""
         return {k: v for k, v in self._probes.lost.items() if k != "last_words_kept"}
 
     def cost(self) -> Cost:

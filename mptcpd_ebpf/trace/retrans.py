@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``trace retrans``: what is sent again, on which subflow, and because of what.
+"""``trace retrans``: retransmissions and reinjections, with subflow and cause.
 
-Two layers repeat.  TCP repeats a segment on its own subflow (tcp_retransmit_skb); the
-state of its congestion control says why (tcp_input.c, tcp_output.c): a timeout, a fast
-retransmission after duplicate or selective acknowledgements, or a probe of the tail when
-nothing is known to be lost.  MPTCP sends a mapping again on another subflow (reinjection,
-net/mptcp/protocol.c): what it writes lies before snd_nxt.  MPTCPRetrans counts those of
-the connection's timer (__mptcp_retrans), not those that follow when a subflow was closed
-or found stale (__mptcp_retransmit_pending_data).  Blamed is the other subflow that has
-data in flight and the most timeouts.
+TCP retransmits a segment on its subflow (tcp_retransmit_skb); the state of congestion control
+gives the cause (tcp_input.c, tcp_output.c): a timeout, a fast retransmission after duplicate or
+selective acknowledgements, or a tail loss probe while nothing is known to be lost.  MPTCP sends a
+mapping again on another subflow (reinjection, net/mptcp/protocol.c): its data is before snd_nxt.
+MPTCPRetrans counts the reinjections of the connection's timer (__mptcp_retrans), not those after a
+subflow was closed or marked stale (__mptcp_retransmit_pending_data).  The blamed subflow is the
+other one with data in flight and the most timeouts.
 """
 
 from collections import Counter
@@ -25,7 +24,7 @@ from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _SYN_STATES = (2, 3)
 _ROWS = 1000
-"""Subflows that are told one by one in the summary; the rest is told as one."""
+"""Subflows with a row in the summary; the others are added up."""
 _RECOVERY, _LOSS = 3, 4  # include/uapi/linux/tcp.h: enum tcp_ca_state
 
 
@@ -39,11 +38,11 @@ def cause(record: Record) -> str:
         return "after a timeout"
     if record["ca_state"] == _RECOVERY:
         return "fast retransmission"
-    return "probe of the tail"
+    return "tail loss probe"
 
 
 class Retransmissions:
-    """Tells each and adds them up by subflow."""
+    """Emits a line for each, and counts them by subflow and cause."""
 
     def __init__(self, trace: Trace, kinds: dict[int, str]) -> None:
         self._trace = trace
@@ -51,28 +50,28 @@ class Retransmissions:
         self._names: dict[int, Subject] = {}
         self.causes: dict[int, Counter[str]] = {}
         self.others: Counter[str] = Counter()
-        """Of the subflows that there was no row for any more."""
+        """Counts of the subflows without a row."""
         self.segments = 0
         self.reinjections = 0
         self.reinjected_bytes = 0
 
     def take(self, record: Record) -> None:
-        who = self._trace.directory.of_record(record)
-        if not self._trace.admits(who):
+        subject = self._trace.directory.of_record(record)
+        if not self._trace.admits(subject):
             return
         if self._kinds[record["kind"]] == "TRACE_RETRANSMITTED":
-            self._repeated(who, record)
+            self._retransmitted(subject, record)
         else:
-            self._reinjected(who, record)
+            self._reinjected(subject, record)
 
-    def _repeated(self, who: Subject, record: Record) -> None:
+    def _retransmitted(self, subject: Subject, record: Record) -> None:
         why = cause(record)
         self.segments += 1
-        self._count(who, why.split(" in a row")[0].rstrip(" 0123456789"))
-        self._trace.say(
+        self._count(subject, why.split(" in a row")[0].rstrip(" 0123456789"))
+        self._trace.emit(
             RetransmittedLine(
                 at=record["at"],
-                **who.fields(),
+                **subject.fields(),
                 seq=record["seq"],
                 length=record["length"],
                 cause=why,
@@ -82,7 +81,7 @@ class Retransmissions:
             )
         )
 
-    def _reinjected(self, who: Subject, record: Record) -> None:
+    def _reinjected(self, subject: Subject, record: Record) -> None:
         self.reinjections += 1
         self.reinjected_bytes += record["length"]
         blamed = self._trace.directory.by_cookie.get(record["blamed"])
@@ -90,18 +89,18 @@ class Retransmissions:
             self._trace.directory.look()
             blamed = self._trace.directory.by_cookie.get(record["blamed"])
         if not record["blamed"]:
-            why = "no other subflow holds data: the one that did is gone"
+            why = "no other subflow has data in flight: the one that had it is closed"
         elif record["blamed_timeouts"]:
             why = f"{record['blamed_timeouts']} timeouts in a row on {blamed and blamed.name}"
         else:
             why = f"not yet acknowledged on {blamed and blamed.name}"
-        self._count(who, "reinjected here")
+        self._count(subject, "reinjected here")
         if blamed is not None:
             self._count(blamed, "reinjected elsewhere")
-        self._trace.say(
+        self._trace.emit(
             ReinjectedLine(
                 at=record["at"],
-                **who.fields(),
+                **subject.fields(),
                 data_seq=record["data_seq"],
                 length=record["length"],
                 blamed=blamed.name if blamed else None,
@@ -110,14 +109,14 @@ class Retransmissions:
             )
         )
 
-    def _count(self, who: Subject, why: str) -> None:
-        if who.cookie not in self.causes:
-            if who.cookie is None or len(self.causes) >= _ROWS:
+    def _count(self, subject: Subject, why: str) -> None:
+        if subject.cookie not in self.causes:
+            if subject.cookie is None or len(self.causes) >= _ROWS:
                 self.others[why] += 1
                 return
-            self._names[who.cookie] = who
-            self.causes[who.cookie] = Counter()
-        self.causes[who.cookie][why] += 1
+            self._names[subject.cookie] = subject
+            self.causes[subject.cookie] = Counter()
+        self.causes[subject.cookie][why] += 1
 
     def rows(self) -> list[tuple[Subject, Counter[str]]]:
         return [(self._names[cookie], causes) for cookie, causes in self.causes.items()]
@@ -138,7 +137,7 @@ def trace_retrans(trace: Trace, constants: dict[str, int]) -> Summary:
 
     def summary() -> None:
         moved = trace.counted().get("MPTCPRetrans", 0)
-        trace.say(
+        trace.emit(
             RetransSummaryLine(
                 at=trace.now(),
                 retransmissions=found.segments,
@@ -146,8 +145,8 @@ def trace_retrans(trace: Trace, constants: dict[str, int]) -> Summary:
                 reinjected_bytes=found.reinjected_bytes,
                 counters={"MPTCPRetrans": moved},
                 subflows=[
-                    RetransRow(**who.fields(), causes=dict(causes.most_common()))
-                    for who, causes in found.rows()
+                    RetransRow(**subject.fields(), causes=dict(causes.most_common()))
+                    for subject, causes in found.rows()
                 ],
                 others=dict(found.others.most_common()),
             )

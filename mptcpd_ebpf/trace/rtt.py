@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``trace rtt``: how the round-trip times of each path are spread.
+"""``trace rtt``: the distribution of each subflow's round-trip times.
 
-The probes (bpf/subflow.bpf.c) count every new raw sample of every subflow in a histogram
-by powers of two; what was there when the trace began is taken off.
+The probes (bpf/subflow.bpf.c) count every new raw sample of a subflow in a histogram by powers of
+two.  The counts from before the trace are subtracted.
 """
 
 from collections import deque
@@ -17,18 +17,18 @@ from mptcpd_ebpf.trace.scope import Subject
 
 QUIET = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
 _ROWS = 64
-"""Ended subflows that are told one by one in the summary."""
+"""Ended subflows with a line of their own in the summary."""
 
 
 class Histograms:
-    """The samples since the beginning, by subflow."""
+    """The samples since the trace began, by subflow."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._at_start: dict[int, list[int]] = {}
         self.found: dict[int, tuple[Subject, Measurement, list[int]]] = {}
         self.further: dict[tuple[str, str], list[int]] = {}
-        """By local and remote IP address: of ended subflows beyond the last `_ROWS`."""
+        """The samples of ended subflows beyond the last `_ROWS`, by local and remote IP address."""
         self._ended: deque[int] = deque()
 
     def begin(self, measured: list[Measurement]) -> None:
@@ -37,25 +37,25 @@ class Histograms:
                 self._at_start[each.cookie] = each.rtt_histogram
 
     def take(self, measured: Measurement) -> None:
-        who = self._trace.directory.of_measurement(measured)
+        subject = self._trace.directory.of_measurement(measured)
         if measured.rtt_histogram is None or measured.cookie is None:
             return
-        if not self._trace.admits(who):
+        if not self._trace.admits(subject):
             return
         before = self._at_start.get(measured.cookie, [0] * len(measured.rtt_histogram))
         fresh = [now - then for now, then in zip(measured.rtt_histogram, before, strict=True)]
-        self.found[measured.cookie] = who, measured, fresh
+        self.found[measured.cookie] = subject, measured, fresh
 
     def end(self, measured: Measurement) -> None:
-        """The subflow's last word."""
+        """Takes a subflow's final record."""
         self.take(measured)
         if measured.cookie not in self.found:
             return
         self._at_start.pop(measured.cookie, None)
         self._ended.append(measured.cookie)
         if len(self._ended) > _ROWS:
-            who, _, histogram = self.found.pop(self._ended.popleft())
-            path = who.local.ip, who.remote.ip
+            subject, _, histogram = self.found.pop(self._ended.popleft())
+            path = subject.local.ip, subject.remote.ip
             so_far = self.further.get(path, [0] * len(histogram))
             self.further[path] = [a + b for a, b in zip(so_far, histogram, strict=True)]
 
@@ -76,13 +76,13 @@ def trace_rtt(trace: Trace, constants: dict[str, int]) -> Summary:
     def summary() -> None:
         for measured in probes.sample():
             histograms.take(measured)
-        for who, measured, histogram in histograms.found.values():
+        for subject, measured, histogram in histograms.found.values():
             number = sum(histogram)
             p50, p90, p99 = (quantile(histogram, share) for share in (0.5, 0.9, 0.99))
-            trace.say(
+            trace.emit(
                 RttLine(
                     at=trace.now(),
-                    **who.fields(),
+                    **subject.fields(),
                     samples=number,
                     min_rtt_us=measured.min_rtt_us,
                     srtt_us=measured.srtt_us,
@@ -91,7 +91,7 @@ def trace_rtt(trace: Trace, constants: dict[str, int]) -> Summary:
                 )
             )
         for (local, remote), histogram in histograms.further.items():
-            trace.say(
+            trace.emit(
                 FurtherRttLine(
                     at=trace.now(),
                     local=local,

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``trace sched``: which subflow the scheduler chose, and why the others were not.
+"""``trace sched``: which subflow the scheduler chose, and why it did not choose the others.
 
-bpf/trace.bpf.c makes the default scheduler's decision again from what it compares
-(mptcp_subflow_get_send in net/mptcp/protocol.c) and counts, by subflow, how it came out.
-How many bytes then went where is TCP's own count (inet_diag, and whenever its state changes).
-Addresses stand beside the counts, for many a connection ends between two looks.  What the
-counts say of subflows that ended is taken over from the kernel within a second or two, and
-kept of the last ones only, so that any number of connections may come and go.  Another scheduler
-(net.mptcp.scheduler) passes the same tracepoint only if it calls the same function.
+bpf/trace.bpf.c repeats the default scheduler's decision from the values that it compares
+(mptcp_subflow_get_send in net/mptcp/protocol.c) and counts the results by subflow.  The bytes sent
+are TCP's own counters (from inet_diag, and from records of state changes).  The BPF map has the
+addresses beside the counts, because many connections end between two reads.  The counts of ended
+subflows are moved here within two seconds, and only the last ones are kept, so that the number of
+connections is not limited.  Another scheduler (net.mptcp.scheduler) passes the tracepoint only if
+it calls the same function.
 """
 
 import struct
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.core.token import token_text
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.trace.frame import Summary, Trace
 from mptcpd_ebpf.trace.lines.sched import (
@@ -24,11 +25,11 @@ from mptcpd_ebpf.trace.lines.sched import (
     SchedRow,
     SchedSummaryLine,
 )
-from mptcpd_ebpf.trace.scope import Subject, token_words
+from mptcpd_ebpf.trace.scope import Subject
 from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 _ROWS = 64
-"""Ended subflows, and ended connections, that are told in the summary."""
+"""Ended subflows, and ended connections, that are kept for the summary."""
 _COOKIE = struct.Struct("=Q")
 _CONNECTION = struct.Struct("=II")
 
@@ -36,22 +37,22 @@ _CONNECTION = struct.Struct("=II")
 class Row(NamedTuple):
     """One subflow over a span of time."""
 
-    who: Subject
+    subject: Subject
     share: Record
-    """How often chosen, and how often not, by reason."""
+    """Number of decisions for it, and against it by reason."""
     sent: int | None
-    """Bytes, retransmissions left out; None: not known yet."""
+    """Bytes without retransmissions; None: not known yet."""
 
 
 def minus(now: Record, before: Record | None) -> Record:
-    """What was counted since."""
+    """The counts since `before`."""
     if before is None:
         return now
     return {**now, **{name: now[name] - before[name] for name in ("chosen", *AGAINST)}}
 
 
 def first_sent(measured: Iterable[Measurement]) -> dict[int, int]:
-    """Bytes sent for the first time, by socket cookie."""
+    """Bytes sent without retransmissions, by socket cookie."""
     return {
         each.cookie: (each.bytes_sent or 0) - (each.bytes_retrans or 0)
         for each in measured
@@ -59,21 +60,21 @@ def first_sent(measured: Iterable[Measurement]) -> dict[int, int]:
     }
 
 
-class Scheduling:
-    """Reads the counts and tells what changed."""
+class SchedTrace:
+    """Reads the counts and emits their changes."""
 
     def __init__(self, trace: Trace, kernel: TracePrograms) -> None:
         self._trace = trace
         self._kernel = kernel
         self._shares: dict[int, Record] = {}
         self._rounds: dict[tuple[int, int], Record] = {}
-        """Of live connections, at the last look."""
+        """Of live connections, as of the last read."""
         self._ended: dict[int, Record] = {}
         self._ended_rounds: dict[tuple[int, int], Record] = {}
         self._start = self._sent = first_sent(diag.subflows())
         self._last_sent = dict(self._start)
         self.further = 0
-        """Ended subflows that are not told any more."""
+        """Number of ended subflows whose counts were dropped."""
 
     def take(self, record: Record) -> None:
         """A subflow's state changed."""
@@ -92,8 +93,11 @@ class Scheduling:
         return {**self._ended, **shares}, dict(self._last_sent)
 
     def _end(self, live: set[int | None], shares: dict[int, Record]) -> None:
-        """Takes the ended out of `shares`.  Live ones were read first: who is new is in no
-        earlier look."""
+        """Removes ended subflows from `shares`.
+
+        A subflow has ended if an earlier read had it and `live` does not; a subflow that was
+        opened after `live` was read is in no earlier read.
+        """
         for cookie in [each for each in shares if each in self._shares and each not in live]:
             self._ended[cookie] = shares.pop(cookie)
             self._kernel.forget("shares", _COOKIE.pack(cookie))
@@ -115,22 +119,22 @@ class Scheduling:
             del self._ended_rounds[next(iter(self._ended_rounds))]
 
     def rounds(self) -> dict[int, Record]:
-        """By token, as of the last look."""
+        """By token, as of the last read."""
         both = {**self._ended_rounds, **self._rounds}
         return {token: round_ for (_, token), round_ in both.items()}
 
     def rows(self, *, whole: bool) -> dict[int, list[Row]]:
-        """By token; since the last look, or since the beginning (`whole`)."""
+        """Rows by token, since the last call of `look` or (`whole`) since the trace began."""
         shares, sent = self._read()
         found: dict[int, list[Row]] = {}
         for cookie, share in shares.items():
-            who = self._trace.directory.of_share(cookie, share)
-            if not self._trace.admits(who):
+            subject = self._trace.directory.of_share(cookie, share)
+            if not self._trace.admits(subject):
                 continue
             before = None if whole else self._shares.get(cookie)
             base = (self._start if whole else self._sent).get(cookie, 0)
             total = sent.get(cookie)
-            row = Row(who, minus(share, before), None if total is None else total - base)
+            row = Row(subject, minus(share, before), None if total is None else total - base)
             if any(row.share[name] for name in ("chosen", *AGAINST)):
                 found.setdefault(share["token"], []).append(row)
         if not whole:
@@ -138,11 +142,11 @@ class Scheduling:
         return found
 
     def look(self) -> None:
-        """One line a connection for the last second."""
+        """Emits a line per connection for the last second."""
         for token, rows in self.rows(whole=False).items():
             subflows = [_row(row) for row in rows]
-            self._trace.say(
-                ChosenLine(at=self._trace.now(), token=token_words(token), subflows=subflows)
+            self._trace.emit(
+                ChosenLine(at=self._trace.now(), token=token_text(token), subflows=subflows)
             )
 
     def summary(self) -> None:
@@ -153,10 +157,10 @@ class Scheduling:
             round_ = by_token.get(token)
             if round_ is None:
                 continue
-            self._trace.say(
+            self._trace.emit(
                 SchedSummaryLine(
                     at=self._trace.now(),
-                    token=token_words(token),
+                    token=token_text(token),
                     lasted_ns=lasted,
                     rounds=round_["rounds"],
                     full=round_["full"],
@@ -168,19 +172,19 @@ class Scheduling:
                 )
             )
         if self.further:
-            self._trace.say(FurtherSubflowsLine(at=self._trace.now(), further=self.further))
+            self._trace.emit(FurtherSubflowsLine(at=self._trace.now(), further=self.further))
 
 
 def _row(row: Row) -> SchedRow:
     counts = {name: row.share[name] for name in ("chosen", *AGAINST)}
-    return SchedRow(**row.who.fields(), **counts, bytes_sent=row.sent)
+    return SchedRow(**row.subject.fields(), **counts, bytes_sent=row.sent)
 
 
 def trace_sched(trace: Trace, constants: dict[str, int]) -> Summary:
     kernel = trace.open(TracePrograms("trace", ("round_ends", "state_changed"), constants))
     trace.means += [*kernel.hooks(), "inet_diag"]
     trace.directory.look()
-    scheduling = Scheduling(trace, kernel)
+    scheduling = SchedTrace(trace, kernel)
 
     def read() -> None:
         for record in kernel.read("trace_record"):

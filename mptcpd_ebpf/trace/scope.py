@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whose traffic is traced: the filters that all tools share, and who a subflow belongs to.
+"""The filters that all tools share, and the connection and process of each subflow.
 
-The kernel's records carry token and addresses; the process is known from the call that
-opened the connection, or else is looked up by way of the connection's socket
-(kernel.owners).  What is not known does not match a filter that asks for it.
+The kernel's records have token and addresses; the process is known from the call that opened the
+connection, or is looked up by the connection's socket (kernel.owners).  An unknown value does not
+match a filter for it.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from mptcpd_ebpf.core.address import SockAddr, parse_sockaddr
 from mptcpd_ebpf.core.measurement import Measurement, Owner
-from mptcpd_ebpf.core.token import token_of
+from mptcpd_ebpf.core.token import token_of, token_text
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.probes.records import address
 from mptcpd_ebpf.trace.trace_programs import Record
@@ -23,7 +23,7 @@ from mptcpd_ebpf.trace.trace_programs import Record
 _U32 = 0xFFFFFFFF
 _LOOK_AGAIN_NS = 50_000_000
 MOST_KNOWN = 8192
-"""Subflows, and connections, remembered at most: those that were heard of last."""
+"""Number of subflows, and of connections, that are kept: the most recently used ones."""
 
 Flow = tuple[SockAddr, SockAddr]
 """Local, remote."""
@@ -31,7 +31,7 @@ Flow = tuple[SockAddr, SockAddr]
 
 @dataclass(kw_only=True)
 class Subject:
-    """A subflow as far as it is known."""
+    """A subflow, as far as it is known."""
 
     token: int | None
     local: SockAddr
@@ -50,7 +50,7 @@ class Subject:
         """The members of `lines.base.SubflowFields`."""
         owner = self.owner or Owner()
         return {
-            "token": None if self.token is None else f"{self.token:08x}",
+            "token": None if self.token is None else token_text(self.token),
             "local": str(self.local),
             "remote": str(self.remote),
             "local_id": self.local_id,
@@ -61,32 +61,29 @@ class Subject:
         }
 
 
-def token_words(token: int | None) -> str:
-    return "token ?" if token is None else f"{token:08x}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """Which connections are meant: those that fit everything that is given."""
+    """The filters of a run: a subflow must pass all that are given."""
 
     pid: int | None = None
     comm: str | None = None
     cgroups: frozenset[int] = frozenset()
+    """Inodes of cgroup v2 folders."""
     token: int | None = None
     address: IPv4Network | IPv6Network | SockAddr | None = None
 
     @property
-    def asks_for_owner(self) -> bool:
+    def needs_owner(self) -> bool:
+        """Whether a filter needs the subflow's process."""
         return self.pid is not None or self.comm is not None or bool(self.cgroups)
 
     @property
-    def asks_for_one(self) -> bool:
-        """Whether anything is filtered at all."""
+    def is_restricted(self) -> bool:
+        """Whether there is any filter."""
         return self != Scope()
 
-    def meets(self, place: SockAddr) -> bool:
-        """Whether an address is the one that is asked for, or among them; without a port,
-        whether it could be."""
+    def matches(self, place: SockAddr) -> bool:
+        """Whether an address matches the address filter; port 0 matches any port."""
         if self.address is None or isinstance(self.address, SockAddr):
             wanted = self.address
             if wanted is None or wanted == place:
@@ -94,11 +91,13 @@ class Scope:
             return not place.port and wanted.ip == place.ip
         return ip_address(place.ip) in self.address
 
-    def admits(self, who: Subject) -> bool:
-        owner = who.owner or Owner()
+    def admits(self, subject: Subject) -> bool:
+        owner = subject.owner or Owner()
         return (
-            (self.token is None or who.token == self.token)
-            and (self.address is None or self.meets(who.local) or self.meets(who.remote))
+            (self.token is None or subject.token == self.token)
+            and (
+                self.address is None or self.matches(subject.local) or self.matches(subject.remote)
+            )
             and (self.pid is None or owner.pid == self.pid)
             and (self.comm is None or owner.comm == self.comm)
             and (not self.cgroups or owner.cgroup in self.cgroups)
@@ -106,34 +105,34 @@ class Scope:
 
 
 def parse_address(text: str) -> IPv4Network | IPv6Network | SockAddr:
-    """An address, a prefix, or an address with a port.  Raises ValueError."""
+    """Parses an address, a prefix, or an address with a port.  Raises ValueError."""
     try:
         return ip_network(text)
     except ValueError:
         if "/" in text or ":" not in text:
             raise ValueError(
-                f"{text!r} is no address, prefix, or address:port ([address]:port)"
+                f"{text!r} is not an address, prefix, or address:port ([address]:port)"
             ) from None
         return parse_sockaddr(text)
 
 
 def parse_token(text: str) -> int:
-    """A token in hexadecimal, as all commands print it.  Raises ValueError."""
+    """Parses a token in hexadecimal, as all commands print it.  Raises ValueError."""
     try:
         token = token_of(text)
     except ValueError:
-        token = 0  # which no connection has
+        token = 0  # no connection has it
     if not token:
         raise ValueError(
-            f"{text!r} is no token: give the 8 hexadecimal digits that 'trace doctor' lists"
+            f"{text!r} is not a token: give the 8 hexadecimal digits that 'trace doctor' lists"
         )
     return token
 
 
 def cgroups_below(folder: Path) -> frozenset[int]:
-    """The ids (inodes) of a cgroup v2 folder and all below it.
+    """The ids (inodes) of a cgroup v2 folder and of all below it.
 
-    Raises ValueError if it is none.
+    Raises ValueError if it is not a cgroup v2 folder.
     """
     if not (folder / "cgroup.procs").exists() or not (folder / "cgroup.controllers").exists():
         raise ValueError(f"{folder} is not a folder of the cgroup v2 file system")
@@ -142,10 +141,10 @@ def cgroups_below(folder: Path) -> frozenset[int]:
 
 @dataclass
 class Directory:
-    """Which subflow belongs to which connection and process, as learnt so far.
+    """The connection and process of each known subflow.
 
-    Bounded, for a trace may see any number of connections come and go: who has not been
-    heard of for the longest time is forgotten first.
+    It keeps `MOST_KNOWN` entries and drops the least recently used ones, because the number of
+    connections during a trace is not limited.
     """
 
     by_flow: dict[Flow, Subject] = field(default_factory=dict)
@@ -155,7 +154,7 @@ class Directory:
     _looked_at: int = 0
 
     def look(self) -> diag.Snapshot:
-        """Learns all live connections and who has them open; returns them."""
+        """Adds all open connections with their processes, and returns them."""
         self._looked_at = time.monotonic_ns()
         snapshot = diag.snapshot()
         for connection in snapshot.connections:
@@ -181,7 +180,7 @@ class Directory:
         )
 
     def of_record(self, record: Record) -> Subject:
-        """The subflow of a trace_record, with what earlier ones said of it."""
+        """The subflow of a trace_record, with what is known from earlier records."""
         token = record["token"] or None
         if token and record["pid"] != _U32:
             owner = Owner(
@@ -204,7 +203,7 @@ class Directory:
         )
 
     def of_share(self, cookie: int, share: Record) -> Subject:
-        """The subflow that a trace_share counts, with what else is known of it."""
+        """The subflow of a trace_share, with what is known from records."""
         return self._learn(
             Subject(
                 token=share["token"],
@@ -224,7 +223,7 @@ class Directory:
         return self._learn(Subject(token=token, local=local, remote=remote))
 
     def of_flow(self, local: SockAddr, remote: SockAddr) -> Subject:
-        """The subflow between two addresses, token None if nothing is known of it."""
+        """The subflow between two addresses; its token is None if it is unknown."""
         known = self.by_flow.get((local, remote))
         return known or Subject(token=None, local=local, remote=remote)
 
@@ -247,7 +246,8 @@ class Directory:
         return known
 
     def sent_by(self, cookie: int, local: SockAddr, remote: SockAddr) -> None:
-        """A segment of a socket's shows its port: connect(2) is told before there is one."""
+        """Adds the port of a socket from a segment: the record of connect(2) comes before the
+        kernel assigns one."""
         known = self.by_cookie.get(cookie)
         if known is not None and not known.local.port:
             self._move(known, local, remote)
@@ -261,25 +261,25 @@ class Directory:
         known.local, known.remote = local, remote
 
     def _owned(self, token: int, owner: Owner) -> None:
-        """What /proc says; who opened the connection is the better word."""
+        """Adds a process found in /proc, unless the one that opened the connection is known."""
         _put_last(self.owners, token, self.owners.get(token, owner))
 
-    def find_owner(self, who: Subject) -> None:
-        """Looks the process up if it is not known yet; not more often than 20 times a second."""
-        if who.owner or not who.token:
+    def find_owner(self, subject: Subject) -> None:
+        """Looks up an unknown process, at most 20 times a second."""
+        if subject.owner or not subject.token:
             return
-        if who.token not in self.owners and (
+        if subject.token not in self.owners and (
             time.monotonic_ns() - self._looked_at > _LOOK_AGAIN_NS
         ):
             self.look()
-        who.owner = self.owners.get(who.token)
+        subject.owner = self.owners.get(subject.token)
 
-    def forget(self, who: Subject) -> None:
-        """The subflow has ended."""
-        if who.cookie:
-            self.by_cookie.pop(who.cookie, None)
-        if self.by_flow.get((who.local, who.remote)) is who:
-            del self.by_flow[who.local, who.remote]
+    def forget(self, subject: Subject) -> None:
+        """Removes a subflow that has ended."""
+        if subject.cookie:
+            self.by_cookie.pop(subject.cookie, None)
+        if self.by_flow.get((subject.local, subject.remote)) is subject:
+            del self.by_flow[subject.local, subject.remote]
 
 
 K = TypeVar("K")
@@ -287,8 +287,8 @@ V = TypeVar("V")
 
 
 def bound(known: dict[K, V]) -> None:
-    """Keeps the newest `MOST_KNOWN`: where records are lost, ends are never heard of."""
-    if len(known) > MOST_KNOWN:  # a dictionary is in the order of its insertions
+    """Keeps the newest `MOST_KNOWN` entries: if records are lost, some ends are never seen."""
+    if len(known) > MOST_KNOWN:  # a dictionary keeps the order of insertion
         del known[next(iter(known))]
 
 

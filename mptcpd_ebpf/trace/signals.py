@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""MPTCP signals in TCP segments: what an IP packet says, as plain data.
+"""MPTCP signalling in IP packets, decoded into plain data.
 
-The formats are those of RFC 8684, version 1, section 3; only what a diagnosis asks for is
-taken out.  What is cut short or malformed is left out, never an error: the packets come
-from the network.
+The formats are those of RFC 8684 (version 1), section 3; only the fields that a diagnosis needs
+are decoded.  Truncated and malformed options are ignored, because the packets come from the
+network.
 """
 
 import hashlib
@@ -56,14 +56,14 @@ RESET_REASONS = {
 
 
 class Option(NamedTuple):
-    """One MPTCP option, kind and length taken off: it begins with the subtype's byte."""
+    """One MPTCP option without kind and length: `body` begins with the subtype's byte."""
 
     subtype: int
     body: bytes
 
     @property
     def join_token(self) -> int | None:
-        """Of an MP_JOIN on a SYN: the token of the connection to join, as its receiver has it."""
+        """Of an MP_JOIN on a SYN: the receiver's token of the connection to join."""
         if self.subtype == Subtype.MP_JOIN and len(self.body) == 10:
             return int.from_bytes(self.body[2:6], "big")
         return None
@@ -77,12 +77,12 @@ class Option(NamedTuple):
 
     @property
     def backup(self) -> bool:
-        """Of an MP_JOIN on SYN or SYN/ACK: the sender wants the subflow used as backup."""
+        """Of an MP_JOIN on SYN or SYN/ACK: the sender marks the subflow as backup."""
         return self.subtype == Subtype.MP_JOIN and bool(self.body[0] & 1)
 
     @property
     def sender_token(self) -> int | None:
-        """Of an MP_CAPABLE with keys: the token of its sender (RFC 8684, 3.2)."""
+        """Of an MP_CAPABLE with keys: the sender's token (RFC 8684, 3.2)."""
         if self.subtype == Subtype.MP_CAPABLE and len(self.body) >= 10:
             return int.from_bytes(hashlib.sha256(self.body[2:10]).digest()[:4], "big")
         return None
@@ -96,12 +96,12 @@ class Option(NamedTuple):
 
     @property
     def reset_transient(self) -> bool:
-        """Of an MP_TCPRST: the sender says that trying again may help."""
+        """Of an MP_TCPRST: the T flag, a new subflow may be tried."""
         return self.subtype == Subtype.MP_TCPRST and bool(self.body[0] & 1)
 
 
 class Signal(NamedTuple):
-    """A segment as seen by one host."""
+    """A segment that one host sent or received."""
 
     at: int
     """CLOCK_MONOTONIC, nanoseconds."""
@@ -112,7 +112,7 @@ class Signal(NamedTuple):
     seq: int
     options: list[Option]
     cookie: int = 0
-    """Of the socket that sends it, if it is known."""
+    """Cookie of the sending socket; 0: not known."""
 
     def option(self, subtype: Subtype) -> Option | None:
         return next((option for option in self.options if option.subtype == subtype), None)
@@ -131,7 +131,7 @@ class Signal(NamedTuple):
 
 
 def read(packet: bytes, *, at: int, outgoing: bool, cookie: int = 0) -> Signal | None:
-    """The signal in an IP packet; None if it is no whole TCP header."""
+    """The signal in an IP packet; None without a complete TCP header."""
     if len(packet) < 40:
         return None
     if packet[0] >> 4 == 4:

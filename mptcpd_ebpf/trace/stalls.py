@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``trace stalls``: head-of-line blocking, with the guilty path.
+"""``trace stalls``: head-of-line blocking, with the path that causes it.
 
-The probes (bpf/stall.h) charge the time in which a connection's sender stood still, while
-a faster subflow could have sent, to the slowest subflow that holds unacknowledged data.
-Once 50 ms within a second are charged to a subflow a line says so; the summary has the
-sums.
+The probes (bpf/stall.h) measure the time during which a connection cannot send although a faster
+subflow could, and charge it to the slowest subflow with unacknowledged data.  A line is emitted
+when a subflow is charged 50 ms within a second; the summary has the sums.
 """
 
 from mptcpd_ebpf.core.events import AlarmRaised
@@ -24,11 +23,11 @@ _STALLS = Thresholds(
 )
 
 _ROWS = 64
-"""Ended subflows that are told one by one in the summary."""
+"""Ended subflows with a row in the summary."""
 
 
 class Stalls:
-    """Sums by subflow."""
+    """Stalled time by subflow."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
@@ -36,22 +35,23 @@ class Stalls:
         self.found: dict[int, tuple[Subject, Measurement, int]] = {}
         self._ended: set[int] = set()
         self.further = 0
-        """Subflows that are not among those found any more."""
+        """Number of ended subflows without a row."""
         self.further_us = 0
+        """Microseconds charged to them."""
 
     def begin(self, measured: list[Measurement]) -> None:
         self._at_start = {each.cookie: each.stalled_us or 0 for each in measured if each.cookie}
 
     def take(self, measured: Measurement) -> Subject | None:
-        who = self._trace.directory.of_measurement(measured)
-        if measured.cookie is None or not self._trace.admits(who):
+        subject = self._trace.directory.of_measurement(measured)
+        if measured.cookie is None or not self._trace.admits(subject):
             return None
         stalled = (measured.stalled_us or 0) - self._at_start.get(measured.cookie, 0)
-        self.found[measured.cookie] = who, measured, stalled
-        return who
+        self.found[measured.cookie] = subject, measured, stalled
+        return subject
 
     def end(self, measured: Measurement) -> None:
-        """The subflow's last word.  Of the ended ones those that stalled most are kept."""
+        """Takes a subflow's final record; keeps the ended subflows with the most stalled time."""
         if self.take(measured) is None or measured.cookie is None:
             return
         self._at_start.pop(measured.cookie, None)
@@ -64,13 +64,13 @@ class Stalls:
 
     def alarm(self, event: AlarmRaised) -> None:
         measured = event.measurement
-        who = self.take(measured)
-        if who is None:
+        subject = self.take(measured)
+        if subject is None:
             return
-        self._trace.say(
+        self._trace.emit(
             StallLine(
                 at=measured.at,
-                **who.fields(),
+                **subject.fields(),
                 stalled_us=event.value,
                 srtt_us=measured.srtt_us,
                 in_flight=measured.in_flight,
@@ -99,19 +99,19 @@ def trace_stalls(trace: Trace, constants: dict[str, int]) -> Summary:
         for measured in probes.sample():
             stalls.take(measured)
         rows = sorted(stalls.found.values(), key=lambda row: -row[2])
-        trace.say(
+        trace.emit(
             StallsSummaryLine(
                 at=trace.now(),
                 lasted_ns=trace.now() - trace.began,
                 subflows=[
                     StallRow(
-                        **who.fields(),
+                        **subject.fields(),
                         stalled_us=stalled,
                         srtt_us=measured.srtt_us,
                         retransmits=measured.retransmits,
                         lost=measured.lost,
                     )
-                    for who, measured, stalled in rows
+                    for subject, measured, stalled in rows
                 ],
                 further=FurtherStalls(subflows=stalls.further, stalled_us=stalls.further_us),
             )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which connections stand, and with how many additional subflows, at a moment that is past.
+"""States of connections and their joined subflows at a past time.
 
-The kernel refuses a join when its connection is closing, and when the subflows reach the
-limit, and counts both the same (MPJoinRejected; mptcp_can_accept_new_subflow in
-net/mptcp/subflow.c).  The states that MPTCP and TCP sockets went through, with their times
-(inet_sock_set_state), tell them apart.
+The kernel refuses a join when its connection is closing and when the subflows have reached the
+limit, and counts both as MPJoinRejected (mptcp_can_accept_new_subflow in net/mptcp/subflow.c).
+The state changes of MPTCP and TCP sockets with their times (inet_sock_set_state) tell the two
+apart.
 """
 
 from dataclasses import dataclass, field
@@ -19,22 +19,26 @@ _ESTABLISHED, _SYN_SENT, _SYN_RECV, _CLOSE = 1, 2, 3, 7  # include/net/tcp_state
 @dataclass
 class _Span:
     began: int | None = None
-    """ns; None: not established yet."""
+    """Nanoseconds; None: not established yet."""
     ended: int | None = None
+    """Nanoseconds; None: still open."""
 
 
 @dataclass
-class Standing:
-    """The states of connections and of their joined subflows; of the newest, bounded."""
+class ConnectionStates:
+    """The states of connections and of their joined subflows; keeps the newest `MOST_KNOWN`.
+
+    Times are CLOCK_MONOTONIC nanoseconds.
+    """
 
     _closing: dict[int, int] = field(default_factory=dict)
-    """By token: when the connection left ESTABLISHED, ns."""
+    """By token: when the connection left ESTABLISHED."""
     _joined: dict[int, dict[int, _Span]] = field(default_factory=dict)
     """By token and cookie."""
 
-    def begin(self, alive: list[Measurement]) -> None:
-        """Learns the subflows that are older than the trace."""
-        for each in alive:
+    def begin(self, present: list[Measurement]) -> None:
+        """Adds the subflows that are older than the trace."""
+        for each in present:
             if each.cookie and not each.initial:
                 self._span(each.token, each.cookie).began = 0
 
@@ -42,7 +46,7 @@ class Standing:
         """An MPTCP socket's state changed (TRACE_CONNECTION)."""
         token = record["token"]
         if record["state"] == _ESTABLISHED:
-            self._closing.pop(token, None)  # of an earlier connection
+            self._closing.pop(token, None)  # from an earlier connection with this token
         elif record["state"] not in (_SYN_SENT, _SYN_RECV):
             self._closing.setdefault(token, record["at"])
             bound(self._closing)
@@ -66,19 +70,19 @@ class Standing:
         return spans.setdefault(cookie, _Span())
 
     def closing_for(self, token: int | None, at: int) -> int | None:
-        """For how long a connection had been closing then, ns; None: not known to be."""
+        """How long a connection had been closing at `at`, nanoseconds; None: not known to be."""
         since = self._closing.get(token or 0)
         return None if since is None or since > at else at - since
 
     def up_for(self, token: int | None, cookie: int | None, at: int) -> int | None:
-        """For how long a joined subflow had been established then, ns."""
+        """How long a joined subflow had been established at `at`, nanoseconds; None: it was not."""
         span = self._joined.get(token or 0, {}).get(cookie or 0)
         if span is None or span.began is None or span.began > at:
             return None
         return at - span.began
 
     def additional(self, token: int | None, at: int) -> int:
-        """The joined subflows of a connection then, those under way too."""
+        """Number of joined subflows of a connection at `at`, with those in their handshake."""
         spans = self._joined.get(token or 0, {}).values()
         return sum(
             (span.began is None or span.began <= at) and (span.ended is None or span.ended > at)

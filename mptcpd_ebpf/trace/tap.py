@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Hears the MPTCP signals on every interface of the namespace, and not the data.
+"""Captures MPTCP signalling on every interface of the namespace, without the data.
 
-The packets are chosen in the kernel (bpf/trace_tap.bpf.c): SYN, RST and MPTCP options other
-than an ordinary DSS come through.
+A BPF program (bpf/trace_tap.bpf.c) selects the packets: those with SYN, RST or an MPTCP option
+other than an ordinary DSS.
 """
 
 import time
@@ -15,7 +15,7 @@ from mptcpd_ebpf.trace.trace_programs import Record, TracePrograms
 
 
 class Tap(TracePrograms):
-    """What passes the interfaces of one namespace."""
+    """The signals that pass the interfaces of one namespace."""
 
     def __init__(self, netns: int) -> None:
         """Raises BpfUnavailable."""
@@ -26,7 +26,7 @@ class Tap(TracePrograms):
 
     def signals(self) -> list[Signal]:
         """The signals since the last call; never blocks."""
-        heard = (
+        found = (
             read(
                 packet["headers"][: packet["length"]],
                 at=packet["at"],
@@ -35,15 +35,15 @@ class Tap(TracePrograms):
             )
             for packet in self.read("trace_packet")
         )
-        return [signal for signal in heard if signal]
+        return [signal for signal in found if signal]
 
 
 class BothSides:
-    """The packets and the kernel's records, read so that neither overtakes what it follows from.
+    """Reads packets and the kernel's records so that causes come before their effects.
 
-    A record of a subflow that is to send comes before the packet, one of what a packet did
-    after it; so each batch of packets stands between the records that may be its reason and
-    those that may be its result.
+    The record of a subflow that is about to send precedes its packet; the record of a packet's
+    effect follows the packet.  So each batch of packets is returned between the records that may
+    be its causes and those that may be its effects.
     """
 
     def __init__(self, kernel: TracePrograms, tap: Tap) -> None:
@@ -52,9 +52,9 @@ class BothSides:
         self._late: list[Record] = []
 
     def read(self) -> tuple[list[Record], list[Signal], list[Record]]:
-        """The new records, the new packets, and the records whose packets have all been told.
+        """The new records, the new packets, and the records whose packets have been returned.
 
-        Every record is once in the first list and once in the last, there perhaps a call later.
+        Every record is once in the first list, and once in the last list of this or the next call.
         """
         begun = time.monotonic_ns()
         signals = self._tap.signals()
@@ -67,7 +67,7 @@ class BothSides:
 def open_with_tap(
     trace: Trace, programs: Iterable[str], constants: Mapping[str, int]
 ) -> tuple[TracePrograms, Tap]:
-    """The tracing programs and the tap of a tool that needs both.  Raises BpfUnavailable."""
+    """Opens the tracing programs and the tap for a tool.  Raises BpfUnavailable."""
     kernel = TracePrograms("trace", programs, constants)
     try:
         tap = Tap(constants["own_netns"])

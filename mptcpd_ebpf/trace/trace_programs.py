@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The tracing programs (bpf/trace*.bpf.c): loads those a tool needs, reads records and maps.
+"""The tracing programs (bpf/trace*.bpf.c): loads those that a tool needs, reads records and maps.
 
-Record layouts come from the object's own BTF; a record becomes a dictionary by its
-members' names, where all ones in an `unseen` member means not known and becomes None.
-What the programs cost is measured by the kernel itself (BPF_ENABLE_STATS, for as long as
-the object is open): calls and nanoseconds of each program.
+Record layouts come from the object's BTF; a record is a dictionary by the names of its members.
+The kernel measures the cost of the programs while the object is open (BPF_ENABLE_STATS): calls and
+nanoseconds of each program.
 """
 
 import ctypes
@@ -27,20 +26,21 @@ _KPROBES = ("kprobe", "kretprobe")
 
 
 class Cost(NamedTuple):
-    """What programs cost so far."""
+    """The cost of programs so far."""
 
     calls: int
     nanoseconds: int
+    """Run time of all calls."""
 
 
 class Refused(BpfUnavailable):
-    """The kernel would not load programs."""
+    """The kernel refused to load programs."""
 
     def __init__(self, message: str, errno: int | None, programs: dict[str, str]) -> None:
         super().__init__(message)
         self.errno = errno
         self.programs = programs
-        """Those it named, each with its reason."""
+        """The reason by program, for the programs that libbpf names."""
 
 
 class _KprobeOptions(ctypes.Structure):
@@ -68,10 +68,10 @@ class TracePrograms:
     ) -> None:
         """Loads the `programs` of bpf/NAME.bpf.c (None: all), with `constants` set, and attaches.
 
-        `targets` names the kernel function or tracepoint of programs whose source does
-        not; those that cannot be attached there are left in `not_attached`, with the
-        reason.  Kprobes are loaded and not attached: see `attach_kprobe`.
-        Raises BpfUnavailable: Refused if the kernel would not load the programs.
+        `targets` has the kernel function or tracepoint of programs whose source names none; if one
+        cannot be attached there, `not_attached` has the reason.  Kprobes are loaded but not
+        attached: see `attach_kprobe`.  Raises BpfUnavailable; Refused if the kernel refuses to
+        load the programs.
         """
         self.not_attached: dict[str, str] = {}
         self._ring = 0
@@ -126,7 +126,7 @@ class TracePrograms:
                 self.not_attached[program] = os.strerror(error.errno or 0)
 
     def attach_kprobe(self, program: str, function: str, cookie: int) -> None:
-        """Attaches a kprobe or kretprobe program, once more, to a function.  Raises OSError."""
+        """Attaches a kprobe or kretprobe program to one more function.  Raises OSError."""
         options = _KprobeOptions(
             sz=ctypes.sizeof(_KprobeOptions),
             bpf_cookie=cookie,
@@ -137,7 +137,7 @@ class TracePrograms:
     # --- reading
 
     def fileno(self) -> int:
-        """Readable when `read` has something to return."""
+        """A descriptor that is readable when `read` has records to return."""
         return int(self._bpf.ring_buffer__epoll_fd(self._ring))
 
     def _on_record(self, _context: int, data: int, size: int) -> int:
@@ -169,7 +169,7 @@ class TracePrograms:
         return {value: text for text, value in self._btf.enumeration(name).items()}
 
     def table(self, map_name: str, key: struct.Struct, layout: str) -> dict[Any, Record]:
-        """A hash map's present content: unpacked keys, and values of ``struct layout``."""
+        """A hash map's current content: unpacked keys, and values of ``struct layout``."""
         descriptor = self._object.map_descriptor(map_name)
         size = self.layout(layout).size
         place = ctypes.create_string_buffer(key.size)
@@ -183,37 +183,37 @@ class TracePrograms:
         return found
 
     def lookup(self, map_name: str, key: bytes) -> bytes:
-        """One value of a map; nothing if it has none under that key."""
+        """One value of a map; empty if the map has no such key."""
         value = ctypes.create_string_buffer(self._object.value_size(map_name))
         descriptor = self._object.map_descriptor(map_name)
         missing = self._bpf.bpf_map_lookup_elem(descriptor, key, value)
         return b"" if missing else value.raw
 
     def forget(self, map_name: str, key: bytes) -> None:
-        """Removes an entry of a hash map, if it is there."""
+        """Removes an entry of a hash map, if it exists."""
         self._bpf.bpf_map_delete_elem(self._object.map_descriptor(map_name), key)
 
     def variable(self, name: str) -> bytes:
-        """The present bytes of a global variable in .bss."""
+        """The current bytes of a global variable in .bss."""
         offset, size = self._btf.variables(".bss")[name]
         return self.lookup(".bss", bytes(4))[offset : offset + size]
 
     @property
     def lost(self) -> dict[str, int]:
-        """What went wrong inside the programs, by the members of ``struct trace_lost``."""
+        """Lost records and other failures of the programs, by member of ``struct trace_lost``."""
         lost: dict[str, int] = self.decode("trace_lost", self.variable("lost"))
         return lost
 
     def hooks(self) -> list[str]:
-        """Where the loaded programs are attached, each place once: ``tp_btf/tcp_probe`` …"""
+        """The hooks of the loaded programs, without repetition: ``tp_btf/tcp_probe`` …"""
         return list(dict.fromkeys(self._object.hook(name) for name in self.programs()))
 
     def programs(self) -> dict[str, int]:
-        """The loaded programs' descriptors, by name."""
+        """File descriptors of the loaded programs, by name."""
         return self._object.programs()
 
     def cost(self) -> Cost:
-        """Calls and time of all loaded programs so far."""
+        """The cost of all loaded programs so far."""
         return run_time(self.programs().values())
 
     def close(self) -> None:
@@ -234,7 +234,7 @@ class TracePrograms:
 
 
 def run_time(descriptors: Iterable[int]) -> Cost:
-    """What programs cost since their statistics were enabled."""
+    """The cost of programs since their statistics were enabled."""
     calls = nanoseconds = 0
     for descriptor in descriptors:
         fields = program_fields(descriptor)

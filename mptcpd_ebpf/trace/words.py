@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the trace tools say numbers and kernel codes to people."""
+"""Numbers and kernel codes as text."""
 
 import errno
 import os
@@ -42,6 +42,6 @@ def error(code: int) -> str:
 
 
 def reset(reason: int, transient: bool) -> str:
-    """An MP_TCPRST in words."""
+    """The reason and the T flag of an MP_TCPRST as text."""
     words = RESET_REASONS.get(reason, "unknown")
-    return f"reason {reason}, {words}" + (", may be tried again" if transient else "")
+    return f"reason {reason}, {words}" + (", transient" if transient else "")

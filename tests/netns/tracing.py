@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the tests of the trace tools share: a tool running in a host, and what it says."""
+"""Runs a trace tool in a host of the lab, and reads its lines."""
 
 import json
 import selectors
@@ -25,7 +25,7 @@ Line = dict[str, Any]
 
 
 class Tracing:
-    """A running tool; its lines so far."""
+    """A running tool, and its lines so far."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self._process = process
@@ -33,20 +33,20 @@ class Tracing:
         self.lines: list[Line] = []
 
     def until(self, found: Callable[[Line], bool], what: str) -> Line:
-        """The first line, past or to come, for which `found` holds."""
+        """The first line, printed already or within the deadline, for which `found` is true."""
         deadline = time.monotonic() + DEADLINE_S
-        looked_at = 0
+        checked = 0
         while True:
-            for line in self.lines[looked_at:]:
+            for line in self.lines[checked:]:
                 if found(line):
                     return line
-            looked_at = len(self.lines)
+            checked = len(self.lines)
             left = deadline - time.monotonic()
             assert left > 0, f"no {what} among {self.lines}"
             assert self._read(left), f"the tool ended without {what}: {self.lines}"
 
     def event(self, name: str, **fields: object) -> Line:
-        """The first line of an event with these fields."""
+        """The first line of a kind with these fields."""
         return self.until(
             lambda line: (
                 line["event"] == name
@@ -56,12 +56,12 @@ class Tracing:
         )
 
     def all(self, name: str) -> list[Line]:
-        """All lines of an event so far."""
+        """All lines of a kind so far."""
         return [line for line in self.lines if line["event"] == name]
 
     @staticmethod
     def counted(host: Host, counter: str, at_least: int) -> None:
-        """Waits until a MPTcpExt counter of a host has come so far."""
+        """Waits until an MPTcpExt counter of a host has reached a value."""
 
         def reached() -> bool:
             with host.entered():
@@ -70,7 +70,7 @@ class Tracing:
         until(reached, f"{counter} at {at_least}")
 
     def end(self) -> Line:
-        """Ctrl-C; returns what the summaries say, put together."""
+        """Sends SIGINT; returns the members of all summaries, merged."""
         self._process.send_signal(signal.SIGINT)
         while self._read(DEADLINE_S):
             pass
@@ -94,7 +94,7 @@ class Tracing:
 
 @contextmanager
 def tracing(host: Host, *arguments: str) -> Iterator[Tracing]:
-    """A tool that has begun to trace in a host."""
+    """Runs a tool in a host, and waits until it traces."""
     process = host.popen(
         [sys.executable, "-c", MAIN, "trace", *arguments, "--json"],
         stdout=subprocess.PIPE,
@@ -105,10 +105,10 @@ def tracing(host: Host, *arguments: str) -> Iterator[Tracing]:
             running = Tracing(process)
             if not running._read(DEADLINE_S):
                 assert process.stderr is not None
-                words = process.stderr.read().decode()
+                problem = process.stderr.read().decode()
                 if process.wait() in (ExitCode.NO_MPTCP, ExitCode.PRIVILEGE):
-                    pytest.skip(f"this tool cannot run here: {words}")
-                raise AssertionError(words)
+                    pytest.skip(f"this tool cannot run here: {problem}")
+                raise AssertionError(problem)
             running.event("started")
             yield running
         finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the packets and the kernel's records are read as, whenever they come."""
+"""`BothSides` orders packets and the kernel's records, whenever they arrive."""
 
 import time
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from mptcpd_ebpf.trace.tap import BothSides, Tap
 from mptcpd_ebpf.trace.trace_programs import TracePrograms
 
 
-class Ends:
-    """A tap and a kernel's side; `between` happens after the packets of a call were fetched."""
+class Sources:
+    """A fake tap and fake programs; `between` runs after a call has fetched its packets."""
 
     def __init__(self) -> None:
         self.packets: list[Any] = []
@@ -34,36 +34,36 @@ class Ends:
         self.records.append({"name": name, "at": time.monotonic_ns()})
 
 
-def both(ends: Ends) -> BothSides:
-    return BothSides(cast(TracePrograms, ends), cast(Tap, ends))
+def both(sources: Sources) -> BothSides:
+    return BothSides(cast(TracePrograms, sources), cast(Tap, sources))
 
 
 @given(st.lists(st.sampled_from(["before", "amid"]), max_size=6))
-def test_no_record_overtakes_the_packet_that_it_follows_from(moments: list[str]) -> None:
-    ends = Ends()
-    sides = both(ends)
-    told: list[tuple[str, str]] = []
+def test_a_packet_is_returned_before_its_record(moments: list[str]) -> None:
+    sources = Sources()
+    sides = both(sources)
+    returned: list[tuple[str, str]] = []
     new: list[str] = []
 
     def call() -> None:
         records, signals, followed = sides.read()
         new.extend(record["name"] for record in records)
-        told.extend(("packet", str(signal)) for signal in signals)
-        told.extend(("record", record["name"]) for record in followed)
+        returned.extend(("packet", str(signal)) for signal in signals)
+        returned.extend(("record", record["name"]) for record in followed)
 
     for number, moment in enumerate(moments):
 
         def happens(name: str = str(number)) -> None:
-            ends.packet_then_record(name)
+            sources.packet_then_record(name)
 
-        ends.between = happens if moment == "amid" else lambda: None
+        sources.between = happens if moment == "amid" else lambda: None
         if moment == "before":
             happens()
         call()
-    ends.between = lambda: None
+    sources.between = lambda: None
     call()
     names = [str(number) for number in range(len(moments))]
     assert new == names
     for name in names:
-        assert told.index(("packet", name)) < told.index(("record", name))
-    assert len(told) == 2 * len(names)
+        assert returned.index(("packet", name)) < returned.index(("record", name))
+    assert len(returned) == 2 * len(names)

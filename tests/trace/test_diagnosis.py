@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The rules of the diagnosis: each cause on its evidence, none without."""
+"""The rules of the diagnosis find each cause by its evidence, and none without."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ from mptcpd_ebpf.trace.diagnosis import (
     came_back,
     diagnose,
     has_long_queue,
-    lost_freely,
+    lost_without_queue,
 )
 
 SECOND = 1_000_000
@@ -44,7 +44,7 @@ def causes(*paths: PathFigures, **fields: Any) -> list[str]:
     return [finding.cause for finding in diagnose(seen)]
 
 
-def test_what_is_healthy_gets_no_fault() -> None:
+def test_a_healthy_connection_has_no_fault() -> None:
     assert causes(path(), path()) == ["capacity"]
     assert causes(path(busy=0.1), path(busy=0.2)) == ["application"]
     assert causes(path(full=0.1), path(full=0.2)) == ["application"]
@@ -54,7 +54,7 @@ def test_what_is_healthy_gets_no_fault() -> None:
     ("fields", "cause"),
     [
         ({"retransmits": 30, "lost": 30, "losing": 0.7}, "loss"),
-        ({"retransmits": 30, "lost": 30, "losing": 0.1, "lost_freely": 20}, "loss"),
+        ({"retransmits": 30, "lost": 30, "losing": 0.1, "lost_without_queue": 20}, "loss"),
         ({"stalled_us": 200_000, "srtt_us": 40_000}, "slow-path"),
         ({"stalled_us": 200_000, "worst_timeouts": 1}, "slow-path"),
         ({"worst_timeouts": 2, "worst_silence_us": SECOND}, "dead-path"),
@@ -62,7 +62,7 @@ def test_what_is_healthy_gets_no_fault() -> None:
         ({"srtt_us": 300_000, "queued": 0.9}, "queue"),
     ],
 )
-def test_each_cause_of_a_path(fields: dict[str, Any], cause: str) -> None:
+def test_each_fault_of_a_path_is_found(fields: dict[str, Any], cause: str) -> None:
     assert causes(path(**fields), path()) == [cause]
 
 
@@ -78,31 +78,31 @@ def test_each_cause_of_a_path(fields: dict[str, Any], cause: str) -> None:
         {"srtt_us": 300_000, "queued": 0.3},
     ],
 )
-def test_what_is_too_little_for_a_verdict(fields: dict[str, Any]) -> None:
+def test_weak_evidence_is_no_finding(fields: dict[str, Any]) -> None:
     assert causes(path(**fields), path()) == ["capacity"]
 
 
-def test_the_peer_is_blamed_for_its_window_unless_a_path_is() -> None:
+def test_a_closed_window_is_the_peers_unless_a_path_caused_it() -> None:
     assert causes(path(), path(), window_us=500_000) == ["peer"]
     slow = path(stalled_us=500_000, srtt_us=40_000)
     assert causes(slow, path(), window_us=500_000) == ["slow-path"]
-    # Everything sent has been acknowledged by TCP: no path holds anything back.
+    # TCP has acknowledged everything that was sent, so no path causes the stall.
     quiet = path(stalled_us=500_000, busy=0.1)
     assert causes(quiet, path(busy=0.1), window_us=500_000) == ["peer"]
 
 
-def test_a_peer_that_answers_and_takes_nothing_has_no_room() -> None:
+def test_a_peer_that_answers_without_accepting_data_is_the_limit() -> None:
     silent: dict[str, Any] = {
         "worst_timeouts": 4, "worst_silence_us": SECOND, "stale": True,
         "retransmits": 9, "segments_out": 100, "lost": 50, "losing": 0.9, "stalled_us": SECOND,
     }  # fmt: skip
     assert causes(path(**silent, refused=2), path(busy=0.0)) == ["peer"]
-    # Once may be an answer that was late; and the peer's data is none.
+    # A single answer may have been late, and data of the peer is no answer.
     assert causes(path(**silent, refused=1), path(busy=0.0))[0] == "dead-path"
     assert causes(path(**silent, refused=2, received=1), path(busy=0.0))[0] == "dead-path"
 
 
-def test_who_answers_each_retransmission_and_who_none() -> None:
+def test_answers_to_retransmissions_are_detected() -> None:
     """The retransmission timer of Linux: 200 ms, doubled each time."""
     for at_us in range(0, 30 * SECOND, 50_000):
         sent = [200_000 * (2**n - 1) for n in range(1, 12)]
@@ -115,61 +115,61 @@ def test_who_answers_each_retransmission_and_who_none() -> None:
         assert came_back(answered) >= soon
 
 
-def test_a_queue_that_the_transfer_itself_overflowed_once_is_no_loss() -> None:
-    overshot = path(retransmits=100, lost=100, losing=0.2, lost_freely=10)
+def test_a_single_overshoot_is_no_loss() -> None:
+    overshot = path(retransmits=100, lost=100, losing=0.2, lost_without_queue=10)
     assert causes(overshot, path()) == ["capacity"]
 
 
 @pytest.mark.parametrize(
-    ("lost", "srtt_us", "freely"),
+    ("lost", "srtt_us", "without_queue"),
     [(0, 10_000, 0), (5, 10_000, 5), (5, 15_000, 0), (200, 10_000, 0)],
 )
-def test_losses_that_no_full_queue_explains(lost: int, srtt_us: int, freely: int) -> None:
+def test_losses_without_a_queue_are_counted(lost: int, srtt_us: int, without_queue: int) -> None:
     before, after = measured(lost=7), measured(lost=7 + lost, srtt_us=srtt_us)
-    assert lost_freely(before, after) == freely
+    assert lost_without_queue(before, after) == without_queue
 
 
-def test_a_queue_is_long_beside_the_path_s_own_round_trip() -> None:
+def test_a_queue_is_long_relative_to_the_minimum_round_trip_time() -> None:
     def waits(**fields: Any) -> bool:
         return has_long_queue(measured(delivered=7), measured(**{"delivered": 8, **fields}))
 
     assert waits(srtt_us=120_000)
     assert not waits(srtt_us=100_000)
     assert not waits(srtt_us=150_000, min_rtt_us=50_000)
-    # The peer took nothing since: this is how it was before.
+    # Nothing was delivered since, so the round-trip time is old.
     assert not waits(srtt_us=120_000, delivered=7)
 
 
-def test_an_equally_fast_path_without_loss_is_not_blamed_for_stalls() -> None:
+def test_an_equally_fast_path_without_loss_does_not_cause_stalls() -> None:
     assert causes(path(stalled_us=400_000, srtt_us=11_000), path(srtt_us=11_000)) == ["peer"]
 
 
-def test_round_trips_that_last_until_the_peer_reads_make_no_slow_path() -> None:
+def test_a_path_that_waits_for_the_peer_to_read_is_not_slow() -> None:
     waits = path(srtt_us=50_000, min_rtt_us=10_000, stalled_us=800_000, full=0.0)
     assert causes(waits, path(busy=0.0, full=0.0), window_us=900_000) == ["peer"]
 
 
-def test_the_peer_is_not_blamed_where_more_would_only_wait_in_a_queue() -> None:
-    standing = {"srtt_us": 40_000, "min_rtt_us": 10_000}
-    assert causes(path(**standing), path(), window_us=900_000) == ["capacity"]
-    # One that hardly sends any more was stopped while the queue stood.
-    stopped = path(**standing, segments_out=5, in_flight=10)
+def test_a_queue_on_the_path_excludes_the_peer() -> None:
+    states = {"srtt_us": 40_000, "min_rtt_us": 10_000}
+    assert causes(path(**states), path(), window_us=900_000) == ["capacity"]
+    # The sender was stopped while the queue existed, and now hardly sends.
+    stopped = path(**states, segments_out=5, in_flight=10)
     assert causes(stopped, path(busy=0.1), window_us=900_000) == ["peer"]
 
 
-def test_a_slow_path_comes_after_the_queue_that_makes_it_slow() -> None:
+def test_a_queue_ranks_before_the_slow_path_that_it_causes() -> None:
     assert causes(path(srtt_us=300_000, stalled_us=300_000, queued=1.0), path()) == [
         "queue",
         "slow-path",
     ]
 
 
-def test_what_the_peer_sends_is_not_judged_here() -> None:
+def test_a_receiver_is_referred_to_the_sender() -> None:
     quiet = path(busy=0.1, bytes_sent=1000, received=2_500_000)
     assert causes(quiet, quiet) == ["receiving"]
 
 
-def test_one_path_and_backups_are_told_besides() -> None:
+def test_single_paths_and_backups_are_findings() -> None:
     assert causes(path()) == ["capacity", "one-path"]
     assert causes(path(backup=True), path(bytes_sent=0)) == ["backup-only"]
     assert causes(path(ended=True), endings=["it was reset"]) == ["ended"]
@@ -180,7 +180,9 @@ def test_one_path_and_backups_are_told_besides() -> None:
              max_size=4),
     st.integers(0, SECOND),
 )  # fmt: skip
-def test_there_is_always_an_answer_in_order(paths: list[PathFigures], window_us: int) -> None:
+def test_there_is_always_a_finding_and_weights_descend(
+    paths: list[PathFigures], window_us: int
+) -> None:
     findings = diagnose(Observation(lasted_us=SECOND, paths=paths, window_us=window_us))
     weights = [finding.weight for finding in findings]
     assert weights

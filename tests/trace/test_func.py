@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a pattern names, whose call it is, and how registers read."""
+"""Matching of patterns, the connection of a call, and decoding of registers."""
 
 from mptcpd_ebpf.probes.kernel_types import Parameter, Prototype, Value
 from mptcpd_ebpf.trace.func import Calls
@@ -32,7 +32,7 @@ ffffffffc0000000 t mptcp_diag_dump\t[mptcp_diag]
 )
 
 
-def test_a_pattern_looks_among_mptcps_names() -> None:
+def test_a_pattern_matches_only_mptcp_names() -> None:
     assert SYMBOLS.matching("*msg") == ["mptcp_recvmsg", "mptcp_sendmsg"]
     assert SYMBOLS.matching("*_msk") == ["ack_update_msk"]
     assert SYMBOLS.matching("*probe") == []
@@ -42,7 +42,7 @@ def test_a_pattern_looks_among_mptcps_names() -> None:
     ]  # fmt: skip
 
 
-def test_a_whole_name_may_be_any_function() -> None:
+def test_a_complete_name_may_be_any_function() -> None:
     assert SYMBOLS.matching("tcp_sendmsg") == ["tcp_sendmsg"]
     assert SYMBOLS.matching("tcp_probe") == ["tcp_probe"]
     assert SYMBOLS.matching("tcp_send") == []
@@ -52,16 +52,16 @@ def of(*types: Value) -> Prototype:
     return Prototype([Parameter(f"arg{i}", each) for i, each in enumerate(types)], VOID)
 
 
-def test_whose_call_it_is_says_the_argument_nearest_to_a_subflow() -> None:
+def test_the_argument_nearest_to_a_subflow_identifies_the_connection() -> None:
     assert subject(of(INT, SOCK, OTHER)) == (SubjectKind.SOCK, 1)
     assert subject(of(SOCK, SUBFLOW)) == (SubjectKind.SUBFLOW, 1)
     assert subject(of(SOCKET, SOCK, SOCK)) == (SubjectKind.SOCK, 1)
     assert subject(of(SOCKET)) == (SubjectKind.SOCKET, 0)
     assert subject(of(INT, OTHER)) == (SubjectKind.NONE, 0)
-    assert subject(of(*[INT] * 6, SOCK)) == (SubjectKind.NONE, 0), "the seventh is not handed over"
+    assert subject(of(*[INT] * 6, SOCK)) == (SubjectKind.NONE, 0), "programs get six arguments"
 
 
-def test_a_register_is_read_by_its_type() -> None:
+def test_a_register_is_decoded_by_its_type() -> None:
     assert INT.words(0xDEAD_BEEF_FFFF_FFFE) == "-2"
     assert INT.plain(0xFFFF_FFF5) == -11
     assert U8.words(0xFFFF_FF80) == "128"

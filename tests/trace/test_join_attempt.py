@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which counter of refusals speaks of which join."""
+"""The counters of refusals that fit a join."""
 
 import pytest
 
@@ -24,17 +24,17 @@ def attempt(*, outgoing: bool, third: bool) -> Attempt:
         (False, True, {"MPJoinAckHMacFailure", "MismatchPortAckRx", "MPJoinRejected"}),
     ],
 )
-def test_a_counter_fits_the_direction_and_the_step(
+def test_a_counter_fits_the_direction_and_the_stage(
     outgoing: bool, third: bool, counters: set[str]
 ) -> None:
     one = attempt(outgoing=outgoing, third=third)
     assert {name for name in COUNTED if fits(name, one)} == counters
 
 
-def test_whichever_counter_moved_a_join_of_ours_had_a_wrong_syn_ack() -> None:
-    """Linux 6.18.15 counts it as a wrong third packet."""
-    ours = attempt(outgoing=True, third=False)
-    assert "in the SYN/ACK" in meaning("MPJoinSynAckHMacFailure", ours)
-    assert "in the SYN/ACK" in meaning("MPJoinAckHMacFailure", ours)
-    theirs = attempt(outgoing=False, third=True)
-    assert "in the third packet" in meaning("MPJoinAckHMacFailure", theirs)
+def test_both_hmac_counters_mean_a_wrong_syn_ack_for_own_joins() -> None:
+    """Linux 6.18.15 counts a wrong SYN/ACK as a wrong third packet."""
+    own = attempt(outgoing=True, third=False)
+    assert "in the SYN/ACK" in meaning("MPJoinSynAckHMacFailure", own)
+    assert "in the SYN/ACK" in meaning("MPJoinAckHMacFailure", own)
+    incoming = attempt(outgoing=False, third=True)
+    assert "in the third packet" in meaning("MPJoinAckHMacFailure", incoming)

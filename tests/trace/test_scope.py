@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who a subflow belongs to, whom the filters mean, and how much of it is remembered."""
+"""The filters, and the connection and process of a subflow."""
 
 from ipaddress import ip_network
 
@@ -31,7 +31,7 @@ def measured(number: int, port: int | None = None) -> Measurement:
     )
 
 
-def test_the_directory_forgets_whom_it_has_not_heard_of_for_longest() -> None:
+def test_the_directory_drops_the_least_recently_used() -> None:
     directory = Directory()
     for number in range(1, MOST_KNOWN + 1):
         directory.of_measurement(measured(number))
@@ -44,7 +44,7 @@ def test_the_directory_forgets_whom_it_has_not_heard_of_for_longest() -> None:
     assert 2 not in directory.by_cookie
 
 
-def test_an_owner_is_of_all_subflows_of_the_connection() -> None:
+def test_all_subflows_of_a_connection_have_its_owner() -> None:
     directory = Directory()
     first = directory.of_measurement(measured(7))
     assert first.owner == Owner(pid=7)
@@ -53,24 +53,24 @@ def test_an_owner_is_of_all_subflows_of_the_connection() -> None:
     assert directory.of_flow(first.local, first.remote).token is None
 
 
-def test_a_flow_is_known_by_its_present_addresses_only() -> None:
-    """connect(2) is told before the kernel has chosen a port."""
+def test_a_flow_is_found_only_by_its_current_addresses() -> None:
+    """The record of connect(2) comes before the kernel has chosen a port."""
     directory = Directory()
-    who = directory.of_measurement(measured(1, port=0))
+    subject = directory.of_measurement(measured(1, port=0))
     assert not directory.by_flow
     local = SockAddr("10.1.1.2", 4001)
     directory.sent_by(1, local, SERVER)
-    assert directory.of_flow(local, SERVER) is who
+    assert directory.of_flow(local, SERVER) is subject
     moved = SockAddr("10.1.1.2", 4002)
     directory.sent_by(1, moved, SERVER)
-    assert directory.of_flow(local, SERVER) is who
+    assert directory.of_flow(local, SERVER) is subject
     directory.of_measurement(measured(1, port=4002))
     assert list(directory.by_flow) == [(moved, SERVER)]
-    directory.forget(who)
+    directory.forget(subject)
     assert not directory.by_flow
 
 
-WHO = Subject(
+SUBFLOW = Subject(
     token=0xAB,
     local=SockAddr("10.1.1.2", 4000),
     remote=SERVER,
@@ -97,23 +97,23 @@ WHO = Subject(
         (Scope(pid=5, token=0xAC), False),
     ],
 )
-def test_a_filter_lets_through_what_fits_everything(scope: Scope, fits: bool) -> None:
-    assert scope.admits(WHO) == fits
+def test_a_subflow_must_pass_all_filters(scope: Scope, fits: bool) -> None:
+    assert scope.admits(SUBFLOW) == fits
 
 
-def test_what_is_not_known_does_not_fit_a_filter_that_asks_for_it() -> None:
-    nobody = Subject(token=None, local=WHO.local, remote=WHO.remote)
-    assert Scope().admits(nobody)
-    asking = (Scope(pid=5), Scope(comm="curl"), Scope(token=1), Scope(cgroups=frozenset({1})))
-    assert not any(scope.admits(nobody) for scope in asking)
+def test_an_unknown_value_does_not_match_a_filter() -> None:
+    unknown = Subject(token=None, local=SUBFLOW.local, remote=SUBFLOW.remote)
+    assert Scope().admits(unknown)
+    scopes = (Scope(pid=5), Scope(comm="curl"), Scope(token=1), Scope(cgroups=frozenset({1})))
+    assert not any(scope.admits(unknown) for scope in scopes)
 
 
-def test_addresses_and_tokens_as_people_write_them() -> None:
+def test_addresses_and_tokens_are_parsed() -> None:
     assert parse_address("10.1.2.2") == ip_network("10.1.2.2/32")
     assert parse_address("[fd00::1]:80") == SockAddr("fd00::1", 80)
     assert parse_token("000000ab") == 0xAB
     for wrong in ("0x1_0", "0", "-1", "123456789"):
-        with pytest.raises(ValueError, match=f"'{wrong}' is no token"):
+        with pytest.raises(ValueError, match=f"'{wrong}' is not a token"):
             parse_token(wrong)
     for wrong in ("10.1", "10.0.0.0/33", "fd00::zz"):
         with pytest.raises(ValueError, match=wrong):

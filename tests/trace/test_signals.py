@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The reader of signals agrees with scapy's layer, and bears whatever comes."""
+"""The decoder of signals agrees with scapy's layer and accepts any input."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +27,7 @@ def packet(option: object, flags: str = "S") -> bytes:
     return bytes(segment)
 
 
-def test_a_join_as_scapy_wrote_it() -> None:
+def test_a_join_is_decoded() -> None:
     join = MPJoinSyn(address_id=3, backup=1, token=0x1A2B3C4D, nonce=5)
     signal = read(packet(join), at=9, outgoing=True)
     assert signal is not None
@@ -39,14 +39,14 @@ def test_a_join_as_scapy_wrote_it() -> None:
     assert (option.join_token, option.address_id, option.backup) == (0x1A2B3C4D, 3, True)
 
 
-def test_what_arrives_is_seen_from_this_host() -> None:
+def test_the_local_address_of_a_received_packet_is_its_destination() -> None:
     signal = read(packet(MPCapableSyn()), at=0, outgoing=False)
     assert signal is not None
     assert (str(signal.local), str(signal.remote)) == ("10.0.0.2:80", "10.0.0.1:1000")
 
 
 @given(st.integers(1, 2**64 - 1))
-def test_the_token_of_a_key(key: int) -> None:
+def test_the_token_is_derived_from_the_key(key: int) -> None:
     signal = read(packet(MPCapableSynAck(sender_key=key), "SA"), at=0, outgoing=True)
     assert signal is not None
     assert signal.is_syn_ack
@@ -54,7 +54,7 @@ def test_the_token_of_a_key(key: int) -> None:
 
 
 @given(st.integers(0, 255), st.integers(0, 1))
-def test_the_reason_of_a_reset(reason: int, transient: int) -> None:
+def test_the_reason_of_a_reset_is_decoded(reason: int, transient: int) -> None:
     option = MPTcpRst(reason=reason, transient=transient)
     signal = read(packet(option, "R"), at=0, outgoing=True)
     assert signal is not None
@@ -63,7 +63,7 @@ def test_the_reason_of_a_reset(reason: int, transient: int) -> None:
     assert signal.options[0].reset_transient == bool(transient)
 
 
-def test_every_other_subtype_is_told_apart() -> None:
+def test_the_other_subtypes_are_distinguished() -> None:
     options = {
         Subtype.DSS: DSS(data_ack=1),
         Subtype.ADD_ADDR: AddAddr(echo=1, address_id=1, address="10.0.0.9"),
@@ -79,7 +79,7 @@ def test_every_other_subtype_is_told_apart() -> None:
 
 
 @given(st.binary(max_size=80))
-def test_any_octets_are_borne(raw: bytes) -> None:
+def test_arbitrary_bytes_raise_no_error(raw: bytes) -> None:
     for option in mptcp_options(raw):
         assert option.body
     for version in (0x45, 0x60):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The lines of the trace tools: one struct for each kind, its text, and its file format."""
+"""The lines of the trace tools: one module for each tool, one struct for each kind of line."""

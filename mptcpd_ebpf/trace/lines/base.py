@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What all trace lines share.
 
-A line is a struct.  Its text for people and its JSON come from the same members, so a file of
-JSON lines can be shown later as the tool would have shown it.  Members have the units in their
-names: ``_ns`` nanoseconds, ``_us`` microseconds, ``bytes_`` bytes; the rest are counts.  A value
-that is not known is null.
+A line is a struct.  Its text and its JSON come from the same members, so `trace show` prints a
+file of JSON lines as the tool printed them.  Names of members end with their unit (``_ns``
+nanoseconds, ``_us`` microseconds, ``_s`` seconds), and every member has a docstring, from which
+docs/trace-lines.md and the JSON Schema are made.  An unknown value is None, null in JSON.
 """
 
 from msgspec import Struct
 
 SCHEMA = 2
-"""Raised whenever a member changes its name, its type or its meaning."""
+"""The version of all lines, increased when a member changes its name, its type or its meaning."""
 
 
 def _tag(name: str) -> str:
@@ -30,12 +30,12 @@ class Line(Struct, frozen=True, kw_only=True, tag_field="event", tag=_tag):
         return True
 
     def text(self) -> str:
-        """For people: one line, or several of which all but the first are indented."""
+        """The line as text; may span several lines."""
         raise NotImplementedError
 
 
 class SummaryLine(Line, frozen=True):
-    """A line about the whole run, or about something that exists."""
+    """A line about the whole run, or about an object that exists."""
 
     @property
     def has_time(self) -> bool:
@@ -43,20 +43,24 @@ class SummaryLine(Line, frozen=True):
 
 
 class SubflowFields(Struct, frozen=True, kw_only=True):
-    """Which subflow, as far as it is known."""
+    """The subflow that a line is about, as far as it is known."""
 
     token: str | None
     """The connection's local token, eight hexadecimal digits."""
     local: str | None = None
-    """Address and port, ``10.0.0.1:80`` or ``[2001:db8::1]:80``."""
+    """This host's address and port, ``10.0.0.1:80`` or ``[2001:db8::1]:80``."""
     remote: str | None = None
+    """The peer's address and port."""
     local_id: int | None = None
+    """Address id of `local`, 0 to 255."""
     remote_id: int | None = None
+    """Address id of `remote`, 0 to 255."""
     initial: bool | None = None
-    """It was opened with MP_CAPABLE, and not with MP_JOIN."""
+    """Whether it was opened with MP_CAPABLE rather than MP_JOIN."""
     pid: int | None = None
-    """Of the process that opened the connection; on a server, of the listener's owner."""
+    """The process that opened the connection; on a server, the one that opened the listener."""
     comm: str | None = None
+    """Name of that process, at most 15 bytes."""
 
     @property
     def shown_token(self) -> str:
@@ -72,7 +76,7 @@ class SubflowFields(Struct, frozen=True, kw_only=True):
 
 
 class SubflowLine(SubflowFields, frozen=True, kw_only=True, tag_field="event", tag=_tag):
-    """One line about a subflow."""
+    """A line about a subflow."""
 
     at: int
     """CLOCK_MONOTONIC nanoseconds."""
@@ -94,25 +98,26 @@ def shown_owner(pid: int | None, comm: str | None) -> str:
 
 
 def indented(lines: list[str]) -> str:
-    """What follows the first line of a text."""
+    """Lines to append to a text, indented."""
     return "".join(f"\n    {line}" for line in lines)
 
 
 def counted(counts: dict[str, int]) -> str:
-    """Counts, one on each line below the first, the most frequent first."""
+    """Counts to append to a text, one on each line, in the given order."""
     return "".join(f"\n  {count:5}  {name}" for name, count in counts.items())
 
 
 class StartedLine(Line, frozen=True):
-    """The tool watches from now on."""
+    """The first line: the tool is attached and traces from now on."""
 
     tool: str
+    """Name of the tool."""
     netns: int
     """Inode of the network namespace."""
     means: list[str]
-    """How the tool sees: hooks, filters, counters."""
+    """The sources of the tool: BPF hooks, event groups, counters."""
     duration_s: float | None
-    """None: until it is interrupted."""
+    """Seconds that the run takes; null: until it is interrupted."""
 
     def text(self) -> str:
         end = "Ctrl-C ends it" if self.duration_s is None else f"{self.duration_s:g} s"
@@ -121,21 +126,23 @@ class StartedLine(Line, frozen=True):
 
 
 class Overhead(Struct, frozen=True, kw_only=True):
-    """What the BPF programs of a run cost, as the kernel measures it."""
+    """Cost of a run's BPF programs, as the kernel measures it."""
 
     events: int
-    """How often they ran."""
+    """Number of times that they ran."""
     ns_per_event: int
+    """Mean run time, nanoseconds."""
     cpu_percent: float
-    """Of one processor."""
+    """Run time in percent of one CPU."""
 
 
 class AccountLine(SummaryLine, frozen=True):
     """The last line: what the run lost and what it cost."""
 
     lost: dict[str, int]
-    """Records that were lost, by cause; empty if none was."""
+    """Number of lost records by cause; empty if none was lost."""
     overhead: Overhead
+    """Cost of the BPF programs."""
 
     def text(self) -> str:
         lost = ", ".join(f"{count} {name}" for name, count in self.lost.items()) or "nothing"

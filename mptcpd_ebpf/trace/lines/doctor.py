@@ -10,11 +10,15 @@ class SubflowRow(Struct, frozen=True, kw_only=True):
     """One subflow of a connection."""
 
     local: str
+    """This host's address and port."""
     remote: str
+    """The peer's address and port."""
     initial: bool | None
+    """Whether it was opened with MP_CAPABLE rather than MP_JOIN."""
     backup: bool | None
-    """Either side marked it backup."""
+    """Whether either side marked it as backup."""
     established: bool
+    """Whether its TCP state is ESTABLISHED."""
 
     def text(self) -> str:
         return (
@@ -29,11 +33,17 @@ class ConnectionLine(SummaryLine, frozen=True):
     """A live connection."""
 
     token: str
+    """The connection's local token, eight hexadecimal digits."""
     local: str
+    """This host's address and port."""
     remote: str
+    """The peer's address and port."""
     pid: int | None
+    """A process that has the connection open."""
     comm: str | None
+    """Name of that process, at most 15 bytes."""
     subflows: list[SubflowRow]
+    """Its subflows, the initial one first."""
 
     def text(self) -> str:
         head = f"{self.token}  {self.local} → {self.remote}  {shown_owner(self.pid, self.comm)}"
@@ -44,27 +54,32 @@ class NoConnectionLine(SummaryLine, frozen=True, tag="summary"):
     """There is no connection to list."""
 
     connections: int = 0
+    """Number of connections."""
 
     def text(self) -> str:
-        return "no connection is alive in this namespace"
+        return "there is no MPTCP connection in this namespace"
 
 
 class FindingRow(Struct, frozen=True, kw_only=True):
     """One explanation of what limits a connection."""
 
     cause: str
-    """A short name, which stays the same: docs/tracing.md lists them."""
+    """A short, stable name; docs/tracing.md lists them."""
     weight: float
-    """0 to 1: how much it explains."""
+    """How much it explains, 0 to 1."""
     words: str
+    """The explanation as a sentence."""
     evidence: list[str]
+    """The measurements that support it."""
 
 
 class DiagnosisLine(SummaryLine, frozen=True):
-    """What limits a connection, ranked."""
+    """What limits a connection."""
 
     token: str
+    """The connection's local token, eight hexadecimal digits."""
     findings: list[FindingRow]
+    """The explanations, the one with the greatest weight first."""
 
     def text(self) -> str:
         lines = [f"{self.token}  diagnosis, what explains most first:"]

@@ -15,18 +15,20 @@ class FallbackLine(SubflowLine, frozen=True):
     """A connection fell back to TCP, or never became MPTCP."""
 
     reason: str
-    """A short name of the cause, which stays the same: docs/tracing.md lists them."""
+    """A short, stable name of the cause; docs/tracing.md lists them."""
     why: str
+    """The cause as a sentence."""
     counter: str | None
-    """The MPTcpExt counter that moved; None if the kernel counts none."""
+    """The MPTcpExt counter that was incremented; null if the kernel has none for this cause."""
     evidence: list[str]
+    """What the line is concluded from: counters and packets."""
     candidates: list[str]
-    """Where it is not known which connection fell back: those that may have."""
+    """Subflows that may have fallen back, if it is not known which one did; at most five."""
 
     def text(self) -> str:
         place = f"{self.shown_token}  {self.shown_subflow}"
         if self.local is None:
-            place = "one of: " + (", ".join(self.candidates) or "connections that are gone")
+            place = "one of: " + (", ".join(self.candidates) or "connections that are closed")
         return f"{place}  {self.why}{indented(self.evidence)}"
 
 
@@ -34,17 +36,17 @@ class FallbackSummaryLine(SummaryLine, frozen=True, tag="summary"):
     """The fallbacks of the run."""
 
     counters: dict[str, int]
-    """Fallbacks that were reported, by counter or reason."""
+    """Number of reported fallbacks by counter, or by reason where there is no counter."""
     moved: dict[str, int]
-    """Counters of all connections, and by how much they moved."""
+    """Increments of the namespace's MPTcpExt counters of fallbacks."""
     filtered: bool
-    """Whether the run reported only some connections."""
+    """Whether filters restricted the run to some connections."""
 
     def text(self) -> str:
-        said = "fallbacks: " + ("" if self.counters else "none") + counted(self.counters)
+        text = "fallbacks: " + ("" if self.counters else "none") + counted(self.counters)
         if self.filtered and self.moved:
-            said += "\ncounters, of all connections:" + counted(self.moved)
-        return said
+            text += "\ncounters, of all connections:" + counted(self.moved)
+        return text
 
 
 LINES = StartedLine | FallbackLine | FallbackSummaryLine | AccountLine

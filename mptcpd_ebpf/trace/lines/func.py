@@ -15,26 +15,31 @@ _CONNECTIONS_SHOWN = 10
 
 
 class Task(Struct, frozen=True, kw_only=True):
-    """The task in whose context a function ran."""
+    """The task that ran a function."""
 
     pid: int
+    """Its process."""
     comm: str
+    """Name of the task, at most 15 bytes."""
 
 
 class CallLine(SubflowLine, frozen=True):
     """A call of a function."""
 
     function: str
+    """Name of the kernel function."""
     shown: str
-    """The call as C would write it: ``mptcp_sendmsg(len=20) = 20``."""
+    """The call in C notation: ``mptcp_sendmsg(len=20) = 20``."""
     arguments: dict[str, Any]
-    """By parameter; pointers as hexadecimal text."""
+    """Values by parameter; pointers as hexadecimal text."""
     types: dict[str, str]
-    """C types of the parameters."""
+    """C types by parameter."""
     returned: Any
+    """The value that it returned; null if there is none or returns are not traced."""
     duration_ns: int | None
-    """None if the ends of calls are not traced."""
+    """Nanoseconds that the call took; null if returns are not traced."""
     task: Task
+    """The task that made the call."""
 
     def text(self) -> str:
         took = "" if self.duration_ns is None else f"  {words.duration(self.duration_ns)}"
@@ -46,43 +51,49 @@ class CallLine(SubflowLine, frozen=True):
 
 
 class NotTracedLine(Line, frozen=True, tag="not_traced"):
-    """Functions that match and are left out."""
+    """Functions that match the pattern and cannot be traced."""
 
     functions: list[str]
+    """Their names."""
     why: str
+    """The reason, the same for all of them."""
 
     def text(self) -> str:
         return f"not traced: {listed(self.functions)}: {self.why}"
 
 
 class Stack(Struct, frozen=True, kw_only=True):
-    """From where a function was called."""
+    """A stack from which a function was called."""
 
     calls: int
+    """Number of calls."""
     frames: list[str]
-    """The caller first."""
+    """``function+offset``, the caller first."""
 
 
 class FunctionLine(SummaryLine, frozen=True, tag="summary"):
     """The calls of one function during the run."""
 
     function: str
+    """Name of the kernel function."""
     attach: str
-    """``fentry``, ``kprobe`` or ``tp_btf``."""
+    """How it was traced: ``fentry``, ``kprobe`` or ``tp_btf``."""
     all_namespaces: bool
-    """It has no argument that leads to a network namespace."""
+    """Whether the calls of all network namespaces are counted, because no argument leads to one."""
     seconds: float
-    """Of the run."""
+    """Duration of the run, seconds."""
     calls: int
+    """Number of calls."""
     connections: dict[str, int]
-    """Calls by token, the most first; ``none`` for those of no connection."""
+    """Calls by token, the most first; ``none`` counts those that belong to no connection."""
     duration_ns: int | None = None
-    """Of all calls together."""
+    """Sum over all calls, nanoseconds; null if returns are not traced."""
     longest_ns: int | None = None
+    """The longest call, nanoseconds."""
     histogram: list[int] | None = None
-    """Calls by log2 of their nanoseconds."""
+    """Number of calls; slot i holds those that took 2^i to 2^(i+1) nanoseconds."""
     stacks: list[Stack] = []
-    """The most frequent first."""
+    """The five most frequent stacks, the most frequent first."""
 
     def text(self) -> str:
         where = f"{self.attach}, all namespaces" if self.all_namespaces else self.attach
@@ -111,6 +122,7 @@ class NotCalledLine(SummaryLine, frozen=True, tag="not_called"):
     """Functions that were traced and not called."""
 
     not_called: list[str]
+    """Their names."""
 
     def text(self) -> str:
         return f"not called: {listed(self.not_called)}"
@@ -126,7 +138,7 @@ def latency_bars(histogram: list[int]) -> list[str]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Some names in words, and how many more there are."""
+    """The first six names, and the number of the others."""
     every = list(names)
     more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
     return ", ".join(every[:_NAMED]) + more

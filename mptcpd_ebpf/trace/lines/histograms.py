@@ -7,7 +7,7 @@ _BAR = 40
 
 
 def quantile(histogram: list[int], share: float) -> int:
-    """Below which `share` of the values lie: the upper end of their slot; 0 without values."""
+    """The upper end of the slot below which `share` (0 to 1) of the values are; 0 without any."""
     wanted = share * sum(histogram)
     seen = 0
     for slot, count in enumerate(histogram):
@@ -20,7 +20,7 @@ def quantile(histogram: list[int], share: float) -> int:
 def bars(histogram: list[int], shown: Callable[[int, int], str]) -> list[str]:
     """A bar for each slot, from the first filled one to the last.
 
-    `shown` writes the bounds of a slot, padded to one width.
+    `shown` formats the bounds of a slot with a fixed width.
     """
     filled = [slot for slot, count in enumerate(histogram) if count]
     if not filled:

@@ -13,24 +13,28 @@ from mptcpd_ebpf.trace.lines.base import (
 
 
 class JoinLine(SubflowLine, frozen=True):
-    """An MP_JOIN handshake came to an end.
+    """An MP_JOIN handshake ended.
 
-    From the kernel's events alone, without packets, the members from `incoming` on are unknown.
+    Where the kernel refuses the BPF programs, packets are not seen, and the members from
+    `incoming` on are unknown.
     """
 
     outcome: str
     """``established``, ``refused``, ``failed``, ``abandoned``, ``unanswered``, ``never sent``."""
     why: str
+    """The cause of the outcome."""
     evidence: list[str]
+    """What the cause is concluded from."""
     incoming: bool | None = None
-    """The peer sent the SYN."""
+    """Whether the peer sent the SYN."""
     address_id: int | None = None
-    """Of the SYN's MP_JOIN."""
+    """Address id in the SYN's MP_JOIN, 0 to 255."""
     backup: bool | None = None
+    """Whether the SYN's MP_JOIN had the backup flag."""
     syns: int | None = None
-    """SYNs that were sent."""
+    """Number of SYNs, with retransmissions."""
     took_ns: int | None = None
-    """From the first SYN to the outcome."""
+    """Nanoseconds from the first SYN to the outcome."""
 
     def text(self) -> str:
         known = self.local is not None
@@ -52,12 +56,13 @@ class JoinsSummaryLine(SummaryLine, frozen=True, tag="summary"):
     """How the joins of the run ended."""
 
     outcomes: dict[str, int]
+    """Number of joins by outcome."""
     counters: dict[str, int]
-    """MPTcpExt counters of joins, and by how much they moved."""
+    """Increments of the namespace's MPTcpExt counters of joins."""
 
     def text(self) -> str:
-        said = ", ".join(f"{count} {what}" for what, count in self.outcomes.items()) or "none"
-        return f"joins: {said}{counted(self.counters)}"
+        text = ", ".join(f"{count} {what}" for what, count in self.outcomes.items()) or "none"
+        return f"joins: {text}{counted(self.counters)}"
 
 
 LINES = StartedLine | JoinLine | JoinsSummaryLine | AccountLine

@@ -17,9 +17,9 @@ class EstablishedLine(SubflowLine, frozen=True):
     """A subflow was established."""
 
     handshake_ns: int | None
-    """From the first SYN; None if that was before the trace, or this host accepted it."""
+    """Nanoseconds since the first SYN; null if that preceded the trace, or the peer sent it."""
     accepted: bool
-    """This host answered the SYN."""
+    """Whether the peer sent the SYN."""
 
     def text(self) -> str:
         kind = "connection" if self.initial or self.initial is None else "join"
@@ -33,14 +33,20 @@ class EndedLine(SubflowLine, frozen=True):
     """A subflow ended, or its SYN was never answered."""
 
     established: bool
+    """Whether it had been established."""
     lasted_ns: int | None
-    """Since it was established, else since its SYN; None if it is older than the trace."""
+    """Nanoseconds since it was established, else since its SYN; null if it is older than the
+    trace."""
     bytes_sent: int
+    """Bytes of payload sent, with retransmissions."""
     bytes_acked: int
+    """Bytes that the peer acknowledged."""
     bytes_received: int
+    """Bytes of payload received in order."""
     retransmits: int
-    """Segments."""
+    """Number of retransmitted segments."""
     why: str
+    """The cause of the end."""
 
     def text(self) -> str:
         return (
@@ -51,18 +57,24 @@ class EndedLine(SubflowLine, frozen=True):
 
 
 class ClosedLine(Line, frozen=True):
-    """The last subflow of a connection ended: the sums over all of them."""
+    """The last subflow of a connection ended: sums over all its subflows."""
 
     token: str
+    """The connection's local token, eight hexadecimal digits."""
     lasted_ns: int | None
-    """None if the connection is older than the trace."""
+    """Nanoseconds since it was established; null if it is older than the trace."""
     subflows: int
+    """Number of its subflows that ended."""
     bytes_sent: int
-    """Without what was sent again."""
+    """Bytes of payload sent, without retransmissions."""
     bytes_received: int
+    """Bytes of payload received in order."""
     retransmits: int
+    """Number of retransmitted segments."""
     pid: int | None
+    """The process that opened the connection; on a server, the one that opened the listener."""
     comm: str | None
+    """Name of that process, at most 15 bytes."""
 
     def text(self) -> str:
         return (
@@ -73,19 +85,19 @@ class ClosedLine(Line, frozen=True):
 
 
 class LifeSummaryLine(SummaryLine, frozen=True, tag="summary"):
-    """What happened during the run."""
+    """The ends of the run."""
 
     connections: int
-    """Closed."""
+    """Number of connections that were closed."""
     ends: dict[str, int]
-    """Subflows that ended, by cause."""
+    """Number of subflows that ended, by cause."""
     alive: int
-    """Subflows that are open at the end."""
+    """Number of subflows that are open at the end of the run."""
 
     def text(self) -> str:
         return (
             f"{self.connections} connections closed, {sum(self.ends.values())} subflows ended, "
-            f"{self.alive} alive{counted(self.ends)}"
+            f"{self.alive} still open{counted(self.ends)}"
         )
 
 

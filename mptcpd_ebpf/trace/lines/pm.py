@@ -18,21 +18,25 @@ class CommandLine(Line, frozen=True):
     """A command to the kernel's path manager."""
 
     command: str
-    """Of include/uapi/linux/mptcp_pm.h, without its prefix."""
+    """Its name in include/uapi/linux/mptcp_pm.h without the prefix ``MPTCP_PM_CMD_``."""
     asked: str
-    """Its attributes in words."""
+    """Its attributes as text."""
     token: str | None
+    """Local token of the connection that it names, eight hexadecimal digits."""
     pid: int | None
+    """The process that sent it."""
     comm: str | None
+    """Name of that process, at most 15 bytes."""
     duration_ns: int
+    """Nanoseconds that the system call took."""
     errno: int | None
-    """0: done; None: the sender did not ask for an answer."""
+    """The kernel's answer, 0 for success; null if the sender asked for no acknowledgement."""
     said: str | None
-    """The kernel's extended acknowledgement."""
+    """The kernel's message (extended acknowledgement)."""
 
     def text(self) -> str:
         if self.errno is None:
-            answer = "no answer was asked for"
+            answer = "no acknowledgement requested"
         elif self.errno:
             answer = f"refused: {words.error(self.errno)}"
             answer += f": {self.said}" if self.said else ""
@@ -50,37 +54,51 @@ class EventLine(Line, frozen=True, omit_defaults=True):
     kind: str
     """``ConnectionCreated``, ``SubflowEstablished`` …, as in docs/kernel.md."""
     token: str | None
+    """The connection's local token, eight hexadecimal digits."""
     since_command: str | None
-    """The newest command that can have led to it."""
+    """The newest command within two seconds that may have caused it."""
     since_command_ns: int | None
+    """Nanoseconds since that command."""
     address_id: int | None = None
+    """Id of an address that the peer announced or withdrew."""
     ip: str | None = None
+    """An address that the peer announced."""
     port: int | None = None
+    """Port of that address."""
     local: str | None = None
+    """This host's address and port."""
     remote: str | None = None
+    """The peer's address and port."""
     server_side: bool | None = None
+    """Whether this host accepted the connection."""
     deny_join_id0: bool | None = None
+    """Whether the peer refuses joins to its initial address (RFC 8684, 3.1, C flag)."""
     local_id: int | None = None
+    """Address id of `local`, 0 to 255."""
     remote_id: int | None = None
+    """Address id of `remote`, 0 to 255."""
     backup: bool | None = None
+    """Whether the peer marked the subflow as backup."""
     if_index: int | None = None
+    """Index of the interface."""
     error: int | None = None
     """errno of the subflow's socket."""
     reset_reason: int | None = None
-    """Of MP_TCPRST (RFC 8684, 3.6)."""
+    """Reason of the peer's MP_TCPRST (RFC 8684, 3.6)."""
     reset_flags: int | None = None
+    """Flags of the peer's MP_TCPRST; 1 (T): the cause is transient."""
 
     def text(self) -> str:
-        told = " ".join(f"{name}={value}" for name, value in self._carried().items() if value)
-        said = f"{self.token or '':<8}  event    {self.kind} {told}"
+        members = " ".join(f"{name}={value}" for name, value in self._carried().items() if value)
+        text = f"{self.token or '':<8}  event    {self.kind} {members}"
         if self.since_command_ns is not None:
-            said += f"  {words.duration(self.since_command_ns)} after {self.since_command}"
-        return said
+            text += f"  {words.duration(self.since_command_ns)} after {self.since_command}"
+        return text
 
     def _carried(self) -> dict[str, Any]:
-        named = EventLine.__struct_fields__
-        first = named.index("address_id")
-        return {name: getattr(self, name) for name in named[first:]}
+        names = EventLine.__struct_fields__
+        first = names.index("address_id")
+        return {name: getattr(self, name) for name in names[first:]}
 
 
 class LostLine(Line, frozen=True):
@@ -94,10 +112,13 @@ class PmSummaryLine(SummaryLine, frozen=True, tag="summary"):
     """Commands and events of the run."""
 
     commands: dict[str, int]
+    """Number of commands by name."""
     refused: int
+    """Number of commands that the kernel refused."""
     slowest_ns: int
-    """The slowest command."""
+    """Nanoseconds that the slowest command took."""
     events: dict[str, int]
+    """Number of events by kind."""
 
     def text(self) -> str:
         return (

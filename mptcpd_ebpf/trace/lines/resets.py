@@ -14,18 +14,19 @@ class ResetLine(SubflowLine, frozen=True):
     """A RST or an MP_FASTCLOSE."""
 
     sent: bool
-    """By this host."""
+    """Whether this host sent it."""
     kind: str
     """``MP_FASTCLOSE``, ``MP_TCPRST`` or ``RST``."""
     reason: int | None
-    """Of MP_TCPRST (RFC 8684, 3.6)."""
+    """Reason in MP_TCPRST (RFC 8684, 3.6)."""
     transient: bool | None
-    """Its T flag: the cause may go away."""
+    """T flag of MP_TCPRST: the cause is transient."""
     kernel_reason: str | None
-    """enum sk_rst_reason, for a reset of this host."""
+    """Why this host's kernel sent it: a name of enum sk_rst_reason."""
     noticed: bool
-    """The kernel acted on it."""
+    """Whether this host's kernel processed it."""
     why: str
+    """The cause as a sentence."""
 
     def text(self) -> str:
         way = "sent" if self.sent else "received"
@@ -36,13 +37,13 @@ class ResetsSummaryLine(SummaryLine, frozen=True, tag="summary"):
     """The resets of the run."""
 
     seen: dict[str, int]
-    """By kind and direction."""
+    """Number of resets by kind and direction."""
     counters: dict[str, int]
-    """MPTcpExt counters of resets, and by how much they moved."""
+    """Increments of the namespace's MPTcpExt counters of resets."""
 
     def text(self) -> str:
-        said = ", ".join(f"{count} {what}" for what, count in self.seen.items()) or "none"
-        return f"resets: {said}{counted(self.counters)}"
+        text = ", ".join(f"{count} {what}" for what, count in self.seen.items()) or "none"
+        return f"resets: {text}{counted(self.counters)}"
 
 
 LINES = StartedLine | ResetLine | ResetsSummaryLine | AccountLine

@@ -12,18 +12,20 @@ from mptcpd_ebpf.trace.lines.base import (
 
 
 class RetransmittedLine(SubflowLine, frozen=True):
-    """TCP sent a segment again on its own subflow."""
+    """TCP retransmitted a segment on its subflow."""
 
     seq: int
-    """TCP sequence number."""
+    """TCP sequence number of its first byte."""
     length: int
-    """Bytes."""
+    """Bytes of payload."""
     cause: str
+    """Why TCP retransmitted it."""
     timeouts: int
-    """Retransmission timeouts in a row."""
+    """Consecutive retransmission timeouts."""
     srtt_us: int | None
+    """Smoothed round-trip time, microseconds."""
     stale: bool
-    """MPTCP holds the subflow for stale."""
+    """Whether MPTCP marked the subflow as stale."""
 
     def text(self) -> str:
         return (
@@ -33,16 +35,18 @@ class RetransmittedLine(SubflowLine, frozen=True):
 
 
 class ReinjectedLine(SubflowLine, frozen=True):
-    """MPTCP sent a mapping again on this subflow."""
+    """MPTCP sent a mapping again on this subflow (reinjection)."""
 
     data_seq: int
-    """Data sequence number."""
+    """Data sequence number of its first byte."""
     length: int
-    """Bytes."""
+    """Bytes of payload."""
     blamed: str | None
-    """The subflow that holds the data unacknowledged."""
+    """The subflow that has not delivered the data."""
     blamed_timeouts: int
+    """Consecutive retransmission timeouts of that subflow."""
     cause: str
+    """Why the data was reinjected."""
 
     def text(self) -> str:
         return (
@@ -55,19 +59,24 @@ class RetransRow(SubflowFields, frozen=True):
     """One subflow of the summary."""
 
     causes: dict[str, int]
-    """Retransmissions and reinjections, by cause."""
+    """Number of retransmissions and reinjections by cause."""
 
 
 class RetransSummaryLine(SummaryLine, frozen=True, tag="summary"):
-    """What was sent again during the run."""
+    """The retransmissions and reinjections of the run."""
 
     retransmissions: int
+    """Number of segments that TCP retransmitted."""
     reinjections: int
+    """Number of mappings that MPTCP reinjected."""
     reinjected_bytes: int
+    """Bytes of payload in them."""
     counters: dict[str, int]
+    """Increments of the namespace's MPTcpExt counters of retransmissions."""
     subflows: list[RetransRow]
+    """The first 1000 subflows that retransmitted or reinjected."""
     others: dict[str, int]
-    """Of subflows beyond those that have a row."""
+    """Number of retransmissions and reinjections by cause, of all subflows without a row."""
 
     def text(self) -> str:
         moved = self.counters.get("MPTCPRetrans", 0)

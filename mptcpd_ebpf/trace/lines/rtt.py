@@ -15,13 +15,15 @@ class RttLine(SubflowLine, frozen=True):
     """The round-trip times of a subflow during the run."""
 
     samples: int
+    """Number of raw samples."""
     min_rtt_us: int | None
-    """The least since the subflow was established."""
+    """The smallest sample since the subflow was established, microseconds."""
     srtt_us: int | None
+    """Smoothed round-trip time, microseconds."""
     below_us: dict[str, int] | None
-    """Upper ends of the slots that hold the percentiles ``p50``, ``p90`` and ``p99``."""
+    """Upper ends, in microseconds, of the slots that hold ``p50``, ``p90`` and ``p99``."""
     histogram: list[int]
-    """Samples by log2 of their microseconds."""
+    """Number of samples; slot i holds those of 2^i to 2^(i+1) microseconds."""
 
     @property
     def has_time(self) -> bool:
@@ -30,18 +32,21 @@ class RttLine(SubflowLine, frozen=True):
     def text(self) -> str:
         head = f"{self.shown_token}  {self.shown_subflow}  {_spread(self.histogram)}"
         if self.samples and self.min_rtt_us is not None:
-            head += f"; the least ever {_ms(self.min_rtt_us)} ms"
+            head += f"; minimum {_ms(self.min_rtt_us)} ms"
         return head + indented(rtt_bars(self.histogram))
 
 
 class FurtherRttLine(SummaryLine, frozen=True, tag="further"):
-    """The same of all ended subflows between two addresses that have no line of their own."""
+    """The same for all ended subflows between two addresses that have no line of their own."""
 
     local: str
-    """An address without a port."""
+    """This host's address, without a port."""
     remote: str
+    """The peer's address, without a port."""
     samples: int
+    """Number of raw samples."""
     histogram: list[int]
+    """Number of samples; slot i holds those of 2^i to 2^(i+1) microseconds."""
 
     def text(self) -> str:
         head = f"further subflows {self.local} → {self.remote}  {_spread(self.histogram)}"

@@ -11,25 +11,29 @@ from mptcpd_ebpf.trace.lines.base import (
 )
 
 AGAINST = {
-    "slower": "another's queue empties earlier",
-    "backup": "it is a backup and another is usable",
-    "stale": "stale: it timed out and nothing has come back",
-    "not_ready": "not established, or its join not confirmed",
+    "slower": "the queue of another subflow empties earlier",
+    "backup": "it is a backup and a regular subflow is usable",
+    "stale": "it is stale: it timed out and no acknowledgement has arrived since",
+    "not_ready": "it is not established, or its join is not confirmed",
 }
 """Why the scheduler did not choose a subflow, by the member that counts it."""
 
 
 class SchedRow(SubflowFields, frozen=True):
-    """What the scheduler made of one subflow."""
+    """The scheduler's decisions about one subflow."""
 
     chosen: int
-    """Decisions for it; the next four count those against it."""
+    """Number of decisions for it."""
     slower: int
+    """Number of decisions against it because the queue of another subflow empties earlier."""
     backup: int
+    """Number of decisions against it because it is a backup and a regular subflow is usable."""
     stale: int
+    """Number of decisions against it because it is stale."""
     not_ready: int
+    """Number of decisions against it because it is not established or its join not confirmed."""
     bytes_sent: int | None
-    """Without what was sent again."""
+    """Bytes of payload sent, without retransmissions."""
 
     @property
     def shown_sent(self) -> str:
@@ -44,7 +48,9 @@ class ChosenLine(Line, frozen=True):
     """The scheduler's decisions for a connection within the last second."""
 
     token: str
+    """The connection's local token, eight hexadecimal digits."""
     subflows: list[SchedRow]
+    """Its subflows with decisions in that second."""
 
     def text(self) -> str:
         total = sum(row.chosen for row in self.subflows)
@@ -59,25 +65,28 @@ class SchedSummaryLine(SummaryLine, frozen=True, tag="summary"):
     """The scheduler's decisions for a connection during the run."""
 
     token: str
+    """The connection's local token, eight hexadecimal digits."""
     lasted_ns: int
-    """The run."""
+    """Duration of the run, nanoseconds."""
     rounds: int
-    """Decisions."""
+    """Number of decisions."""
     full: int
-    """Decisions where the best subflow's buffer was full."""
+    """Number of decisions with the best subflow's send buffer full."""
     unusable: int
-    """Decisions where no subflow was usable."""
+    """Number of decisions with no usable subflow."""
     without_ns: int
-    """Time in which no subflow could be sent on."""
+    """Nanoseconds during which no subflow could be chosen, for either reason."""
     unusable_ns: int
+    """Nanoseconds during which no subflow was usable."""
     longest_ns: int
-    """The longest such time."""
+    """The longest time without a choice, nanoseconds."""
     subflows: list[SchedRow]
+    """Its subflows with decisions."""
 
     def text(self) -> str:
         total = sum(row.chosen for row in self.subflows)
         lines = [
-            f"{self.token}  {self.rounds} decisions; nowhere to send for "
+            f"{self.token}  {self.rounds} decisions; no subflow could be chosen for "
             f"{words.duration(self.without_ns)} "
             f"({words.percent(self.without_ns, self.lasted_ns)}; the longest "
             f"{words.duration(self.longest_ns)}): {self.full} times the best "
@@ -88,7 +97,9 @@ class SchedSummaryLine(SummaryLine, frozen=True, tag="summary"):
                 f"    {row.shown_subflow}  chosen {words.percent(row.chosen, total)}, "
                 f"sent {row.shown_sent}"
             )
-            lines += [f"        not {count} times: {why}" for why, count in row.against().items()]
+            lines += [
+                f"        not chosen {count} times: {why}" for why, count in row.against().items()
+            ]
         return "\n".join(lines)
 
 
@@ -96,6 +107,7 @@ class FurtherSubflowsLine(SummaryLine, frozen=True, tag="further"):
     """Ended subflows that are in no other line."""
 
     further: int
+    """Their number."""
 
     def text(self) -> str:
         return f"further subflows that ended: {self.further}"
@@ -106,7 +118,7 @@ def _ip(row: SchedRow) -> str:
 
 
 def _most_against(row: SchedRow) -> str:
-    """What was counted most against a subflow that was not chosen at all."""
+    """The most frequent reason against a subflow that was never chosen."""
     against = row.against()
     if row.chosen or not against:
         return ""

@@ -14,20 +14,22 @@ from mptcpd_ebpf.trace.lines.base import (
 
 
 class StallLine(SubflowLine, frozen=True):
-    """A subflow held up its connection."""
+    """A subflow kept its connection from sending."""
 
     stalled_us: int
-    """Within one second."""
+    """Microseconds within one second in which the connection could not send because of it."""
     srtt_us: int | None
+    """Smoothed round-trip time, microseconds."""
     in_flight: int | None
-    """Segments sent and not acknowledged."""
+    """Number of segments sent and not acknowledged."""
     timeouts: int | None
+    """Consecutive retransmission timeouts."""
     lost: int | None
-    """Segments marked lost since the subflow was established."""
+    """Number of segments marked lost since the subflow was established."""
 
     def text(self) -> str:
         return (
-            f"{self.shown_token}  held up {words.duration(self.stalled_us * 1000)} within a "
+            f"{self.shown_token}  stalled for {words.duration(self.stalled_us * 1000)} within a "
             f"second by {self.shown_subflow}  srtt {_ms(self.srtt_us)} ms, in flight "
             f"{self.in_flight}, timeouts {self.timeouts}, lost {self.lost}"
         )
@@ -37,26 +39,33 @@ class StallRow(SubflowFields, frozen=True):
     """One subflow of the summary."""
 
     stalled_us: int
+    """Microseconds in which the connection could not send because of it."""
     srtt_us: int | None
+    """Smoothed round-trip time, microseconds."""
     retransmits: int | None
+    """Number of retransmitted segments since it was established."""
     lost: int | None
+    """Number of segments marked lost since it was established."""
 
 
 class FurtherStalls(Struct, frozen=True, kw_only=True):
     """Ended subflows that have no row."""
 
     subflows: int
+    """Their number."""
     stalled_us: int
+    """Microseconds in which connections could not send because of them."""
 
 
 class StallsSummaryLine(SummaryLine, frozen=True, tag="summary"):
     """The stalled time of the run by the subflow that caused it."""
 
     lasted_ns: int
-    """The run."""
+    """Duration of the run, nanoseconds."""
     subflows: list[StallRow]
-    """The most stalling first."""
+    """The subflows, the one that stalled its connection longest first."""
     further: FurtherStalls
+    """Ended subflows that have no row."""
 
     def text(self) -> str:
         if not self.subflows:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`trace doctor` finds each staged cause, and nothing on a healthy connection."""
+"""`trace doctor` finds each simulated cause, and no fault on a healthy connection."""
 
 import json
 import os
@@ -29,25 +29,25 @@ def a_lab(paths: list[Path]) -> Iterator[Lab]:
         yield lab
 
 
-WATCHED_S = 2.5 * max(1, SLOWNESS / 2)
-"""A slow machine's programs take longer until they show what is wrong."""
+OBSERVED_S = 2.5 * max(1, SLOWNESS / 2)
+"""On a slow machine symptoms take longer to show."""
 
 
 def examine(lab: Lab, token: int | None, meanwhile: Callable[[], object] = lambda: None) -> Line:
-    """The diagnosis' causes by name, the weightiest first."""
+    """The findings by cause, the one with the greatest weight first."""
     assert token is not None
-    with tracing(lab.client, "doctor", f"{token:08x}", "-d", f"{WATCHED_S:g}") as told:
+    with tracing(lab.client, "doctor", f"{token:08x}", "-d", f"{OBSERVED_S:g}") as traced:
         meanwhile()
-        findings = told.until(lambda line: "findings" in line, "a diagnosis")["findings"]
+        findings = traced.until(lambda line: "findings" in line, "a diagnosis")["findings"]
     return {finding["cause"]: finding for finding in findings}
 
 
-def of_bulk(
+def examine_bulk(
     lab: Lab, meanwhile: Callable[[], object] = lambda: None, buffer: int | None = None
 ) -> Line:
-    """The diagnosis of a client that sends as much as goes, over every path."""
+    """The findings of a client that sends as fast as possible over all paths."""
     with connection(lab, send_buffer=buffer, receive_buffer=buffer) as ends:
-        # Before the transfer: Linux 6.1 and 6.12 take no join while data waits out of order.
+        # Before the transfer: Linux 6.1 and 6.12 refuse joins while data waits out of order.
         for path in lab.paths:
             path.wait_for_subflow(10 * SLOWNESS)
         with sending(ends), reading(ends, 65536):
@@ -56,7 +56,7 @@ def of_bulk(
 
 @contextmanager
 def sending(ends: Ends) -> Iterator[None]:
-    """The client writes as much as goes until the block ends."""
+    """The client sends as fast as possible until the block ends."""
     ends.client.settimeout(0.1)
     done = threading.Event()
 
@@ -100,11 +100,11 @@ def reading(ends: Ends, size: int, pause_s: float = 0.0) -> Iterator[None]:
 
 def test_a_healthy_transfer_is_limited_by_its_paths() -> None:
     with a_lab(HEALTHY) as lab:
-        found = of_bulk(lab)
+        found = examine_bulk(lab)
     assert set(found) <= {"capacity", "application"}
 
 
-def test_a_healthy_slow_talker_is_limited_by_its_application() -> None:
+def test_a_slow_sender_is_limited_by_its_application() -> None:
     with a_lab(HEALTHY) as lab:
         requests = lab.start(RequestResponse(interval_ms=50))
         lab.paths[1].wait_for_subflow(10 * SLOWNESS)
@@ -113,7 +113,7 @@ def test_a_healthy_slow_talker_is_limited_by_its_application() -> None:
     assert set(found) == {"application"}
 
 
-def test_a_host_that_receives_is_told_to_ask_the_sender() -> None:
+def test_a_receiver_is_referred_to_the_sender() -> None:
     with a_lab(HEALTHY) as lab:
         bulk = lab.start(Bulk(direction="down", drain_s=1))
         found = examine(lab, bulk.token)
@@ -122,54 +122,54 @@ def test_a_host_that_receives_is_told_to_ask_the_sender() -> None:
     assert "receiving" in found
 
 
-def test_of_three_paths_the_dead_one_is_named() -> None:
+def test_the_dead_one_of_three_paths_is_named() -> None:
     with a_lab([Path(delay_ms=delay, rate_mbit=4) for delay in (5, 10, 25)]) as lab:
-        found = of_bulk(lab, lab.paths[1].blackhole)
+        found = examine_bulk(lab, lab.paths[1].blackhole)
         dead = lab.paths[1].client_ip
     assert next(iter(found)) == "dead-path", found
     assert dead in found["dead-path"]["words"]
 
 
-def test_loss_on_one_path() -> None:
+def test_loss_on_one_path_is_found() -> None:
     with a_lab(HEALTHY) as lab:
         lab.paths[0].set(loss_percent=3, direction="up")
-        found = of_bulk(lab)
+        found = examine_bulk(lab)
         lossy = lab.paths[0].client_ip
     assert next(iter(found)) == "loss", found
     assert lossy in found["loss"]["words"]
 
 
-def test_a_dead_path() -> None:
+def test_a_dead_path_is_found() -> None:
     with a_lab(HEALTHY) as lab:
-        found = of_bulk(lab, lab.paths[0].blackhole)
+        found = examine_bulk(lab, lab.paths[0].blackhole)
         dead = lab.paths[0].client_ip
     assert next(iter(found)) == "dead-path", found
     assert dead in found["dead-path"]["words"]
 
 
-def test_a_slow_path_that_holds_up_the_fast_one() -> None:
+def test_a_slow_path_that_stalls_the_connection_is_found() -> None:
     slow = Path(delay_ms=90, rate_mbit=3, loss_percent=6)
     with a_lab([Path(delay_ms=5, rate_mbit=100), slow]) as lab:
-        found = of_bulk(lab, buffer=131_072)
-        guilty = lab.paths[1].client_ip
+        found = examine_bulk(lab, buffer=131_072)
+        slow_ip = lab.paths[1].client_ip
     assert "slow-path" in found
-    assert guilty in found["slow-path"]["words"]
+    assert slow_ip in found["slow-path"]["words"]
 
 
-def test_a_long_queue() -> None:
+def test_a_long_queue_is_found() -> None:
     with a_lab([Path(delay_ms=5, rate_mbit=8, queue_ms=800)]) as lab:
-        found = of_bulk(lab, buffer=4_000_000)
+        found = examine_bulk(lab, buffer=4_000_000)
     assert "queue" in found
     assert "loss" not in found
 
 
-def test_a_peer_that_does_not_read() -> None:
+def test_a_peer_that_does_not_read_is_found() -> None:
     with a_lab(HEALTHY) as lab, connection(lab, receive_buffer=65536) as ends, sending(ends):
         found = examine(lab, local_token(ends.client))
     assert next(iter(found)) == "peer", found
 
 
-def test_a_peer_that_reads_slowly() -> None:
+def test_a_peer_that_reads_slowly_is_found() -> None:
     paths = [Path(delay_ms=5), Path(delay_ms=5)]
     with (
         a_lab(paths) as lab,
@@ -181,13 +181,13 @@ def test_a_peer_that_reads_slowly() -> None:
     assert next(iter(found)) == "peer", found
 
 
-def test_only_one_subflow() -> None:
+def test_a_single_subflow_is_reported() -> None:
     with Lab(paths=HEALTHY[:1]) as lab, connection(lab) as ends:
         found = examine(lab, local_token(ends.client))
     assert set(found) == {"application", "one-path"}
 
 
-def test_only_backups_are_left() -> None:
+def test_traffic_on_backups_only_is_reported() -> None:
     with Lab(paths=HEALTHY) as lab:
         raise_limits(lab.client, lab.server)
         spare = lab.paths[1]
@@ -213,7 +213,7 @@ def test_only_backups_are_left() -> None:
     assert "one-path" in found
 
 
-def test_a_connection_that_is_reset_meanwhile() -> None:
+def test_a_reset_during_the_observation_is_reported() -> None:
     with a_lab(HEALTHY) as lab, connection(lab) as ends:
         token = local_token(ends.client)
 
@@ -223,7 +223,7 @@ def test_a_connection_that_is_reset_meanwhile() -> None:
 
 
 @pytest.mark.parametrize(("token", "code"), [("1", ExitCode.USAGE), ("x", ExitCode.USAGE)])
-def test_a_token_that_is_none(token: str, code: ExitCode) -> None:
+def test_a_wrong_token_is_refused(token: str, code: ExitCode) -> None:
     with Lab(paths=[Path()]) as lab:
         done = lab.client.run([sys.executable, "-c", MAIN, "trace", "doctor", token], check=False)
     assert isinstance(done, subprocess.CompletedProcess)
@@ -237,7 +237,7 @@ def listed(lab: Lab) -> list[Line]:
     return [json.loads(line) for line in lab.client.run(arguments).stdout.splitlines()]
 
 
-def test_without_a_token_the_connections_are_listed() -> None:
+def test_connections_are_listed_without_a_token() -> None:
     with a_lab(HEALTHY) as lab:
         [nothing] = listed(lab)
         with connection(lab) as ends:

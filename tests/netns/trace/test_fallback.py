@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Staged fallbacks are told once each, with flow, reason, and the counter that moved."""
+"""Each simulated fallback is reported once, with its flow, its cause, and the kernel's counter."""
 
 import os
 import socket
@@ -25,13 +25,13 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def test_options_stripped_both_ways(lab: Lab) -> None:
+def test_options_stripped_in_both_directions_are_reported(lab: Lab) -> None:
     lab.paths[0].strip_mptcp()
-    with tracing(lab.client, "fallback") as told:
+    with tracing(lab.client, "fallback") as traced:
         with connection(lab) as ends:
             port = ends.client.getsockname()[1]
-            line = told.event("fallback")
-        summary = told.end()
+            line = traced.event("fallback")
+        summary = traced.end()
     assert line["reason"] == "syn-ack"
     assert line["local"] == f"{lab.paths[0].client_ip}:{port}"
     assert "middlebox" in line["why"]
@@ -41,22 +41,24 @@ def test_options_stripped_both_ways(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(("address", "fits"), [("10.1.1.2", True), ("192.0.2.1", False)])
-def test_options_that_vanish_from_a_connection(lab: Lab, address: str, fits: bool) -> None:
-    if "DssFallback" not in present(lab):
+def test_options_stripped_from_an_established_connection_are_reported(
+    lab: Lab, address: str, fits: bool
+) -> None:
+    if "DssFallback" not in counter_names(lab):
         pytest.skip("this kernel does not count DssFallback")
     with (
-        tracing(lab.client, "fallback") as told,
+        tracing(lab.client, "fallback") as traced,
         tracing(lab.client, "fallback", "--addr", address) as filtered,
         connection(lab) as ends,
     ):
         port = ends.client.getsockname()[1]
         lab.paths[0].strip_mptcp()
         exchange(ends, b"naked")
-        line = told.event("fallback")
+        line = traced.event("fallback")
         if fits:
             filtered.event("fallback")
         summary = filtered.end()
-        told.end()
+        traced.end()
     assert line["local"] == f"{lab.paths[0].client_ip}:{port}"
     assert line["pid"] == os.getpid()
     assert line["candidates"] == []
@@ -65,15 +67,15 @@ def test_options_that_vanish_from_a_connection(lab: Lab, address: str, fits: boo
 
 
 @pytest.mark.parametrize("fits", [True, False])
-def test_one_of_several_that_may_have_fallen_back(fits: bool) -> None:
-    """Two handshakes have no third packet; the counter of one of them moves."""
+def test_several_possible_connections_are_candidates(fits: bool) -> None:
+    """Two handshakes have no third packet with MP_CAPABLE, and the counter increases by one."""
     with open_lab() as lab:
         path = lab.paths[0]
         wanted = path.client_ip if fits else "192.0.2.1"
         with (
             listen(lab.server, "0.0.0.0") as listener,
             Peer(lab.client.name) as peer,
-            tracing(lab.server, "fallback", "--addr", wanted) as told,
+            tracing(lab.server, "fallback", "--addr", wanted) as traced,
         ):
             remote = SockAddr(path.server_ip, listener.getsockname()[1])
             waiting, falling = (
@@ -83,70 +85,73 @@ def test_one_of_several_that_may_have_fallen_back(fits: bool) -> None:
                 subflow.syn(MPCapableSyn())
                 subflow.expect(MPCapableSynAck)
             falling.ack()
-            told.counted(lab.server, "MPCapableFallbackACK", 1)
+            traced.counted(lab.server, "MPCapableFallbackACK", 1)
             if fits:
-                line = told.event("fallback", counter="MPCapableFallbackACK")
+                line = traced.event("fallback", counter="MPCapableFallbackACK")
                 assert line["candidates"] == [
                     f"{remote} → {each.flow.source}" for each in (waiting, falling)
                 ]
-            summary = told.end()
-    assert len(told.all("fallback")) == fits
+            summary = traced.end()
+    assert len(traced.all("fallback")) == fits
     assert summary["moved"] == {"MPCapableFallbackACK": 1}
 
 
-def test_options_stripped_on_the_way_back_only(lab: Lab) -> None:
+def test_both_ends_report_options_stripped_from_the_answer(lab: Lab) -> None:
     lab.paths[0].strip_mptcp("down")
-    with tracing(lab.client, "fallback") as told, tracing(lab.server, "fallback") as server_told:
+    with (
+        tracing(lab.client, "fallback") as traced,
+        tracing(lab.server, "fallback") as server_traced,
+    ):
         with connection(lab):
-            line = told.event("fallback")
-            server_line = server_told.event("fallback")
-        summary = server_told.end()
+            line = traced.event("fallback")
+            server_line = server_traced.event("fallback")
+        summary = server_traced.end()
     assert line["reason"] == "syn-ack"
     assert server_line["reason"] == "ack"
     assert summary["counters"]["MPCapableFallbackACK"] == 1
 
 
-def test_a_server_that_speaks_tcp_only(lab: Lab) -> None:
+def test_a_tcp_only_server_is_reported(lab: Lab) -> None:
     with lab.server.entered():
         listener = socket.create_server(("0.0.0.0", 0))
-    with listener, mptcp_socket(lab.client) as client, tracing(lab.client, "fallback") as told:
+    with listener, mptcp_socket(lab.client) as client, tracing(lab.client, "fallback") as traced:
         client.connect((lab.paths[0].server_ip, listener.getsockname()[1]))
-        line = told.event("fallback")
-        told.end()
+        line = traced.event("fallback")
+        traced.end()
     assert line["counter"] == "MPCapableFallbackSYNACK"
     assert line["remote"].startswith(lab.paths[0].server_ip + ":")
 
 
 @pytest.mark.parametrize("reason", ["tcp-listener", "sysctl"])
-def test_the_server_says_why_it_did_not_take_the_offer(lab: Lab, reason: str) -> None:
+def test_the_server_reports_why_it_declined_mptcp(lab: Lab, reason: str) -> None:
     with lab.server.entered():
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    with listener, mptcp_socket(lab.client) as client, tracing(lab.server, "fallback") as told:
+    with listener, mptcp_socket(lab.client) as client, tracing(lab.server, "fallback") as traced:
         listener.bind(("0.0.0.0", 0))
         listener.listen()
         if reason == "sysctl":
             lab.server.sysctl("mptcp.enabled", 0)
         client.connect((lab.paths[0].server_ip, listener.getsockname()[1]))
-        line = told.event("fallback")
-        summary = told.end()
+        line = traced.event("fallback")
+        summary = traced.end()
     assert line["reason"] == reason
     assert line["remote"].startswith(lab.paths[0].client_ip + ":")
     assert summary["counters"] == {reason: 1}
 
 
-def test_data_changed_on_the_way_is_found_by_its_checksum() -> None:
+def test_changed_data_is_found_by_its_checksum() -> None:
     with open_lab() as lab:
         lab.server.sysctl("mptcp.checksum_enabled", 1)
-        with tracing(lab.server, "fallback") as told, talk(lab, checksum=True) as peers:
+        with tracing(lab.server, "fallback") as traced, talk(lab, checksum=True) as peers:
             peers.connection.send(b"spoilt", spoil_checksum=True)
-            line = told.event("fallback", counter="DataCsumErr")
-            told.end()
+            line = traced.event("fallback", counter="DataCsumErr")
+            traced.end()
     assert line["reason"] == "checksum"
-    assert line["evidence"][0] == "counter DataCsumErr moved"
+    assert line["evidence"][0] == "counter DataCsumErr was incremented"
 
 
-def staged(peers: Talk, how: str) -> None:
-    """Makes the kernel that the peer talks to fall back."""
+def cause_fallback(peers: Talk, how: str) -> None:
+    """Makes the kernel at the other end fall back."""
     connection, initial = peers.connection, peers.connection.initial
     if how == "MPFailRx":
         initial.fail(connection.snd_nxt)
@@ -166,45 +171,45 @@ def staged(peers: Talk, how: str) -> None:
         ("DssFallback", "no-dss"),
     ],
 )
-def test_fallbacks_of_an_established_connection(counter: str, reason: str) -> None:
-    with open_lab() as lab, tracing(lab.server, "fallback") as told, talk(lab) as peers:
+def test_fallbacks_of_an_established_connection_are_reported(counter: str, reason: str) -> None:
+    with open_lab() as lab, tracing(lab.server, "fallback") as traced, talk(lab) as peers:
         counted = Counters(lab.server)
-        if counter not in present(lab):
+        if counter not in counter_names(lab):
             pytest.skip(f"this kernel does not count {counter}")
-        staged(peers, counter)
-        line = told.event("fallback", counter=counter)
+        cause_fallback(peers, counter)
+        line = traced.event("fallback", counter=counter)
         flow = str(peers.connection.initial.flow.destination)
-        told.end()
+        traced.end()
         moved = {name: number for name, number in counted.changed().items() if name in REASONS}
     assert line["reason"] == reason
     assert line["local"] == flow
-    assert Counter(each["counter"] for each in told.all("fallback")) == moved
+    assert Counter(each["counter"] for each in traced.all("fallback")) == moved
 
 
-def present(lab: Lab) -> set[str]:
+def counter_names(lab: Lab) -> set[str]:
     with lab.server.entered():
         return set(read())
 
 
-def test_syns_that_a_middlebox_drops_and_the_suspension_that_follows(lab: Lab) -> None:
+def test_dropped_syns_and_the_following_suspension_are_reported(lab: Lab) -> None:
     try:
         lab.client.sysctl("mptcp.syn_retrans_before_tcp_fallback", 0)
     except FileNotFoundError:
         pytest.skip("this kernel falls back after a fixed number of SYNs, which takes long")
     lab.paths[0].drop_mptcp("mp-capable")
-    with tracing(lab.client, "fallback") as told:
+    with tracing(lab.client, "fallback") as traced:
         for counter in ("MPCapableSYNTXDrop", "MPCapableSYNTXDisabled"):
             with connection(lab) as ends:
                 port = ends.client.getsockname()[1]
-                line = told.event("fallback", counter=counter)
+                line = traced.event("fallback", counter=counter)
             assert line["local"] == f"{lab.paths[0].client_ip}:{port}"
-        told.end()
+        traced.end()
 
 
-def test_a_healthy_connection_falls_back_nowhere(lab: Lab) -> None:
-    with tracing(lab.client, "fallback") as told:
+def test_a_healthy_connection_does_not_fall_back(lab: Lab) -> None:
+    with tracing(lab.client, "fallback") as traced:
         with connection(lab):
             pass
-        summary = told.end()
+        summary = traced.end()
     assert summary["counters"] == {}
-    assert not told.all("fallback")
+    assert not traced.all("fallback")

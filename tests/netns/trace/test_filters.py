@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Each filter of each tool lets through the connection that fits it, and not the other one.
+"""Each filter of each tool passes the matching connection, and not the other one.
 
-Two processes of different names, in different cgroups, have a connection each, to different
-addresses of the server.  Every tool runs in another namespace and is pointed at the client's
-by --netns.
+Two processes with different names, in different cgroups, have one connection each, to different
+addresses of the server.  Every tool runs in another namespace and selects the client's with
+--netns.
 """
 
 import subprocess
@@ -24,7 +24,7 @@ from tests.waiting import SLOWNESS, until
 CGROUPS = (File("/sys/fs/cgroup"), File("/sys/fs/cgroup/unified"))
 CHUNK = 100_000
 
-_TALKER = f"""
+_CLIENT = f"""
 import socket, struct, sys
 name, server, port = sys.argv[1:]
 open("/proc/self/comm", "w").write(name)
@@ -66,8 +66,8 @@ server.serve_forever()
 
 
 @dataclass
-class Talker:
-    """A process that connects when told to, and its connection."""
+class Client:
+    """A process with one connection, which it opens and uses on request."""
 
     process: "subprocess.Popen[str]"
     name: str
@@ -75,7 +75,7 @@ class Talker:
     cgroup: File | None
 
     def exchange(self) -> None:
-        """Connects, if it has not yet; sends and receives."""
+        """Connects, if it is not connected, then sends and receives."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("on\n")
@@ -110,7 +110,7 @@ def lab() -> Iterator[Lab]:
 
 @contextmanager
 def cgroup(name: str) -> Iterator[File | None]:
-    """A cgroup of the test's own; None where the test may make none."""
+    """A new cgroup; None if it cannot be created."""
     root = next((root for root in CGROUPS if (root / "cgroup.controllers").exists()), None)
     folder = root and root / f"mptcpd-ebpf-test-{name}"
     try:
@@ -123,13 +123,13 @@ def cgroup(name: str) -> Iterator[File | None]:
         yield folder
     finally:
         if folder is not None:
-            # A process that has ended leaves its cgroup a moment later.
+            # A process leaves its cgroup shortly after it ended.
             until(lambda: not (folder / "cgroup.procs").read_text(), "empty cgroup")
             folder.rmdir()
 
 
 @pytest.fixture
-def talkers(lab: Lab) -> Iterator[tuple[Talker, Talker]]:
+def clients(lab: Lab) -> Iterator[tuple[Client, Client]]:
     with ExitStack() as stack:
         echo = stack.enter_context(
             lab.server.popen([sys.executable, "-c", _ECHO], stdout=subprocess.PIPE, text=True)
@@ -138,11 +138,11 @@ def talkers(lab: Lab) -> Iterator[tuple[Talker, Talker]]:
         assert echo.stdout is not None
         port = echo.stdout.readline().strip()
         made = []
-        for name, path in zip(("meant", "other"), lab.paths, strict=True):
+        for name, path in zip(("wanted", "other"), lab.paths, strict=True):
             folder = stack.enter_context(cgroup(name))
             process = stack.enter_context(
                 lab.client.popen(
-                    [sys.executable, "-c", _TALKER, name, path.server_ip, port],
+                    [sys.executable, "-c", _CLIENT, name, path.server_ip, port],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
@@ -151,14 +151,14 @@ def talkers(lab: Lab) -> Iterator[tuple[Talker, Talker]]:
             stack.callback(process.kill)
             if folder is not None:
                 (folder / "cgroup.procs").write_text(str(process.pid))
-            made.append(Talker(process, name, path.server_ip, folder))
+            made.append(Client(process, name, path.server_ip, folder))
         yield made[0], made[1]
 
 
-def tokens(told: Tracing) -> set[str]:
-    """Of all connections that a tool speaks of."""
-    rows = list(told.lines)
-    for line in told.lines:
+def tokens(traced: Tracing) -> set[str]:
+    """The tokens of all connections in a tool's lines."""
+    rows = list(traced.lines)
+    for line in traced.lines:
         if isinstance(line.get("subflows"), list):
             rows += line["subflows"]
     return {row["token"] for row in rows if row.get("token")}
@@ -178,16 +178,18 @@ def tokens(told: Tracing) -> set[str]:
         ("func mptcp_subflow_get_send --args", "call"),
     ],
 )
-def test_filters(lab: Lab, talkers: tuple[Talker, Talker], tool: str, event: str | None) -> None:
-    """A tool, and the event by which it tells of a connection (None: by its summary)."""
-    meant, other = talkers
-    for talker in talkers:
-        talker.exchange()
+def test_each_filter_passes_only_its_connection(
+    lab: Lab, clients: tuple[Client, Client], tool: str, event: str | None
+) -> None:
+    """`event` is the kind of line that reports a connection; None: the summary does."""
+    wanted, other = clients
+    for client in clients:
+        client.exchange()
     with lab.client.entered():
         by_server = {each.remote.ip: f"{each.token:08x}" for each in diag.subflows()}
-    mine, others = (by_server[each.server] for each in talkers)
+    token, other_token = (by_server[each.server] for each in clients)
     with ExitStack() as stack:
-        chosen: list[tuple[str, ...]] = [(), *meant.filters(mine)]
+        chosen: list[tuple[str, ...]] = [(), *wanted.filters(token)]
         at_client = ("--netns", lab.client.name)
         tools = [
             stack.enter_context(tracing(lab.server, *tool.split(), *at_client, *each))
@@ -203,40 +205,42 @@ def test_filters(lab: Lab, talkers: tuple[Talker, Talker], tool: str, event: str
                 each.set(loss_percent=10)
         for _ in range(3):
             other.exchange()
-            meant.exchange()
+            wanted.exchange()
         other.abort()
-        meant.abort()
-        for told in tools:
+        wanted.abort()
+        for traced in tools:
             if event is not None:
-                told.event(event, token=mine)
-            told.end()
-    seen = {" ".join(each): tokens(told) for each, told in zip(chosen, tools, strict=True)}
-    assert seen.pop("") == {mine, others}
-    assert all(each == {mine} for each in seen.values()), (mine, seen)
+                traced.event(event, token=token)
+            traced.end()
+    seen = {" ".join(each): tokens(traced) for each, traced in zip(chosen, tools, strict=True)}
+    assert seen.pop("") == {token, other_token}
+    assert all(each == {token} for each in seen.values()), (token, seen)
 
 
-def test_filters_of_fallbacks(lab: Lab, talkers: tuple[Talker, Talker]) -> None:
-    """The token is given up by falling back: nobody can ask for it beforehand."""
-    meant, other = talkers
+def test_filters_of_fallback_pass_only_their_connection(
+    lab: Lab, clients: tuple[Client, Client]
+) -> None:
+    """Without --token: a connection that falls back in its handshake loses its token first."""
+    wanted, other = clients
     for path in lab.paths:
         path.strip_mptcp()
     with ExitStack() as stack:
-        chosen: list[tuple[str, ...]] = [(), *meant.filters(None)]
+        chosen: list[tuple[str, ...]] = [(), *wanted.filters(None)]
         tools = [
             stack.enter_context(tracing(lab.server, "fallback", "--netns", lab.client.name, *each))
             for each in chosen
         ]
         other.exchange()
-        meant.exchange()
-        for told in tools:
-            told.until(
-                lambda line: str(line.get("remote")).startswith(meant.server + ":"),
-                "fallback of the one that is meant",
+        wanted.exchange()
+        for traced in tools:
+            traced.until(
+                lambda line: str(line.get("remote")).startswith(wanted.server + ":"),
+                "a fallback of the wanted connection",
             )
-            told.end()
+            traced.end()
     seen = {
-        " ".join(each): [line["remote"].split(":")[0] for line in told.all("fallback")]
-        for each, told in zip(chosen, tools, strict=True)
+        " ".join(each): [line["remote"].split(":")[0] for line in traced.all("fallback")]
+        for each, traced in zip(chosen, tools, strict=True)
     }
-    assert seen.pop("") == [other.server, meant.server]
-    assert all(each == [meant.server] for each in seen.values()), seen
+    assert seen.pop("") == [other.server, wanted.server]
+    assert all(each == [wanted.server] for each in seen.values()), seen

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What holds for every trace tool: clear refusals, losses counted, nothing left behind."""
+"""Every trace tool refuses clearly, counts its losses, and leaves no program behind."""
 
 import os
 import re
@@ -36,19 +36,19 @@ def programs() -> set[str]:
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_tool_ends_by_itself_and_accounts_for_itself(tool: str) -> None:
-    with Lab(paths=[Path()]) as lab, tracing(lab.client, tool, "-d", "0.5") as told:
-        last = told.until(lambda line: "overhead" in line, "the account")
-    assert told.lines[-1] == last
+def test_a_tool_ends_after_its_duration_and_reports_its_cost(tool: str) -> None:
+    with Lab(paths=[Path()]) as lab, tracing(lab.client, tool, "-d", "0.5") as traced:
+        last = traced.until(lambda line: "overhead" in line, "the account")
+    assert traced.lines[-1] == last
     assert last["lost"] == {}
-    assert told.lines[0]["means"]
-    assert told.lines[0]["netns"] == lab.client.netns
-    assert all(line["schema"] == SCHEMA and line["trace"] == tool for line in told.lines)
+    assert traced.lines[0]["means"]
+    assert traced.lines[0]["netns"] == lab.client.netns
+    assert all(line["schema"] == SCHEMA and line["trace"] == tool for line in traced.lines)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_signal_brings_the_summary(tool: str, number: signal.Signals) -> None:
+def test_a_signal_ends_a_tool_with_its_summary(tool: str, number: signal.Signals) -> None:
     with (
         Lab(paths=[Path()]) as lab,
         lab.client.popen(
@@ -58,11 +58,11 @@ def test_a_signal_brings_the_summary(tool: str, number: signal.Signals) -> None:
         assert process.stdout is not None
         assert f"tracing {tool} in namespace {lab.client.netns} by " in process.stdout.readline()
         process.send_signal(number)
-        said = process.stdout.read().splitlines()
+        printed = process.stdout.read().splitlines()
         assert process.wait() == ExitCode.OK
-    assert said[-1].startswith("lost: nothing; overhead: ")
-    summary = said[:-1]
-    assert summary or tool in ("rtt", "sched")  # which have a row a subflow, and saw none
+    assert printed[-1].startswith("lost: nothing; overhead: ")
+    summary = printed[:-1]
+    assert summary or tool in ("rtt", "sched")  # they have a line per subflow, and saw none
 
 
 def maps(library: str) -> Callable[[int], bool]:
@@ -89,7 +89,9 @@ MOMENTS: dict[str, Callable[[int], bool]] = {
 @pytest.mark.starts_anew
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_it_starts_ends_it_quietly(number: signal.Signals, moment: str) -> None:
+def test_a_signal_during_startup_ends_a_tool_without_an_error(
+    number: signal.Signals, moment: str
+) -> None:
     with (
         Lab(paths=[Path()]) as lab,
         lab.client.popen(
@@ -99,13 +101,13 @@ def test_a_signal_while_it_starts_ends_it_quietly(number: signal.Signals, moment
         try:
             until(lambda: MOMENTS[moment](process.pid), moment)
             process.send_signal(number)
-            said, complaints = process.communicate(timeout=DEADLINE_S)
+            printed, errors = process.communicate(timeout=DEADLINE_S)
         finally:
             process.kill()
-    assert (process.returncode, complaints) == (ExitCode.OK, "")
-    # Either nothing was traced yet, or all that was is told.
-    if said or moment == LOADING:
-        assert said.splitlines()[-1].startswith("lost: nothing; overhead: ")
+    assert (process.returncode, errors) == (ExitCode.OK, "")
+    # Nothing, if the tracing had not begun, else a complete summary.
+    if printed or moment == LOADING:
+        assert printed.splitlines()[-1].startswith("lost: nothing; overhead: ")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_a_wrong_argument_is_named(arguments: list[str]) -> None:
     assert arguments[-1] in done.stderr
 
 
-def test_a_file_that_is_no_namespace() -> None:
+def test_a_file_that_is_not_a_namespace_is_refused() -> None:
     with (
         tempfile.NamedTemporaryFile(dir="/run/netns", prefix="mptcpd-ebpf-test-") as file,
         Lab(paths=[Path()]) as lab,
@@ -145,10 +147,10 @@ def test_a_file_that_is_no_namespace() -> None:
             [sys.executable, "-c", MAIN, "trace", "life", "--netns", name], check=False
         )
     assert done.returncode == ExitCode.USAGE
-    assert "is no network namespace" in done.stderr
+    assert "is not a network namespace" in done.stderr
 
 
-def test_the_help_has_whole_summaries() -> None:
+def test_help_shows_complete_summaries() -> None:
     done = subprocess.run(
         [sys.executable, "-c", MAIN, "trace", "--help"], capture_output=True, text=True, check=True
     )
@@ -159,7 +161,7 @@ WITHOUT_BPF = ["setpriv", "--bounding-set=-sys_admin,-cap_38,-cap_39", "--inh-ca
 
 
 @pytest.mark.parametrize("tool", sorted({*TOOLS, "doctor"} - WITHOUT_PROGRAMS))
-def test_without_privilege_it_says_what_would_do_instead(tool: str) -> None:
+def test_a_refusal_for_lack_of_privilege_names_an_alternative(tool: str) -> None:
     arguments = ["1a2b3c4d"] if tool == "doctor" else ["-d", "1"]
     done = subprocess.run(
         [*WITHOUT_BPF, sys.executable, "-c", MAIN, "trace", tool, *arguments],
@@ -182,7 +184,7 @@ def test_no_program_calls_a_helper_that_lockdown_refuses(name: str) -> None:
             for program, descriptor in kernel.programs().items()
         }
     assert calls
-    # What user space handed in may be read: that is not the kernel's memory.
+    # Reads of user memory are allowed.
     reads = {call for each in calls.values() for call in each if "probe_read" in call}
     assert not {call for call in reads if "probe_read_user" not in call}, calls
 
@@ -198,11 +200,11 @@ def test_lost_records_are_counted() -> None:
             lost = kernel.lost["records"]
     assert kept > 0
     assert lost > 0
-    # Each connection passes at least SYN_SENT and ESTABLISHED; it closes in its own time.
+    # Each connection passes at least SYN_SENT and ESTABLISHED; its end may come later.
     assert kept + lost >= 40
 
 
-def test_a_tool_that_cannot_follow_says_how_much_it_lost() -> None:
+def test_a_tool_that_cannot_keep_up_reports_its_losses() -> None:
     with Lab(paths=[Path()]) as lab:
         process = lab.client.popen(
             [sys.executable, "-c", MAIN, "trace", "life"], stdout=subprocess.PIPE, text=True
@@ -212,23 +214,23 @@ def test_a_tool_that_cannot_follow_says_how_much_it_lost() -> None:
             process.stdout.readline()
             process.send_signal(signal.SIGSTOP)
             try:
-                # Each passes five states at least, and a record has some 250 bytes.
+                # Each connection passes at least five states, and a record has about 250 bytes.
                 lab.start(ShortConnections(count=RING_BYTES // (5 * 250) * 2)).result()
             finally:
                 process.send_signal(signal.SIGCONT)
             process.send_signal(signal.SIGINT)
-            said = process.stdout.read().splitlines()
-    lost = re.match(r"lost: (\d+) records; ", said[-1])
-    assert lost, said[-1]
+            printed = process.stdout.read().splitlines()
+    lost = re.match(r"lost: (\d+) records; ", printed[-1])
+    assert lost, printed[-1]
     assert int(lost[1]) > 0
 
 
-def test_a_killed_tool_leaves_nothing() -> None:
+def test_a_killed_tool_leaves_no_program() -> None:
     statistics = File("/proc/sys/kernel/bpf_stats_enabled").read_text()
     before = programs()
     with Lab(paths=[Path()]) as lab, tracing(lab.client, "sched"):
         assert "round_ends" in programs()
-        # tracing() kills what has not ended.
+        # tracing() kills a tool that has not ended.
     # The kernel unloads a program a moment after its last user is gone.
     until(lambda: programs() <= before, "the programs are unloaded")
     assert File("/proc/sys/kernel/bpf_stats_enabled").read_text() == statistics

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `trace joins` says of staged joins is what was staged, and what the kernel counted."""
+"""`trace joins` reports simulated joins as they were simulated and as the kernel counted them."""
 
 from collections.abc import Iterator
 
@@ -27,17 +27,17 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def peer_lab() -> Iterator[Lab]:
-    """For a scripted peer: the lab's server is a kernel, its client is not."""
+    """A lab for a scripted peer: its server is a kernel, its client is the peer."""
     with open_lab() as lab:
         yield lab
 
 
-def test_both_ends_see_a_join_succeed(lab: Lab) -> None:
-    with tracing(lab.client, "joins") as told, tracing(lab.server, "joins") as server_told:
+def test_both_ends_report_an_established_join(lab: Lab) -> None:
+    with tracing(lab.client, "joins") as traced, tracing(lab.server, "joins") as server_traced:
         with connection(lab):
-            out = told.event("join")
-            into = server_told.event("join")
-        summary = told.end()
+            out = traced.event("join")
+            into = server_traced.event("join")
+        summary = traced.end()
     assert (out["outcome"], out["incoming"]) == ("established", False)
     assert (into["outcome"], into["incoming"]) == ("established", True)
     assert out["local"] == into["remote"]
@@ -47,7 +47,7 @@ def test_both_ends_see_a_join_succeed(lab: Lab) -> None:
     assert summary["counters"]["MPJoinSynAckRx"] == 1
 
 
-def test_a_backup_join_is_called_so(lab: Lab) -> None:
+def test_a_backup_join_is_reported_as_backup(lab: Lab) -> None:
     lab.client.run(["ip", "mptcp", "endpoint", "flush"])
     path = lab.paths[1]
     lab.client.run(
@@ -63,38 +63,38 @@ def test_a_backup_join_is_called_so(lab: Lab) -> None:
             "backup",
         ]
     )
-    with tracing(lab.client, "joins") as told, connection(lab):
-        join = told.event("join")
+    with tracing(lab.client, "joins") as traced, connection(lab):
+        join = traced.event("join")
     assert (join["outcome"], join["why"]) == ("established", "established as backup")
 
 
-def test_an_unknown_token(peer_lab: Lab) -> None:
-    with tracing(peer_lab.server, "joins") as told, talk(peer_lab) as peers:
+def test_a_join_with_an_unknown_token_is_explained(peer_lab: Lab) -> None:
+    with tracing(peer_lab.server, "joins") as traced, talk(peer_lab) as peers:
         peers.connection.join(peer_lab.paths[1].client_ip, address_id=3, token=0xBADC0DE)
-        join = told.event("join")
-        summary = told.end()
+        join = traced.event("join")
+        summary = traced.end()
     assert join["outcome"] == "refused"
     assert join["why"].startswith("unknown token")
     assert summary["counters"]["MPJoinNoTokenFound"] == 1
 
 
-def test_a_wrong_hmac(peer_lab: Lab) -> None:
-    with tracing(peer_lab.server, "joins") as told, talk(peer_lab) as peers:
+def test_a_join_with_a_wrong_hmac_is_explained(peer_lab: Lab) -> None:
+    with tracing(peer_lab.server, "joins") as traced, talk(peer_lab) as peers:
         peers.connection.join(peer_lab.paths[1].client_ip, address_id=3, hmac=bytes(20))
-        join = told.event("join")
-        summary = told.end()
+        join = traced.event("join")
+        summary = traced.end()
     assert join["outcome"] == "refused"
     assert join["why"].startswith("wrong HMAC in the third packet")
     assert summary["counters"]["MPJoinAckHMacFailure"] == 1
 
 
-def test_the_limit_of_subflows(lab: Lab) -> None:
+def test_a_join_beyond_the_limit_is_explained(lab: Lab) -> None:
     lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "0"])
-    with tracing(lab.client, "joins") as told, tracing(lab.server, "joins") as server_told:
+    with tracing(lab.client, "joins") as traced, tracing(lab.server, "joins") as server_traced:
         with connection(lab):
-            into = server_told.event("join")
-            out = told.event("join")
-        summary = server_told.end()
+            into = server_traced.event("join")
+            out = traced.event("join")
+        summary = server_traced.end()
     assert into["outcome"] == out["outcome"] == "refused"
     assert into["why"].startswith("the limit of 0 additional subflows")
     assert out["why"].startswith("the peer refused")
@@ -103,21 +103,21 @@ def test_the_limit_of_subflows(lab: Lab) -> None:
     assert summary["counters"].get("MPJoinRejected") == (1 if counted else None)
 
 
-def test_a_connection_that_is_closing_takes_no_join(peer_lab: Lab) -> None:
-    """The kernel counts that as it counts a limit that is reached."""
-    with tracing(peer_lab.server, "joins") as told, talk(peer_lab) as peers:
+def test_a_join_to_a_closing_connection_is_explained(peer_lab: Lab) -> None:
+    """The kernel uses the same counter as for a reached limit."""
+    with tracing(peer_lab.server, "joins") as traced, talk(peer_lab) as peers:
         peers.connection.close()
         assert peers.accepted.recv(100) == b""
         subflow = peers.connection.join(peer_lab.paths[1].client_ip, address_id=3)
         assert subflow.reset_by
-        join = told.event("join")
-        told.end()
-    assert (join["outcome"], join["why"]) == ("refused", "the connection was closing already")
+        join = traced.event("join")
+        traced.end()
+    assert (join["outcome"], join["why"]) == ("refused", "the connection was already closing")
     assert "the connection had 0 additional subflows, the limit is 8" in join["evidence"]
 
 
-def test_a_join_that_its_initiator_gives_up(peer_lab: Lab) -> None:
-    with tracing(peer_lab.server, "joins") as told, talk(peer_lab) as peers:
+def test_a_join_that_its_initiator_resets_is_abandoned(peer_lab: Lab) -> None:
+    with tracing(peer_lab.server, "joins") as traced, talk(peer_lab) as peers:
         connection = peers.connection
         subflow = peers.peer.subflow(
             SockAddr(peer_lab.paths[1].client_ip, 40001), connection.initial.flow.destination
@@ -125,41 +125,41 @@ def test_a_join_that_its_initiator_gives_up(peer_lab: Lab) -> None:
         subflow.syn(MPJoinSyn(address_id=3, token=connection.remote_token, nonce=1))
         subflow.expect(MPJoinSynAck)
         subflow.reset()
-        join = told.event("join")
-        summary = told.end()
+        join = traced.event("join")
+        summary = traced.end()
     assert (join["outcome"], join["incoming"]) == ("abandoned", True)
     assert join["token"] == f"{connection.remote_token:08x}"
     assert join["evidence"] == ["the peer sent a plain RST"]
     assert summary["outcomes"] == {"abandoned": 1}
 
 
-def test_joins_of_connections_that_are_over_are_abandoned() -> None:
+def test_joins_of_closed_connections_are_abandoned() -> None:
     # A join takes longer than a connection lasts.
     with Lab(paths=[Path(delay_ms=5), Path(delay_ms=20 * SLOWNESS)]) as lab:
         allow_joins(lab)
-        with tracing(lab.client, "joins") as told, tracing(lab.server, "joins") as server_told:
+        with tracing(lab.client, "joins") as traced, tracing(lab.server, "joins") as server_traced:
             lab.start(ShortConnections(count=60, parallel=4, response_size=100_000)).result()
-            told.event("join", outcome="abandoned")
-            server_told.event("join")
-            told.end()
-            server_told.end()
-    out, into = told.all("join"), server_told.all("join")
+            traced.event("join", outcome="abandoned")
+            server_traced.event("join")
+            traced.end()
+            server_traced.end()
+    out, into = traced.all("join"), server_traced.all("join")
     assert not [line for line in out + into if "the limit of 8" in line["why"]]
     given_up = {line["why"] for line in out if line["outcome"] == "abandoned"}
-    assert given_up == {"the connection was closed here before the join stood"}
+    assert given_up == {"this host closed the connection before the join was established"}
     for line in into:
         if "the peer sent a plain RST" in line["evidence"]:
             assert line["outcome"] in ("abandoned", "established"), line
-        if "counter MPJoinRejected moved" in line["evidence"]:
+        if "counter MPJoinRejected was incremented" in line["evidence"]:
             assert "clos" in line["why"], line
 
 
-def test_a_userspace_path_manager_refuses_while_nobody_listens(lab: Lab) -> None:
+def test_a_refusal_without_a_userspace_path_manager_is_explained(lab: Lab) -> None:
     lab.server.sysctl("mptcp.pm_type", 1)
-    with tracing(lab.server, "joins") as told, connection(lab):
-        join = told.event("join")
-        summary = told.end()
-    # A listener in any namespace of the machine counts for the kernel, a foreign one too.
+    with tracing(lab.server, "joins") as traced, connection(lab):
+        join = traced.event("join")
+        summary = traced.end()
+    # The kernel accepts the join if a process listens in any namespace of the machine.
     if summary["counters"].get("MPJoinRejected") or join["outcome"] == "refused":
         assert join["outcome"] == "refused"
         assert join["why"].startswith("refused by policy")
@@ -167,70 +167,70 @@ def test_a_userspace_path_manager_refuses_while_nobody_listens(lab: Lab) -> None
         assert join["outcome"] == "established"
 
 
-def test_nobody_listens_any_more(lab: Lab) -> None:
+def test_a_join_to_a_closed_listener_is_explained(lab: Lab) -> None:
     lab.client.run(["ip", "mptcp", "endpoint", "flush"])
     path = lab.paths[1]
-    with tracing(lab.client, "joins") as told, tracing(lab.server, "joins") as server_told:
+    with tracing(lab.client, "joins") as traced, tracing(lab.server, "joins") as server_traced:
         with connection(lab) as ends:
             ends.listener.close()
             add = ["ip", "mptcp", "endpoint", "add", path.client_ip, "dev", path.client_if]
             lab.client.run([*add, "subflow"])
-            into = server_told.event("join")
-            out = told.event("join")
-        summary = server_told.end()
+            into = server_traced.event("join")
+            out = traced.event("join")
+        summary = server_traced.end()
     assert into["outcome"] == out["outcome"] == "refused"
-    assert into["why"] == "nobody listens at that address and port"
+    assert into["why"] == "nothing listens on that address and port"
     assert out["why"].startswith("the peer refused the SYN")
-    assert "nobody listens at that address" in out["why"]
+    assert "nothing listens on that address" in out["why"]
     assert not {name for name in summary["counters"] if name in COUNTED}
 
 
-def test_a_wrong_hmac_of_the_peer(peer_lab: Lab) -> None:
+def test_a_wrong_hmac_of_the_peer_is_explained(peer_lab: Lab) -> None:
     far = peer_lab.paths[1]
     with (
-        tracing(peer_lab.client, "joins") as told,
+        tracing(peer_lab.client, "joins") as traced,
         kernel_connected(peer_lab) as (_, connected, _),
     ):
         add_endpoint(peer_lab.client, far.client_ip, "subflow")
         assert connected.accept_join(address_id=2, hmac=1).reset_by
-        join = told.event("join")
-        summary = told.end()
+        join = traced.event("join")
+        summary = traced.end()
     assert (join["outcome"], join["incoming"]) == ("refused", False)
     assert join["why"].startswith("wrong HMAC in the SYN/ACK")
     assert sum(summary["counters"].get(name, 0) for name in WRONG_HMAC) == 1
 
 
-def test_a_join_that_is_given_up(lab: Lab) -> None:
+def test_a_join_without_answer_fails(lab: Lab) -> None:
     lab.client.sysctl("ipv4.tcp_syn_retries", 1)
     lab.paths[1].drop_mptcp("mp-join")
-    with tracing(lab.client, "joins") as told, connection(lab):
-        join = told.event("join")
+    with tracing(lab.client, "joins") as traced, connection(lab):
+        join = traced.event("join")
     assert join["outcome"] == "failed"
     assert join["syns"] >= 2
     assert "ETIMEDOUT" in join["why"]
 
 
-def test_a_firewall_that_swallows_joins(lab: Lab) -> None:
+def test_joins_dropped_by_a_firewall_are_unanswered(lab: Lab) -> None:
     lab.paths[1].drop_mptcp("mp-join")
     far = lab.paths[1].client_ip
-    with tracing(lab.client, "joins", "--addr", far) as told, connection(lab):
+    with tracing(lab.client, "joins", "--addr", far) as traced, connection(lab):
         waiting = ["ss", "-tnH", "state", "syn-sent"]
-        until(lambda: far in lab.client.run(waiting).stdout, "a join on its way")
-        summary = told.end()
-    join = told.event("join")
+        until(lambda: far in lab.client.run(waiting).stdout, "a join in SYN_SENT")
+        summary = traced.end()
+    join = traced.event("join")
     assert join["outcome"] == "unanswered"
     assert join["syns"] >= 1
     assert summary["outcomes"] == {"unanswered": 1}
 
 
-def test_a_join_that_cannot_leave_the_host(lab: Lab) -> None:
+def test_a_join_without_a_route_is_never_sent(lab: Lab) -> None:
     if "MPJoinSynTxConnectErr" not in counters.read():
         pytest.skip("this kernel does not count joins that fail before their SYN")
     lab.client.run(["ip", "mptcp", "endpoint", "flush"])
     lab.client.run(["ip", "address", "add", "192.0.2.1/32", "dev", lab.paths[1].client_if])
     lab.client.run(["ip", "rule", "add", "from", "192.0.2.1", "unreachable"])
     add_endpoint(lab.client, "192.0.2.1", "subflow")
-    with tracing(lab.client, "joins") as told, connection(lab):
-        join = told.event("join")
+    with tracing(lab.client, "joins") as traced, connection(lab):
+        join = traced.event("join")
     assert join["outcome"] == "never sent"
     assert "no route" in join["why"]

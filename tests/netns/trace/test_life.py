@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `trace life` tells of real connections is what was done with them."""
+"""`trace life` reports what was done with real connections."""
 
 import os
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def test_a_connection_its_join_and_its_end(lab: Lab) -> None:
-    with tracing(lab.client, "life") as told:
+def test_a_connection_its_join_and_its_end_are_reported(lab: Lab) -> None:
+    with tracing(lab.client, "life") as traced:
         with connection(lab) as ends:
-            join = told.event("established", initial=False)
+            join = traced.event("established", initial=False)
             exchange(ends, b"x" * 10_000)
             port = ends.client.getsockname()[1]
-        closed = told.event("closed")
-        told.end()
-    initial = told.event("established", initial=True)
+        closed = traced.event("closed")
+        traced.end()
+    initial = traced.event("established", initial=True)
     assert initial["local"] == f"{lab.paths[0].client_ip}:{port}"
     assert initial["token"] == join["token"] == closed["token"]
     assert join["local"].startswith(lab.paths[1].client_ip + ":")
@@ -38,85 +38,85 @@ def test_a_connection_its_join_and_its_end(lab: Lab) -> None:
     assert closed["subflows"] == 2
     assert closed["bytes_sent"] >= 10_005
     assert closed["bytes_received"] >= 10_005
-    # Both ends close at once: whose FIN is first, each subflow decides for itself.
-    assert {line["why"] for line in told.all("ended")} <= {
+    # Both ends close at the same time, and either FIN of a subflow may be first.
+    assert {line["why"] for line in traced.all("ended")} <= {
         "closed by the peer",
         "closed by this host",
     }
 
 
-def test_the_peer_closes_and_the_server_sees_its_side(lab: Lab) -> None:
-    with tracing(lab.client, "life") as told, tracing(lab.server, "life") as server_told:
+def test_the_server_reports_a_close_by_the_peer(lab: Lab) -> None:
+    with tracing(lab.client, "life") as traced, tracing(lab.server, "life") as server_traced:
         with connection(lab) as ends:
-            told.event("established", initial=False)
-            server_told.event("established", initial=False)
+            traced.event("established", initial=False)
+            server_traced.event("established", initial=False)
             ends.server.close()
             ends.client.recv(1)
-        told.event("closed")
-        server_told.event("closed")
-    assert {line["why"] for line in told.all("ended")} <= {
+        traced.event("closed")
+        server_traced.event("closed")
+    assert {line["why"] for line in traced.all("ended")} <= {
         "closed by the peer",
         "closed by this host",
     }
-    # An accepted socket appears when it is established: its SYN is not known, and not made up.
-    assert server_told.event("established", initial=True)["handshake_ns"] is None
+    # The records of an accepted socket begin when it is established, without its SYN.
+    assert server_traced.event("established", initial=True)["handshake_ns"] is None
 
 
-def test_a_reset_is_told_on_both_sides(lab: Lab) -> None:
-    with tracing(lab.client, "life") as told, tracing(lab.server, "life") as server_told:
+def test_both_ends_report_a_reset(lab: Lab) -> None:
+    with tracing(lab.client, "life") as traced, tracing(lab.server, "life") as server_traced:
         with connection(lab) as ends:
             abort(ends.client, ends.server)
-        ended = told.event("ended", initial=True)
-        server_ended = server_told.event("ended", initial=True)
+        ended = traced.event("ended", initial=True)
+        server_ended = server_traced.event("ended", initial=True)
     assert ended["why"].startswith("reset by this host")
     assert server_ended["why"].startswith("reset by the peer")
 
 
-def test_a_connection_older_than_the_trace_lives_on_when_a_subflow_goes(lab: Lab) -> None:
+def test_an_older_connection_stays_open_when_a_subflow_ends(lab: Lab) -> None:
     near, far = lab.paths
     with connection(lab) as ends:
         far.wait_for_subflow(10 * SLOWNESS)
         with (
-            tracing(lab.client, "life") as told,
+            tracing(lab.client, "life") as traced,
             tracing(lab.client, "life", "--addr", far.client_ip) as of_far,
         ):
             lab.client.run(["ip", "mptcp", "endpoint", "flush"])
-            ended = told.event("ended")
+            ended = traced.event("ended")
             of_far.event("ended")
             exchange(ends, b"x")
-            assert not told.all("closed")
+            assert not traced.all("closed")
             ends.client.close()
             ends.server.close()
-            closed = told.event("closed")
+            closed = traced.event("closed")
             of_far_closed = of_far.event("closed")
-            told.end()
+            traced.end()
     assert ended["local"].startswith(far.client_ip + ":")
-    assert told.all("ended")[1]["local"].startswith(near.client_ip + ":")
+    assert traced.all("ended")[1]["local"].startswith(near.client_ip + ":")
     assert (closed["subflows"], closed["lasted_ns"]) == (2, None)
     assert len(of_far.all("ended")) == of_far_closed["subflows"] == 1
     assert of_far_closed["bytes_sent"] < closed["bytes_sent"]
 
 
-def test_what_lives_is_counted_through_the_filters(lab: Lab) -> None:
+def test_only_subflows_that_pass_the_filters_are_counted(lab: Lab) -> None:
     with connection(lab):
         lab.paths[1].wait_for_subflow(10 * SLOWNESS)
         with (
-            tracing(lab.client, "life") as told,
+            tracing(lab.client, "life") as traced,
             tracing(lab.client, "life", "--addr", lab.paths[1].client_ip) as of_far,
             tracing(lab.client, "life", "--token", "1") as of_none,
         ):
-            summaries = [each.end() for each in (told, of_far, of_none)]
+            summaries = [each.end() for each in (traced, of_far, of_none)]
     assert [each["alive"] for each in summaries] == [2, 1, 0]
 
 
-def test_a_join_that_this_host_takes_back(lab: Lab) -> None:
+def test_a_join_closed_before_its_answer_is_reported(lab: Lab) -> None:
     lab.paths[1].drop_mptcp("mp-join")
     waiting = ["ss", "-tnH", "state", "syn-sent"]
-    with tracing(lab.client, "life") as told:
+    with tracing(lab.client, "life") as traced:
         with connection(lab):
-            until(lambda: lab.client.run(waiting).stdout != "", "a join on its way")
-        ended = told.event("ended", initial=False)
-        closed = told.event("closed")
+            until(lambda: lab.client.run(waiting).stdout != "", "a join in SYN_SENT")
+        ended = traced.event("ended", initial=False)
+        closed = traced.event("closed")
     assert ended["why"] == "closed by this host before the SYN was answered"
     assert not ended["established"]
     assert closed["subflows"] == 1
@@ -133,31 +133,33 @@ def test_a_join_that_this_host_takes_back(lab: Lab) -> None:
         (("--token", "1"), False),
     ],
 )
-def test_filters_let_through_what_fits(lab: Lab, arguments: tuple[str, ...], seen: bool) -> None:
-    with tracing(lab.client, "life", *arguments) as told:
+def test_filters_pass_only_matching_connections(
+    lab: Lab, arguments: tuple[str, ...], seen: bool
+) -> None:
+    with tracing(lab.client, "life", *arguments) as traced:
         with connection(lab):
             pass
         if seen:
-            told.event("closed")
-        summary = told.end()
+            traced.event("closed")
+        summary = traced.end()
     assert bool(summary["ends"]) == seen
 
 
-def test_a_name_that_the_kernel_cuts(lab: Lab) -> None:
+def test_a_long_process_name_is_truncated_as_in_the_kernel(lab: Lab) -> None:
     comm = FilePath("/proc/self/comm")
     before = comm.read_text()
     name = "a-rather-long-name"
     comm.write_text(name)
     try:
-        with tracing(lab.client, "life", "--comm", name) as told, connection(lab):
-            assert told.event("established")["comm"] == name[:15]
+        with tracing(lab.client, "life", "--comm", name) as traced, connection(lab):
+            assert traced.event("established")["comm"] == name[:15]
     finally:
         comm.write_text(before)
 
 
-def test_another_namespace_by_name(lab: Lab) -> None:
-    with tracing(lab.server, "life", "--netns", lab.client.name) as told:
-        assert told.event("started")["netns"] == lab.client.netns
+def test_a_namespace_is_chosen_by_name(lab: Lab) -> None:
+    with tracing(lab.server, "life", "--netns", lab.client.name) as traced:
+        assert traced.event("started")["netns"] == lab.client.netns
         with connection(lab):
             pass
-        assert told.event("established", initial=True)["local"].startswith("10.1.1.2:")
+        assert traced.event("established", initial=True)["local"].startswith("10.1.1.2:")

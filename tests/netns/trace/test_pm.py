@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`trace pm` sees every manager's commands, the kernel's answers, and what follows."""
+"""`trace pm` reports the commands of every manager, the kernel's answers, and the events."""
 
 import errno
 from collections.abc import Iterator
@@ -21,26 +21,26 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def test_commands_of_ip_and_what_they_lead_to(lab: Lab) -> None:
-    with tracing(lab.client, "pm") as told, connection(lab) as ends:
-        created = told.event("event", kind="ConnectionEstablished")
+def test_commands_of_ip_and_their_events_are_reported(lab: Lab) -> None:
+    with tracing(lab.client, "pm") as traced, connection(lab) as ends:
+        created = traced.event("event", kind="ConnectionEstablished")
         path = lab.paths[1]
         add = ["ip", "mptcp", "endpoint", "add", path.client_ip, "subflow"]
         lab.client.run(add)
-        command = told.event("command", command="ADD_ADDR", errno=0)
-        joined = told.event("event", kind="SubflowEstablished")
+        command = traced.event("command", command="ADD_ADDR", errno=0)
+        joined = traced.event("event", kind="SubflowEstablished")
         lab.client.run(add, check=False)
-        refused = told.until(
-            # Which of the two is a matter of the kernel's age.
+        refused = traced.until(
+            # The error depends on the kernel's version.
             lambda line: (
                 line["event"] == "command" and line["errno"] in (errno.EINVAL, errno.EEXIST)
             ),
             "the refusal",
         )
         lab.client.run(["ip", "mptcp", "endpoint", "flush"])
-        closed = told.event("event", kind="SubflowClosed")
+        closed = traced.event("event", kind="SubflowClosed")
         port = ends.client.getsockname()[1]
-        summary = told.end()
+        summary = traced.end()
     assert created["local"] == f"{lab.paths[0].client_ip}:{port}"
     assert command["comm"] == "ip"
     assert command["asked"].startswith(f"{path.client_ip} subflow")
@@ -54,27 +54,27 @@ def test_commands_of_ip_and_what_they_lead_to(lab: Lab) -> None:
     assert summary["refused"] == 1
 
 
-def test_only_the_process_that_is_asked_for(lab: Lab) -> None:
-    with tracing(lab.client, "pm", "--comm", "no-such-name") as told:
+def test_the_process_filter_applies_to_commands(lab: Lab) -> None:
+    with tracing(lab.client, "pm", "--comm", "no-such-name") as traced:
         lab.client.run(["ip", "mptcp", "limits", "show"])
-        summary = told.end()
+        summary = traced.end()
     assert summary["commands"] == {}
     with lab.client.entered():
         assert read()["MPJoinSynAckRx"] == 0
 
 
-def test_only_the_addresses_that_are_asked_for(lab: Lab) -> None:
+def test_the_address_filter_applies_to_commands(lab: Lab) -> None:
     near, far = lab.paths
-    with tracing(lab.client, "pm", "--addr", far.client_ip) as told:
+    with tracing(lab.client, "pm", "--addr", far.client_ip) as traced:
         for path in (near, far):
             add_endpoint(lab.client, path.client_ip, "signal")
-        told.event("command")
-        summary = told.end()
-    assert [line["asked"].split()[0] for line in told.all("command")] == [far.client_ip]
+        traced.event("command")
+        summary = traced.end()
+    assert [line["asked"].split()[0] for line in traced.all("command")] == [far.client_ip]
     assert summary["commands"] == {"ADD_ADDR": 1}
 
 
-def test_lost_events_are_accounted_for(lab: Lab) -> None:
+def test_lost_events_are_counted(lab: Lab) -> None:
     with lab.client.entered():
         events = Events(receive_buffer=1)
     try:

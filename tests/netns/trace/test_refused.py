@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where the kernel refuses the programs, joins, fallback and pm go on with what is left."""
+"""Where the kernel refuses the BPF programs, joins, fallback and pm use events and counters."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def lab() -> Iterator[Lab]:
 
 @contextmanager
 def refused(host: Host, *arguments: str) -> Iterator[Tracing]:
-    """A tool that may not load programs."""
+    """Runs a tool that may not load programs."""
     with host.popen(
         [*WITHOUT_BPF, sys.executable, "-c", MAIN, "trace", *arguments, "--json"],
         stdout=subprocess.PIPE,
@@ -50,18 +50,18 @@ def refused(host: Host, *arguments: str) -> Iterator[Tracing]:
                 process.kill()
 
 
-def test_joins_that_stand_and_joins_that_the_peer_refuses(lab: Lab) -> None:
-    with refused(lab.client, "joins") as told:
+def test_established_and_refused_joins_are_known_from_events(lab: Lab) -> None:
+    with refused(lab.client, "joins") as traced:
         with connection(lab):
-            join = told.event("join", outcome="established")
+            join = traced.event("join", outcome="established")
         lab.server.run(["ip", "mptcp", "limits", "set", "subflows", "0"])
         with connection(lab):
-            told.event("join", outcome="failed")
+            traced.event("join", outcome="failed")
         with lab.server.entered():
             refusals = counters.read().get("MPJoinRejected", 1)
         raise_limits(lab.server)
         lab.start(ShortConnections(count=3)).result()
-        summary = told.end()
+        summary = traced.end()
     assert join["local"].startswith(lab.paths[1].client_ip + ":")
     assert join["token"]
     assert refusals == summary["outcomes"]["failed"] == 1
@@ -72,51 +72,51 @@ def test_joins_that_this_host_refuses_are_counted(lab: Lab) -> None:
     with lab.server.entered():
         if "MPJoinRejected" not in counters.read():
             pytest.skip("this kernel does not count joins over the limit")
-    with refused(lab.server, "joins") as told, connection(lab):
-        join = told.event("join")
-        told.end()
+    with refused(lab.server, "joins") as traced, connection(lab):
+        join = traced.event("join")
+        traced.end()
     assert (join["outcome"], join["token"]) == ("refused", None)
     assert "reached the limit" in join["why"]
-    assert join["evidence"] == ["counter MPJoinRejected moved"]
+    assert join["evidence"] == ["counter MPJoinRejected was incremented"]
 
 
-def test_a_fallback_in_the_handshake(lab: Lab) -> None:
+def test_a_fallback_in_the_handshake_is_known_from_counters(lab: Lab) -> None:
     lab.paths[0].strip_mptcp()
-    with refused(lab.client, "fallback") as told, connection(lab) as ends:
+    with refused(lab.client, "fallback") as traced, connection(lab) as ends:
         port = ends.client.getsockname()[1]
-        line = told.event("fallback")
-        told.end()
+        line = traced.event("fallback")
+        traced.end()
     assert line["counter"] == "MPCapableFallbackSYNACK"
     assert line.get("local", f"{lab.paths[0].client_ip}:{port}").endswith(f":{port}")
 
 
-def test_a_fallback_of_an_established_connection(lab: Lab) -> None:
+def test_a_fallback_after_the_handshake_is_known_from_counters(lab: Lab) -> None:
     lab.client.run(["ip", "mptcp", "endpoint", "flush"])
     with lab.client.entered():
         if "DssFallback" not in counters.read():
             pytest.skip("this kernel does not count DssFallback")
     near = lab.paths[0]
-    with refused(lab.client, "fallback", "--addr", near.client_ip) as told:
+    with refused(lab.client, "fallback", "--addr", near.client_ip) as traced:
         with connection(lab) as ends:
             port = ends.client.getsockname()[1]
             near.strip_mptcp()
             exchange(ends, b"naked")
-            line = told.event("fallback")
-        told.end()
+            line = traced.event("fallback")
+        traced.end()
     assert line["local"] == f"{near.client_ip}:{port}"
     assert line["token"]
 
 
-def test_events_without_commands(lab: Lab) -> None:
-    with refused(lab.client, "pm") as told, connection(lab):
-        told.event("event", kind="ConnectionEstablished")
-        summary = told.end()
+def test_pm_reports_events_without_commands(lab: Lab) -> None:
+    with refused(lab.client, "pm") as traced, connection(lab):
+        traced.event("event", kind="ConnectionEstablished")
+        summary = traced.end()
     assert summary["commands"] == {}
 
 
 @pytest.fixture
 def without_hook(tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tracepoint that this kernel does not have."""
+    """Replaces a tracepoint of the BPF objects by one that no kernel has."""
     objects = {}
     for name in ("trace", "trace_tap"):
         objects[name] = tmp_path / f"{name}.bpf.o"
@@ -127,7 +127,7 @@ def without_hook(tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_hook")
-def test_a_tracepoint_that_the_kernel_has_not(lab: Lab) -> None:
+def test_joins_does_without_a_missing_tracepoint(lab: Lab) -> None:
     with lab.client.entered(), Trace("joins", Scope(), out=StringIO()) as trace:
         trace_joins(trace, {"own_netns": lab.client.netns})
         assert trace.means[0] == "mptcp_pm events"
@@ -135,10 +135,18 @@ def test_a_tracepoint_that_the_kernel_has_not(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("without_hook")
-def test_what_would_do_instead_is_in_the_one_line(lab: Lab) -> None:
+def test_a_refusal_names_an_alternative_in_one_line(lab: Lab) -> None:
     everything = dict.fromkeys(("netns", "pid", "comm", "cgroup", "token", "addr"))
     with lab.client.entered(), pytest.raises(Failure) as refusal:
-        _run("life", trace_life, as_json=False, output=None, duration=0.1, **everything)
+        _run(
+            "life",
+            trace_life,
+            as_json=False,
+            output=None,
+            overwrite=False,
+            duration=0.1,
+            **everything,
+        )
     assert refusal.value.exit_code == ExitCode.NO_MPTCP
     words = str(refusal.value)
     assert words.startswith("trace life: the kernel refused the programs: ")

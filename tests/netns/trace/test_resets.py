@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every staged reset is told, with its reason, and nothing else is."""
+"""Every simulated reset is reported with its reason, and nothing else is."""
 
 import threading
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ def peer_lab() -> Iterator[Lab]:
 
 
 @pytest.mark.parametrize(("reason", "transient"), [(5, True), (3, False), (0, False)])
-def test_a_reset_with_a_reason(peer_lab: Lab, reason: int, transient: bool) -> None:
-    with tracing(peer_lab.server, "resets") as told, talk(peer_lab) as peers:
+def test_the_reason_of_a_reset_is_reported(peer_lab: Lab, reason: int, transient: bool) -> None:
+    with tracing(peer_lab.server, "resets") as traced, talk(peer_lab) as peers:
         subflow = peers.connection.join(peer_lab.paths[1].client_ip, address_id=2)
         assert subflow.reset_by is None
         subflow.reset(reason=reason, transient=transient)
-        reset = told.event("reset")
-        summary = told.end()
+        reset = traced.event("reset")
+        summary = traced.end()
     assert (reset["kind"], reset["sent"]) == ("MP_TCPRST", False)
     assert (reset["reason"], reset["transient"]) == (reason, transient)
     assert reset["noticed"]
@@ -35,56 +35,56 @@ def test_a_reset_with_a_reason(peer_lab: Lab, reason: int, transient: bool) -> N
     assert summary["counters"]["MPRstRx"] == 1
 
 
-def test_a_fastclose_from_the_peer(peer_lab: Lab) -> None:
-    with tracing(peer_lab.server, "resets") as told, talk(peer_lab) as peers:
+def test_a_fastclose_of_the_peer_is_reported(peer_lab: Lab) -> None:
+    with tracing(peer_lab.server, "resets") as traced, talk(peer_lab) as peers:
         peers.connection.fastclose()
-        reset = told.event("reset", kind="MP_FASTCLOSE")
-        summary = told.end()
+        reset = traced.event("reset", kind="MP_FASTCLOSE")
+        summary = traced.end()
     assert not reset["sent"]
     assert summary["counters"]["MPFastcloseRx"] == 1
 
 
-def test_a_refused_join_is_reset_by_us(peer_lab: Lab) -> None:
-    with tracing(peer_lab.server, "resets") as told, talk(peer_lab) as peers:
+def test_the_reset_of_a_refused_join_is_reported(peer_lab: Lab) -> None:
+    with tracing(peer_lab.server, "resets") as traced, talk(peer_lab) as peers:
         peers.connection.join(peer_lab.paths[1].client_ip, address_id=3, token=0xBADC0DE)
-        reset = told.event("reset")
+        reset = traced.event("reset")
     assert (reset["kind"], reset["sent"], reset["reason"]) == ("MP_TCPRST", True, 1)
 
 
-def test_forged_resets_of_a_middlebox() -> None:
+def test_forged_resets_are_reported() -> None:
     with Lab(paths=[Path(delay_ms=2), Path(delay_ms=4)]) as lab:
         allow_joins(lab)
-        with tracing(lab.client, "resets") as told, connection(lab) as ends:
+        with tracing(lab.client, "resets") as traced, connection(lab) as ends:
             lab.paths[1].wait_for_subflow(10 * SLOWNESS)
             with tracing(lab.client, "life") as life:
-                _keep_talking_while_resetting(lab, ends)
-                # One that comes too late for its sequence number goes unnoticed.
-                reset = told.event("reset", kind="RST", sent=False, noticed=True)
+                _exchange_while_resetting(lab, ends)
+                # The kernel ignores a reset whose sequence number is out of date.
+                reset = traced.event("reset", kind="RST", sent=False, noticed=True)
                 life.event("ended", local=reset["local"], why="reset by the peer")
 
 
-def _keep_talking_while_resetting(lab: Lab, ends: Ends) -> None:
+def _exchange_while_resetting(lab: Lab, ends: Ends) -> None:
     done = threading.Event()
 
-    def talking() -> None:
+    def exchanging() -> None:
         while not done.is_set():
             exchange(ends, b"x" * 3000)
 
-    talker = threading.Thread(target=talking)
-    talker.start()
+    thread = threading.Thread(target=exchanging)
+    thread.start()
     try:
-        # Not both: what is written to a connection without subflows stays unanswered.
+        # Not both: data that is written to a connection without subflows is never answered.
         assert lab.paths[1].inject_resets() or lab.paths[0].inject_resets()
     finally:
         done.set()
-        talker.join()
+        thread.join()
 
 
-def test_an_orderly_close_resets_nothing() -> None:
+def test_an_orderly_close_causes_no_reset() -> None:
     with Lab(paths=[Path(delay_ms=2), Path(delay_ms=4)]) as lab:
         allow_joins(lab)
-        with tracing(lab.client, "resets") as told:
+        with tracing(lab.client, "resets") as traced:
             with connection(lab):
                 lab.paths[1].wait_for_subflow(10 * SLOWNESS)
-            summary = told.end()
+            summary = traced.end()
     assert summary["seen"] == {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`trace retrans` tells each retransmission and reinjection, once, with the right path to blame."""
+"""`trace retrans` reports each retransmission and reinjection once, with the right cause."""
 
 from collections.abc import Iterator
 
@@ -19,53 +19,55 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def may_repeat(lab: Lab) -> str:
-    """The client's TCP sockets that wait for an acknowledgement, or may still send."""
+def unfinished_sockets(lab: Lab) -> str:
+    """The client's TCP sockets that await an acknowledgement or may still send, as text."""
     states = ("established", "close-wait", "fin-wait-1", "closing", "last-ack")
     return lab.client.run(
         ["ss", "-Htn", *(word for each in states for word in ("state", each))]
     ).stdout
 
 
-def test_loss_on_one_path_is_repeated_there_as_on_the_wire(lab: Lab) -> None:
+def test_retransmissions_match_the_packets_of_the_lossy_path(lab: Lab) -> None:
     lossy = lab.paths[0]
-    with Wire(lab.client.name, snap=160) as wire, tracing(lab.client, "retrans") as told:
+    with Wire(lab.client.name, snap=160) as wire, tracing(lab.client, "retrans") as traced:
         lossy.set(loss_percent=8, direction="up")
         lab.start(Bulk(bytes=1_500_000)).result()
-        until(lambda: not may_repeat(lab), "nothing is left to be repeated")
-        told.end()
+        until(lambda: not unfinished_sockets(lab), "no data is left to retransmit")
+        traced.end()
         segments = [
-            line for line in told.all("retransmitted") if line["local"].startswith(lossy.client_ip)
+            line
+            for line in traced.all("retransmitted")
+            if line["local"].startswith(lossy.client_ip)
         ]
         assert segments
-        # A super-packet counts once here, by its segments on the wire.
-        told_of = sum(-(-line["length"] // 1424) for line in segments)
+        # The tool reports a super-packet once; the capture has its segments.
+        reported = sum(-(-line["length"] // 1424) for line in segments)
 
         def captured() -> int:
             return sum(wire.retransmissions(interface=lossy.client_if).values())
 
-        until(lambda: captured() >= told_of, "the capture has caught up")
-        assert captured() == told_of
-    assert {line["cause"] for line in segments} & {"fast retransmission", "probe of the tail"}
+        until(lambda: captured() >= reported, "the capture has caught up")
+        assert captured() == reported
+    assert {line["cause"] for line in segments} & {"fast retransmission", "tail loss probe"}
 
 
-def test_a_dead_path_is_blamed_for_reinjections(lab: Lab) -> None:
-    dead, alive = lab.paths
-    with Wire(lab.client.name, snap=160) as wire, tracing(lab.client, "retrans") as told:
+def test_reinjections_blame_the_dead_path(lab: Lab) -> None:
+    dead, healthy = lab.paths
+    with Wire(lab.client.name, snap=160) as wire, tracing(lab.client, "retrans") as traced:
         bulk = lab.start(Bulk())
-        alive.wait_for_subflow(10 * SLOWNESS)
+        healthy.wait_for_subflow(10 * SLOWNESS)
         dead.blackhole()
-        told.until(
+        traced.until(
             lambda line: line["event"] == "reinjected" and line["blamed_timeouts"] > 0,
             "reinjection after timeouts",
         )
-        # Later ones go over the dead path, too, which has healed then.
-        reinjected = {line["data_seq"] for line in told.all("reinjected")}
+        # Later reinjections may use this path, too, because it works again.
+        reinjected = {line["data_seq"] for line in traced.all("reinjected")}
         dead.heal()
         bulk.stop()
-        summary = told.end()
-        sent = wire.matching(DSS, interface=alive.client_if, direction="out")
-    # A worker that is held up for a second is no longer known for one (an emulated machine).
+        summary = traced.end()
+        sent = wire.matching(DSS, interface=healthy.client_if, direction="out")
+    # On an emulated machine, a worker that is delayed for a second is no longer recognised.
     assert 10 * summary["reinjections"] >= 9 * summary["counters"]["MPTCPRetrans"] > 0
     mapped = {
         option.dsn
@@ -74,7 +76,7 @@ def test_a_dead_path_is_blamed_for_reinjections(lab: Lab) -> None:
         if isinstance(option, DSS) and option.has_map
     }
     assert reinjected <= mapped
-    blamed = [line for line in told.all("reinjected") if line["blamed_timeouts"]]
+    blamed = [line for line in traced.all("reinjected") if line["blamed_timeouts"]]
     for line in blamed:
         assert line["blamed"].startswith(dead.client_ip + ":")
-        assert line["local"].startswith(alive.client_ip + ":")
+        assert line["local"].startswith(healthy.client_ip + ":")
