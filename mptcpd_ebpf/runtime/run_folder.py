@@ -31,7 +31,7 @@ def here(kind: str) -> Path:
 
 
 def find(kind: str) -> Path:
-    """This namespace's file: in this user's folder, or only in `SYSTEM`; the former if in neither."""
+    """This namespace's file: in `SYSTEM` if it exists only there, else in this user's folder."""
     mine = here(kind)
     system = SYSTEM / mine.name
     return system if system.exists() and not mine.exists() else mine
