@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * Turns the TCP sockets of an unmodified program into MPTCP ones.
+ * Turns the TCP sockets of an unmodified program into MPTCP sockets.
  *
  * The dynamic loader puts this library before libc (LD_PRELOAD, ld.so(8)), so a
- * program's socket(2) comes here first.  A stream socket over IPv4 or IPv6 whose
- * protocol is TCP, by number or by default, is asked for as IPPROTO_MPTCP; if that
- * is refused, for whatever reason (no MPTCP in the kernel, sysctl net.mptcp.enabled
- * off, a seccomp or SELinux rule), the program's own call follows unchanged, and
- * its result and errno are what the program sees.  Every other call goes through
- * untouched.
+ * program calls this socket(2) first.  A stream socket over IPv4 or IPv6 whose
+ * protocol is TCP, by number or by default, is requested with IPPROTO_MPTCP.  If that
+ * fails for any reason (no MPTCP in the kernel, sysctl net.mptcp.enabled off, a
+ * seccomp or SELinux rule), the program's own call follows unchanged, and the program
+ * gets its result and errno.  Every other call passes unchanged.
  *
  * The calls go to the *next* socket() in the loader's order, so other preloaded
- * wrappers keep working on both sides of this one.
+ * wrappers before and after this one keep working.
  *
  * With MPTCPD_EBPF_PRELOAD_DEBUG in the environment, each TCP socket is reported
- * on stderr with what became of it.
+ * on stderr with its protocol.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,8 +37,8 @@ static bool debug;
 
 /*
  * Looked up before main(), because dlsym() is not safe in a signal handler or
- * between fork() and exec(); and again by a socket() that comes even earlier, from
- * another library's constructor.
+ * between fork() and exec(); and by socket() itself if another library's constructor
+ * calls it even earlier.
  */
 __attribute__((constructor)) static void prepare(void)
 {
@@ -48,7 +47,7 @@ __attribute__((constructor)) static void prepare(void)
 	debug = getenv("MPTCPD_EBPF_PRELOAD_DEBUG") != NULL;
 }
 
-/* SOCK_CLOEXEC and SOCK_NONBLOCK ride in the type: net/socket.c, SOCK_TYPE_MASK. */
+/* The type also holds SOCK_CLOEXEC and SOCK_NONBLOCK: net/socket.c, SOCK_TYPE_MASK. */
 static bool is_tcp(int family, int type, int protocol)
 {
 	const int type_mask = 0xf;
@@ -58,7 +57,7 @@ static bool is_tcp(int family, int type, int protocol)
 	       (protocol == 0 || protocol == IPPROTO_TCP);
 }
 
-/* One write(2), so that lines of several threads and processes stay whole. */
+/* One write(2), so that lines of threads and processes do not mix. */
 static void report(int family, int type, int protocol, int refused)
 {
 	char line[256];

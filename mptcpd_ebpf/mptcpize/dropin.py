@@ -40,7 +40,7 @@ class Outcome:
     path: Path
     """The drop-in."""
     changed: bool
-    """False if all was so already."""
+    """False if there was nothing to do."""
     warnings: tuple[str, ...] = ()
     """Why the service might still use TCP, with the fix."""
 
@@ -48,14 +48,14 @@ class Outcome:
 def enable(root: Path, asked: str, library: Path) -> Outcome:
     """Writes the drop-in for the unit `asked` below `root`.
 
-    Raises `Failure` if there is no such unit, if it sets the variables in a way that
-    beats a drop-in, or if the file cannot be written.
+    Raises `Failure` if there is no such unit, if its settings override a drop-in, or if the
+    file cannot be written.
     """
     unit = unit_files.find(root, unit_files.parse_name(asked))
     path = _path(root, unit.name)
     settings = _settings(unit, [file for file in unit.dropins if file.name != FILE_NAME])
     text = _text(unit, settings, library)
-    _refuse_what_beats_us(unit, path, settings, library)
+    _refuse_overrides(unit, path, settings, library)
     warnings = tuple(_warnings(unit, settings, library))
     with _words_for_errors(path):
         before = path.read_text() if path.exists() else None
@@ -68,10 +68,10 @@ def enable(root: Path, asked: str, library: Path) -> Outcome:
 
 
 def disable(root: Path, asked: str) -> Outcome:
-    """Removes what `enable` wrote, also where the unit itself has gone since.
+    """Removes what `enable` wrote, even if the unit itself no longer exists.
 
-    Raises `Failure` if there is neither a unit nor a drop-in, or if the file of our
-    name is not ours.
+    Raises `Failure` if there is neither a unit nor a drop-in, or if `enable` did not write
+    the file of that name.
     """
     name = unit_files.parse_name(asked)
     path = _path(root, name)
@@ -91,12 +91,12 @@ def disable(root: Path, asked: str) -> Outcome:
 
 
 def _still_enabled(root: Path, name: UnitName) -> Iterator[str]:
-    """An instance may also have been enabled by its template."""
+    """Warns if a template's drop-in still enables an instance."""
     with suppress(Failure):
         for file in unit_files.find(root, name).dropins:
             if file.name == FILE_NAME:
                 folder = file.parent.name.removesuffix(".d")
-                yield f"is still enabled by {file}; 'mptcpd-ebpf disable {folder}' ends that"
+                yield f"is still enabled by {file}; 'mptcpd-ebpf disable {folder}' disables it"
 
 
 def _path(root: Path, name: UnitName) -> Path:
@@ -111,14 +111,14 @@ def _settings(unit: Unit, dropins: list[Path]) -> Settings:
 def _text(unit: Unit, settings: Settings, library: Path) -> str:
     lines = [
         f"{_MARK} {unit.name}'; 'mptcpd-ebpf disable {unit.name}' removes it.",
-        "# The service's TCP sockets become MPTCP ones; where MPTCP is off they stay TCP.",
+        "# The service's TCP sockets become MPTCP sockets; where MPTCP is off they stay TCP.",
     ]
     assignments = []
     for variable, merge in _MERGED.items():
         present = settings.environment.get(variable, "")
         if present:
             origin = "/" / settings.origin[variable].relative_to(unit.root)
-            lines.append(f"# {variable} was set by {origin}: what it held is kept.")
+            lines.append(f"# {variable} was set by {origin}; that value is kept.")
         merged = merge(present, _escaped(library))
         assignments.append("Environment=" + unit_settings.quoted(f"{variable}={merged}"))
     return "\n".join([*lines, "[Service]", *assignments, ""])
@@ -129,13 +129,13 @@ def _escaped(library: Path) -> str:
     return str(library).replace("%", "%%")
 
 
-def _refuse_what_beats_us(unit: Unit, path: Path, settings: Settings, library: Path) -> None:
-    """A drop-in that would do nothing must not look as if it did."""
+def _refuse_overrides(unit: Unit, path: Path, settings: Settings, library: Path) -> None:
+    """Raises `Failure` if something overrides the drop-in, which would then have no effect."""
     for variable in _MERGED:
         if variable in settings.unset:
             raise Failure(
-                f"{unit.name}: UnsetEnvironment={variable} takes away what a drop-in sets; "
-                "remove it from the unit ('systemctl cat' shows where it stands)",
+                f"{unit.name}: UnsetEnvironment={variable} removes what a drop-in sets; "
+                "remove it from the unit ('systemctl cat' shows where it is)",
                 ExitCode.CONFIG,
             )
     for file in _environment_files(unit, settings):
@@ -143,19 +143,19 @@ def _refuse_what_beats_us(unit: Unit, path: Path, settings: Settings, library: P
             wanted = _MERGED[variable](value, str(library))
             if value != wanted:
                 raise Failure(
-                    f"{file}: sets {variable}, and beats every drop-in of {unit.name}; "
+                    f"{file}: sets {variable} and overrides every drop-in of {unit.name}; "
                     f"write {variable}={wanted} there, and run this again",
                     ExitCode.CONFIG,
                 )
     for later in (file for file in unit.dropins if file.name > path.name):
-        beats = unit_settings.read([later])
+        overrides = unit_settings.read([later])
         text = later.read_text(errors="surrogateescape")
-        if beats.environment.keys() & _MERGED.keys() or re.search(
+        if overrides.environment.keys() & _MERGED.keys() or re.search(
             r"^\s*Environment\s*=\s*$", text, re.MULTILINE
         ):
             raise Failure(
-                f"{later}: comes after {FILE_NAME} and sets the environment anew; "
-                "rename it so that it sorts before",
+                f"{later}: comes after {FILE_NAME} and resets the environment; "
+                "rename it so that it sorts first",
                 ExitCode.CONFIG,
             )
 
@@ -175,7 +175,7 @@ def _environment_files(unit: Unit, settings: Settings) -> Iterator[Path]:
 
 
 def _assigned_in(file: Path) -> Iterator[tuple[str, str]]:
-    """Our variables in a file of shell-like assignments; the last one of each counts."""
+    """LD_PRELOAD and GODEBUG in a file of shell-like assignments; the last of each counts."""
     found = {}
     with _words_for_errors(file):
         text = file.read_text(encoding="utf-8", errors="surrogateescape")
@@ -186,7 +186,7 @@ def _assigned_in(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _warnings(unit: Unit, settings: Settings, library: Path) -> Iterator[str]:
-    """What keeps the loader of the service from the library, or the socket from the service."""
+    """What hides the library from the service's loader, or opens sockets outside the service."""
     inside = unit.root / library.relative_to("/")
     if unit.root != Path("/") and not inside.exists():
         yield f"{library} does not exist below {unit.root}; install mptcpd-ebpf there too"
@@ -204,13 +204,13 @@ def _warnings(unit: Unit, settings: Settings, library: Path) -> Iterator[str]:
     socket = f"{unit.name.prefix}.socket"
     if unit_files.exists(unit.root, socket):
         yield (
-            f"sockets that {socket} opens are systemd's own, which no preload reaches; "
+            f"systemd itself opens the sockets of {socket}, which no preload reaches; "
             "set SocketProtocol=mptcp there (systemd 257 or newer)"
         )
 
 
 def _closed_to_others(file: Path) -> Path | None:
-    """The first folder above `file`, or `file` itself, that not every user can pass."""
+    """The first folder above `file`, or `file` itself, that is closed to other users."""
     for step in [*reversed(file.parents), file]:
         needed = stat.S_IROTH if step == file else stat.S_IXOTH
         if not step.stat().st_mode & needed:
@@ -219,7 +219,7 @@ def _closed_to_others(file: Path) -> Path | None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all, also when the power fails; systemd ignores the temporary name."""
+    """Writes the file atomically, also if power fails; systemd ignores the temporary name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
@@ -233,7 +233,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _not_ours(path: Path) -> Failure:
-    return Failure(f"{path}: was not written by mptcpd-ebpf, and is left alone", ExitCode.CONFIG)
+    return Failure(f"{path}: was not written by mptcpd-ebpf; left unchanged", ExitCode.CONFIG)
 
 
 @contextmanager

@@ -26,8 +26,8 @@ _PRELOAD_SEPARATORS = re.compile(r"[ :]+")  # ld.so(8)
 def library() -> Path:
     """The preload library, as a path that LD_PRELOAD can hold.
 
-    Raises `Failure` if it is not there, or if ld.so would misread its path: blanks and
-    colons separate, ``$`` starts a token such as ``$ORIGIN``, and nothing escapes them.
+    Raises `Failure` if it is missing, or if ld.so would misread its path: blanks and colons
+    are separators, ``$`` starts a token such as ``$ORIGIN``, and there is no escape.
     """
     try:
         path = resources.preload_library()
@@ -58,7 +58,7 @@ def with_multipath(value: str) -> str:
 
 
 def for_program(base: Mapping[str, str], library: str, *, debug: bool = False) -> dict[str, str]:
-    """`base`, changed so that a program started with it uses MPTCP."""
+    """A copy of `base` with which a program uses MPTCP."""
     changed = dict(base)
     changed[PRELOAD] = with_preload(base.get(PRELOAD, ""), library)
     changed[GODEBUG] = with_multipath(base.get(GODEBUG, ""))

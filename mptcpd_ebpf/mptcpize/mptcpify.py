@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Makes the kernel create MPTCP sockets for TCP ones, with the BPF program bpf/mptcpify.bpf.c.
 
-It reaches what a preload does not: statically linked programs, set-user-ID ones, those
-already running.  The price is a kernel that has update_socket_protocol() (6.6) and
-allows fmod_ret programs, and that nothing falls back to TCP.  So the program works in
-the caller's network namespace alone, and is detached as soon as net.mptcp.enabled goes
-off there; it also ends with this process, however that ends.
+It reaches programs that a preload does not: statically linked, set-user-ID and running ones.
+It needs a kernel that has update_socket_protocol() (6.6) and allows fmod_ret programs, and its
+sockets do not fall back to TCP.  The BPF program therefore acts only in the caller's network
+namespace, and is detached within a second after net.mptcp.enabled is set to 0 there.  It also
+ends with this process, however that ends.
 """
 
 import errno
@@ -25,7 +25,7 @@ from mptcpd_ebpf.runtime.capabilities import may_load_bpf
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 _HOOK = "update_socket_protocol"
-_INSTEAD = "'mptcpd-ebpf exec PROGRAM' does it for programs that are dynamically linked, or Go's"
+_INSTEAD = "'mptcpd-ebpf exec PROGRAM' works for dynamically linked programs and for Go programs"
 _INIT_PID_NAMESPACE = 0xEFFFFFFC  # include/linux/proc_ns.h: PROC_PID_INIT_INO
 _COMM_BYTES = 15  # TASK_COMM_LEN less the final zero
 _LOOK_EVERY_S = 1.0
@@ -33,19 +33,19 @@ _LOOK_EVERY_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which tasks are meant: those that fit everything that is given."""
+    """Selects tasks: those that match all given fields."""
 
     pid: int | None = None
     """This process and its descendants."""
     comm: str | None = None
     """Threads of this name (/proc/PID/comm), at most 15 bytes."""
     cgroup: Path | None = None
-    """What runs in this cgroup v2 folder or below."""
+    """Tasks in this cgroup v2 folder or below."""
 
     def constants(self) -> dict[str, bytes]:
-        """The values of the BPF program's ``only_…`` variables, less their padding.
+        """The values of the BPF program's ``only_…`` variables, without padding.
 
-        Raises `Failure` if something named does not exist, or is ambiguous.
+        Raises `Failure` if a process or folder does not exist, or a value is invalid.
         """
         values = {"only_netns": _number(netns.inode())}
         if self.pid is not None:
@@ -70,13 +70,13 @@ class Selection:
             raise Failure(f"--pid {pid}: no such process", ExitCode.USAGE)
         if there != netns.inode():
             raise Failure(
-                f"--pid {pid}: lives in another network namespace; "
+                f"--pid {pid}: is in another network namespace; "
                 f"run 'nsenter -t {pid} -n mptcpd-ebpf mptcpify --pid {pid}'",
                 ExitCode.USAGE,
             )
         if os.stat("/proc/self/ns/pid").st_ino != _INIT_PID_NAMESPACE:
             raise Failure(
-                "--pid: process numbers of this container mean nothing to the kernel; "
+                "--pid: this container's process ids differ from the kernel's; "
                 "use --cgroup or --comm, or run it on the host",
                 ExitCode.USAGE,
             )
@@ -118,14 +118,14 @@ class Mptcpify:
 
     @property
     def turned(self) -> int:
-        """Sockets that became MPTCP ones so far."""
+        """Number of sockets turned into MPTCP sockets so far."""
         if self._shared is None:
-            raise ValueError("it is detached")
+            raise ValueError("the program is detached")
         offset, width = self._turned
         return int.from_bytes(self._shared[offset : offset + width], "little")
 
     def close(self) -> None:
-        """Detaches and unloads; sockets that are MPTCP stay so."""
+        """Detaches and unloads; existing MPTCP sockets stay MPTCP."""
         self._shared = None
         self._object.close()
 
@@ -142,22 +142,22 @@ class Mptcpify:
 
 
 def run(selection: Selection, say: Callable[[str], None]) -> None:
-    """Attaches and stays until SIGINT or SIGTERM, or until the process of `Selection.pid` ends.
+    """Attaches and waits until SIGINT or SIGTERM, or until the process of `Selection.pid` ends.
 
     `say` gets a line at the start and one at the end.
-    Raises `Failure` as `Mptcpify` does, and if MPTCP is switched off meanwhile.
+    Raises `Failure` as `Mptcpify` does, and if MPTCP is disabled meanwhile.
     """
     ends = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     try:
         with Mptcpify(selection) as attached:
-            say("new TCP sockets become MPTCP ones; Ctrl-C ends it")
+            say("new TCP sockets become MPTCP sockets; Ctrl-C ends it")
             while not signal.sigtimedwait(ends, _LOOK_EVERY_S):
                 _check_enabled()
                 if selection.pid is not None and netns.inode_of(selection.pid) is None:
                     say(f"process {selection.pid} has ended")
                     break
-            say(f"{attached.turned} sockets became MPTCP ones")
+            say(f"{attached.turned} sockets became MPTCP sockets")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -174,13 +174,13 @@ def _check_machine() -> None:
         types = Path(VMLINUX_BTF).read_bytes()
     except OSError as error:
         raise Failure(
-            f"{VMLINUX_BTF}: {error.strerror}: the kernel's types are needed "
-            f"(CONFIG_DEBUG_INFO_BTF); {_INSTEAD}",
+            f"{VMLINUX_BTF}: {error.strerror}: use a kernel built with "
+            f"CONFIG_DEBUG_INFO_BTF=y; {_INSTEAD}",
             ExitCode.NO_MPTCP,
         ) from None
     if f"\0{_HOOK}\0".encode() not in types:
         raise Failure(
-            f"this kernel has no {_HOOK}(), which Linux 6.6 brought; {_INSTEAD}",
+            f"this kernel has no {_HOOK}(), which Linux 6.6 added; {_INSTEAD}",
             ExitCode.NO_MPTCP,
         )
 
@@ -198,7 +198,7 @@ def _check_enabled() -> None:
 def _refused(error: OSError) -> Failure:
     cause = errno.errorcode.get(error.errno or 0, str(error.errno))
     return Failure(
-        f"this kernel does not let a BPF program answer for {_HOOK}() "
+        f"this kernel does not let a BPF program replace the result of {_HOOK}() "
         f"(fmod_ret: {cause}); {_INSTEAD}",
         ExitCode.NO_MPTCP,
     )

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Becomes another program, leaving nothing of the Python interpreter behind.
+"""Replaces this process by another program, without side effects of the Python interpreter.
 
 The program replaces this process (execve(2)): it keeps the pid, the open descriptors
 and the parent, so signals, exit code, job control, socket activation and systemd's
-notifications are its own.  Two traces of the interpreter are wiped out first: the
-signals that Python ignores, and the LC_CTYPE that it may add to the environment
-(PEP 538).
+notifications are its own.  Two effects of the interpreter are undone first: the signals
+that Python ignores, and the LC_CTYPE that it may add to the environment (PEP 538).
 """
 
 import errno
@@ -60,7 +59,7 @@ def find(name: str, environment: Mapping[str, str]) -> str:
 def become(path: str, arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     """Replaces this process by `path`; `arguments` start with the program's own name.
 
-    A file without a ``#!`` line goes to the shell, as execvp(3) does it.
+    A file without a ``#!`` line goes to the shell, as with execvp(3).
     Raises `Failure` if the kernel refuses it.
     """
     sys.stdout.flush()
@@ -81,8 +80,8 @@ def become(path: str, arguments: Sequence[str], environment: Mapping[str, str]) 
 def out_of_reach(path: str) -> str | None:
     """Why the dynamic loader will not preload anything into `path`; None if it will.
 
-    Looks at what ld.so(8) looks at: set-user-ID and file capabilities, and whether the
-    ELF file asks for a loader at all.  Scripts and foreign formats count as reachable.
+    Checks what ld.so(8) checks: set-user-ID and file capabilities, and whether the ELF file
+    names a loader.  Scripts and foreign formats count as reachable.
     """
     with suppress(OSError):
         mode = os.stat(path).st_mode
@@ -100,5 +99,5 @@ def out_of_reach(path: str) -> str | None:
         file.seek(offset)
         kinds = [_SEGMENT64.unpack_from(file.read(size))[0] for _ in range(count)]
         if _PT_INTERP not in kinds:
-            return "it is statically linked, and has no loader that would preload anything"
+            return "it is statically linked, and no loader preloads anything"
     return None

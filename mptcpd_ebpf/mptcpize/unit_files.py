@@ -2,7 +2,7 @@
 """Finds a service's files as systemd does, in the running system or below another root.
 
 The rules are systemd.unit(5)'s: the search path, templates and instances, aliases and
-masks, and the drop-in folders ``NAME.d`` of every name that fits (``foo-bar@x.service``
+masks, and the drop-in folders ``NAME.d`` of every matching name (``foo-bar@x.service``
 also reads ``foo-bar@.service.d``, ``foo-@x.service.d``, ``foo-.service.d`` …).  Links are
 followed inside the root (`chase`), so that an image's absolute links stay in the image.
 """
@@ -78,14 +78,14 @@ class Unit:
 
 
 def parse_name(text: str) -> UnitName:
-    """A service's name; ``foo`` means ``foo.service``.  Raises `Failure` if it is none."""
+    """A service's name; ``foo`` means ``foo.service``.  Raises `Failure` if it is invalid."""
     stem, _, kind = text.rpartition(".")
     if kind in _OTHER_TYPES:
         raise Failure(f"{text}: a {kind} unit; only services can be changed", ExitCode.USAGE)
     stem = stem if kind == "service" else text
     match = _NAME.fullmatch(stem)
     if match is None or len(stem + _SUFFIX) > _MAX_NAME:
-        raise Failure(f"{text!r}: is no name of a systemd unit", ExitCode.USAGE)
+        raise Failure(f"{text!r}: is not a systemd unit name", ExitCode.USAGE)
     return UnitName(match["prefix"], match["instance"])
 
 
@@ -105,13 +105,13 @@ def find(root: Path, name: UnitName) -> Unit:
                     f"{name}: is masked by {entry}; run 'systemctl unmask {name}'", ExitCode.USAGE
                 )
             if not fragment.is_file():
-                raise Failure(f"{entry}: is not a file, or leads to none", ExitCode.USAGE)
+                raise Failure(f"{entry}: is not a file or a link to one", ExitCode.USAGE)
             own = _own_name(name, fragment)
             return Unit(root, own, fragment, _dropins(root, own))
     below = "" if root == Path("/") else f" below {root}"
     hint = f" ({name.prefix}@.service does not exist either)" if name.instance else ""
     raise Failure(
-        f"{name}: no such unit{below}{hint}; 'systemctl list-unit-files' shows which there are",
+        f"{name}: no such unit{below}{hint}; 'systemctl list-unit-files' lists all units",
         ExitCode.USAGE,
     )
 
@@ -122,7 +122,7 @@ def exists(root: Path, file_name: str) -> bool:
 
 
 def chase(root: Path, path: Path) -> Path:
-    """`path`, read as if `root` were ``/``, with all its links followed; need not exist.
+    """`path`, read as if `root` were ``/``, with all its links followed; it need not exist.
 
     Raises `Failure` if the links go round in circles.
     """
@@ -153,7 +153,7 @@ def _size(path: Path) -> int:
 
 
 def _own_name(asked: UnitName, fragment: Path) -> UnitName:
-    """An alias is a link whose target has another name; the drop-in belongs to that one."""
+    """An alias is a link whose target has another name; the drop-in belongs to the target."""
     if fragment.suffix != _SUFFIX:
         return asked
     target = parse_name(fragment.name)
@@ -190,7 +190,7 @@ def _aliases(root: Path, name: UnitName) -> list[UnitName]:
         for entry in sorted(directory.glob(f"*{_SUFFIX}")):
             if not entry.is_symlink():
                 continue
-            with suppress(Failure):  # a broken link elsewhere is not this service's trouble
+            with suppress(Failure):  # a broken link of another unit does not matter here
                 alias = parse_name(entry.name)
                 if alias.instance == "" and name.instance:
                     alias = UnitName(alias.prefix, name.instance)

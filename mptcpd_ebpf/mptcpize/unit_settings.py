@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reads what a service's files say about its environment.
+"""Reads a service's environment from its unit files.
 
 The syntax is systemd.syntax(7)'s, the meaning systemd.exec(5)'s: ``Environment=``
 assignments add up over the unit file and its drop-ins, an empty one removes those before it, and
@@ -21,7 +21,7 @@ _BLANK = " \t\n\r"
 
 @dataclass
 class Settings:
-    """The effective settings of one service, as far as they touch the preload."""
+    """The effective settings of one service, as far as they affect the preload."""
 
     environment: dict[str, str] = field(default_factory=dict)
     """``Environment=``, by variable."""
@@ -94,10 +94,10 @@ def _service_lines(text: str) -> Iterator[tuple[str, str]]:
 
 
 def words(value: str) -> Iterator[str]:
-    """Splits a value at blanks, quotes and C escapes taken off.
+    """Splits a value at blanks and decodes quotes and C escapes.
 
     Ends at the first word that systemd would refuse (an open quote, an unknown escape);
-    those before it count, as they do there.
+    the words before it count, as in systemd.
     """
     at = 0
     while True:
@@ -152,6 +152,6 @@ def _escape(value: str, at: int) -> tuple[str, int] | None:
 
 
 def quoted(word: str) -> str:
-    """`word` as `words` reads it back; specifiers are left alone."""
+    """`word` quoted so that `words` reads it back; specifiers stay unchanged."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + escaped.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r") + '"'

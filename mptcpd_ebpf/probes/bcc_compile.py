@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""bcc as a compiler of BPF programs: with no kernel headers, and out of this process.
+"""Compiles BPF programs with bcc, without kernel headers and in a child process.
 
 bcc (the distribution's ``python3-bpfcc``; what PyPI calls bcc is another package) brings
-clang as a library and insists on a kernel source folder, of which it includes eight files.
-``bpf/bcc`` stands in for it, so that what compiles here compiles on every host, whether it
-has ``linux-headers`` or not.  A program that wants to look into the kernel's structures
-declares them itself, at the offsets that BTF tells (`bcc_layouts`).
+clang as a library and requires a kernel source folder, of which it includes eight files.
+``bpf/bcc`` replaces that folder, so a program that compiles here compiles on every host, with
+or without ``linux-headers``.  A program that reads the kernel's structures declares them
+itself, at the offsets given by BTF (`bcc_layouts`).
 
-Importing bcc takes some 120 MiB.  What lives on compiles in a child process and keeps only
-the instructions (`compile_functions`); a tool that runs for a while may have bcc itself
+Importing bcc takes about 120 MiB.  A long-running process compiles in a child process and
+keeps only the instructions (`compile_functions`); a short-lived tool may import bcc itself
 (`open_bcc`).
 """
 
@@ -30,7 +30,7 @@ from mptcpd_ebpf.runtime.resources import bpf_sources
 
 _KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
 _COMPILE_SECONDS = 300
-"""How long a compilation may take; an emulated machine needs most of a minute."""
+"""Time limit of a compilation; an emulated machine needs most of a minute."""
 _MESSAGE_LINES = 5
 _environment = threading.Lock()
 
@@ -108,8 +108,8 @@ def compile_functions(
 
     `text` names maps by ``bpf_pseudo_fd(1, FD)``: there are no relocations.  It includes
     files of ``bpf/`` by their names.
-    declares: a BPF object that states what of the kernel's structures the program looks at;
-    their layouts are put before it (`bcc_layouts`).
+    declares: a BPF object that declares the kernel structures and fields that the program
+    reads; their layouts are put before it (`bcc_layouts`).
 
     Raises BccUnavailable, with the compiler's first message.
     """

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Declares the kernel's structures with the layout of the running kernel, for bcc.
 
-bcc applies no CO-RE relocations: a field is read where its declaration has it.  Which
-structures and fields the probes look at is stated in bpf/kernel.h, and stands in the BTF
-of the object compiled from it; here each of them gets its place in the kernel's own BTF,
-as libbpf would give it: found by name, anonymous structures and unions seen through, a
-suffix ``___x`` of a structure's name left out.  The result is C, for bpf/bcc/reach.h:
+bcc applies no CO-RE relocations: a field is read where its declaration has it.  The
+structures and fields that the probes read are declared in bpf/kernel.h, and so in the BTF
+of the object compiled from it.  This module looks each of them up in the kernel's own BTF
+as libbpf does: by name, also inside anonymous structures and unions, without the suffix
+``___x`` of a structure's name.  The result is C, for bpf/bcc/reach.h:
 
     struct tcp_sock {
         union {
@@ -16,9 +16,9 @@ suffix ``___x`` of a structure's name left out.  The result is C, for bpf/bcc/re
     #define HAS_tcp_sock_srtt_us 1
     #define WIDTH_tcp_sock_srtt_us 4
 
-A field that the kernel does not have stands behind the structure's end, HAS_ 0, WIDTH_ 0.
-A bit field has no place but ``BITS_AT_field``, the offset of four bytes to read, and
-``BITS_field``: its width << 8 | how far it is shifted in them.
+A field that the kernel lacks is placed after the structure's end, with HAS_ 0 and WIDTH_ 0.
+A bit field is not declared: ``BITS_AT_field`` is the offset of the four bytes to read, and
+``BITS_field`` is its width << 8 | its shift in them.
 """
 
 import os
@@ -41,7 +41,7 @@ _ROOTS = (
     "sk_buff",
     "tcp_skb_cb",
 )
-"""What the probes reach by pointers; what these hold is found from them."""
+"""The structures that the probes reach by pointers; those embedded in them follow from these."""
 _UNSIGNED = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}
 _SIGNED = {1: "s8", 2: "s16", 4: "s32", 8: "s64"}
 
@@ -55,13 +55,13 @@ class _Writer:
         self.written: set[str] = set()
 
     def structure(self, name: str) -> None:
-        """Writes ``struct name`` after what it holds."""
+        """Writes ``struct name`` after the structures that it contains."""
         if name in self.written:
             return
         self.written.add(name)
         declared = self.seen.structure(name)
         if declared is None:
-            return  # the object looks at none of its fields
+            return  # the object reads none of its fields
         found = self.kernel.structure(name.split("___")[0])
         if found is None:
             raise BtfError(f"this kernel has no struct {name}")
@@ -78,10 +78,10 @@ class _Writer:
                 continue
             if place is None:
                 known = Member(member.name, member.type, 8 * size, 0)
-                self._tell(name, member.name, None)
+                self._define(name, member.name, None)
             else:
                 known = place
-                self._tell(name, member.name, place.type)
+                self._define(name, member.name, place.type)
             text = self._typed(member.type, known.type, member.name)
             before = f"char _{member.name}[{known.bit // 8}]; " if known.bit else ""
             lines.append(f"struct {{ {before}{text}; }} __attribute__((packed));")
@@ -99,14 +99,16 @@ class _Writer:
                     return inner
         return None
 
-    def _tell(self, structure: str, field: str, found: Type | None) -> None:
+    def _define(self, structure: str, field: str, found: Type | None) -> None:
         if structure:
             self.defines[f"HAS_{structure}_{field}"] = "1" if found else "0"
             width = 8 if found and found.kind == PTR else found.size_or_type if found else 0
             self.defines[f"WIDTH_{structure}_{field}"] = str(width)
 
     def _bits(self, name: str, place: Member | None) -> None:
-        """Where a bit field is; what is none here has all its bits, what is missing has none."""
+        """Defines a bit field's offset, width and shift: a plain integer's full width, a missing
+        field's 0.
+        """
         start, bits = (
             (place.bit // 8, place.bits or 8 * place.type.size_or_type) if place else (0, 0)
         )
@@ -136,7 +138,7 @@ class _Writer:
 
 
 def layouts(seen: Btf, kernel: Btf) -> str:
-    """C declarations of what `seen` declares, as it lies in `kernel`.  Raises BtfError."""
+    """C declarations of `seen`'s structures with their layout in `kernel`.  Raises BtfError."""
     writer = _Writer(seen, kernel)
     for name in _ROOTS:
         writer.structure(name)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The probes' second way in: compiled by bcc on this very host, with the face of `Probes`.
+"""The probes compiled by bcc on this host, with the interface of `Probes`.
 
-The programs are bpf/bcc/subflow.c: the same measuring and the same alarms as the CO-RE
-object's, at other hooks.  The ground is a ``sock_ops`` program on a cgroup, which every
-kernel has; beside it what this kernel allows.  A segment that came in is seen by fentry of
+The programs are bpf/bcc/subflow.c: the same measurements and alarms as the CO-RE object's, at
+other hooks.  The base is a ``sock_ops`` program on a cgroup, which every kernel supports; other
+hooks are added where the kernel allows them.  Received segments are observed by fentry of
 ``mptcp_incoming_options``, else by a kprobe there, else by the raw tracepoint tcp_probe.
 
-bcc runs in a child process, once (`bcc_compile`); this one loads the instructions, so that
-it stays small.  Maps, programs and links are descriptors of this process and end with it.
+bcc runs once, in a child process (`bcc_compile`); this process loads only the instructions, to
+stay small.  Maps, programs and links are descriptors of this process and end with it.
 """
 
 import mmap
@@ -44,7 +44,7 @@ _POINTER = 8
 _SEGMENT = "mptcp_incoming_options"
 _MAPS = ("subflows", "connections", "listeners", "openers", "reports", "thresholds",
          "counters", "gates", "blank", "netns")  # fmt: skip
-"""In the order of the numbers that the code knows them by, from 1 on."""
+"""In the order of the map numbers in the code, from 1 on."""
 _FUNCTIONS = (
     "sock_ops",
     "segment_received",
@@ -54,9 +54,9 @@ _FUNCTIONS = (
     "sample",
 )
 _WITHOUT = {
-    "segment_received": "nothing is seen of what a host only receives",
-    "scheduler_looks": "no stall is noticed while nothing comes back",
-    "state_changes": "the owner is not known",
+    "segment_received": "nothing is measured on a host that only receives",
+    "scheduler_looks": "no stall is detected while no segment is received",
+    "state_changes": "the owner is unknown",
 }
 
 Way = tuple[str, Callable[[], None]]
@@ -106,9 +106,9 @@ class BccProbes:
     ) -> Self:
         """Compiles, loads and attaches the probes.
 
-        netns, thresholds, ring_bytes: as of `Probes.open`.
-        cgroup: a folder of cgroup v2; the sockets made in it and below are followed.  None:
-        all, by its root.
+        netns, thresholds, ring_bytes: as for `Probes.open`.
+        cgroup: a folder of cgroup v2; only sockets created in it or below are followed.  None:
+        all sockets, by attaching to its root.
 
         Raises BpfUnavailable.
         """
@@ -171,13 +171,13 @@ class BccProbes:
         self._keep(loading.attach_cgroup(self._bpf, program, cgroup))
         hooks.append(HookReport("sock_ops", f"sock_ops of {cgroup}", True))
         self._load(raw, "sample", codes["sample"])
-        hooks.append(self._first("segment_received", self._ways_to_segments(codes)))
+        hooks.append(self._attach_first("segment_received", self._segment_hooks(codes)))
         for name, tracepoint in (
             ("scheduler_looks", "mptcp_subflow_get_send"),
             ("state_changes", "inet_sock_set_state"),
         ):
             way = self._raw_tracepoint(name, tracepoint, codes[name])
-            hooks.append(self._first(name, iter([(f"raw_tp/{tracepoint}", way)])))
+            hooks.append(self._attach_first(name, iter([(f"raw_tp/{tracepoint}", way)])))
 
     def _load(self, kind: ProgramType, name: str, code: bytes, fentry: str | None = None) -> int:
         program = loading.load_program(self._bpf, kind, name, code, fentry)
@@ -196,8 +196,8 @@ class BccProbes:
 
         return attach
 
-    def _ways_to_segments(self, codes: dict[str, bytes]) -> Iterator[Way]:
-        """Where a segment that came in can be seen, the cheapest first."""
+    def _segment_hooks(self, codes: dict[str, bytes]) -> Iterator[Way]:
+        """The hooks that see received segments, the cheapest first."""
         name, code = "segment_received", codes["segment_received"]
 
         def fentry() -> None:
@@ -212,7 +212,7 @@ class BccProbes:
         yield f"kprobe/{_SEGMENT}", kprobe
         yield "raw_tp/tcp_probe", self._raw_tracepoint(name, "tcp_probe", code)
 
-    def _first(self, name: str, ways: Iterator[Way]) -> HookReport:
+    def _attach_first(self, name: str, ways: Iterator[Way]) -> HookReport:
         """Attaches at the first hook that the kernel allows."""
         refused: list[str] = []
         hook = ""
@@ -230,13 +230,13 @@ class BccProbes:
         return self._reader.fileno()
 
     def read(self) -> list[AlarmRaised | SubflowEnded]:
-        """What the probes reported since the last call; as of `Probes.read`."""
+        """What the probes reported since the last call; see `Probes.read`."""
         return self._reader.read()
 
     def sample(self) -> list[Measurement]:
         """The exact present values of the subflows that these probes follow.
 
-        Each is measured by a run of the program that user space asks for, one system call.
+        Each costs one system call, which runs the measuring program (BPF_PROG_TEST_RUN).
         """
         for cookie, _ in list(self._reader.entries()):
             loading.run_raw_tracepoint(self._bpf, self._programs["sample"], cookie)
@@ -254,7 +254,7 @@ class BccProbes:
 
     @property
     def lost(self) -> dict[str, int]:
-        """What went wrong inside the probes since they were loaded, by bpf/records.h's names."""
+        """Error counts of the probes since they were loaded, by the names of bpf/records.h."""
         values = self._counters.codec.unpack_from(self._sums, 0)
         return dict(zip(self._counters.fields, values, strict=True))
 
@@ -279,7 +279,7 @@ class BccProbes:
 
 @cache
 def _compiled() -> dict[str, bytes]:
-    """The code of all functions; it is the same for every namespace, and takes seconds."""
+    """The code of all functions: the same for every namespace, and seconds to compile."""
     return compile_functions(
         (bpf_sources() / "bcc" / "subflow.c").read_text(),
         _FUNCTIONS,
@@ -290,6 +290,6 @@ def _compiled() -> dict[str, bytes]:
 
 
 def _record_types(libbpf: Libbpf) -> Btf:
-    """The types of the object that was compiled from the same headers."""
+    """The types of the CO-RE object, which is compiled from the same headers."""
     with BpfObject("subflow", libbpf) as compiled:
         return compiled.btf

@@ -5,7 +5,7 @@ In this order: `constants`, `choose`, `set_target` and `resize` change what will
 loads it; `attach` and the functions that read maps and variables follow.  Everything ends with
 `close`, and with the process.
 
-What libbpf or the kernel refuses is an OSError; `explain` says in words why loading failed.
+A refusal by libbpf or the kernel raises OSError; `explain` states why loading failed.
 """
 
 import ctypes

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Reads record layouts from a BPF object's own BTF.
 
-The layouts are stated once, in bpf/records.h; the compiler writes them into the object
-as BTF (kernel: Documentation/bpf/btf.rst), and here they become `struct.Struct`s.  Only
-what records are made of is understood: integers, enumerations, arrays and structures of
-them, pointers.  Anything else in a record raises BtfError.
+The layouts are declared once, in bpf/records.h; the compiler writes them into the object
+as BTF (kernel: Documentation/bpf/btf.rst), and this module turns them into `struct.Struct`s.
+Records may hold integers, enumerations, pointers, and arrays and structures of these; any
+other type in a record raises BtfError.
 """
 
 import struct
@@ -46,17 +46,17 @@ class Field:
     index: int
     """Index of its value in what `Layout.codec` unpacks."""
     count: int
-    """Values it takes there: 1, or the length of an array."""
+    """Number of its values there: 1, or the length of an array."""
 
     @property
     def unseen(self) -> int:
-        """All ones in its width: the value that means "not seen"."""
+        """All bits set: the value that means "unknown"."""
         return (1 << (8 * self.size // self.count)) - 1
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a record lies in memory.
+    """The memory layout of a record.
 
     Byte arrays and nested structures unpack to `bytes`, other arrays to as many values
     as they have elements.
@@ -76,22 +76,22 @@ class Type:
     name: str
     length: int
     size_or_type: int
-    """Bytes; of a pointer, typedef or the like what it refers to."""
+    """Size in bytes; for a pointer, typedef or qualifier the id of the type it refers to."""
     tail: int
-    """Offset of what follows the common part."""
+    """Offset of the data that follows the common 12 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of a structure or union, as the kernel may have them too."""
+    """A member of a structure or union of an object or of the kernel."""
 
     name: str
     """Empty: an anonymous structure or union, whose members count as the outer one's."""
     type: Type
     bit: int
-    """Where it begins."""
+    """Offset in bits."""
     bits: int
-    """How wide a bit field is; 0: it is none."""
+    """Width of a bit field; 0 for any other member."""
 
 
 class Btf:
@@ -126,7 +126,7 @@ class Btf:
         try:
             return self._named[kind, name]
         except KeyError:
-            raise BtfError(f"the BPF object knows no {name!r}") from None
+            raise BtfError(f"the BPF object has no {name!r}") from None
 
     def _resolve(self, type_id: int) -> Type:
         found = self._types[type_id]
@@ -152,7 +152,7 @@ class Btf:
         raise BtfError(f"a record may not hold a {found.name or 'type'} of BTF kind {found.kind}")
 
     def structure(self, name: str) -> Type | None:
-        """``struct name``, None if there is none."""
+        """``struct name``; None if the BTF has none."""
         return self._named.get((STRUCT, name))
 
     def members(self, compound: Type) -> list[Member]:
@@ -166,7 +166,7 @@ class Btf:
         return found
 
     def array(self, found: Type) -> tuple[Type, int]:
-        """Of an array, what its elements are and how many it has."""
+        """The element type and the length of an array."""
         element_id, _, length = struct.unpack_from("=III", self._raw, found.tail)
         return self._resolve(element_id), length
 

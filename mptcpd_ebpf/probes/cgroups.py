@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Where the root of cgroup v2 is mounted.
 
-``ip netns exec`` mounts a fresh /sys, in which there is no cgroup; the first process still
-has its own, reached through /proc/1/root.
+``ip netns exec`` mounts a fresh /sys, without a cgroup file system; that of process 1
+is still reachable through /proc/1/root.
 """
 
 from pathlib import Path
 
 
 def root_cgroup() -> Path | None:
-    """The root of cgroup v2; None if it is mounted neither here nor where process 1 is."""
+    """The root of cgroup v2; None if neither this process nor process 1 has it mounted."""
     for process, above in (("self", Path("/")), ("1", Path("/proc/1/root"))):
         try:
             mounts = Path("/proc", process, "mountinfo").read_text().splitlines()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The probes: opens the CO-RE object, attaches what the kernel allows, reads. Data leaves the
-kernel in two ways. The ring buffer pushes alarms and final records: its descriptor becomes
-readable, `Probes.read` returns events. The ``iter/tcp`` program is pulled: `Probes.sample` returns
-the exact present values of every MPTCP subflow in the namespace of the calling thread, those older
-than the probes too.
+"""The probes: opens the CO-RE object, attaches what the kernel allows, reads the measurements.
+
+Data leaves the kernel in two ways. The ring buffer pushes alarms and final records: its descriptor
+becomes readable, and `Probes.read` returns events. The ``iter/tcp`` program runs on request:
+`Probes.sample` returns the current values of every MPTCP subflow in the namespace of the calling
+thread, including subflows older than the probes.
 
 Thresholds and counters are global variables of the object, mapped into this process;
 writing a threshold takes effect at the next packet.
@@ -28,14 +29,14 @@ _ITERATOR = "sample"
 _ESSENTIAL = frozenset({"state_changes", "socket_destroyed", _ITERATOR})
 _READ_BYTES = 1 << 18
 FOLLOWED = ("subflows", "connections", "listeners")
-"""The maps that fill."""
+"""The maps with an entry per subflow, connection or listener."""
 
 _WITHOUT = {
     "segment_received": "no RTT histogram, no RTT, loss or stall alarm from received segments",
     "scheduler_looks": "no-progress alarms start only at the next received or repeated segment",
     "segment_retransmitted": "no loss and no timeout alarm",
 }
-"""What is lost when a hook that can be done without does not attach."""
+"""What is lost when an optional hook does not attach."""
 
 
 class HookReport(Struct, frozen=True):
@@ -54,7 +55,7 @@ class ProbeReport(Struct, frozen=True):
 
     hooks: list[HookReport]
     netns: int
-    """The namespace the probes keep to, 0: all."""
+    """Inode of the only network namespace that is followed, 0: all."""
     way: str = f"CO-RE through {LIBRARY}"
 
     @property
@@ -143,7 +144,7 @@ class Probes:
             raise BpfUnavailable(
                 f"the kernel does not let the probes attach to {'; '.join(essential)}"
             )
-        self.sample()  # follow what is older than us from now on
+        self.sample()  # registers the subflows that are older than the probes
 
     def _attach(self, name: str, skipped: dict[str, str]) -> HookReport:
         hook = self._object.hook(name)
@@ -182,7 +183,7 @@ class Probes:
         return self._out.read()
 
     def sample(self) -> list[Measurement]:
-        """The exact present values of every MPTCP subflow in the calling thread's namespace."""
+        """The current values of every MPTCP subflow in the calling thread's namespace."""
         descriptor = self._bpf.number("bpf_iter_create", self._iterator)
         try:
             chunks = []
@@ -202,7 +203,7 @@ class Probes:
 
     @property
     def lost(self) -> dict[str, int]:
-        """What went wrong inside the probes since they were loaded, by bpf/records.h's names."""
+        """Error counts of the probes since they were loaded, by the names of bpf/records.h."""
         shared, offset = self._global("counters", self._counters)
         values = self._counters.codec.unpack_from(shared, offset)
         return dict(zip(self._counters.fields, values, strict=True))
@@ -236,5 +237,5 @@ class Probes:
 
 
 def tick_us() -> int:
-    """How long a jiffy lasts."""
+    """Length of a jiffy in microseconds."""
     return round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e6)

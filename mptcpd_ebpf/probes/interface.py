@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What any probes offer, whichever way they got into the kernel."""
+"""The interface that CO-RE probes and probes compiled by bcc have in common."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,7 +16,7 @@ class AnyProbes(Protocol):
 
     @property
     def sees_all(self) -> bool:
-        """Whether every subflow is seen, also what is older than the probes."""
+        """Whether subflows older than the probes are seen too."""
 
     @property
     def lost(self) -> dict[str, int]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Prototypes and enumerations of the running kernel, from its BTF.
 
-libbpf parses the five megabytes of /sys/kernel/btf/vmlinux in some milliseconds, for which
-Python takes a second; requested types are then read in place (include/uapi/linux/btf.h,
+libbpf parses the five megabytes of /sys/kernel/btf/vmlinux in a few milliseconds, where
+Python takes a second; this module then reads requested types in place (include/uapi/linux/btf.h,
 Documentation/bpf/btf.rst).
 """
 
@@ -21,7 +21,7 @@ _WORDS = {_STRUCT: "struct ", _UNION: "union ", _ENUM: "enum ", _FWD: "struct ",
 _QUALIFIERS = {_VOLATILE: "volatile ", _CONST: "const ", _RESTRICT: ""}
 _SIGNED, _BOOL = 1, 4
 TRACE_ITERATOR = "__traceiter_"
-"""What the kernel's function that runs a tracepoint's probes is named before its name."""
+"""Prefix of the kernel function that runs a tracepoint's probes."""
 
 
 class Value(NamedTuple):
@@ -36,10 +36,10 @@ class Value(NamedTuple):
     pointed: str | None = None
     """The name of the structure that it points to; "" if it points to something else."""
     names: dict[int, str] | None = None
-    """Of an enumeration."""
+    """The names of an enumeration by value."""
 
     def read(self, register: int) -> int:
-        """The value in a register, of which the type takes the lower bytes."""
+        """The value in a register; the type occupies its lower bytes."""
         bits = 8 * min(self.size, 8)
         value = register & ((1 << bits) - 1)
         return value - (1 << bits) if self.signed and value >> (bits - 1) else value
@@ -52,7 +52,7 @@ class Value(NamedTuple):
         return bool(value) if self.truth else value
 
     def words(self, register: int) -> str:
-        """For people."""
+        """As text: pointers in hexadecimal, enumerations by name."""
         value = self.read(register)
         if self.names is not None:
             return self.names.get(value, str(value))
@@ -91,13 +91,16 @@ class KernelTypes:
         self._bpf.btf__free(self._btf)
 
     def function(self, name: str) -> Prototype | None:
-        """Of a function, None if the BTF does not have it."""
+        """The prototype of a function; None if the BTF does not have it."""
         found = self._bpf.btf__find_by_name_kind(self._btf, name.encode(), _FUNC)
         return None if found < 0 else self._prototype(self._type(found)[2])
 
     def tracepoint(self, name: str) -> Prototype | None:
-        """Of a BTF tracepoint: a typedef of a pointer to a function, whose first argument
-        is not the program's (kernel/bpf/verifier.c)."""
+        """The prototype of a BTF tracepoint; None if the BTF does not have it.
+
+        BTF has a typedef of a pointer to a function, whose first argument programs do not
+        receive (kernel/bpf/verifier.c).
+        """
         found = self._bpf.btf__find_by_name_kind(self._btf, f"btf_trace_{name}".encode(), _TYPEDEF)
         if found < 0:
             return None
@@ -116,7 +119,7 @@ class KernelTypes:
         return Prototype(given, whole.result)
 
     def enumeration(self, name: str) -> dict[int, str]:
-        """The names of an enumeration by their values; empty if the kernel has it not."""
+        """The names of an enumeration by value; empty if the kernel does not have it."""
         found = self._bpf.btf__find_by_name_kind(self._btf, name.encode(), _ENUM)
         if found < 0:
             return {}
@@ -128,7 +131,7 @@ class KernelTypes:
             yield value, self._text(text)
 
     def _type(self, number: int) -> tuple[int, str, int, int, int]:
-        """Kind, name, size or type, number of members, and where these stand."""
+        """Kind, name, size or type, number of members, and their address."""
         place = self._bpf.pointer("btf__type_by_id", self._btf, number)
         name, info, size_or_type = struct.unpack("=III", ctypes.string_at(place, 12))
         return info >> 24 & 0x1F, self._text(name), size_or_type, info & 0xFFFF, place + 12
@@ -173,7 +176,7 @@ class KernelTypes:
         return Value(f"{_WORDS.get(kind, '')}{name}", size_or_type)
 
     def _target(self, number: int) -> tuple[str, str]:
-        """What a pointer points to, and its name if it is a structure; no further."""
+        """The C text of a pointer's target, and the target's name if it is a structure."""
         before = ""
         while number:
             kind, name, inner, _, _ = self._type(number)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The few functions of libbpf that loading and reading the probes takes.
+"""The functions of libbpf that loading and reading BPF programs needs, through ctypes.
 
 Conventions of libbpf 1.x (https://libbpf.readthedocs.io): a function that returns a
 pointer returns NULL and sets errno; one that returns an int returns -errno.  `pointer`
-and `number` turn both into OSError with what libbpf logged meanwhile, which for a
-program that the verifier refused is the verifier's own explanation.
+and `number` turn both into OSError.  `Libbpf.log` keeps libbpf's warnings, among them the
+verifier's explanation of a refused program.
 """
 
 import ctypes
@@ -82,8 +82,8 @@ class Libbpf:
         self._library = ctypes.CDLL(LIBRARY, use_errno=True)
         self._libc = ctypes.CDLL(None)
         self.log: list[str] = []
-        """What libbpf warned of since `log` was last cleared: a line each, of a long text the
-        last ones."""
+        """libbpf's warnings since `log` was last cleared, in lines; of a long text only the last
+        LOG_LINES_KEPT."""
         self._print = _PRINT_CALLBACK(self._on_print)  # kept: libbpf holds the address
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._library, name)
@@ -95,7 +95,7 @@ class Libbpf:
         return getattr(self._library, name)
 
     def _on_print(self, level: int, form: bytes, arguments: int) -> int:
-        # The verifier's explanation is one text, megabytes at worst; its end has the reason.
+        # The verifier's explanation is one text of up to megabytes; the reason is at its end.
         text = c_char_p()
         if (
             level == _WARN
@@ -125,7 +125,7 @@ class Libbpf:
         return OSError(errno, f"{name}: {os.strerror(errno)}")
 
     def refused_programs(self) -> dict[str, str]:
-        """Programs that the log says could not be loaded, each with the reason in a line."""
+        """Programs that could not be loaded according to `log`, with the reason in one line."""
         refused: dict[str, str] = {}
         last = ""
         for line in self.log:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Maps, programs and links from bare instructions, for programs without an object file (bcc's).
-Each step that libbpf takes for an object (`bpf_object`) is taken here through its low-level
-functions (bpf.h of libbpf 1.x; numbers from include/uapi/linux/bpf.h). Closing a descriptor ends
-the map, program or link, so nothing outlives the process, however it ends.
+"""Loads maps, programs and links from bare instructions, for programs without an object file.
+
+Only programs compiled by bcc take this way; `bpf_object` loads object files. The steps that libbpf
+performs for an object are made here by its low-level functions (bpf.h of libbpf 1.x; numbers from
+include/uapi/linux/bpf.h). Closing a descriptor ends the map, program or link, so nothing outlives
+the process, however it ends.
 """
 
 import ctypes
@@ -128,7 +130,7 @@ def set_element(libbpf: Libbpf, descriptor: int, value: int) -> None:
 
 
 def with_maps(code: bytes, descriptors: Mapping[int, int]) -> bytes:
-    """The code with a map's descriptor in the place of each map's number."""
+    """The code with each map number replaced by the map's descriptor."""
     done = bytearray(code)
     for at in range(0, len(code), _INSTRUCTION_BYTES):
         if code[at] == _LOAD_64 and code[at + 1] >> 4 in _MAP_SOURCES:
@@ -167,7 +169,7 @@ def load_program(
 
 
 def attach_cgroup(libbpf: Libbpf, program: int, cgroup: Path) -> int:
-    """A link of a sock_ops program to a cgroup v2, beside what is attached there already.
+    """A link of a sock_ops program to a cgroup v2; other programs attached there stay.
 
     Raises OSError that names the folder.
     """
@@ -176,7 +178,7 @@ def attach_cgroup(libbpf: Libbpf, program: int, cgroup: Path) -> int:
         return libbpf.number("bpf_link_create", program, folder, AttachType.SOCK_OPS, None)
     except OSError as error:
         if error.errno == errno.EBADF:
-            raise OSError(error.errno, f"{cgroup} is no folder of cgroup v2") from None
+            raise OSError(error.errno, f"{cgroup} is not a folder of cgroup v2") from None
         raise
     finally:
         os.close(folder)
@@ -219,7 +221,7 @@ def attach_kprobe(libbpf: Libbpf, program: int, function: str) -> tuple[int, int
 
 
 def run_raw_tracepoint(libbpf: Libbpf, program: int, argument: int) -> None:
-    """Runs a raw tracepoint program here and now, with one argument (BPF_PROG_TEST_RUN)."""
+    """Runs a raw tracepoint program once, with one argument (BPF_PROG_TEST_RUN)."""
     context = ctypes.c_uint64(argument)
     options = _RunOptions(
         sz=ctypes.sizeof(_RunOptions),

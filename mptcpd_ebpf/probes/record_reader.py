@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What comes out of the probes' maps, however the probes were loaded.
+"""Reads the probes' maps, for CO-RE probes and for those compiled by bcc.
 
 The ring buffer pushes alarms and final records. A final record that finds it full stays in the map
 of subflows, marked closed, and the next `RecordReader.read` collects it.
@@ -34,7 +34,7 @@ class RecordReader:
         self._bpf = libbpf
         self._subflows = subflows
         self._kept = kept
-        self._harvested = 0
+        self._collected = 0
         self._records: list[bytes] = []
         layout = btf.layout("subflow")
         self._entry_bytes = layout.size
@@ -54,18 +54,18 @@ class RecordReader:
         return 0
 
     def read(self) -> list[AlarmRaised | SubflowEnded]:
-        """What was reported since the last call, in its order, then what was kept."""
+        """The records since the last call, in order, then the final records kept in the map."""
         self._bpf.number("ring_buffer__consume", self._ring)
         records, self._records = self._records, []
         events: list[AlarmRaised | SubflowEnded] = [self.decoder.report(each) for each in records]
         kept = self._kept()
-        if kept != self._harvested:
-            self._harvested = kept
-            events += self._harvest()
+        if kept != self._collected:
+            self._collected = kept
+            events += self._collect_kept()
         return events
 
     def entries(self) -> Iterator[tuple[int, bytes]]:
-        """The map of subflows: cookies and entries, closed ones included."""
+        """The cookies and entries of the map of subflows, including closed ones."""
         keys = (ctypes.c_uint64 * _BATCH)()
         values = ctypes.create_string_buffer(_BATCH * self._entry_bytes)
         place = ctypes.create_string_buffer(8)
@@ -87,7 +87,7 @@ class RecordReader:
     def is_closed(self, entry: bytes) -> bool:
         return bool(self._closed.unpack_from(entry)[0])
 
-    def _harvest(self) -> list[SubflowEnded]:
+    def _collect_kept(self) -> list[SubflowEnded]:
         found = {key: entry for key, entry in self.entries() if self.is_closed(entry)}
         for key in found:
             self._bpf.bpf_map_delete_elem(self._subflows, ctypes.byref(ctypes.c_uint64(key)))
@@ -97,14 +97,14 @@ class RecordReader:
         ]
 
     def close(self) -> None:
-        """Lets the ring buffer go; a second call does nothing."""
+        """Frees the ring buffer; a second call does nothing."""
         if self._ring is not None:
             self._bpf.ring_buffer__free(self._ring)
             self._ring = None
 
 
 def count_entries(libbpf: Libbpf, descriptor: int) -> int:
-    """How many entries a map has, by walking its keys."""
+    """The number of entries of a map, by walking its keys."""
     key, last = ctypes.create_string_buffer(_KEY_BYTES), None
     number = 0
     while not libbpf.bpf_map_get_next_key(descriptor, last, key):

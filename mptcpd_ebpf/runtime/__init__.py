@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every program of the package needs: exit codes, signals, logging, files at run time."""
+"""Shared by all commands: exit codes, signals, logging, capabilities, files at run time."""

@@ -15,7 +15,7 @@ class Capability(IntEnum):
 
 
 def effective() -> frozenset[Capability]:
-    """Those in the effective set of the calling thread."""
+    """The capabilities in the effective set of the calling thread."""
     with open("/proc/thread-self/status", encoding="ascii", errors="replace") as status:
         line = next(line for line in status if line.startswith("CapEff:"))
     bits = int(line.split()[1], 16)

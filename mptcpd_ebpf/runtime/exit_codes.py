@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How every command ends: its exit code, and the one exception that carries it to `main`.
+"""The exit codes of all commands, and the exception that carries one to `main`.
 
 The numbers follow sysexits.h where it has one.
 """
@@ -33,7 +33,7 @@ class ExitCode(IntEnum):
     """Ctrl-C, as shells count it."""
 
 
-class Failure(Exception):  # noqa: N818 - it is what `main` ends with, not a bug
+class Failure(Exception):  # noqa: N818 - a reported problem, not a bug
     """A problem to be reported to the user: what happened, where, and the fix.
 
     `main` prints the text after ``mptcpd-ebpf: `` and exits with `exit_code`.

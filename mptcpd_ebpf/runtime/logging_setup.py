@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where the log goes: stderr, syslog, the systemd journal or nowhere.
+"""Sends the log to stderr, syslog, the systemd journal or nowhere.
 
-The journal's own protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/) keeps priority and
-identifier; it is one datagram per message, so no library is needed.
+The journal's native protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/) carries priority
+and identifier in one datagram per message, so no library is needed.
 """
 
 import logging
@@ -20,7 +20,7 @@ IDENTIFIER = "mptcpd-ebpf"
 
 
 class LogDestination(StrEnum):
-    """Where to; the names are mptcpd's."""
+    """Destinations, with mptcpd's names for them."""
 
     STDERR = "stderr"
     SYSLOG = "syslog"
@@ -29,14 +29,14 @@ class LogDestination(StrEnum):
 
 
 class LogSwitch:
-    """A log destination that is open and not in use yet."""
+    """An open log destination that is not in use yet."""
 
     def __init__(self, handler: logging.Handler, level: str) -> None:
         self._handler = handler
         self._level = level.upper()
 
     def apply(self) -> None:
-        """Sends everything there from now on, and closes the former destination."""
+        """Makes this the log destination, and closes the former one."""
         logging.basicConfig(handlers=[self._handler], level=self._level, force=True)
 
     def cancel(self) -> None:
@@ -44,17 +44,17 @@ class LogSwitch:
 
 
 def prepare(destination: LogDestination, level: str) -> LogSwitch:
-    """Opens a destination for everything from `level` (``debug``, ``info``, …) on.
+    """Opens a destination for messages of `level` (``debug``, ``info``, …) and above.
 
-    Raises `Failure` (CONFIG) if nothing listens there; the log is then as before.
+    Raises `Failure` (CONFIG) if nothing listens there; the log is then unchanged.
     """
     try:
         return LogSwitch(_handler(destination), level)
     except OSError as error:
         where = SYSLOG_SOCKET if destination is LogDestination.SYSLOG else JOURNAL_SOCKET
         raise Failure(
-            f"log: {destination}: {where}: {error.strerror}; is it running? 'log: stderr' works "
-            f"everywhere",
+            f"log: {destination}: {where}: {error.strerror}; start it, or use 'log: stderr', which "
+            f"works everywhere",
             ExitCode.CONFIG,
         ) from None
 
@@ -66,7 +66,7 @@ def _handler(destination: LogDestination) -> logging.Handler:
         case LogDestination.JOURNAL:
             return JournalHandler(JOURNAL_SOCKET)
         case LogDestination.SYSLOG:
-            # The standard library's handler ignores that nothing listens there.
+            # The standard library's handler does not report that nothing listens there.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
                 probe.connect(SYSLOG_SOCKET)
             syslog = logging.handlers.SysLogHandler(

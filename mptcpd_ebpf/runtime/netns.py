@@ -2,9 +2,8 @@
 """The network namespace of the calling thread.
 
 A namespace is a property of the *thread* (setns(2) moves one thread only), and a socket
-keeps for ever the one in which its creating thread was.  So everything here and in the
-modules beside it reads ``/proc/thread-self`` and never ``/proc/self``, which is the
-process's first thread.
+always stays in the namespace in which its thread created it.  So all code reads
+``/proc/thread-self`` and never ``/proc/self``, which is the process's first thread.
 """
 
 import os
@@ -21,7 +20,7 @@ def inode() -> int:
 
 
 def inode_of(pid: int) -> int | None:
-    """Inode of a process's network namespace; None if it is gone or we may not look."""
+    """Inode of a process's network namespace; None if it has ended or access is denied."""
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino
     except OSError:
@@ -34,14 +33,15 @@ _NAME = re.compile(r"net:\[(\d+)\]")
 
 
 def dead(inodes: Iterable[int]) -> list[int]:
-    """Those of these network namespaces that no process is in, has open or has mounted. A process
-    that cannot see every process of the machine cannot tell: the list is then empty.
+    """The network namespaces among `inodes` that no process is in, has open or has mounted.
+
+    Empty if this process cannot inspect every process of the machine.
     """
     unseen = dict.fromkeys(inodes)
     try:
         if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
             return []
-        # From the cheap to the dear; most often the first look answers.
+        # The cheapest first; it usually suffices.
         for look in (_entered, _mounted, _opened):
             for pid in [1, *filter(str.isdigit, os.listdir("/proc"))]:
                 try:

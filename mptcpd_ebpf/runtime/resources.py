@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Finds the files that ship beside the code: BPF objects, the preload library, plugins, units.
+"""Finds the files that ship with the code: BPF objects, the preload library, plugins, units.
 
 In a source tree they are at its top (``build/bpf``, ``plugins``); in an
 installed wheel under ``mptcpd_ebpf/_data`` (see ``scripts/hatch_build.py``).
@@ -24,14 +24,14 @@ def bpf_object(name: str) -> Path:
 
 
 def bpf_sources() -> Path:
-    """The folder of the probes' C sources, which bcc compiles on the spot."""
+    """The folder of the probes' C sources, which bcc compiles at run time."""
     return _INSTALLED / "bpf" if _INSTALLED.is_dir() else _PACKAGE.parent / "bpf"
 
 
 def preload_library() -> Path:
-    """The path of the library that `mptcpd_ebpf.mptcpize` puts before a program's libc.
+    """The path of the library that `mptcpd_ebpf.mptcpize` preloads into programs.
 
-    Raises FileNotFoundError, with the way out, if it was never built.
+    Raises FileNotFoundError, with the fix, if it was not built.
     """
     folder = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "build"
     path = folder / "preload" / "libmptcpd-ebpf-preload.so"

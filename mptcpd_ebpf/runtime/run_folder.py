@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where daemons keep what commands and later daemons need: control sockets and state files.
+"""The folder of control sockets and state files, which commands and later daemons read.
 
 Each file there is named after a network namespace, ``INODE.kind``.  A daemon run by root,
 or a service whose RuntimeDirectory= belongs to its user, uses `SYSTEM`; any other user's
-daemon the folder below $XDG_RUNTIME_DIR, which is that user's alone.
+daemon uses a folder below $XDG_RUNTIME_DIR, to which only that user has access.
 
-A namespace that ends removes no files: `sweep` removes those of namespaces that do not exist any
-more.
+Files outlive their namespace: `sweep` removes those of namespaces that no longer exist.
 """
 
 import os
@@ -27,24 +26,24 @@ def own() -> Path:
 
 
 def here(kind: str) -> Path:
-    """This network namespace's file of a kind, such as ``sock``, in one's own folder."""
+    """This network namespace's file of a kind, such as ``sock``, in this user's folder."""
     return own() / f"{netns.inode()}.{kind}"
 
 
 def find(kind: str) -> Path:
-    """This namespace's file, wherever it is: one's own first; if there is none, one's own."""
+    """This namespace's file: in `SYSTEM` if it exists only there, else in this user's folder."""
     mine = here(kind)
     system = SYSTEM / mine.name
     return system if system.exists() and not mine.exists() else mine
 
 
 def make() -> None:
-    """Makes one's own folder.  Raises OSError."""
+    """Creates this user's folder.  Raises OSError."""
     own().mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
 def sweep() -> list[Path]:
-    """Removes the files of namespaces that are no more from one's own folder; which they were."""
+    """Removes the files of ended namespaces from this user's folder; returns their paths."""
     try:
         files = [file for file in own().iterdir() if file.name.partition(".")[0].isdigit()]
     except OSError:

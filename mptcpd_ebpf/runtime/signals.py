@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Signals for a loop that waits for descriptors.
+"""Delivers signals to a loop that waits for descriptors.
 
-Python's own handlers keep which signals came; the bytes that the interpreter writes to its wakeup
-descriptor only wake the loop. So none is lost when more signals come than the descriptor holds.
+Python handlers record which signals arrived; the bytes that the interpreter writes to its wakeup
+descriptor only wake the loop. So no signal is lost when the descriptor is full.
 
-Asyncio's own handlers are the bytes alone.  And between their `add_signal_handler` and anyone's
-next line a full descriptor makes the interpreter take a lock inside the signal handler that
-it may hold already: it then deadlocks (trip_signal in Modules/signalmodule.c
-of CPython 3.11).
+Asyncio's handlers depend on those bytes alone. They can also deadlock: right after
+`add_signal_handler`, a full descriptor makes the interpreter take a lock inside the signal handler
+that it may already hold (trip_signal in Modules/signalmodule.c of CPython 3.11).
 """
 
 import signal
@@ -18,7 +17,7 @@ from typing import Self
 
 
 class PendingSignals:
-    """Takes signals over while it is entered, in the main thread; readable when some came."""
+    """Handles signals while it is entered, in the main thread; readable when some are pending."""
 
     def __init__(self, *numbers: signal.Signals) -> None:
         self._numbers = numbers
@@ -43,7 +42,7 @@ class PendingSignals:
         return self._read.fileno()
 
     def take(self) -> set[signal.Signals]:
-        """Which came since the last call; perhaps none."""
+        """The signals that arrived since the last call; may be empty."""
         with suppress(BlockingIOError):
             self._read.recv(4096)
         came, self._came = self._came, set()

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""SIGTERM, SIGINT and SIGHUP for a daemon or a trace that starts, until its loop takes them;
-and for a daemon that ends, when its loop takes them no more.
+"""SIGTERM, SIGINT and SIGHUP before a daemon's or trace's loop handles them, and after it stops.
 
-At the start handlers, and not a mask: children, such as bcc's compiler, would start with the
-mask.  And none of them raises anything: Python drops what is raised inside a callback from C or
-an import.
+At the start these are handlers and not a mask, because children such as bcc's compiler would
+inherit a mask.  The handlers raise nothing: Python drops an exception that is raised inside a
+callback from C or an import.
 """
 
 import os
@@ -17,9 +16,9 @@ _hangup_came = False
 def take(*, hangup: bool) -> None:
     """From now on SIGTERM and SIGINT end the process with exit code 0.
 
-    `hangup`: and SIGHUP is remembered, which would end it otherwise.
+    `hangup`: remember SIGHUP, which ends the process otherwise.
 
-    Call it before anything has to be put back at the end.
+    Call it before anything is changed that must be restored at the end.
     """
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
@@ -28,12 +27,12 @@ def take(*, hangup: bool) -> None:
 
 
 def hangup_came() -> bool:
-    """Whether a SIGHUP came meanwhile."""
+    """Whether a SIGHUP arrived since `take`."""
     return _hangup_came
 
 
 def shut() -> None:
-    """The process ends now: one more signal does not make another exit code of it."""
+    """Blocks the signals while the process ends, so that they cannot change its exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 

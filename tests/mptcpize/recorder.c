@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * Stands behind the preload library in the loader's order, in libc's place, and writes
- * down what it is asked for instead of asking the kernel: the whole table of arguments
- * can be tried without a kernel loading a module for each family.
+ * Comes after the preload library in the loader's order, in place of libc, and records
+ * calls of socket() instead of calling the kernel: all combinations of arguments can be
+ * tried without the kernel loading a module for each family.
  */
 #include <errno.h>
 
@@ -14,7 +14,7 @@ struct call {
 
 struct call recorded[4];
 int calls;
-int refuse_mptcp; /* errno for the next MPTCP sockets, 0: give them */
+int refuse_mptcp; /* errno for the next MPTCP sockets, 0: they succeed */
 int refuse_all;   /* errno for all others */
 
 int socket(int family, int type, int protocol)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Asks systemd itself what it makes of unit files, without it being the init system.
+"""Loads unit files with systemd itself, which need not be the init system.
 
-``systemd --user --test`` loads units from folders of our choice, dumps them and ends; it
-refuses to be run as root, so it runs as nobody.
+``systemd --user --test`` loads units from given folders, dumps them and ends; it
+refuses to run as root, so it runs as nobody.
 """
 
 import re

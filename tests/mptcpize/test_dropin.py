@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`mptcpd-ebpf enable` and `disable` on trees of unit files, with systemd as the judge.
+"""`mptcpd-ebpf enable` and `disable` on trees of unit files, checked against systemd.
 
-Every tree is a root of its own (``--root``); systemd's own loader says what environment
-a service would get from it, and `systemd-analyze verify` whether it accepts the files.
+Every tree is its own root (``--root``); systemd's loader computes the environment that a
+service gets from it, and `systemd-analyze verify` checks the files.
 """
 
 import os
@@ -57,7 +57,7 @@ def cli(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True)
 
 
-def test_the_units_own_environment_survives_and_disable_takes_back_exactly_ours(
+def test_enable_keeps_the_units_environment_and_disable_removes_only_the_drop_in(
     root: Path,
 ) -> None:
     unit = PLAIN + "Environment=A=1 \"B=two words\"\nEnvironment=C='x' A=2\n"
@@ -81,7 +81,7 @@ def test_the_units_own_environment_survives_and_disable_takes_back_exactly_ours(
         "GODEBUG": "multipathtcp=1",
     }
     after = snapshot(root)
-    assert {path: after[path] for path in before} == before, "a file that is not ours changed"
+    assert {path: after[path] for path in before} == before, "another file changed"
     assert not dropin.enable(root, "foo.service", LIBRARY).changed
     assert snapshot(root) == after
     assert dropin.disable(root, "foo").changed
@@ -89,7 +89,7 @@ def test_the_units_own_environment_survives_and_disable_takes_back_exactly_ours(
     assert not dropin.disable(root, "foo").changed
 
 
-def test_a_preload_of_the_unit_is_merged_and_explained(root: Path) -> None:
+def test_a_preload_of_the_unit_is_merged_and_its_origin_named(root: Path) -> None:
     write(
         root,
         {
@@ -108,7 +108,7 @@ def test_a_preload_of_the_unit_is_merged_and_explained(root: Path) -> None:
     assert seen_by_systemd(root, "foo.service")["LD_PRELOAD"] == f"/opt/foo.so:{LIBRARY}"
 
 
-def test_an_instance_a_template_and_an_alias(root: Path) -> None:
+def test_instances_templates_and_aliases_can_be_enabled(root: Path) -> None:
     write(root, {USR / "foo@.service": PLAIN, USR / "real.service": PLAIN})
     (root / ETC / "alias.service").symlink_to("/usr/lib/systemd/system/real.service")
     dropin.enable(root, "foo@bar", LIBRARY)
@@ -125,7 +125,7 @@ def test_an_instance_a_template_and_an_alias(root: Path) -> None:
     assert dropin.disable(root, "alias").changed
 
 
-def test_odd_paths_reach_the_service_unharmed(root: Path) -> None:
+def test_paths_with_special_characters_reach_the_service_unchanged(root: Path) -> None:
     write(root, {USR / "foo.service": PLAIN})
     odd = Path('/opt/100%n"quoted\\path/ours.so')
     dropin.enable(root, "foo", odd)
@@ -160,15 +160,15 @@ def test_systemd_analyze_accepts_the_result(root: Path) -> None:
         ({}, "foo", 64, "foo.service: no such unit below"),
         ({}, "foo@bar", 64, "foo@.service does not exist either"),
         ({}, "foo.socket", 64, "a socket unit; only services"),
-        ({}, "../foo", 64, "is no name of a systemd unit"),
-        ({}, "f oo", 64, "is no name of a systemd unit"),
-        ({}, "x" * 300, 64, "is no name of a systemd unit"),
+        ({}, "../foo", 64, "is not a systemd unit name"),
+        ({}, "f oo", 64, "is not a systemd unit name"),
+        ({}, "x" * 300, 64, "is not a systemd unit name"),
         ({ETC / "foo.service": ""}, "foo", 64, "is masked by"),
         (
             {USR / "foo.service": PLAIN + "UnsetEnvironment=LD_PRELOAD\n"},
             "foo",
             78,
-            "UnsetEnvironment=LD_PRELOAD takes away",
+            "UnsetEnvironment=LD_PRELOAD removes",
         ),
         (
             {
@@ -177,7 +177,7 @@ def test_systemd_analyze_accepts_the_result(root: Path) -> None:
             },
             "foo@bar",
             78,
-            "etc/default/foo-bar: sets LD_PRELOAD, and beats every drop-in",
+            "etc/default/foo-bar: sets LD_PRELOAD and overrides every drop-in",
         ),
         (
             {
@@ -199,7 +199,7 @@ def test_systemd_analyze_accepts_the_result(root: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_enabled_is_said_and_leaves_nothing(
+def test_a_refused_unit_is_reported_and_nothing_is_written(
     root: Path, files: dict[Path, str], name: str, code: int, words: str
 ) -> None:
     write(root, files)
@@ -211,7 +211,7 @@ def test_what_cannot_be_enabled_is_said_and_leaves_nothing(
     assert snapshot(root) == before
 
 
-def test_an_environment_file_that_was_put_right_by_hand_is_accepted(root: Path) -> None:
+def test_an_environment_file_corrected_as_advised_is_accepted(root: Path) -> None:
     write(
         root,
         {
@@ -227,7 +227,7 @@ def test_an_environment_file_that_was_put_right_by_hand_is_accepted(root: Path) 
     assert dropin.enable(root, "foo", LIBRARY).changed
 
 
-def test_oddities_elsewhere_do_no_harm(root: Path) -> None:
+def test_invalid_files_of_other_units_are_ignored(root: Path) -> None:
     odd = "EnvironmentFile=/\nEnvironmentFile=relative\nEnvironmentFile=-/etc/**x/[\n"
     write(root, {USR / "foo.service": PLAIN + odd})
     (root / ETC / "no name.service").symlink_to("foo.service")
@@ -249,7 +249,7 @@ def test_oddities_elsewhere_do_no_harm(root: Path) -> None:
         ("User=nobody", "/usr/lib/closed/ours.so", "may not read"),
     ],
 )
-def test_what_would_keep_the_library_out_is_warned_of(
+def test_settings_that_hide_the_library_are_warned_of(
     root: Path, setting: str, library: str, words: str
 ) -> None:
     write(root, {USR / "foo.service": PLAIN + setting + "\n"})
@@ -278,7 +278,7 @@ def test_links_stay_inside_the_root(root: Path, tmp_path_factory: pytest.TempPat
     assert dropin.disable(root, "foo").changed
 
 
-def test_a_drop_in_whose_unit_has_gone_can_be_disabled(root: Path) -> None:
+def test_a_drop_in_without_its_unit_can_be_disabled(root: Path) -> None:
     write(root, {USR / "foo.service": PLAIN})
     dropin.enable(root, "foo", LIBRARY)
     (root / USR / "foo.service").unlink()
@@ -286,7 +286,7 @@ def test_a_drop_in_whose_unit_has_gone_can_be_disabled(root: Path) -> None:
     assert cli("disable", "--root", root, "foo").returncode == 64
 
 
-def test_the_command_says_what_it_did(root: Path) -> None:
+def test_the_command_reports_what_it_did(root: Path) -> None:
     write(root, {USR / "foo.service": PLAIN})
     done = cli("enable", "--root", root, "foo")
     assert done.returncode == 0
@@ -301,7 +301,7 @@ def test_the_command_says_what_it_did(root: Path) -> None:
 
 
 @pytest.mark.ordinary_user
-def test_without_the_right_to_write(root: Path) -> None:
+def test_missing_write_permission_is_reported(root: Path) -> None:
     write(root, {USR / "foo.service": PLAIN})
     for folder in (root, *root.parents):
         if str(folder).startswith("/tmp/pytest"):
@@ -318,7 +318,7 @@ def test_without_the_right_to_write(root: Path) -> None:
 
 
 @given(word=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30))
-def test_quoting_is_read_back(word: str) -> None:
+def test_quoted_words_are_read_back(word: str) -> None:
     assert list(unit_settings.words(unit_settings.quoted(word))) == [word]
 
 
@@ -339,7 +339,7 @@ PIECES = st.sampled_from(
 @example(["A=1", "\\", "\\", "\nEnvironment=", "C="])
 @example(["A=1", "\\\n", "\n;c\\\n", "C=", "\nEnvironment=", "\nEnvironment=", "B=x y"])
 def test_the_reader_agrees_with_systemd(root: Path, pieces: list[str]) -> None:
-    """Any text: what we take for the environment is what systemd takes for it."""
+    """For any text, the reader and systemd find the same environment."""
     text = PLAIN + "Environment=" + "".join(pieces) + "\n"
     write(root, {USR / "foo.service": text})
     ours = unit_settings.read([root / USR / "foo.service"]).environment
@@ -352,7 +352,7 @@ def test_the_reader_agrees_with_systemd(root: Path, pieces: list[str]) -> None:
 
 
 def test_the_finder_agrees_with_systemd(root: Path) -> None:
-    """Every folder that a name reads, names that hide one another, masks, order."""
+    """Covers every folder that a name reads, equal file names, masks and order."""
     value = "[Service]\nEnvironment=LD_PRELOAD={}\n"
     names = ["service.d", "foo-.service.d", "foo-bar-.service.d", "foo-@x.service.d"]
     names += ["foo-bar@.service.d", "foo-bar@x.service.d", "foo-bar@y.service.d", "foo-@.service.d"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a program's environment held before is kept, and merging twice is merging once."""
+"""A program's former environment is kept, and merging twice equals merging once."""
 
 import pytest
 from hypothesis import given
@@ -42,14 +42,14 @@ def test_godebug_is_merged(before: str, after: str) -> None:
 
 
 @given(others=st.lists(names), separators=st.sampled_from([":", " ", " :", "::"]))
-def test_every_other_preload_stays_in_its_order(others: list[str], separators: str) -> None:
+def test_other_preloads_keep_their_order(others: list[str], separators: str) -> None:
     others = [name for name in others if name != LIBRARY]
     once = environment.with_preload(separators.join(others), LIBRARY)
     assert once.split(":") == [*others, LIBRARY]
     assert environment.with_preload(once, LIBRARY) == once
 
 
-def test_nothing_else_changes() -> None:
+def test_other_variables_and_the_base_stay_unchanged() -> None:
     base = {"A": "1", "LD_PRELOAD": "/a.so", "GODEBUG": "x=1"}
     changed = environment.for_program(base, LIBRARY)
     assert changed == {

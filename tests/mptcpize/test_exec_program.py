@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`mptcpd-ebpf exec` becomes the program: arguments, exit code and signals are its own."""
+"""`mptcpd-ebpf exec` replaces itself: arguments, exit code and signals are the program's."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def run(*arguments: object, **options: object) -> "subprocess.CompletedProcess[b
     )
 
 
-def test_arguments_arrive_byte_by_byte() -> None:
+def test_arguments_arrive_unchanged() -> None:
     odd = [b"--help", b"-d", b"--", b"a b", b"", b"\xff\xfe", b"$(x)", "é".encode()]
     done = run("sh", "-c", 'printf "%s\\0" "$@"', "sh", *odd)
     assert done.stdout == b"".join(each + b"\0" for each in odd)
@@ -42,8 +42,8 @@ def test_a_signal_ends_it_as_it_ends_the_program(number: signal.Signals) -> None
         assert process.wait(30) == -number
 
 
-def test_the_interpreter_leaves_no_trace() -> None:
-    """Ignored signals, descriptors and environment are those we were called with."""
+def test_the_program_inherits_nothing_from_the_interpreter() -> None:
+    """Ignored signals, descriptors and environment are those that the command got."""
     read, write = os.pipe()
     given = {"PATH": os.environ["PATH"], "ODD": "a\nb=c", "LANG": "C"}
     with open(read, "rb"), open(write, "wb"):
@@ -66,12 +66,12 @@ def test_the_interpreter_leaves_no_trace() -> None:
     assert expected <= lines
 
 
-def test_it_keeps_the_process() -> None:
+def test_it_keeps_the_process_id() -> None:
     process = subprocess.Popen([COMMAND, "exec", "sh", "-c", "echo $$"], stdout=subprocess.PIPE)
     assert int(process.communicate(timeout=30)[0]) == process.pid
 
 
-def test_nested_and_merged() -> None:
+def test_nested_commands_merge_the_environment() -> None:
     given = {**os.environ, "LD_PRELOAD": "", "GODEBUG": "gctrace=0"}
     done = run(COMMAND, "exec", "sh", "-c", 'echo "$LD_PRELOAD $GODEBUG"', env=given)
     assert done.stdout.decode().split() == [
@@ -80,7 +80,7 @@ def test_nested_and_merged() -> None:
     ]
 
 
-def test_a_script_without_its_interpreter_line_goes_to_the_shell(tmp_path: Path) -> None:
+def test_a_script_without_an_interpreter_line_runs_in_the_shell(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text('echo "$0 $1"\n')
     script.chmod(0o755)
@@ -96,18 +96,18 @@ def test_a_script_without_its_interpreter_line_goes_to_the_shell(tmp_path: Path)
         ("/etc", 126, "is not an executable file"),
     ],
 )
-def test_what_cannot_be_run(name: str, code: int, words: str) -> None:
+def test_a_program_that_cannot_run_is_reported(name: str, code: int, words: str) -> None:
     done = run(name)
     assert (done.returncode, done.stdout) == (code, b"")
     assert done.stderr.decode() == f"mptcpd-ebpf: {name}: {words}\n"
 
 
-def test_usage_errors() -> None:
+def test_usage_errors_exit_with_64() -> None:
     assert run().returncode == 64
     assert run("-x", "true").returncode == 64
 
 
-def test_debug_names_what_a_preload_cannot_reach(tmp_path: Path) -> None:
+def test_debug_reports_a_program_that_a_preload_cannot_reach(tmp_path: Path) -> None:
     source = tmp_path / "static.c"
     source.write_text("int main(void) { return 5; }\n")
     built = tmp_path / "static"

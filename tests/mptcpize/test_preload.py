@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The preload library: which calls it changes, what it falls back to, who comes next."""
+"""The preload library: which calls it changes, its fallback, and other preloads."""
 
 import json
 import os
@@ -38,8 +38,8 @@ def test_only_tcp_sockets_become_mptcp_over_the_whole_table(recorder: Path) -> N
     assert done.stderr == ""
 
 
-def test_a_wrapper_that_was_there_before_still_comes_first(recorder: Path) -> None:
-    """The recorder in front answers by itself: ours is never asked."""
+def test_an_earlier_wrapper_is_called_first(recorder: Path) -> None:
+    """The recorder in front returns a result itself: the preload library is not called."""
     script = (
         "import ctypes, sys; r = ctypes.CDLL(sys.argv[1]);"
         "ctypes.CDLL(None).socket(2, 1, 0);"
@@ -56,7 +56,7 @@ def test_a_wrapper_that_was_there_before_still_comes_first(recorder: Path) -> No
     assert done.stdout.split() == ["1", "0"]
 
 
-def test_debug_says_what_became_of_each_socket() -> None:
+def test_debug_reports_the_protocol_of_each_socket() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import socket as s; s.socket(); s.socket(type=s.SOCK_DGRAM)"],
         env=environment.for_program(os.environ, str(environment.library()), debug=True),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs under LD_PRELOAD=<preload library>:<recorder>; tries socket() with everything.
+"""Runs under LD_PRELOAD=<preload library>:<recorder>; tries socket() with every combination.
 
-Prints a JSON object: how many calls were tried, and each one that did not do what the
-rule says.  The rule is stated here anew, in terms of the socket API: a stream socket
+Prints a JSON object: how many calls were tried, and each one that broke the
+rule.  The rule is stated here independently, in terms of the socket API: a stream socket
 over IPv4 or IPv6, whatever its flags, whose protocol is TCP or left to the default.
 """
 
@@ -39,7 +39,7 @@ tried = 0
 
 
 def ask(family: int, kind: int, protocol: int, *, no_mptcp: int = 0, nothing: int = 0) -> None:
-    """One call, and what it must have led to."""
+    """Makes one call and compares the recorded calls and the result with the expected ones."""
     global tried
     tried += 1
     calls.value, refuse_mptcp.value, refuse_all.value = 0, no_mptcp, nothing

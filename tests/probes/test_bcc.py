@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What bcc compiles has the kernel's own layouts, and what it refuses is said in a line."""
+"""bcc compiles with the kernel's own layouts, and its errors are reported in one line."""
 
 import struct
 import sys
@@ -16,13 +16,13 @@ from mptcpd_ebpf.probes.loading import with_maps
 
 @pytest.fixture(scope="module")
 def stated() -> Btf:
-    """What the probes look at, by the object that was compiled from bpf/kernel.h."""
+    """The structures and fields that the probes read, as declared in bpf/kernel.h."""
     with BpfObject("subflow") as compiled:
         return compiled.btf
 
 
 class Without(Btf):
-    """A kernel that lacks one field, in whatever structure."""
+    """A kernel that lacks one field, in every structure."""
 
     def __init__(self, raw: bytes, field: str) -> None:
         super().__init__(raw)
@@ -39,8 +39,8 @@ def kernel() -> bytes:
     return VMLINUX_BTF.read_bytes()
 
 
-def test_every_field_stands_where_the_kernel_has_it(stated: Btf, kernel: bytes) -> None:
-    # The compiler's own word on the written declarations, against the kernel's BTF.
+def test_every_field_has_the_kernels_offset(stated: Btf, kernel: bytes) -> None:
+    # The compiler's offsets in the generated declarations against the kernel's BTF.
     text = layouts(stated, Btf(kernel))
     found = Btf(kernel)
     checks = []
@@ -62,7 +62,7 @@ def test_every_field_stands_where_the_kernel_has_it(stated: Btf, kernel: bytes) 
     assert compile_functions(text + asserted + "int f(void *ctx) { return 0; }", ["f"])
 
 
-def test_a_field_that_the_kernel_lacks_is_said_to_be_missing(stated: Btf, kernel: bytes) -> None:
+def test_a_field_that_the_kernel_lacks_is_defined_as_missing(stated: Btf, kernel: bytes) -> None:
     text = layouts(stated, Without(kernel, "subflow_id"))
     assert "#define HAS_mptcp_subflow_context_subflow_id 0\n" in text
     assert "#define HAS_mptcp_subflow_context_token 1\n" in text
@@ -78,7 +78,7 @@ def _empty() -> bytes:
     return struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, 1) + b"\0"
 
 
-def test_a_program_compiles_without_kernel_headers_and_leaves_no_trace(
+def test_compiling_needs_no_kernel_headers_and_does_not_change_this_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("BCC_KERNEL_SOURCE", raising=False)
@@ -89,7 +89,7 @@ def test_a_program_compiles_without_kernel_headers_and_leaves_no_trace(
     assert "bcc" not in sys.modules, "bcc was imported into this process"
 
 
-def test_the_compilers_word_is_told() -> None:
+def test_the_compilers_error_is_reported() -> None:
     with pytest.raises(BccUnavailable, match="use of undeclared identifier 'nothing'"):
         compile_functions("int f(void *ctx) { return nothing; }", ["f"])
 
@@ -100,7 +100,7 @@ def test_without_bcc_the_message_names_the_package(monkeypatch: pytest.MonkeyPat
         open_bcc("int f(void *ctx) { return 0; }")
 
 
-def test_maps_take_their_numbers_place() -> None:
+def test_map_numbers_are_replaced_by_descriptors() -> None:
     load = struct.pack("=BBhiQ", 0x18, 0x11, 0, 7, 0)
     value = struct.pack("=BBhiQ", 0x18, 0x22, 0, 3, 0)
     plain = struct.pack("=BBhiQ", 0x18, 0x01, 0, 7, 0)  # a 64-bit constant
@@ -112,6 +112,6 @@ def test_maps_take_their_numbers_place() -> None:
     )
 
 
-def test_an_object_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_object_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         kernel_layouts(tmp_path / "none.o")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Record layouts come out of the object's BTF as the compiler laid them."""
+"""Record layouts from the object's BTF are those of the compiler."""
 
 import struct
 
@@ -13,7 +13,7 @@ from mptcpd_ebpf.runtime.resources import bpf_object
 
 @pytest.fixture(scope="module")
 def btf() -> Btf:
-    """The BTF of the shipped object, cut out of its ELF section (elf(5))."""
+    """The BTF of the shipped object, read from its ELF section (elf(5))."""
     elf = bpf_object("subflow").read_bytes()
     (sections,) = struct.unpack_from("=Q", elf, 0x28)
     size, number, names = struct.unpack_from("=HHH", elf, 0x3A)
@@ -26,7 +26,7 @@ def btf() -> Btf:
     raise AssertionError("the object has no .BTF section")
 
 
-def test_a_threshold_of_the_core_is_one_of_the_kernel_side(btf: Btf) -> None:
+def test_core_and_bpf_object_have_the_same_thresholds(btf: Btf) -> None:
     assert set(btf.layout("thresholds").fields) == set(Thresholds.__struct_fields__)
 
 
@@ -35,7 +35,7 @@ def test_every_alarm_has_its_report_kind(btf: Btf) -> None:
     assert kinds - {"SAMPLE", "ENDED"} == set(AlarmKind.__members__)
 
 
-def test_fields_follow_each_other_without_holes_or_overlaps(btf: Btf) -> None:
+def test_records_have_no_holes_or_overlaps(btf: Btf) -> None:
     for name in ("measurement", "report", "counters", "thresholds"):
         layout = btf.layout(name)
         end = 0
@@ -45,7 +45,7 @@ def test_fields_follow_each_other_without_holes_or_overlaps(btf: Btf) -> None:
         assert end == layout.size == layout.codec.size
 
 
-def test_all_bits_set_reads_as_not_seen(btf: Btf) -> None:
+def test_all_bits_set_means_unknown(btf: Btf) -> None:
     decoder = Decoder(btf)
     seen = decoder.measurement(b"\xff" * decoder.size)
     filled = {"local", "remote", "rtt_histogram", "closed"}
@@ -54,7 +54,7 @@ def test_all_bits_set_reads_as_not_seen(btf: Btf) -> None:
             assert getattr(seen, name) is None, name
 
 
-def test_zero_is_a_value_and_not_absence(btf: Btf) -> None:
+def test_zero_is_a_known_value(btf: Btf) -> None:
     decoder = Decoder(btf)
     seen = decoder.measurement(bytes(decoder.size))
     assert seen.srtt_us == 0
@@ -62,7 +62,7 @@ def test_zero_is_a_value_and_not_absence(btf: Btf) -> None:
     assert str(seen.local) == "[::]:0"
 
 
-def test_each_member_lands_in_its_own_field(btf: Btf) -> None:
+def test_each_member_is_decoded_into_its_own_field(btf: Btf) -> None:
     decoder = Decoder(btf)
     layout = btf.layout("measurement")
     for field in layout.fields.values():
@@ -80,13 +80,13 @@ def test_each_member_lands_in_its_own_field(btf: Btf) -> None:
         assert changed == [field.name]
 
 
-def test_what_is_not_there_is_named(btf: Btf) -> None:
+def test_a_missing_record_is_named(btf: Btf) -> None:
     with pytest.raises(BtfError, match="no_such_record"):
         btf.layout("no_such_record")
     with pytest.raises(BtfError, match="byte order"):
         Btf(bytes(64))
 
 
-def test_a_field_says_how_it_would_be_unseen(btf: Btf) -> None:
+def test_a_fields_unknown_value_has_all_bits_set(btf: Btf) -> None:
     field = btf.layout("measurement").fields["local_id"]
     assert field.unseen == 0xFFFF

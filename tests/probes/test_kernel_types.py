@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What libbpf reads of the running kernel's types, against the reader in Python and the source."""
+"""The running kernel's types as read by libbpf agree with the Python reader and the source."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def types() -> Iterator[KernelTypes]:
         yield types
 
 
-def test_a_function_as_the_source_declares_it(types: KernelTypes) -> None:
+def test_a_function_has_the_prototype_of_the_source(types: KernelTypes) -> None:
     found = types.function("mptcp_sendmsg")
     assert found is not None
     # net/mptcp/protocol.c
@@ -32,7 +32,7 @@ def test_a_function_as_the_source_declares_it(types: KernelTypes) -> None:
     assert (found.result.text, found.result.size, found.result.signed) == ("int", 4, True)
 
 
-def test_pointers_of_all_kinds(types: KernelTypes) -> None:
+def test_pointers_have_the_types_of_the_source(types: KernelTypes) -> None:
     # net/ipv4/tcp.c, kernel/bpf/syscall.c, net/core/skbuff.c
     closed = types.function("tcp_close")
     assert closed is not None
@@ -45,7 +45,7 @@ def test_pointers_of_all_kinds(types: KernelTypes) -> None:
     assert copied.parameters[2].type.pointed == ""
 
 
-def test_a_tracepoint_without_the_programs_own_argument(types: KernelTypes) -> None:
+def test_a_tracepoint_omits_the_internal_first_argument(types: KernelTypes) -> None:
     found = types.tracepoint("mptcp_subflow_get_send")
     assert found is not None
     assert [(each.name, each.type.pointed) for each in found.parameters] == [
@@ -64,7 +64,7 @@ def test_enumerations_agree_with_the_other_reader(types: KernelTypes) -> None:
     assert event.parameters[0].type.words(1) == "MPTCP_EVENT_CREATED"
 
 
-def test_what_the_kernel_has_not(types: KernelTypes) -> None:
+def test_types_that_the_kernel_lacks_are_none(types: KernelTypes) -> None:
     assert types.function("no_such_function") is None
     assert types.tracepoint("no_such_tracepoint") is None
     assert types.enumeration("no_such_enumeration") == {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The reason of a refusal is told, however long the verifier's explanation is."""
+"""The reason for a refused program is reported, even if the verifier's log is long."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ SEC("socket") int talkative(struct __sk_buff *packet)
 """
 
 
-def test_the_end_of_a_long_explanation_is_the_reason(tmp_path: Path) -> None:
+def test_the_reason_is_the_end_of_a_long_verifier_log(tmp_path: Path) -> None:
     if not may_load_bpf():
         pytest.skip("loading programs needs CAP_BPF and CAP_PERFMON")
     source, binary = tmp_path / "talkative.bpf.c", tmp_path / "talkative.bpf.o"

@@ -22,7 +22,9 @@ ASK = "from mptcpd_ebpf.runtime.capabilities import *; print(sorted(effective())
         ("-all,+sys_admin", [Capability.CAP_SYS_ADMIN], True),
     ],
 )
-def test_only_what_is_kept_is_held(kept: str, held: list[Capability], may_load: bool) -> None:
+def test_only_kept_capabilities_are_reported(
+    kept: str, held: list[Capability], may_load: bool
+) -> None:
     run = ["setpriv", f"--bounding-set={kept}", f"--inh-caps={kept}", sys.executable, "-c", ASK]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode and "setpriv" in done.stderr:

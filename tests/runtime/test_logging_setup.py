@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Log entries as the journal takes them."""
+"""Log entries have the journal's format."""
 
 import logging
 import socket
@@ -14,7 +14,7 @@ from mptcpd_ebpf.runtime.logging_setup import JournalHandler, journal_entry
     ("level", "priority"),
     [(logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7)],
 )
-def test_an_entry(level: int, priority: int) -> None:
+def test_an_entry_has_priority_identifier_and_message(level: int, priority: int) -> None:
     assert journal_entry("a", level) == (
         b"PRIORITY=%d\nSYSLOG_IDENTIFIER=mptcpd-ebpf\nMESSAGE\n" % priority
         + b"\x01\0\0\0\0\0\0\0a\n"
@@ -26,7 +26,7 @@ def test_a_message_cannot_forge_fields() -> None:
     assert entry.endswith(b"MESSAGE\n\x0c\0\0\0\0\0\0\0a\nPRIORITY=0\n")
 
 
-def test_the_handler_sends_one_datagram_a_message(tmp_path: Path) -> None:
+def test_the_handler_sends_one_datagram_per_message(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with pytest.raises(OSError, match="No such file"):
         JournalHandler(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""No signal is lost, however many come, and everything is given back."""
+"""No signal is lost in a burst, and handlers are restored."""
 
 import os
 import select
@@ -8,19 +8,19 @@ import signal
 from mptcpd_ebpf.runtime.signals import PendingSignals
 
 
-def test_one_that_comes_behind_a_flood_is_told() -> None:
-    with PendingSignals(signal.SIGHUP, signal.SIGTERM) as inbox:
-        assert not select.select([inbox], [], [], 0)[0]
-        assert inbox.take() == set()
+def test_a_signal_after_a_burst_is_delivered() -> None:
+    with PendingSignals(signal.SIGHUP, signal.SIGTERM) as pending:
+        assert not select.select([pending], [], [], 0)[0]
+        assert pending.take() == set()
         for _ in range(5000):
             os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert select.select([inbox], [], [], 0)[0]
-        assert inbox.take() == {signal.SIGHUP, signal.SIGTERM}
-        assert inbox.take() == set()
+        assert select.select([pending], [], [], 0)[0]
+        assert pending.take() == {signal.SIGHUP, signal.SIGTERM}
+        assert pending.take() == set()
 
 
-def test_handlers_and_the_wakeup_descriptor_are_given_back() -> None:
+def test_handlers_and_the_wakeup_descriptor_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with PendingSignals(signal.SIGTERM):
         assert signal.getsignal(signal.SIGTERM) != before

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`mptcpd-ebpf exec` on the real kernel, in namespaces that end with their last process.
 
-An unmodified server and an unmodified client talk over loopback; what they used is told
-by SO_PROTOCOL, by MPTCP_INFO and by the namespace's MPTcpExt counters.
+An unmodified server and an unmodified client communicate over loopback; the protocol is read
+from SO_PROTOCOL, MPTCP_INFO and the namespace's MPTcpExt counters.
 """
 
 import json
@@ -46,7 +46,7 @@ with s.socket(family) as listener, s.socket(family) as client:
     server, _ = listener.accept()
     with server:
         client.sendall(b"ping")
-        heard = server.recv(4)
+        received = server.recv(4)
         server.sendall(b"pong")
         answer = client.recv(4)
         try:
@@ -57,7 +57,7 @@ lines = [line.split() for line in Path("/proc/self/net/netstat").read_text().spl
 counters = {}
 for names, values in zip(lines[::2], lines[1::2]):
     counters |= {f"{names[0]}{name}": int(value) for name, value in zip(names[1:], values[1:])}
-print(json.dumps({"heard": [heard.decode(), answer.decode()], "mptcp_info": token,
+print(json.dumps({"received": [received.decode(), answer.decode()], "mptcp_info": token,
                   "capable": counters["MPTcpExt:MPCapableSYNRX"],
                   "fallback": counters["MPTcpExt:MPCapableFallbackACK"]}))
 """
@@ -80,7 +80,7 @@ def is_tcp(family: int, kind: int, protocol: int) -> bool:
     return family in (2, 10) and kind == 1 and protocol in (0, 6)
 
 
-def test_the_table_of_sockets_with_mptcp_on() -> None:
+def test_only_tcp_sockets_become_mptcp_with_mptcp_on() -> None:
     plain = in_namespace(sys.executable, "-c", _TABLE)
     ours = in_namespace(COMMAND, "exec", sys.executable, "-c", _TABLE)
     expected = [
@@ -90,16 +90,16 @@ def test_the_table_of_sockets_with_mptcp_on() -> None:
     assert sum(is_tcp(row[0], row[1], row[3]) for row, _ in plain) == 16
 
 
-def test_the_table_of_sockets_with_mptcp_off_is_as_if_we_were_not_there() -> None:
+def test_no_socket_changes_with_mptcp_off() -> None:
     plain = in_namespace(sys.executable, "-c", _TABLE, mptcp=False)
     assert in_namespace(COMMAND, "exec", sys.executable, "-c", _TABLE, mptcp=False) == plain
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_unmodified_programs_talk_mptcp(version: int) -> None:
+def test_unmodified_programs_use_mptcp(version: int) -> None:
     talk = [sys.executable, "-c", _TALK % version]
     assert in_namespace(COMMAND, "exec", *talk) == {
-        "heard": ["ping", "pong"],
+        "received": ["ping", "pong"],
         "mptcp_info": True,
         "capable": 1,
         "fallback": 0,
@@ -107,17 +107,17 @@ def test_unmodified_programs_talk_mptcp(version: int) -> None:
     assert in_namespace(*talk)["capable"] == 0
 
 
-def test_they_talk_tcp_where_mptcp_is_off() -> None:
+def test_unmodified_programs_use_tcp_where_mptcp_is_off() -> None:
     talk = [sys.executable, "-c", _TALK % 4]
     assert in_namespace(COMMAND, "exec", *talk, mptcp=False) == {
-        "heard": ["ping", "pong"],
+        "received": ["ping", "pong"],
         "mptcp_info": False,
         "capable": 0,
         "fallback": 0,
     }
 
 
-def test_debug_tells_why_a_socket_stays_tcp() -> None:
+def test_debug_reports_why_a_socket_stays_tcp() -> None:
     script = "import socket; print(socket.socket().getsockopt(1, 38))"
     setup = 'echo 0 > /proc/sys/net/mptcp/enabled; exec "$@"'
     within = ("unshare", "--net", "sh", "-ec", setup, "sh")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`mptcpd-ebpf mptcpify` on a kernel that allows it; its refusal on one that does not.
+"""`mptcpd-ebpf mptcpify` on a kernel that allows it, and its error message on one that does not.
 
-Everything happens in a network namespace of the test's own, which is also the only one
-that the BPF program looks at.  The program that is changed is statically linked.
+Everything happens in the test's own network namespace, the only one in which the BPF program
+acts.  The selected program is statically linked.
 """
 
 import os
@@ -43,7 +43,7 @@ MPTCP, TCP = "262 262 17", "6 6 17"
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A statically linked program that tells what its sockets became."""
+    """A statically linked program that prints the protocols of its sockets."""
     folder = tmp_path_factory.mktemp("probe")
     (folder / "probe.c").write_text(_PROBE)
     subprocess.run(["clang", "-static", "-o", folder / "sockprobe", folder / "probe.c"], check=True)
@@ -52,7 +52,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def namespace() -> Iterator[list[str]]:
-    """The beginning of a command that runs in the test's own network namespace."""
+    """Command prefix that runs a command in the test's own network namespace."""
     holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec cat"],
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
     with holder:
@@ -64,7 +64,7 @@ def namespace() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def refusal() -> str:
-    """Why this kernel does not allow it; empty if it does."""
+    """The error message of a kernel that refuses `mptcpify`; empty if it is allowed."""
     process = subprocess.Popen(
         ["unshare", "--net", COMMAND, "mptcpify", "--all"], stderr=subprocess.PIPE, text=True
     )
@@ -105,7 +105,7 @@ def allowed(namespace: list[str], refusal: str) -> list[str]:
     return namespace
 
 
-def test_a_kernel_that_refuses_is_told_in_one_line(refusal: str) -> None:
+def test_a_refusal_by_the_kernel_is_reported_in_one_line(refusal: str) -> None:
     if not refusal:
         pytest.skip("this kernel allows it")
     assert len(refusal.splitlines()) == 1
@@ -113,32 +113,32 @@ def test_a_kernel_that_refuses_is_told_in_one_line(refusal: str) -> None:
     assert "mptcpd-ebpf exec" in refusal
 
 
-def test_by_name_and_gone_at_the_end(allowed: list[str], probe: Path) -> None:
+def test_selection_by_name_ends_with_the_command(allowed: list[str], probe: Path) -> None:
     other = probe.with_name("other")
     other.write_bytes(probe.read_bytes())
     other.chmod(0o755)
     with mptcpify(allowed, "--comm", probe.name) as process:
         assert sockets(allowed, probe) == MPTCP
         assert sockets(allowed, other) == TCP
-        assert sockets([], probe) == TCP, "it reached into another namespace"
+        assert sockets([], probe) == TCP, "it changed a socket in another namespace"
         process.send_signal(signal.SIGINT)
         assert process.wait(10 * SLOWNESS) == 0
         assert process.stderr is not None
-        assert process.stderr.read() == "2 sockets became MPTCP ones\n"
+        assert process.stderr.read() == "2 sockets became MPTCP sockets\n"
     assert sockets(allowed, probe) == TCP
 
 
-def test_by_process_and_its_descendants(allowed: list[str], probe: Path) -> None:
+def test_selection_by_process_includes_its_descendants(allowed: list[str], probe: Path) -> None:
     shell = subprocess.Popen([*allowed, "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              text=True)  # fmt: skip
     with shell, mptcpify(allowed, "--pid", shell.pid) as process:
         assert sockets(allowed, probe) == TCP
         answer, _ = shell.communicate(f"{probe}\n", timeout=10 * SLOWNESS)
         assert answer.strip() == MPTCP
-        assert process.wait(10 * SLOWNESS) == 0, "it outlived the process it was for"
+        assert process.wait(10 * SLOWNESS) == 0, "it did not end with the selected process"
 
 
-def test_by_cgroup(allowed: list[str], probe: Path) -> None:
+def test_selection_by_cgroup_includes_folders_below(allowed: list[str], probe: Path) -> None:
     if not (CGROUPS / "cgroup.procs").exists():
         pytest.skip(f"no cgroup v2 at {CGROUPS}")
     group = CGROUPS / f"mptcpd-ebpf-test-{os.getpid()}"
@@ -154,7 +154,7 @@ def test_by_cgroup(allowed: list[str], probe: Path) -> None:
         group.rmdir()
 
 
-def test_it_ends_by_itself_when_mptcp_goes_off(allowed: list[str], probe: Path) -> None:
+def test_it_ends_when_mptcp_is_disabled(allowed: list[str], probe: Path) -> None:
     with mptcpify(allowed, "--all") as process:
         assert sockets(allowed, probe) == MPTCP
         subprocess.run([*allowed, "sh", "-c", "echo 0 > /proc/sys/net/mptcp/enabled"], check=True)
@@ -162,7 +162,9 @@ def test_it_ends_by_itself_when_mptcp_goes_off(allowed: list[str], probe: Path) 
     assert sockets(allowed, probe) == TCP
 
 
-def test_it_is_gone_even_when_killed(allowed: list[str], probe: Path) -> None:
+def test_the_program_is_detached_when_the_command_is_killed(
+    allowed: list[str], probe: Path
+) -> None:
     with mptcpify(allowed, "--all") as process:
         assert sockets(allowed, probe) == MPTCP
         process.kill()
@@ -178,7 +180,7 @@ def test_it_is_gone_even_when_killed(allowed: list[str], probe: Path) -> None:
         *(["--cgroup", "/tmp"], ["--cgroup", "/nowhere"]),
     ],
 )
-def test_what_cannot_be_selected(namespace: list[str], selection: list[str]) -> None:
+def test_an_invalid_selection_is_a_usage_error(namespace: list[str], selection: list[str]) -> None:
     done = subprocess.run(
         [*namespace, COMMAND, "mptcpify", *selection], capture_output=True, text=True
     )
@@ -187,7 +189,7 @@ def test_what_cannot_be_selected(namespace: list[str], selection: list[str]) -> 
 
 
 @pytest.mark.ordinary_user
-def test_without_privilege(namespace: list[str]) -> None:
+def test_missing_privilege_is_reported(namespace: list[str]) -> None:
     done = subprocess.run(
         [*namespace, *AS_NOBODY, COMMAND, "mptcpify", "--all"],
         capture_output=True,

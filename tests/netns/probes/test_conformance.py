@@ -351,7 +351,7 @@ def test_sockets_outside_the_cgroup_are_not_followed(lab: Lab) -> None:
 def test_a_folder_that_is_no_cgroup_is_named(lab: Lab, cgroup: Path_, tmp_path: Path_) -> None:
     with compiled(lab, cgroup):
         pass  # or skipped, with the reason
-    reasons = {tmp_path: "is no folder of cgroup v2", tmp_path / "none": "No such file"}
+    reasons = {tmp_path: "is not a folder of cgroup v2", tmp_path / "none": "No such file"}
     for wrong, why in reasons.items():
         with pytest.raises(BpfUnavailable, match=why) as refusal:
             BccProbes.open(cgroup=wrong)
