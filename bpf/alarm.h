@@ -158,6 +158,28 @@ static __always_inline u32 within_episode(struct subflow *subflow, struct tcp_so
 	return signs;
 }
 
+/* Moves the windows on by so many segments, each of which this end sent, or did not. */
+static __always_inline void slide(struct subflow *subflow, u32 segments, u64 ours)
+{
+	if (segments >= 64) {
+		subflow->loss_bits = 0;
+		subflow->sent_bits = ours;
+	} else if (segments) {
+		subflow->loss_bits <<= segments;
+		subflow->sent_bits = subflow->sent_bits << segments |
+				     (ours & ((1ULL << segments) - 1));
+	}
+}
+
+/* At least a quarter of the window's segments were sent by this end. */
+static __always_inline bool sends(struct subflow *subflow)
+{
+	u32 window = thresholds.loss_window;
+
+	return window && window <= 64 &&
+	       4 * ones(subflow->sent_bits << (64 - window)) >= window;
+}
+
 /*
  * The window slides by the data segments that went out or came in since the last look.
  * `repeated` is how much the present retransmission counts; `wrong`, that a segment came
@@ -166,16 +188,18 @@ static __always_inline u32 within_episode(struct subflow *subflow, struct tcp_so
 static __noinline void consider_loss(struct subflow *subflow, struct tcp_sock *tp, u32 repeated,
 				     bool wrong)
 {
-	u32 segments = see(tp, data_segs_out) + see(tp, data_segs_in);
-	u32 fresh = segments - subflow->segments_seen;
+	u32 sent = see(tp, data_segs_out), received = see(tp, data_segs_in);
+	u32 fresh = received - subflow->received_seen, fresh_sent = sent - subflow->sent_seen;
 	u32 window = thresholds.loss_window, limit, lost, signs = 0;
 	u64 at = bpf_ktime_get_ns();
 
-	subflow->segments_seen = segments;
-	subflow->loss_bits = fresh < 64 ? subflow->loss_bits << fresh : 0;
+	subflow->received_seen = received;
+	subflow->sent_seen = sent;
+	slide(subflow, fresh, 0);
+	slide(subflow, fresh_sent, ~0ULL);
 	if (repeated)
 		signs = within_episode(subflow, tp, repeated);
-	if (wrong && at - subflow->wrong_at > (see(tp, srtt_us) >> 3) * NSEC_PER_USEC) {
+	if (wrong && sends(subflow) && at - subflow->wrong_at > (see(tp, srtt_us) >> 3) * NSEC_PER_USEC) {
 		subflow->wrong_at = at;
 		signs++;
 	}
@@ -186,7 +210,8 @@ static __noinline void consider_loss(struct subflow *subflow, struct tcp_sock *t
 			subflow->loss_bits |= bit;
 			signs--;
 		}
-	if (!thresholds.loss_percent || !window || window > 64)
+	if (!thresholds.loss_percent || !window || window > 64 ||
+	    sent < thresholds.loss_min_segments)
 		return;
 	lost = ones(subflow->loss_bits << (64 - window));
 	limit = window * thresholds.loss_percent / 100;
@@ -259,14 +284,19 @@ static __noinline u64 consider_silence(struct subflow *subflow)
 
 #ifndef WITH_BCC /* which has no timers: it considers the silence at what the silence brings */
 
+static __noinline u64 recheck_hole(struct subflow *subflow);
+
 static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
 {
-	u64 wait;
+	u64 wait, hole_wait;
 
 	subflow->armed = 0;
 	if (subflow->closed)
 		return 0;
 	wait = consider_silence(subflow);
+	hole_wait = recheck_hole(subflow);
+	if (!wait || (hole_wait && hole_wait < wait))
+		wait = hole_wait;
 	if (!wait)
 		return 0;
 	subflow->armed = 1;
@@ -281,7 +311,7 @@ static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
  */
 static __always_inline void watch(struct subflow *subflow, struct tcp_sock *tp)
 {
-	if (subflow->armed || !thresholds.no_progress_us)
+	if (subflow->armed || !(thresholds.no_progress_us || thresholds.silence_us))
 		return;
 	subflow->armed = 1;
 	if (!bpf_timer_start(&subflow->timer, patience_us(tp, 2) * NSEC_PER_USEC, 0))

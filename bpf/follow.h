@@ -8,7 +8,7 @@
 #ifndef FOLLOW_H
 #define FOLLOW_H
 
-#include "stall.h"
+#include "hole.h"
 
 #define LOOK_GATE_US 1000ULL
 
@@ -39,7 +39,8 @@ static __noinline struct subflow *follow(struct sock *sk, struct owner *owner)
 		return NULL;
 	subflow->sk = (u64)sk;
 	identify(&subflow->m, sk, ctx, cookie);
-	subflow->segments_seen = see(tp, data_segs_out) + see(tp, data_segs_in);
+	subflow->sent_seen = see(tp, data_segs_out);
+	subflow->received_seen = see(tp, data_segs_in);
 	subflow->baseline_us = see(tp, srtt_us) >> 3;
 	prepare_timer(subflow);
 	connection = connection_of(&subflow->m);
@@ -86,7 +87,7 @@ static __noinline void look(struct subflow *subflow, struct tcp_sock *tp, bool h
 	}
 	consider_loss(subflow, tp, 0, wrong);
 	watch(subflow, tp);
-	account_stall(subflow, bpf_ktime_get_ns(), heard);
+	look_at_connection(subflow, heard);
 }
 
 /* A segment came in; it is not yet processed. */
@@ -95,13 +96,16 @@ static __always_inline void segment_came(struct sock *sk, struct tcp_sock *tp, s
 	bool wrong = came_wrong(tp, skb);
 	struct subflow *subflow;
 
+	notice_hole(sk, tp);
 	if (!due(sk, tp) && !wrong)
 		return;
 	subflow = find(sk);
 	if (!subflow && TELLS_ENDS_OF_OLDER)
 		subflow = follow(sk, NULL);
-	if (subflow)
-		look(subflow, tp, true, wrong);
+	if (!subflow)
+		return;
+	note_reached(subflow, tp);
+	look(subflow, tp, true, wrong);
 }
 
 /* The scheduler is about to choose where to send: what a dead path still lets be seen. */

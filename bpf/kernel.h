@@ -72,6 +72,12 @@ struct list_head {
 	struct list_head *next;
 };
 
+struct rb_node;
+
+struct rb_root {
+	struct rb_node *rb_node;
+};
+
 struct ns_common {
 	unsigned int inum;
 };
@@ -94,6 +100,10 @@ struct in6_addr {
 typedef struct {
 	long long counter;
 } atomic64_t;
+
+typedef struct {
+	int counter;
+} atomic_t;
 
 struct sock_common {
 	__be32 skc_daddr;
@@ -123,6 +133,10 @@ struct sock {
 	struct sock_common __sk_common;
 	struct dst_entry *sk_dst_cache;
 	struct socket *sk_socket;
+	struct {
+		atomic_t rmem_alloc;
+	} sk_backlog;
+	int sk_rcvbuf;
 	u16 sk_protocol;
 };
 
@@ -164,9 +178,12 @@ struct tcp_sock {
 	struct tcp_rack rack;
 	u32 snd_cwnd, packets_out, sacked_out, lost_out, retrans_out, max_packets_out;
 	u32 snd_una, snd_nxt, snd_wnd, write_seq, high_seq, rcv_nxt;
-	u32 data_segs_out, data_segs_in;
+	u32 data_segs_out, data_segs_in, rcv_ooopack;
 	u32 delivered, lost, total_retrans, reord_seen;
-	u64 bytes_sent, bytes_acked, bytes_retrans;
+	u64 bytes_sent, bytes_acked, bytes_retrans, bytes_received;
+	struct {
+		u32 rtt_us;
+	} rcv_rtt_est;
 	u8 is_cwnd_limited : 1;
 	u32 rate_delivered, rate_interval_us;
 	u32 rcv_tstamp;
@@ -182,7 +199,8 @@ struct mptcp_subflow_context {
 	u32 stale : 1;
 	s16 local_id;
 	u8 remote_id;
-	u32 subflow_id;
+	u32 subflow_id, map_data_len;
+	u64 map_seq;
 	struct sock *tcp_sock;
 	struct sock *conn;
 };
@@ -191,7 +209,9 @@ struct mptcp_data_frag;
 
 struct mptcp_sock {
 	struct inet_connection_sock sk;
-	u64 snd_nxt, wnd_end, bytes_acked, bytes_retrans;
+	u64 snd_nxt, wnd_end, ack_seq, bytes_acked, bytes_retrans, bytes_received;
+	atomic64_t rcv_wnd_sent;
+	struct rb_root out_of_order_queue;
 	struct list_head conn_list;
 	struct mptcp_data_frag *first_pending;
 };

@@ -94,11 +94,33 @@ static __always_inline void measure_context(struct measurement *m,
 	m->stale = see_bit(ctx, stale);
 	m->subflow_id = exists(mptcp_subflow_context, subflow_id) ? see(ctx, subflow_id) : UNSEEN;
 	m->connection_bytes_acked = m->connection_reinjected = UNSEEN;
+	m->connection_bytes_received = UNSEEN;
 	msk = as(mptcp_sock, see(ctx, conn));
 	if (msk && exists(mptcp_sock, bytes_acked)) {
 		m->connection_bytes_acked = see(msk, bytes_acked);
 		m->connection_reinjected = see(msk, bytes_retrans);
+		m->connection_bytes_received = see(msk, bytes_received);
 	}
+	if (msk) {
+		s64 window = see(msk, rcv_wnd_sent.counter) - see(msk, ack_seq);
+
+		m->connection_window = window > 0 ? window : 0;
+		m->connection_rcvbuf = see(msk, sk.icsk_inet.sk.sk_rcvbuf);
+		m->connection_queued = see(msk, sk.icsk_inet.sk.sk_backlog.rmem_alloc.counter);
+	}
+}
+
+/* How long data has been waiting behind the connection's present hole. */
+static __always_inline u64 hole_age_us(struct measurement *m)
+{
+	struct connection_key key = { .netns = m->netns, .token = m->token };
+	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
+	u64 since;
+
+	if (!connection)
+		return UNSEEN;
+	since = connection->hole_at;
+	return since && m->at > since ? (m->at - since) / 1000 : 0;
 }
 
 /* Microseconds since anything came back: an acknowledgement or data. */
@@ -133,6 +155,10 @@ static __noinline void measure(struct subflow *subflow)
 	m->bytes_sent = see(tp, bytes_sent);
 	m->bytes_acked = see(tp, bytes_acked);
 	m->bytes_retrans = see(tp, bytes_retrans);
+	m->bytes_received = see(tp, bytes_received);
+	m->segments_in = see(tp, data_segs_in);
+	m->out_of_order = see(tp, rcv_ooopack);
+	m->rcv_rtt_us = see(tp, rcv_rtt_est.rtt_us) >> 3 ?: (u32)UNSEEN;
 	m->delivered = see(tp, delivered);
 	m->retransmits = see(tp, total_retrans);
 	m->lost = see(tp, lost);
@@ -142,6 +168,7 @@ static __noinline void measure(struct subflow *subflow)
 	m->in_flight = see(tp, packets_out);
 	m->rto_us = see(tp, inet_conn.icsk_rto) * tick_us;
 	m->idle_us = idle_us(tp);
+	m->connection_hole_us = hole_age_us(m);
 	/* At the very end the kernel has taken the context away: keep what was seen last. */
 	if (ctx)
 		measure_context(m, ctx);

@@ -24,9 +24,13 @@ struct measurement {
 	u64 bytes_sent;
 	u64 bytes_acked;
 	u64 bytes_retrans;
+	u64 bytes_received;
 	u64 stalled_us;
+	u64 holes_us;
 	u64 connection_bytes_acked;
 	u64 connection_reinjected;
+	u64 connection_bytes_received;
+	u64 connection_hole_us;
 	u64 owner_cgroup;
 	u32 netns;
 	u32 token;
@@ -37,6 +41,12 @@ struct measurement {
 	u32 rtt_us;
 	u32 rttvar_us;
 	u32 segments_out;
+	u32 segments_in;
+	u32 out_of_order;
+	u32 rcv_rtt_us;
+	u32 connection_window;
+	u32 connection_rcvbuf;
+	u32 connection_queued;
 	u32 delivered;
 	u32 retransmits;
 	u32 lost;
@@ -73,6 +83,8 @@ enum report_kind {
 	REPORT_TIMEOUTS,
 	REPORT_NO_PROGRESS,
 	REPORT_STALL,
+	REPORT_HOLE,
+	REPORT_SILENCE,
 };
 
 struct report {
@@ -91,12 +103,17 @@ struct thresholds {
 	u32 sibling_factor_percent;
 	u32 loss_window;
 	u32 loss_percent;
+	u32 loss_min_segments;
 	u32 timeouts;
 	u32 no_progress_us;
 	u32 no_progress_factor_percent;
 	u32 delayed_ack_us;
 	u32 lone_delayed_ack_us;
 	u32 stall_us;
+	u32 hole_us;
+	u32 hole_factor_percent;
+	u32 silence_us;
+	u32 silence_factor_percent;
 	u32 min_interval_us;
 };
 

@@ -9,15 +9,12 @@
  * one is to blame: the time since the connection was last looked at is charged to it.
  *
  * Looking back is right where this is called: an acknowledgement has arrived and is not
- * yet processed, so what is read is the state that held until now.  At most one look per
- * millisecond and connection.
+ * yet processed, so what is read is the state that held until now.
  */
 #ifndef STALL_H
 #define STALL_H
 
 #include "alarm.h"
-
-#define STALL_GATE_NS 1000000ULL
 
 static __always_inline bool blocked(struct mptcp_sock *msk)
 {
@@ -125,28 +122,17 @@ static __noinline void charge(struct subflow *subflow, u64 now, u64 stalled_us)
 	}
 }
 
-static __noinline void account_stall(struct subflow *subflow, u64 now, bool heard)
+/*
+ * Charges the time between `since` and `now`, if the sender was blocked.  `heard` is the
+ * socket that a segment has just come in on, 0: none.
+ */
+static __always_inline void account_stall(struct mptcp_sock *msk, u64 since, u64 now, u64 heard)
 {
-	struct connection_key key = { .netns = subflow->m.netns, .token = subflow->m.token };
-	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
-	struct mptcp_subflow_context *ctx;
-	struct mptcp_sock *msk;
 	struct subflow *guilty;
-	u64 since;
 
-	if (!connection)
+	if (!blocked(msk))
 		return;
-	since = connection->checked_at;
-	if (now - since < STALL_GATE_NS || (s64)(now - since) < 0)
-		return;
-	connection->checked_at = now;
-	ctx = subflow_context(as(tcp_sock, subflow->sk));
-	if (!ctx)
-		return;
-	msk = as(mptcp_sock, see(ctx, conn));
-	if (!msk || !blocked(msk))
-		return;
-	guilty = guilty_one(msk, now, heard ? subflow->sk : 0);
+	guilty = guilty_one(msk, now, heard);
 	if (guilty)
 		charge(guilty, now, (now - since) / NSEC_PER_USEC);
 }

@@ -34,12 +34,21 @@ struct subflow {
 	u64 sample_at;	    /* rack.mstamp of the newest RTT sample looked at */
 	u64 loss_bits;	    /* the last 64 segments, newest in bit 0; 1: a sign of loss */
 	u64 wrong_at;	    /* ns; when a segment last came in wrong */
+	u64 sent_bits;	    /* of the same segments; 1: sent by this end */
 	u64 stall_second;   /* ns; start of the second that stall_us sums up */
+	u64 hole_second;    /* the same of hole_ns… */
+	u64 hole_ns;
+	u64 hole_received;  /* …with bytes_received… */
+	u64 hole_seq;	    /* …and the connection's ack_seq then */
+	u64 holes_ns;	    /* m.holes_us before it is rounded */
+	u64 reached;	    /* the highest start of a mapping received in order; 0: none */
+	u64 quiet_us;	    /* of the last silence alarm in this silence */
 	u64 silence_us;	    /* of the last no-progress alarm in this silence */
 	u32 stall_us;
 	u32 baseline_us;    /* slow average of RTT samples */
 	u32 strikes;	    /* RTT samples in a row far above it */
-	u32 segments_seen;  /* data_segs_out + data_segs_in at the last look */
+	u32 sent_seen;	    /* data_segs_out at the last look */
+	u32 received_seen;  /* data_segs_in at the last look */
 	u32 episode;	    /* high_seq of the loss recovery under way */
 	u32 episode_signs;  /* signs of loss it has given so far */
 	u32 armed;	    /* the timer runs */
@@ -56,6 +65,9 @@ struct connection_key {
 struct connection {
 	struct owner owner;
 	u64 checked_at; /* ns; stalls are accounted up to here */
+	u64 hole_at;	/* ns; since when data waits behind the hole at hole_seq, 0: none does */
+	u64 hole_seq;
+	u64 heard_at;	/* ns; while there is a hole: when a segment last came in */
 	u32 alive;	/* subflows */
 	u32 unused;
 };
@@ -83,6 +95,19 @@ struct gate {
 	u64 mstamp; /* tcp_mstamp, us */
 	u64 tick;   /* jiffies */
 	u64 unused;
+};
+
+/*
+ * The subflow that a connection's newest segment came in on, in front of the map for the
+ * same reason.  Two connections that share a slot lose the exact moment at which a hole
+ * began, and notice its end at the next segment that finds one.
+ */
+#define ARRIVALS 1024
+
+struct arrival {
+	u64 msk;
+	u64 sk;
+	u64 waits; /* data waited behind a hole when that segment came */
 };
 
 #ifdef WITH_BCC
@@ -132,6 +157,7 @@ struct {
 } reports SEC(".maps");
 
 struct gate gates[GATES] = {};
+struct arrival arrivals[ARRIVALS] = {};
 
 /* An empty struct subflow: it is too large for the stack. */
 static const u8 blank[sizeof(struct subflow)] = {};

@@ -103,7 +103,7 @@ int sample(struct bpf_iter__tcp *ctx)
 	}
 	if (!subflow->established)
 		name(&subflow->m, sk);
-	account_stall(subflow, bpf_ktime_get_ns(), false);
+	look_at_connection(subflow, false);
 	measure(subflow);
 	bpf_seq_write(ctx->meta->seq, &subflow->m, sizeof(subflow->m));
 	return 0;

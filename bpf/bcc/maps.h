@@ -21,6 +21,7 @@
 #define thresholds (*ELEMENT(struct thresholds, THRESHOLDS_MAP))
 #define counters (*ELEMENT(struct counters, COUNTERS_MAP))
 #define gates ELEMENT(struct gate, GATES_MAP)
+#define arrivals ELEMENT(struct arrival, ARRIVALS_MAP)
 #define blank ELEMENT(u8, BLANK_MAP)
 
 #define own_netns (*ELEMENT(u32, NETNS_MAP))

@@ -177,7 +177,7 @@ int sample(u64 *arguments)
 	}
 	if (!subflow->established)
 		name(&subflow->m, sk);
-	account_stall(subflow, bpf_ktime_get_ns(), false);
+	look_at_connection(subflow, false);
 	measure(subflow);
 	return 0;
 }

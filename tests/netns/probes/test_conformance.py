@@ -202,7 +202,7 @@ def swallow(path: LivePath) -> None:
 
 def only(**kept: int) -> Thresholds:
     off = {"rtt_factor_percent": 0, "loss_percent": 0, "timeouts": 0, "no_progress_us": 0}
-    off["stall_us"] = 0
+    off |= {"stall_us": 0, "hole_us": 0, "silence_us": 0}
     return Thresholds(**{name: value for name, value in off.items() if name not in kept} | kept)
 
 

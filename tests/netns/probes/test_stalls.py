@@ -25,7 +25,9 @@ from tests.netns.probed import (
 )
 from tests.waiting import SLOWNESS
 
-ONLY_STALLS = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0)
+ONLY_STALLS = Thresholds(
+    rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, hole_us=0, silence_us=0
+)
 SMALL = 65536
 STAGED_US = 150_000
 PAUSE_US = 5_000
