@@ -48,7 +48,7 @@ pytestmark = pytest.mark.timeout(600)  # an emulated machine compiles for a minu
 
 MOMENTARY = {"at", "idle_us"}
 """Of the moment of reading."""
-OWN_CLOCK = {"opened_at", "rtt_histogram", "stalled_us"}
+OWN_CLOCK = {"opened_at", "rtt_histogram", "stalled_us", "holes_us"}
 """Each way counts or stamps these at hooks of its own."""
 EXACT = set(Measurement.__struct_fields__) - MOMENTARY - OWN_CLOCK
 CONNECTIONS = 300
@@ -145,6 +145,7 @@ def test_every_field_is_the_same_whichever_way(lab: Lab, both: tuple[Probes, Bcc
                 info.total_retrans,
                 info.rtt,
             )
+            assert compiled.holes_us == pytest.approx(seen.holes_us, rel=0.05, abs=5000)
             assert seen.opened_at is not None
             assert compiled.opened_at is not None
             assert compiled.opened_at >= seen.opened_at  # the state changes, then the SYN goes out
