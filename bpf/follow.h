@@ -189,10 +189,10 @@ static __always_inline void ended(struct sock *sk, u8 state)
 
 	if (!subflow || subflow->closed)
 		return;
+	if (subflow->established && !subflow->final)
+		measure(subflow);
 	forget_connection(&subflow->m);
 	if (subflow->established) {
-		if (!subflow->final)
-			measure(subflow);
 		subflow->m.state = state;
 		report = bpf_ringbuf_reserve(&reports, sizeof(*report), 0);
 		if (!report) {
