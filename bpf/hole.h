@@ -121,7 +121,8 @@ static __noinline struct subflow *holder(struct mptcp_sock *msk, u64 seq, u64 be
 
 /*
  * Whether the subflow's share of the time, since the present second began, is large against
- * its share of the data that the connection received meanwhile.
+ * its share of the data that the connection received meanwhile.  Not before twice hole_us of
+ * it has passed: a subflow that begins to send is behind the others for some round trips.
  */
 static __always_inline bool costs_more_than_it_carries(struct subflow *subflow, u64 now, u64 ack)
 {
@@ -129,6 +130,8 @@ static __always_inline bool costs_more_than_it_carries(struct subflow *subflow, 
 	u64 carried = see(as(tcp_sock, subflow->sk), bytes_received) - subflow->hole_received;
 	u64 total = ack - subflow->hole_seq;
 
+	if (elapsed_us < 2ULL * thresholds.hole_us)
+		return false;
 	/* Kilobytes and milliseconds: products of these fit. */
 	return (subflow->hole_ns / NSEC_PER_MSEC) * (total / 1000) * 100 >=
 	       (elapsed_us / 1000) * (carried / 1000) * thresholds.hole_factor_percent;
@@ -236,7 +239,7 @@ static __always_inline void notice_hole(struct sock *sk, struct tcp_sock *tp)
  * Tells of the subflow that the hole seems to wait for, if it is silent.  `heard` is the
  * socket that a segment has just come in on, 0: none.  There is a hole.
  */
-static __noinline void consider_quiet(struct connection *connection, struct mptcp_sock *msk,
+static __noinline void check_quiet_holder(struct connection *connection, struct mptcp_sock *msk,
 				      u64 now, u64 heard)
 {
 	u64 since = connection->hole_at, age, quiet, limit;
@@ -292,7 +295,7 @@ static __noinline void look_at_connection(struct subflow *subflow, bool heard)
 		return;
 	connection->checked_at = now;
 	if (connection->hole_at)
-		consider_quiet(connection, msk, now, heard ? subflow->sk : 0);
+		check_quiet_holder(connection, msk, now, heard ? subflow->sk : 0);
 	account_stall(msk, since, now, heard ? subflow->sk : 0);
 }
 

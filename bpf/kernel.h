@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * The few kernel types the probes look at, and how they look.
+ * The few kernel types the probes read, and how they read them.
  *
  * Only the fields that are read are declared; CO-RE finds them by name in the running
  * kernel (preserve_access_index), so their place and the rest of the struct do not
@@ -10,11 +10,11 @@
  * see(pointer, field) reads one field.  Where the kernel has bpf_rdonly_cast (6.2 and
  * later) it is a plain load, checked by the verifier against the kernel's types: fast,
  * and allowed under lockdown=confidentiality.  Where it has not (6.1) it is
- * bpf_probe_read_kernel.  The verifier removes the way that does not apply.
+ * bpf_probe_read_kernel.  The verifier removes the branch that does not apply.
  *
- * bcc knows no CO-RE (WITH_BCC): it gets the same structures as they lie in the running
- * kernel (mptcpd_ebpf/probes/bcc_layouts.py writes them, from what is declared here), and
- * bcc/reach.h says how it looks.
+ * bcc supports no CO-RE (WITH_BCC): it gets the same structures with the running kernel's
+ * layout (mptcpd_ebpf/probes/bcc_layouts.py writes them, from what is declared here), and
+ * bcc/reach.h defines how it reads them.
  */
 #ifndef KERNEL_H
 #define KERNEL_H
@@ -249,8 +249,8 @@ extern void *bpf_rdonly_cast(const void *object, u32 btf_id) __ksym __weak;
 #define exists(type, field) bpf_core_field_exists(struct type, field)
 #define width_of(type, field) bpf_core_field_size(struct type, field)
 #define offset_of(type, field) bpf_core_field_offset(struct type, field)
-#define born_cookie(sk) bpf_get_socket_cookie(sk)
-#define TELLS_ENDS_OF_OLDER true
+#define assigned_cookie(sk) bpf_get_socket_cookie(sk)
+#define REPORTS_ENDS_OF_OLDER true
 #define falls_to_zero(counter) (__sync_fetch_and_sub(&(counter), 1) == 1)
 
 #endif /* WITH_BCC */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * What the probes and user space tell each other.
+ * What the probes and user space exchange.
  *
- * This is the only place these layouts are stated: user space reads them from the
+ * This is the only definition of these layouts: user space reads them from the
  * compiled object's BTF (mptcpd_ebpf/probes/btf.py).  Field names and units are those of
  * mptcpd_ebpf/core/measurement.py.
  *
@@ -74,7 +74,7 @@ struct measurement {
 	u8 unused[11]; /* to a multiple of eight, so that nothing is left to the compiler */
 };
 
-/* Why a report was made.  The alarms carry the names of core's AlarmKind. */
+/* Why a report was made.  The alarms have the names of core's AlarmKind. */
 enum report_kind {
 	REPORT_SAMPLE,
 	REPORT_ENDED,
@@ -90,12 +90,12 @@ enum report_kind {
 struct report {
 	enum report_kind kind;
 	u32 unused;
-	u64 value; /* of an alarm: what crossed */
-	u64 limit; /* of an alarm: what it crossed, in the same unit */
+	u64 value; /* of an alarm: what exceeded the limit */
+	u64 limit; /* of an alarm: in the same unit */
 	struct measurement seen;
 };
 
-/* Field by field what core's Thresholds holds. */
+/* The fields of core's Thresholds. */
 struct thresholds {
 	u32 rtt_factor_percent;
 	u32 rtt_floor_us;
@@ -120,7 +120,7 @@ struct thresholds {
 /* What went wrong inside the probes, counted since they were loaded. */
 struct counters {
 	u64 alarms_lost;	    /* the ring buffer was full */
-	u64 last_words_kept;	    /* the ring buffer was full, user space harvests them */
+	u64 final_records_kept;	    /* the ring buffer was full, user space collects them */
 	u64 subflows_refused;	    /* the map of subflows was full */
 	u64 connections_refused;    /* the map of connections was full */
 	u64 listeners_refused;	    /* the map of listeners was full */

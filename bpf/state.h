@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * What the probes remember, and for how long.
+ * What the probes store, and for how long.
  *
  * subflows     one entry per MPTCP subflow, by socket cookie; made when the subflow opens
  *              (or when the probes first see an older one), deleted when its socket is
- *              destroyed and its last word is in the ring buffer.  If the ring is full
- *              the entry stays, marked closed, until user space harvests it.
- * connections  one entry per connection, by network namespace and token: its owner and
- *              the clock of its stalls.  Deleted with the last of its subflows.
- * listeners    who listens, by namespace and address, to name the owner of what is
- *              accepted there.  Deleted when the listener closes.
+ *              destroyed and its final record is in the ring buffer.  If the ring is full
+ *              the entry stays, marked closed, until user space collects it.
+ * connections  one entry per connection, by network namespace and token: its owner,
+ *              its present hole and when its stalls were last accounted.  Deleted with the last of its subflows.
+ * listeners    the owners of listeners, by namespace and address, for the connections that
+ *              they accept.  Deleted when the listener closes.
  *
  * Nothing is ever evicted: an insert that finds its map full is refused and counted.
  * All three are allocated as they fill (BPF_F_NO_PREALLOC).
@@ -31,9 +31,9 @@ struct subflow {
 	struct bpf_timer timer;
 	u64 sk;		    /* address of its struct sock, valid until tcp_destroy_sock */
 	u64 alarm_at;	    /* ns; of the last alarm */
-	u64 sample_at;	    /* rack.mstamp of the newest RTT sample looked at */
+	u64 sample_at;	    /* rack.mstamp of the newest RTT sample that was checked */
 	u64 loss_bits;	    /* the last 64 segments, newest in bit 0; 1: a sign of loss */
-	u64 wrong_at;	    /* ns; when a segment last came in wrong */
+	u64 misplaced_at;	    /* ns; when a segment last counted as misplaced */
 	u64 sent_bits;	    /* of the same segments; 1: sent by this end */
 	u64 stall_second;   /* ns; start of the second that stall_us sums up */
 	u64 hole_second;    /* the same of hole_ns… */
@@ -47,14 +47,14 @@ struct subflow {
 	u32 stall_us;
 	u32 baseline_us;    /* slow average of RTT samples */
 	u32 strikes;	    /* RTT samples in a row far above it */
-	u32 sent_seen;	    /* data_segs_out at the last look */
-	u32 received_seen;  /* data_segs_in at the last look */
+	u32 sent_seen;	    /* data_segs_out at the last check */
+	u32 received_seen;  /* data_segs_in at the last check */
 	u32 episode;	    /* high_seq of the loss recovery under way */
 	u32 episode_signs;  /* signs of loss it has given so far */
 	u32 armed;	    /* the timer runs */
 	u32 established;
-	u32 final;	    /* its last values are taken; the kernel may clear its own from now on */
-	u32 closed;	    /* waits to be harvested */
+	u32 final;	    /* its final values are read; the kernel may clear its own from now on */
+	u32 closed;	    /* its final record waits to be collected */
 };
 
 struct connection_key {
@@ -84,9 +84,9 @@ struct listener {
 };
 
 /*
- * When a subflow was last looked at: the hot path's gate, in front of the map because a
- * lookup costs more than all the rest of a call that has nothing to do.  Two subflows
- * that share a slot only lose the gate, never a look.
+ * When full work was last done for a subflow: the hot path's gate, in front of the map
+ * because a lookup costs more than all the rest of a call that has nothing to do.  For two
+ * subflows that share a slot full work is done more often, never less.
  */
 #define GATES 1024
 
@@ -98,7 +98,7 @@ struct gate {
 };
 
 /*
- * The subflow that a connection's newest segment came in on, in front of the map for the
+ * The subflow that a connection's newest segment arrived on, in front of the map for the
  * same reason.  Two connections that share a slot lose the exact moment at which a hole
  * began, and notice its end at the next segment that finds one.
  */
@@ -124,7 +124,7 @@ struct thresholds thresholds = {};
 /* Read by user space at any time (mmap). */
 struct counters counters = {};
 
-/* Nothing else makes the compiler write the layout of a report into the BTF. */
+/* Only this makes the compiler write the layout of a report into the BTF. */
 const struct report *report_layout = 0;
 
 struct {
@@ -166,6 +166,7 @@ static const u8 blank[sizeof(struct subflow)] = {};
 
 #define count(counter) __sync_fetch_and_add(&counters.counter, 1)
 
+/* The process that runs now. */
 static __always_inline void present_owner(struct owner *owner)
 {
 	owner->cgroup = bpf_get_current_cgroup_id();
@@ -174,7 +175,7 @@ static __always_inline void present_owner(struct owner *owner)
 	bpf_get_current_comm(owner->comm, sizeof(owner->comm));
 }
 
-/* The connection's entry, made if need be. */
+/* The connection's entry; made if there is none. */
 static __always_inline struct connection *connection_of(struct measurement *m)
 {
 	struct connection_key key = { .netns = m->netns, .token = m->token };
@@ -200,7 +201,7 @@ static __always_inline void forget_connection(struct measurement *m)
 		bpf_map_delete_elem(&connections, &key);
 }
 
-/* Who listens where this passive subflow came in: its very address first, then any. */
+/* The listener that accepted this passive subflow: at its own address, else at any. */
 static __always_inline struct listener *listener_of(struct measurement *m)
 {
 	struct listener_key key = { .netns = m->netns, .port = m->local_port };

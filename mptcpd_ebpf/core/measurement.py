@@ -156,7 +156,8 @@ class Thresholds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     loss_min_segments: Limit = 32
     """Data segments that the subflow must have sent before loss is evidence of anything."""
     loss_percent: Annotated[int, Meta(ge=0, le=100)] = 25
-    """Share of the window retransmitted or received out of order that raises the loss alarm
+    """Share of the window retransmitted, or while this end sends data received out of order,
+    that raises the loss alarm
     (never fewer than three); 0: no loss alarm."""
     timeouts: Limit = 2
     """Retransmission timeouts in a row; 0: no such alarm."""

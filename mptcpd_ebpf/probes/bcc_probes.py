@@ -91,7 +91,7 @@ class BccProbes:
                 btf,
                 subflows=self._maps["subflows"],
                 reports=self._maps["reports"],
-                kept=lambda: self.lost["last_words_kept"],
+                kept=lambda: self.lost["final_records_kept"],
             )
             stack.callback(self._reader.close)
             self._closing = stack.pop_all()

@@ -289,7 +289,7 @@ def test_a_full_ring_buffer_loses_no_last_word(lab: Lab, cgroup: Path_) -> None:
     initial = [event.measurement for event in events if event.measurement.initial]
     assert len({each.cookie for each in initial}) == len(initial) == CONNECTIONS
     assert all(each.closed and each.bytes_sent and each.opened_at for each in initial)
-    assert lost["last_words_kept"] > CONNECTIONS // 2, "the ring was not small enough to test"
+    assert lost["final_records_kept"] > CONNECTIONS // 2, "the ring was not small enough to test"
     assert lost["subflows_refused"] == lost["connections_refused"] == 0
 
 
