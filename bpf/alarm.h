@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * When a subflow is in trouble, and how user space hears of it.
+ * When an alarm is raised for a subflow, and how it reaches user space.
  *
- * docs/probes.md tells what each alarm looks at and what it is deliberately blind to:
+ * docs/probes.md says what each alarm depends on and what it deliberately disregards:
  * the queue a sender builds itself, the loss its own slow start provokes, and
  * acknowledgements that are merely delayed.
  */
@@ -77,7 +77,7 @@ static __noinline u32 best_sibling_rtt(struct subflow *subflow)
  * the queue it builds itself (only a sender limited by its window builds one), and by the
  * peer's delayed-acknowledgement timer if no two segments were in flight together.
  */
-static __noinline void consider_rtt(struct subflow *subflow, struct tcp_sock *tp)
+static __noinline void check_rtt(struct subflow *subflow, struct tcp_sock *tp)
 {
 	u32 rtt = see(tp, rack.rtt_us);
 	u32 slot = 0, baseline = subflow->baseline_us, limit, delivered;
@@ -126,10 +126,10 @@ static __always_inline u32 ones(u64 bits)
 }
 
 /*
- * Whether a segment that just came in tells of loss: it is not the next one (one before it
- * was lost) or was there already (our acknowledgement was lost).
+ * Whether a segment that just arrived is a sign of loss: it is not the next one (one before
+ * it was lost) or is a duplicate (our acknowledgement was lost).
  */
-static __always_inline bool came_wrong(struct tcp_sock *tp, struct sk_buff *skb)
+static __always_inline bool arrived_misplaced(struct tcp_sock *tp, struct sk_buff *skb)
 {
 	struct tcp_skb_cb *cb = segment_of(skb);
 	u32 seq = see(cb, seq);
@@ -139,7 +139,7 @@ static __always_inline bool came_wrong(struct tcp_sock *tp, struct sk_buff *skb)
 
 /*
  * Within one episode of loss recovery (to the same high_seq, tcp_enter_recovery) only the
- * first signs count: random loss comes back in the next episode, what slow start drops at
+ * first signs count: random loss occurs again in the next episode, what slow start drops at
  * a full queue does not.
  */
 static __always_inline u32 within_episode(struct subflow *subflow, struct tcp_sock *tp, u32 signs)
@@ -158,25 +158,50 @@ static __always_inline u32 within_episode(struct subflow *subflow, struct tcp_so
 	return signs;
 }
 
-/*
- * The window slides by the data segments that went out or came in since the last look.
- * `repeated` is how much the present retransmission counts; `wrong`, that a segment came
- * in wrong, counts once per round trip, again to see a full queue as one event.
- */
-static __noinline void consider_loss(struct subflow *subflow, struct tcp_sock *tp, u32 repeated,
-				     bool wrong)
+/* Moves the windows on by so many segments, each of which this end sent, or did not. */
+static __always_inline void slide(struct subflow *subflow, u32 segments, u64 ours)
 {
-	u32 segments = see(tp, data_segs_out) + see(tp, data_segs_in);
-	u32 fresh = segments - subflow->segments_seen;
+	if (segments >= 64) {
+		subflow->loss_bits = 0;
+		subflow->sent_bits = ours;
+	} else if (segments) {
+		subflow->loss_bits <<= segments;
+		subflow->sent_bits = subflow->sent_bits << segments |
+				     (ours & ((1ULL << segments) - 1));
+	}
+}
+
+/* At least a quarter of the window's segments were sent by this end. */
+static __always_inline bool sends(struct subflow *subflow)
+{
+	u32 window = thresholds.loss_window;
+
+	return window && window <= 64 &&
+	       4 * ones(subflow->sent_bits << (64 - window)) >= window;
+}
+
+/*
+ * The window slides by the data segments sent or received since the last call.  `repeated` is
+ * how much the present retransmission counts.  `misplaced`, that a segment arrived out of
+ * order or a second time, counts once per round trip, so that a full queue is one event, and
+ * only where this end sends: otherwise it says nothing of what this end can change.
+ */
+static __noinline void check_loss(struct subflow *subflow, struct tcp_sock *tp, u32 repeated,
+				     bool misplaced)
+{
+	u32 sent = see(tp, data_segs_out), received = see(tp, data_segs_in);
+	u32 fresh = received - subflow->received_seen, fresh_sent = sent - subflow->sent_seen;
 	u32 window = thresholds.loss_window, limit, lost, signs = 0;
 	u64 at = bpf_ktime_get_ns();
 
-	subflow->segments_seen = segments;
-	subflow->loss_bits = fresh < 64 ? subflow->loss_bits << fresh : 0;
+	subflow->received_seen = received;
+	subflow->sent_seen = sent;
+	slide(subflow, fresh, 0);
+	slide(subflow, fresh_sent, ~0ULL);
 	if (repeated)
 		signs = within_episode(subflow, tp, repeated);
-	if (wrong && at - subflow->wrong_at > (see(tp, srtt_us) >> 3) * NSEC_PER_USEC) {
-		subflow->wrong_at = at;
+	if (misplaced && sends(subflow) && at - subflow->misplaced_at > (see(tp, srtt_us) >> 3) * NSEC_PER_USEC) {
+		subflow->misplaced_at = at;
 		signs++;
 	}
 	if (!signs)
@@ -186,7 +211,8 @@ static __noinline void consider_loss(struct subflow *subflow, struct tcp_sock *t
 			subflow->loss_bits |= bit;
 			signs--;
 		}
-	if (!thresholds.loss_percent || !window || window > 64)
+	if (!thresholds.loss_percent || !window || window > 64 ||
+	    sent < thresholds.loss_min_segments)
 		return;
 	lost = ones(subflow->loss_bits << (64 - window));
 	limit = window * thresholds.loss_percent / 100;
@@ -201,16 +227,16 @@ static __noinline void consider_loss(struct subflow *subflow, struct tcp_sock *t
 /* --- no progress */
 
 /* How long `segments` in flight may go unanswered, microseconds. */
-static __always_inline u64 patience_us(struct tcp_sock *tp, u32 segments)
+static __always_inline u64 silence_limit_us(struct tcp_sock *tp, u32 segments)
 {
 	u64 srtt = see(tp, srtt_us) >> 3;
-	u64 patience;
+	u64 limit;
 
 	if (!srtt)
 		return USEC_PER_SEC;
-	patience = srtt * thresholds.no_progress_factor_percent / 100 + see(tp, mdev_us) +
+	limit = srtt * thresholds.no_progress_factor_percent / 100 + see(tp, mdev_us) +
 		   (segments > 1 ? thresholds.delayed_ack_us : thresholds.lone_delayed_ack_us);
-	return patience > thresholds.no_progress_us ? patience : thresholds.no_progress_us;
+	return limit > thresholds.no_progress_us ? limit : thresholds.no_progress_us;
 }
 
 /*
@@ -235,38 +261,43 @@ static __always_inline bool carries_data(struct tcp_sock *tp)
 	return (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT) && see(tp, packets_out);
 }
 
-/* Tells of silence.  Returns for how long there is none to tell of, us; 0: nothing in flight. */
-static __noinline u64 consider_silence(struct subflow *subflow)
+/* Raises no-progress.  Returns the time until it could be due, us; 0: nothing in flight. */
+static __noinline u64 check_silence(struct subflow *subflow)
 {
 	struct tcp_sock *tp = as(tcp_sock, subflow->sk);
-	u64 patience, silence;
+	u64 limit, silence;
 
 	if (!thresholds.no_progress_us || !carries_data(tp))
 		return 0;
 	silence = silence_us(tp, bpf_ktime_get_ns());
-	patience = patience_us(tp, see(tp, packets_out));
+	limit = silence_limit_us(tp, see(tp, packets_out));
 	if (silence < subflow->silence_us)
 		subflow->silence_us = 0;
-	if (silence < patience)
-		return patience - silence;
-	/* Told once; again when the silence has doubled. */
+	if (silence < limit)
+		return limit - silence;
+	/* Raised once; again when the silence has doubled. */
 	if (silence >= 2 * subflow->silence_us) {
 		subflow->silence_us = silence;
-		raise(subflow, REPORT_NO_PROGRESS, silence, patience);
+		raise(subflow, REPORT_NO_PROGRESS, silence, limit);
 	}
 	return silence;
 }
 
-#ifndef WITH_BCC /* which has no timers: it considers the silence at what the silence brings */
+#ifndef WITH_BCC /* which has no timers: it checks at retransmissions and timeouts */
+
+static __noinline u64 recheck_hole(struct subflow *subflow);
 
 static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
 {
-	u64 wait;
+	u64 wait, hole_wait;
 
 	subflow->armed = 0;
 	if (subflow->closed)
 		return 0;
-	wait = consider_silence(subflow);
+	wait = check_silence(subflow);
+	hole_wait = recheck_hole(subflow);
+	if (!wait || (hole_wait && hole_wait < wait))
+		wait = hole_wait;
 	if (!wait)
 		return 0;
 	subflow->armed = 1;
@@ -275,19 +306,19 @@ static __noinline int on_timer(void *map, u64 *cookie, struct subflow *subflow)
 }
 
 /*
- * Arms the timer for the earliest moment at which there could be something to tell.  Where
- * the kernel has none to give (since 6.19 on processors without cmpxchg16b, for lack of
- * kmalloc_nolock), silence is considered at what it brings, the first retransmission.
+ * Arms the timer for the earliest moment at which an alarm could be due.  Where the kernel
+ * provides no timers (since 6.19 on processors without cmpxchg16b, for lack of
+ * kmalloc_nolock), silence is noticed at the first retransmission.
  */
 static __always_inline void watch(struct subflow *subflow, struct tcp_sock *tp)
 {
-	if (subflow->armed || !thresholds.no_progress_us)
+	if (subflow->armed || !(thresholds.no_progress_us || thresholds.silence_us))
 		return;
 	subflow->armed = 1;
-	if (!bpf_timer_start(&subflow->timer, patience_us(tp, 2) * NSEC_PER_USEC, 0))
+	if (!bpf_timer_start(&subflow->timer, silence_limit_us(tp, 2) * NSEC_PER_USEC, 0))
 		return;
 	subflow->armed = 0;
-	consider_silence(subflow);
+	check_silence(subflow);
 }
 
 static __always_inline void prepare_timer(struct subflow *subflow)

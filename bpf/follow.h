@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * A subflow's life, whichever hooks tell of it: it opens, is established, gets and repeats
- * segments, is looked at by the scheduler, ends.
+ * A subflow from its start to its end, whichever hooks report it: it opens, is established,
+ * receives and retransmits segments, is considered by the scheduler, ends.
  *
  * Full work is done at most once per millisecond and subflow.
  */
 #ifndef FOLLOW_H
 #define FOLLOW_H
 
-#include "stall.h"
+#include "hole.h"
 
 #define LOOK_GATE_US 1000ULL
 
@@ -19,12 +19,12 @@ static __always_inline struct subflow *find(struct sock *sk)
 	return bpf_map_lookup_elem(&subflows, &cookie);
 }
 
-/* Starts to follow a subflow. `owner` is who opened it, NULL if that is not known here. */
+/* Starts to follow a subflow. `owner` is the process that opened it, NULL: not known here. */
 static __noinline struct subflow *follow(struct sock *sk, struct owner *owner)
 {
 	struct tcp_sock *tp = as(tcp_sock, sk);
 	struct mptcp_subflow_context *ctx = subflow_context(tp);
-	u64 cookie = born_cookie(sk);
+	u64 cookie = assigned_cookie(sk);
 	struct connection *connection;
 	struct subflow *subflow;
 
@@ -39,7 +39,8 @@ static __noinline struct subflow *follow(struct sock *sk, struct owner *owner)
 		return NULL;
 	subflow->sk = (u64)sk;
 	identify(&subflow->m, sk, ctx, cookie);
-	subflow->segments_seen = see(tp, data_segs_out) + see(tp, data_segs_in);
+	subflow->sent_seen = see(tp, data_segs_out);
+	subflow->received_seen = see(tp, data_segs_in);
 	subflow->baseline_us = see(tp, srtt_us) >> 3;
 	prepare_timer(subflow);
 	connection = connection_of(&subflow->m);
@@ -51,9 +52,9 @@ static __noinline struct subflow *follow(struct sock *sk, struct owner *owner)
 }
 
 /*
- * Whether the subflow is due for a look; the caller then takes it.  tcp_mstamp costs
- * nothing to read, but at tcp_probe it is that of the event before: after a pause only
- * the kernel's tick tells that time has passed.
+ * Whether the subflow is due for full work, which the caller then does.  tcp_mstamp costs
+ * nothing to read, but at tcp_probe it is that of the previous event: after a pause only
+ * the kernel's tick shows that time has passed.
  */
 static __always_inline bool due(struct sock *sk, struct tcp_sock *tp)
 {
@@ -69,43 +70,46 @@ static __always_inline bool due(struct sock *sk, struct tcp_sock *tp)
 	return true;
 }
 
-/* What a look at a live subflow always does: new samples, new segments, the timer. */
-static __noinline void look(struct subflow *subflow, struct tcp_sock *tp, bool heard, bool wrong)
+/* The full work on a live subflow: new samples, new segments, the timer, the connection. */
+static __noinline void look(struct subflow *subflow, struct tcp_sock *tp, bool heard, bool misplaced)
 {
 	struct sock *sk = as(sock, tp);
 	u64 sample_at = see(tp, rack.mstamp);
 
-	/* It may be older than the probes, or the kernel skipped the run that would have told. */
+	/* It may be older than the probes, or the kernel skipped the run that reports this. */
 	if (!subflow->established && see(sk, __sk_common.skc_state) == TCP_ESTABLISHED) {
 		subflow->established = 1;
 		name(&subflow->m, sk);
 	}
 	if (sample_at != subflow->sample_at) {
 		subflow->sample_at = sample_at;
-		consider_rtt(subflow, tp);
+		check_rtt(subflow, tp);
 	}
-	consider_loss(subflow, tp, 0, wrong);
+	check_loss(subflow, tp, 0, misplaced);
 	watch(subflow, tp);
-	account_stall(subflow, bpf_ktime_get_ns(), heard);
+	look_at_connection(subflow, heard);
 }
 
-/* A segment came in; it is not yet processed. */
-static __always_inline void segment_came(struct sock *sk, struct tcp_sock *tp, struct sk_buff *skb)
+/* A segment arrived; it is not yet processed. */
+static __always_inline void segment_arrived(struct sock *sk, struct tcp_sock *tp, struct sk_buff *skb)
 {
-	bool wrong = came_wrong(tp, skb);
+	bool misplaced = arrived_misplaced(tp, skb);
 	struct subflow *subflow;
 
-	if (!due(sk, tp) && !wrong)
+	notice_hole(sk, tp);
+	if (!due(sk, tp) && !misplaced)
 		return;
 	subflow = find(sk);
-	if (!subflow && TELLS_ENDS_OF_OLDER)
+	if (!subflow && REPORTS_ENDS_OF_OLDER)
 		subflow = follow(sk, NULL);
-	if (subflow)
-		look(subflow, tp, true, wrong);
+	if (!subflow)
+		return;
+	note_reached(subflow, tp);
+	look(subflow, tp, true, misplaced);
 }
 
-/* The scheduler is about to choose where to send: what a dead path still lets be seen. */
-static __always_inline void scheduler_looked(struct sock *sk, struct tcp_sock *tp)
+/* The scheduler is about to choose where to send: this happens on a dead path, too. */
+static __always_inline void scheduler_considered(struct sock *sk, struct tcp_sock *tp)
 {
 	struct subflow *subflow;
 
@@ -116,7 +120,7 @@ static __always_inline void scheduler_looked(struct sock *sk, struct tcp_sock *t
 		look(subflow, tp, false, false);
 }
 
-static __always_inline void segment_repeated(struct sock *sk, struct tcp_sock *tp)
+static __always_inline void segment_resent(struct sock *sk, struct tcp_sock *tp)
 {
 	struct subflow *subflow = find(sk);
 	u32 timeouts;
@@ -126,7 +130,7 @@ static __always_inline void segment_repeated(struct sock *sk, struct tcp_sock *t
 	timeouts = see(tp, inet_conn.icsk_retransmits);
 	if (thresholds.timeouts && timeouts >= thresholds.timeouts)
 		raise(subflow, REPORT_TIMEOUTS, timeouts, thresholds.timeouts);
-	consider_loss(subflow, tp, 1, false);
+	check_loss(subflow, tp, 1, false);
 	watch(subflow, tp);
 }
 
@@ -138,7 +142,7 @@ static __always_inline bool opened_by_caller(struct sock *sk)
 	return ctx && !see_bit(ctx, request_join);
 }
 
-/* The first SYN goes out. `owner` is who opens the connection, NULL if that is not known here. */
+/* The first SYN is sent. `owner` is the process that connects, NULL: not known here. */
 static __always_inline void opens(struct sock *sk, struct owner *owner)
 {
 	struct subflow *subflow = follow(sk, owner);
@@ -162,11 +166,11 @@ static __always_inline void (established)(struct sock *sk)
 }
 
 /*
- * Nothing comes or goes any more.  The initial subflow's socket is kept for as long as the
+ * The subflow is closed.  The initial subflow's socket is kept for as long as the
  * connection's, and its counters are cleared meanwhile (net/mptcp/protocol.c,
- * __mptcp_subflow_disconnect): what they were at last is taken now.
+ * __mptcp_subflow_disconnect): their final values are read now.
  */
-static __always_inline void comes_to_rest(struct sock *sk)
+static __always_inline void closed_by_tcp(struct sock *sk)
 {
 	struct subflow *subflow = find(sk);
 
@@ -176,7 +180,7 @@ static __always_inline void comes_to_rest(struct sock *sk)
 	subflow->final = 1;
 }
 
-/* The last word: into the ring buffer, or kept in the map until user space harvests it. */
+/* The final record: into the ring buffer, or kept in the map until user space collects it. */
 static __always_inline void ended(struct sock *sk, u8 state)
 {
 	u64 cookie = see(sk, __sk_common.skc_cookie.counter);
@@ -185,16 +189,16 @@ static __always_inline void ended(struct sock *sk, u8 state)
 
 	if (!subflow || subflow->closed)
 		return;
+	if (subflow->established && !subflow->final)
+		measure(subflow);
 	forget_connection(&subflow->m);
 	if (subflow->established) {
-		if (!subflow->final)
-			measure(subflow);
 		subflow->m.state = state;
 		report = bpf_ringbuf_reserve(&reports, sizeof(*report), 0);
 		if (!report) {
 			cancel_timer(subflow);
 			subflow->closed = 1;
-			count(last_words_kept);
+			count(final_records_kept);
 			return;
 		}
 		report->kind = REPORT_ENDED;
@@ -207,7 +211,7 @@ static __always_inline void ended(struct sock *sk, u8 state)
 
 static __always_inline struct listener_key listener_key(struct sock *sk)
 {
-	/* inet_sport, because a closing socket has given its skc_num back already. */
+	/* inet_sport, because a closing socket has returned its skc_num already. */
 	struct listener_key key = { .netns = netns_of(sk),
 				    .port = bpf_ntohs(see(as(inet_sock, sk), inet_sport)) };
 
@@ -233,7 +237,7 @@ static __always_inline void forget_listener(struct sock *sk)
 	struct listener *listener;
 
 	listener = bpf_map_lookup_elem(&listeners, &key);
-	/* With SO_REUSEPORT another socket may have taken the name over. */
+	/* With SO_REUSEPORT another socket may have replaced the entry. */
 	if (listener && listener->sk == (u64)sk)
 		bpf_map_delete_elem(&listeners, &key);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * The few kernel types the probes look at, and how they look.
+ * The few kernel types the probes read, and how they read them.
  *
  * Only the fields that are read are declared; CO-RE finds them by name in the running
  * kernel (preserve_access_index), so their place and the rest of the struct do not
@@ -10,11 +10,11 @@
  * see(pointer, field) reads one field.  Where the kernel has bpf_rdonly_cast (6.2 and
  * later) it is a plain load, checked by the verifier against the kernel's types: fast,
  * and allowed under lockdown=confidentiality.  Where it has not (6.1) it is
- * bpf_probe_read_kernel.  The verifier removes the way that does not apply.
+ * bpf_probe_read_kernel.  The verifier removes the branch that does not apply.
  *
- * bcc knows no CO-RE (WITH_BCC): it gets the same structures as they lie in the running
- * kernel (mptcpd_ebpf/probes/bcc_layouts.py writes them, from what is declared here), and
- * bcc/reach.h says how it looks.
+ * bcc supports no CO-RE (WITH_BCC): it gets the same structures with the running kernel's
+ * layout (mptcpd_ebpf/probes/bcc_layouts.py writes them, from what is declared here), and
+ * bcc/reach.h defines how it reads them.
  */
 #ifndef KERNEL_H
 #define KERNEL_H
@@ -72,6 +72,12 @@ struct list_head {
 	struct list_head *next;
 };
 
+struct rb_node;
+
+struct rb_root {
+	struct rb_node *rb_node;
+};
+
 struct ns_common {
 	unsigned int inum;
 };
@@ -94,6 +100,10 @@ struct in6_addr {
 typedef struct {
 	long long counter;
 } atomic64_t;
+
+typedef struct {
+	int counter;
+} atomic_t;
 
 struct sock_common {
 	__be32 skc_daddr;
@@ -123,6 +133,10 @@ struct sock {
 	struct sock_common __sk_common;
 	struct dst_entry *sk_dst_cache;
 	struct socket *sk_socket;
+	struct {
+		atomic_t rmem_alloc;
+	} sk_backlog;
+	int sk_rcvbuf;
 	u16 sk_protocol;
 };
 
@@ -164,9 +178,12 @@ struct tcp_sock {
 	struct tcp_rack rack;
 	u32 snd_cwnd, packets_out, sacked_out, lost_out, retrans_out, max_packets_out;
 	u32 snd_una, snd_nxt, snd_wnd, write_seq, high_seq, rcv_nxt;
-	u32 data_segs_out, data_segs_in;
+	u32 data_segs_out, data_segs_in, rcv_ooopack;
 	u32 delivered, lost, total_retrans, reord_seen;
-	u64 bytes_sent, bytes_acked, bytes_retrans;
+	u64 bytes_sent, bytes_acked, bytes_retrans, bytes_received;
+	struct {
+		u32 rtt_us;
+	} rcv_rtt_est;
 	u8 is_cwnd_limited : 1;
 	u32 rate_delivered, rate_interval_us;
 	u32 rcv_tstamp;
@@ -182,7 +199,8 @@ struct mptcp_subflow_context {
 	u32 stale : 1;
 	s16 local_id;
 	u8 remote_id;
-	u32 subflow_id;
+	u32 subflow_id, map_data_len;
+	u64 map_seq;
 	struct sock *tcp_sock;
 	struct sock *conn;
 };
@@ -191,7 +209,9 @@ struct mptcp_data_frag;
 
 struct mptcp_sock {
 	struct inet_connection_sock sk;
-	u64 snd_nxt, wnd_end, bytes_acked, bytes_retrans;
+	u64 snd_nxt, wnd_end, ack_seq, bytes_acked, bytes_retrans, bytes_received;
+	atomic64_t rcv_wnd_sent;
+	struct rb_root out_of_order_queue;
 	struct list_head conn_list;
 	struct mptcp_data_frag *first_pending;
 };
@@ -229,8 +249,8 @@ extern void *bpf_rdonly_cast(const void *object, u32 btf_id) __ksym __weak;
 #define exists(type, field) bpf_core_field_exists(struct type, field)
 #define width_of(type, field) bpf_core_field_size(struct type, field)
 #define offset_of(type, field) bpf_core_field_offset(struct type, field)
-#define born_cookie(sk) bpf_get_socket_cookie(sk)
-#define TELLS_ENDS_OF_OLDER true
+#define assigned_cookie(sk) bpf_get_socket_cookie(sk)
+#define REPORTS_ENDS_OF_OLDER true
 #define falls_to_zero(counter) (__sync_fetch_and_sub(&(counter), 1) == 1)
 
 #endif /* WITH_BCC */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * Reads one subflow: who it is, once, and how it is, whenever someone asks.
+ * Reads one subflow: its identity, once, and its present values, on request.
  */
 #ifndef MEASURE_H
 #define MEASURE_H
@@ -26,7 +26,7 @@ static __always_inline u32 interface_of(struct sock *sk)
 
 static __always_inline u16 local_id_of(struct mptcp_subflow_context *ctx)
 {
-	/* A negative id is one not yet chosen, and reads as all ones. */
+	/* A negative id is not yet chosen, and reads as all ones. */
 	if (width_of(mptcp_subflow_context, local_id) == sizeof(s16))
 		return see(ctx, local_id);
 	struct mptcp_subflow_context___u8 *narrow = (void *)ctx;
@@ -43,7 +43,7 @@ static __always_inline void name(struct measurement *m, struct sock *sk)
 	m->remote_port = bpf_ntohs(see(sk, __sk_common.skc_dport));
 }
 
-/* What stays as it is for the subflow's life. */
+/* What does not change while the subflow exists. */
 static __always_inline void identify(struct measurement *m, struct sock *sk,
 				     struct mptcp_subflow_context *ctx, u64 cookie)
 {
@@ -65,7 +65,7 @@ static __always_inline void set_owner(struct measurement *m, struct owner *owner
 	__builtin_memcpy(m->owner_comm, owner->comm, COMM_SIZE);
 }
 
-/* The connection's owner: who opens it now, or who listens where it came in. */
+/* The connection's owner: the process that opens it now, or that listens at its address. */
 static __always_inline void adopt_owner(struct measurement *m, struct connection *connection,
 					struct owner *opener)
 {
@@ -94,14 +94,37 @@ static __always_inline void measure_context(struct measurement *m,
 	m->stale = see_bit(ctx, stale);
 	m->subflow_id = exists(mptcp_subflow_context, subflow_id) ? see(ctx, subflow_id) : UNSEEN;
 	m->connection_bytes_acked = m->connection_reinjected = UNSEEN;
+	m->connection_bytes_received = UNSEEN;
 	msk = as(mptcp_sock, see(ctx, conn));
 	if (msk && exists(mptcp_sock, bytes_acked)) {
 		m->connection_bytes_acked = see(msk, bytes_acked);
 		m->connection_reinjected = see(msk, bytes_retrans);
+		m->connection_bytes_received = see(msk, bytes_received);
+	}
+	if (msk) {
+		s64 window = see(msk, rcv_wnd_sent.counter) - see(msk, ack_seq);
+
+		m->connection_window = window > 0 ? window : 0;
+		m->connection_rcvbuf = see(msk, sk.icsk_inet.sk.sk_rcvbuf);
+		m->connection_queued = see(msk, sk.icsk_inet.sk.sk_backlog.rmem_alloc.counter);
 	}
 }
 
-/* Microseconds since anything came back: an acknowledgement or data. */
+/* How long data has been waiting behind the connection's present hole. */
+static __always_inline u64 hole_age_us(struct measurement *m)
+{
+	struct connection_key key = { .netns = m->netns, .token = m->token };
+	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
+	u64 since;
+
+	if (!connection)
+		return UNSEEN;
+	since = connection->hole_at;
+	return since && m->at > since ? (m->at - since) / 1000 : 0;
+}
+
+/* Microseconds since any segment arrived: rcv_tstamp is set for acknowledgements and for what is
+ * out of order, lrcvtime for data in order. */
 static __always_inline u32 idle_us(struct tcp_sock *tp)
 {
 	u32 now = bpf_jiffies64();
@@ -111,7 +134,7 @@ static __always_inline u32 idle_us(struct tcp_sock *tp)
 	return (since_ack < since_data ? since_ack : since_data) * tick_us;
 }
 
-/* How the subflow is right now. */
+/* Reads the subflow's present values. */
 static __noinline void measure(struct subflow *subflow)
 {
 	struct tcp_sock *tp = as(tcp_sock, subflow->sk);
@@ -133,6 +156,10 @@ static __noinline void measure(struct subflow *subflow)
 	m->bytes_sent = see(tp, bytes_sent);
 	m->bytes_acked = see(tp, bytes_acked);
 	m->bytes_retrans = see(tp, bytes_retrans);
+	m->bytes_received = see(tp, bytes_received);
+	m->segments_in = see(tp, data_segs_in);
+	m->out_of_order = see(tp, rcv_ooopack);
+	m->rcv_rtt_us = see(tp, rcv_rtt_est.rtt_us) >> 3 ?: (u32)UNSEEN;
 	m->delivered = see(tp, delivered);
 	m->retransmits = see(tp, total_retrans);
 	m->lost = see(tp, lost);
@@ -142,7 +169,8 @@ static __noinline void measure(struct subflow *subflow)
 	m->in_flight = see(tp, packets_out);
 	m->rto_us = see(tp, inet_conn.icsk_rto) * tick_us;
 	m->idle_us = idle_us(tp);
-	/* At the very end the kernel has taken the context away: keep what was seen last. */
+	m->connection_hole_us = hole_age_us(m);
+	/* At the very end the kernel has freed the context: keep what was read last. */
 	if (ctx)
 		measure_context(m, ctx);
 }

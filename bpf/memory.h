@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * Reading memory of the kernel that has no type of its own: packets, messages, texts.
+ * Reads kernel memory that has no type of its own: packets, messages, strings.
  *
- * See kernel.h: a plain load needs a type that the verifier knows.  struct in6_addr is just
- * sixteen bytes, which can lie anywhere; reading where nothing is yields zeros.
+ * See kernel.h: a plain load needs a type that the verifier knows.  struct in6_addr is
+ * sixteen bytes at any address; reading unmapped memory yields zeros.
  */
 #ifndef MEMORY_H
 #define MEMORY_H
@@ -22,7 +22,7 @@ static __always_inline u64 pointer_at(u64 address)
 	return (u64)see(as(list_head, address), next);
 }
 
-/* Copies so many bytes, a multiple of PIECE that is known when compiling. */
+/* Copies `bytes` bytes, a multiple of PIECE that is a constant when compiling. */
 static __always_inline void copy_from(void *to, u64 from, u32 bytes)
 {
 	u32 *words = to;

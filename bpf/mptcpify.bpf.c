@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * Turns TCP sockets into MPTCP ones as they are made, whoever makes them.
+ * Turns TCP sockets into MPTCP ones when they are made, by any process.
  *
- * update_socket_protocol() (net/socket.c, Linux 6.6) exists for this: socket(2) asks it
- * which protocol to use, and a fmod_ret program may answer in its place.  Its caller is
- * the current task, so selection is by what that task is.  Sockets of the kernel itself
- * do not come by here.
+ * update_socket_protocol() (net/socket.c, Linux 6.6) exists for this: socket(2) calls it
+ * for the protocol to use, and a fmod_ret program may replace its result.  Its caller is
+ * the current task, so sockets are selected by that task.  It is not called for sockets of
+ * the kernel itself.
  *
  * Unlike the preload library this cannot fall back: where net.mptcp.enabled is off, an
  * MPTCP socket is an error.  Hence it keeps to one network namespace, and user space,
@@ -14,7 +14,7 @@
 #include "kernel.h"
 
 #define SOCK_STREAM 1
-#define SOCK_TYPE_MASK 0xf /* include/linux/net.h: CLOEXEC and NONBLOCK ride above it */
+#define SOCK_TYPE_MASK 0xf /* include/linux/net.h: CLOEXEC and NONBLOCK are above it */
 #define IPPROTO_MPTCP 262
 #define COMM_BYTES 16  /* include/linux/sched.h: TASK_COMM_LEN */
 #define ANCESTORS 64   /* parents looked at; also the depth of cgroups */
@@ -33,8 +33,8 @@ struct task_struct {
 
 #pragma clang attribute pop
 
-/* What a task must be; 0 or empty: not asked. */
-const volatile u32 only_netns; /* inode of its network namespace; always asked */
+/* What a task must be; 0 or empty: anything. */
+const volatile u32 only_netns; /* inode of its network namespace; always required */
 const volatile u32 only_pid;   /* it, or a parent, parent's parent … of it */
 const volatile u64 only_cgroup; /* its cgroup v2, or one above */
 const volatile char only_comm[COMM_BYTES];

@@ -1,23 +1,20 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * Who holds a connection up (head-of-line blocking).
+ * Which subflow holds a connection up (head-of-line blocking at the sender).
  *
  * The sender is blocked when the connection's window is closed with data waiting
  * (RFC 8684, 3.3.1: one receive window for all subflows) or when a writer waits for room
  * in the send buffer.  If meanwhile a subflow has room in its congestion window and
- * nothing queued, and a different, slower or silent one holds unacknowledged data, that
- * one is to blame: the time since the connection was last looked at is charged to it.
+ * nothing queued, and a different, slower or silent one holds unacknowledged data, the time
+ * since the connection was last checked is charged to that one.
  *
- * Looking back is right where this is called: an acknowledgement has arrived and is not
- * yet processed, so what is read is the state that held until now.  At most one look per
- * millisecond and connection.
+ * Charging past time is right where this is called: an acknowledgement has arrived and is not
+ * yet processed, so what is read is the state that held until now.
  */
 #ifndef STALL_H
 #define STALL_H
 
 #include "alarm.h"
-
-#define STALL_GATE_NS 1000000ULL
 
 static __always_inline bool blocked(struct mptcp_sock *msk)
 {
@@ -30,8 +27,8 @@ static __always_inline bool blocked(struct mptcp_sock *msk)
 }
 
 /*
- * There is room in the congestion window, and nothing waits for anything but the peer's
- * window: the subflows share that one, so a full one is the connection's blockade again.
+ * There is room in the congestion window, and data waits for nothing but the peer's window:
+ * the subflows share that one, so a full one blocks the whole connection.
  */
 static __always_inline bool could_send(struct tcp_sock *tp)
 {
@@ -54,7 +51,7 @@ static __always_inline struct subflow *subflow_at(u64 address)
 
 /*
  * RTT of the fastest subflow, other than the one at `except`, that could send; or all ones.
- * Its least RTT: what its srtt still holds of a queue of its own has drained since.
+ * The least RTT: any queue of its own that its srtt still includes has drained since.
  */
 static __noinline u32 fastest_free(struct mptcp_sock *msk, u64 except)
 {
@@ -75,16 +72,16 @@ static __noinline u32 fastest_free(struct mptcp_sock *msk, u64 except)
 }
 
 /*
- * The subflow whose unacknowledged data is the longest on its way, by its smoothed round
+ * The subflow whose unacknowledged data has been under way the longest, by its smoothed round
  * trip or its silence, if another that has room is faster than that; NULL: none.
- * `heard` is the socket that a segment has just come in on: it is not silent.  0: none.
+ * `heard` is the socket that a segment has just arrived on: it is not silent.  0: none.
  */
-static __noinline struct subflow *guilty_one(struct mptcp_sock *msk, u64 now, u64 heard)
+static __noinline struct subflow *slowest_holder(struct mptcp_sock *msk, u64 now, u64 heard)
 {
 	u64 first = (u64)msk + offset_of(mptcp_sock, conn_list);
 	u64 node = (u64)see(msk, conn_list.next);
 	u64 longest = 0, slowest = 0;
-	struct subflow *guilty;
+	struct subflow *slowest_one;
 
 	for (int i = 0; i < MAX_SIBLINGS && node && node != first; i++) {
 		struct mptcp_subflow_context *ctx = as(mptcp_subflow_context, node);
@@ -105,8 +102,8 @@ static __noinline struct subflow *guilty_one(struct mptcp_sock *msk, u64 now, u6
 	}
 	if (!slowest)
 		return NULL;
-	guilty = subflow_at(slowest);
-	return guilty && fastest_free(msk, slowest) < longest ? guilty : NULL;
+	slowest_one = subflow_at(slowest);
+	return slowest_one && fastest_free(msk, slowest) < longest ? slowest_one : NULL;
 }
 
 static __noinline void charge(struct subflow *subflow, u64 now, u64 stalled_us)
@@ -125,30 +122,19 @@ static __noinline void charge(struct subflow *subflow, u64 now, u64 stalled_us)
 	}
 }
 
-static __noinline void account_stall(struct subflow *subflow, u64 now, bool heard)
+/*
+ * Charges the time between `since` and `now`, if the sender was blocked.  `heard` is the
+ * socket that a segment has just arrived on, 0: none.
+ */
+static __always_inline void account_stall(struct mptcp_sock *msk, u64 since, u64 now, u64 heard)
 {
-	struct connection_key key = { .netns = subflow->m.netns, .token = subflow->m.token };
-	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
-	struct mptcp_subflow_context *ctx;
-	struct mptcp_sock *msk;
-	struct subflow *guilty;
-	u64 since;
+	struct subflow *slowest_one;
 
-	if (!connection)
+	if (!blocked(msk))
 		return;
-	since = connection->checked_at;
-	if (now - since < STALL_GATE_NS || (s64)(now - since) < 0)
-		return;
-	connection->checked_at = now;
-	ctx = subflow_context(as(tcp_sock, subflow->sk));
-	if (!ctx)
-		return;
-	msk = as(mptcp_sock, see(ctx, conn));
-	if (!msk || !blocked(msk))
-		return;
-	guilty = guilty_one(msk, now, heard ? subflow->sk : 0);
-	if (guilty)
-		charge(guilty, now, (now - since) / NSEC_PER_USEC);
+	slowest_one = slowest_holder(msk, now, heard);
+	if (slowest_one)
+		charge(slowest_one, now, (now - since) / NSEC_PER_USEC);
 }
 
 #endif

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * What the probes remember, and for how long.
+ * What the probes store, and for how long.
  *
  * subflows     one entry per MPTCP subflow, by socket cookie; made when the subflow opens
  *              (or when the probes first see an older one), deleted when its socket is
- *              destroyed and its last word is in the ring buffer.  If the ring is full
- *              the entry stays, marked closed, until user space harvests it.
- * connections  one entry per connection, by network namespace and token: its owner and
- *              the clock of its stalls.  Deleted with the last of its subflows.
- * listeners    who listens, by namespace and address, to name the owner of what is
- *              accepted there.  Deleted when the listener closes.
+ *              destroyed and its final record is in the ring buffer.  If the ring is full
+ *              the entry stays, marked closed, until user space collects it.
+ * connections  one entry per connection, by network namespace and token: its owner,
+ *              its present hole and when its stalls were last accounted.  Deleted with the last of its subflows.
+ * listeners    the owners of listeners, by namespace and address, for the connections that
+ *              they accept.  Deleted when the listener closes.
  *
  * Nothing is ever evicted: an insert that finds its map full is refused and counted.
  * All three are allocated as they fill (BPF_F_NO_PREALLOC).
@@ -31,21 +31,30 @@ struct subflow {
 	struct bpf_timer timer;
 	u64 sk;		    /* address of its struct sock, valid until tcp_destroy_sock */
 	u64 alarm_at;	    /* ns; of the last alarm */
-	u64 sample_at;	    /* rack.mstamp of the newest RTT sample looked at */
+	u64 sample_at;	    /* rack.mstamp of the newest RTT sample that was checked */
 	u64 loss_bits;	    /* the last 64 segments, newest in bit 0; 1: a sign of loss */
-	u64 wrong_at;	    /* ns; when a segment last came in wrong */
+	u64 misplaced_at;	    /* ns; when a segment last counted as misplaced */
+	u64 sent_bits;	    /* of the same segments; 1: sent by this end */
 	u64 stall_second;   /* ns; start of the second that stall_us sums up */
+	u64 hole_second;    /* the same of hole_ns… */
+	u64 hole_ns;
+	u64 hole_received;  /* …with bytes_received… */
+	u64 hole_seq;	    /* …and the connection's ack_seq then */
+	u64 holes_ns;	    /* m.holes_us before it is rounded */
+	u64 reached;	    /* the highest start of a mapping received in order; 0: none */
+	u64 quiet_us;	    /* of the last silence alarm in this silence */
 	u64 silence_us;	    /* of the last no-progress alarm in this silence */
 	u32 stall_us;
 	u32 baseline_us;    /* slow average of RTT samples */
 	u32 strikes;	    /* RTT samples in a row far above it */
-	u32 segments_seen;  /* data_segs_out + data_segs_in at the last look */
+	u32 sent_seen;	    /* data_segs_out at the last check */
+	u32 received_seen;  /* data_segs_in at the last check */
 	u32 episode;	    /* high_seq of the loss recovery under way */
 	u32 episode_signs;  /* signs of loss it has given so far */
 	u32 armed;	    /* the timer runs */
 	u32 established;
-	u32 final;	    /* its last values are taken; the kernel may clear its own from now on */
-	u32 closed;	    /* waits to be harvested */
+	u32 final;	    /* its final values are read; the kernel may clear its own from now on */
+	u32 closed;	    /* its final record waits to be collected */
 };
 
 struct connection_key {
@@ -56,6 +65,9 @@ struct connection_key {
 struct connection {
 	struct owner owner;
 	u64 checked_at; /* ns; stalls are accounted up to here */
+	u64 hole_at;	/* ns; since when data waits behind the hole at hole_seq, 0: none does */
+	u64 hole_seq;
+	u64 heard_at;	/* ns; while there is a hole: when a segment last came in */
 	u32 alive;	/* subflows */
 	u32 unused;
 };
@@ -72,9 +84,9 @@ struct listener {
 };
 
 /*
- * When a subflow was last looked at: the hot path's gate, in front of the map because a
- * lookup costs more than all the rest of a call that has nothing to do.  Two subflows
- * that share a slot only lose the gate, never a look.
+ * When full work was last done for a subflow: the hot path's gate, in front of the map
+ * because a lookup costs more than all the rest of a call that has nothing to do.  For two
+ * subflows that share a slot full work is done more often, never less.
  */
 #define GATES 1024
 
@@ -83,6 +95,19 @@ struct gate {
 	u64 mstamp; /* tcp_mstamp, us */
 	u64 tick;   /* jiffies */
 	u64 unused;
+};
+
+/*
+ * The subflow that a connection's newest segment arrived on, in front of the map for the
+ * same reason.  Two connections that share a slot lose the exact moment at which a hole
+ * began, and notice its end at the next segment that finds one.
+ */
+#define ARRIVALS 1024
+
+struct arrival {
+	u64 msk;
+	u64 sk;
+	u64 waits; /* data waited behind a hole when that segment came */
 };
 
 #ifdef WITH_BCC
@@ -99,7 +124,7 @@ struct thresholds thresholds = {};
 /* Read by user space at any time (mmap). */
 struct counters counters = {};
 
-/* Nothing else makes the compiler write the layout of a report into the BTF. */
+/* Only this makes the compiler write the layout of a report into the BTF. */
 const struct report *report_layout = 0;
 
 struct {
@@ -132,6 +157,7 @@ struct {
 } reports SEC(".maps");
 
 struct gate gates[GATES] = {};
+struct arrival arrivals[ARRIVALS] = {};
 
 /* An empty struct subflow: it is too large for the stack. */
 static const u8 blank[sizeof(struct subflow)] = {};
@@ -140,6 +166,7 @@ static const u8 blank[sizeof(struct subflow)] = {};
 
 #define count(counter) __sync_fetch_and_add(&counters.counter, 1)
 
+/* The process that runs now. */
 static __always_inline void present_owner(struct owner *owner)
 {
 	owner->cgroup = bpf_get_current_cgroup_id();
@@ -148,7 +175,7 @@ static __always_inline void present_owner(struct owner *owner)
 	bpf_get_current_comm(owner->comm, sizeof(owner->comm));
 }
 
-/* The connection's entry, made if need be. */
+/* The connection's entry; made if there is none. */
 static __always_inline struct connection *connection_of(struct measurement *m)
 {
 	struct connection_key key = { .netns = m->netns, .token = m->token };
@@ -174,7 +201,7 @@ static __always_inline void forget_connection(struct measurement *m)
 		bpf_map_delete_elem(&connections, &key);
 }
 
-/* Who listens where this passive subflow came in: its very address first, then any. */
+/* The listener that accepted this passive subflow: at its own address, else at any. */
 static __always_inline struct listener *listener_of(struct measurement *m)
 {
 	struct listener_key key = { .netns = m->netns, .port = m->local_port };

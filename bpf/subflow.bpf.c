@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause)
 /*
- * The hooks: where the kernel tells about a subflow's life, and what is done there.
+ * The hooks at which the kernel reports a subflow's events, and what is done there.
  *
- *   inet_sock_set_state      opens (who? the caller of connect or listen), establishes, rests
- *   tcp_probe                a segment came in: RTT, loss seen by the receiver, stalls
- *   mptcp_subflow_get_send   the scheduler looks at the subflow: it is about to send
- *   tcp_retransmit_skb       loss and timeouts; nothing else fires on a dead path
- *   a timer per subflow      one shot after a look; again while data is in flight
- *   tcp_destroy_sock         the last word
+ *   inet_sock_set_state      opens (its owner is the caller of connect or listen), is established, closed
+ *   tcp_probe                a segment arrived: RTT, loss, stalls, holes
+ *   mptcp_subflow_get_send   the scheduler considers the subflow: it is about to send
+ *   tcp_retransmit_skb       loss and timeouts; no other hook fires on a dead path
+ *   a timer per subflow      once after full work; again while data is in flight or waits
+ *   tcp_destroy_sock         the final record
  *   iter/tcp                 exact present values, and subflows older than the probes
  *
  * All are BTF tracepoints: they see every socket of every namespace, so a plain TCP
- * socket leaves after one load, and a subflow after a few unless it is time for a look.
+ * socket leaves after one load, and a subflow after a few unless full work is due.
  */
 #include "follow.h"
 
@@ -23,7 +23,7 @@ int BPF_PROG(segment_received, struct sock *sk, struct sk_buff *skb)
 	struct tcp_sock *tp = as(tcp_sock, sk);
 
 	if (see(tp, is_mptcp))
-		segment_came(sk, tp, skb);
+		segment_arrived(sk, tp, skb);
 	return 0;
 }
 
@@ -32,7 +32,7 @@ int BPF_PROG(scheduler_looks, struct mptcp_subflow_context *subflow_ctx)
 {
 	struct sock *sk = subflow_ctx->tcp_sock;
 
-	scheduler_looked(sk, as(tcp_sock, sk));
+	scheduler_considered(sk, as(tcp_sock, sk));
 	return 0;
 }
 
@@ -42,7 +42,7 @@ int BPF_PROG(segment_retransmitted, struct sock *sk, struct sk_buff *skb)
 	struct tcp_sock *tp = as(tcp_sock, sk);
 
 	if (see(tp, is_mptcp))
-		segment_repeated(sk, tp);
+		segment_resent(sk, tp);
 	return 0;
 }
 
@@ -51,7 +51,7 @@ int BPF_PROG(state_changes, struct sock *sk, int old, int new)
 {
 	struct owner caller = {};
 
-	/* The MPTCP socket itself comes by here too; it is no tcp_sock. */
+	/* This fires for the MPTCP socket itself, too; it is no tcp_sock. */
 	if (sk->sk_protocol != IPPROTO_TCP || !see(as(tcp_sock, sk), is_mptcp))
 		return 0;
 	if (new == TCP_LISTEN) {
@@ -65,7 +65,7 @@ int BPF_PROG(state_changes, struct sock *sk, int old, int new)
 	} else if (new == TCP_ESTABLISHED) {
 		established(sk);
 	} else if (new == TCP_CLOSE) {
-		comes_to_rest(sk);
+		closed_by_tcp(sk);
 	}
 	return 0;
 }
@@ -103,7 +103,7 @@ int sample(struct bpf_iter__tcp *ctx)
 	}
 	if (!subflow->established)
 		name(&subflow->m, sk);
-	account_stall(subflow, bpf_ktime_get_ns(), false);
+	look_at_connection(subflow, false);
 	measure(subflow);
 	bpf_seq_write(ctx->meta->seq, &subflow->m, sizeof(subflow->m));
 	return 0;

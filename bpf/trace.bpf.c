@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause)
 /*
- * Tracing: what happens to MPTCP subflows, told as it happens.
+ * Traces what happens to MPTCP subflows, when it happens.
  *
- * A tool of `mptcpd-ebpf trace` loads only the programs it needs; without a tool nothing
- * of this is in the kernel.  All are BTF tracepoints that leave at once for what is no
+ * A tool of `mptcpd-ebpf trace` loads only the programs it needs; without a tool none of
+ * them is in the kernel.  All are BTF tracepoints that return at once for what is no
  * MPTCP subflow of the chosen namespace.  Rare events go through the ring buffer, one
  * record each; what happens for every packet is only counted, in maps.
  */
@@ -17,7 +17,7 @@ const volatile u32 only_token = 0; /* 0: all connections */
 
 struct trace_lost lost = {};
 
-/* Nothing else makes the compiler write this layout into the BTF. */
+/* Only this makes the compiler write the layout into the BTF. */
 const struct trace_record *record_layout = 0;
 
 struct {
@@ -25,7 +25,7 @@ struct {
 	__uint(max_entries, 1 << 20); /* user space may choose another size */
 } records SEC(".maps");
 
-/* Which connection (address of its struct mptcp_sock) a thread works for just now. */
+/* The connection (address of its struct mptcp_sock) that a thread works for at present. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
@@ -98,8 +98,8 @@ static __noinline void describe(struct trace_record *record, u64 address, enum t
 }
 
 /*
- * A record about a subflow, to be submitted.  Inlined: the verifier of 6.1 forgets over the
- * return of a function that the record is there, and then misses its release.
+ * A record about a subflow, to be submitted.  Inlined: the verifier of 6.1 loses track of
+ * the record when a function returns it, and then reports that it is not released.
  */
 static __always_inline struct trace_record *about(u64 address, enum trace_kind kind)
 {
@@ -117,11 +117,11 @@ int BPF_PROG(state_changed, struct sock *sk, int old, int new)
 {
 	struct trace_record *record;
 
-	/* The MPTCP socket itself comes by here too; it is no tcp_sock. */
+	/* This fires for the MPTCP socket itself, too; it is no tcp_sock. */
 	if (sk->sk_protocol != IPPROTO_TCP || new == TCP_LISTEN || old == TCP_LISTEN ||
 	    !wanted(sk))
 		return 0;
-	bpf_get_socket_cookie(sk); /* gives it one */
+	bpf_get_socket_cookie(sk); /* assigns one */
 	record = about((u64)sk, TRACE_STATE);
 	if (!record)
 		return 0;
@@ -241,21 +241,21 @@ int BPF_PROG(retransmitted, struct sock *sk, struct sk_buff *skb)
 }
 
 /*
- * --- reinjection: data is sent again because some subflow does not bring it through.
+ * --- reinjection: data is sent again because some subflow does not deliver it.
  *
- * Two ways lead there (net/mptcp/protocol.c): mptcp_worker() when the connection's timer
- * fired, and the ordinary way through the scheduler, from an older position, when a
- * subflow was closed or found stale (msk->recovery holds until all of it is acknowledged).
- * A mapping does not say whose it is, so the connection that the thread works for is
- * remembered.  In a softirq the thread is a chance one; a wrong guess is found out by
- * just_wrote().  Healthy traffic remembers nothing and asks for nothing.
+ * It has two causes (net/mptcp/protocol.c): mptcp_worker() when the connection's timer
+ * fired, and the scheduler, which starts again from an older position when a subflow was
+ * closed or found stale (msk->recovery is set until all of it is acknowledged).  A mapping
+ * does not name its connection, so the connection that the thread works for is stored.  In
+ * a softirq the thread is an arbitrary one; just_wrote() detects a wrong guess.  Traffic
+ * without reinjection stores nothing and looks nothing up.
  */
 
 #define REMEMBERED_NS 1000000000ULL /* a worker writes within that time */
 
 extern const void mptcp_worker __ksym __weak;
 
-u64 remembered_at = 0; /* ns; when a connection was remembered last */
+u64 remembered_at = 0; /* ns; when a connection was last stored */
 
 static __always_inline void remember(u64 connection)
 {
@@ -279,7 +279,7 @@ SEC("tp_btf/mptcp_subflow_get_send")
 int BPF_PROG(send_begins, struct mptcp_subflow_context *subflow)
 {
 	if (!subflow->tcp_sock->__sk_common.skc_cookie.counter)
-		bpf_get_socket_cookie(subflow->tcp_sock); /* gives it one, to be blamed by */
+		bpf_get_socket_cookie(subflow->tcp_sock); /* assigns one, for `blamed` */
 	if (see(as(mptcp_sock___trace, subflow->conn), recovery))
 		remember((u64)subflow->conn);
 	return 0;
@@ -297,8 +297,8 @@ static __always_inline bool just_wrote(u64 address, u64 mapping)
 		return false;
 	extensions = (u64)see(as(sk_buff___trace, tail), extensions);
 	/*
-	 * chunks is a u8, and counts eights; ours is near.  Compared and not subtracted: the
-	 * verifier of 6.1 takes no unknown number off a pointer.
+	 * chunks is a u8, in units of eight bytes; the extension is near.  Compared and not
+	 * subtracted: the verifier of 6.1 allows no unknown offset from a pointer.
 	 */
 	return mapping >= extensions && mapping < extensions + 256;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * What the tracing programs tell user space, and the kernel types only they look at.
+ * What the tracing programs send to user space, and the kernel types only they read.
  *
- * User space reads the layouts from the object's BTF (mptcpd_ebpf/trace/kernel_side.py).
+ * User space reads the layouts from the object's BTF (mptcpd_ebpf/trace/trace_programs.py).
  * The ___trace flavours extend the types of kernel.h: CO-RE ignores the suffix.
  */
 #ifndef TRACE_H
@@ -31,14 +31,14 @@ struct trace_record {
 	u32 netns;
 	u64 at;		      /* CLOCK_MONOTONIC, ns */
 	u64 cookie;
-	u64 cgroup;	      /* of the present task; all ones where it means nothing */
+	u64 cgroup;	      /* of the current task; all ones where that is meaningless */
 	u64 bytes_sent;
 	u64 bytes_acked;
 	u64 bytes_received;
 	u64 bytes_retrans;
 	u64 data_seq;	      /* REINJECTED */
-	u64 blamed;	      /* REINJECTED: cookie of the subflow that holds data back */
-	u32 token;	      /* 0: the kernel has taken the context away already */
+	u64 blamed;	      /* REINJECTED: cookie of the subflow whose data is sent again */
+	u32 token;	      /* 0: the kernel has freed the context already */
 	u32 pid;
 	u32 uid;
 	u32 seq;	      /* RETRANSMITTED: of the segment */
@@ -67,11 +67,11 @@ struct trace_record {
 	u8 stale;
 };
 
-/* How often the scheduler looked at a subflow, and what spoke against it. */
+/* How often the scheduler considered a subflow, and why it did not choose it. */
 struct trace_share {
 	u64 chosen;
 	u64 slower;	      /* another would have emptied its queue earlier */
-	u64 backup;	      /* one that is no backup was usable */
+	u64 backup;	      /* a subflow that is no backup was usable */
 	u64 stale;
 	u64 not_ready;	      /* not established, or the join not confirmed */
 	u32 netns;
@@ -87,7 +87,7 @@ struct trace_rounds {
 	u64 rounds;
 	u64 full;	      /* the best subflow's send buffer was full */
 	u64 unusable;	      /* no subflow was usable at all */
-	u64 without_ns;	      /* time from such a round (full or unusable) to the next good one */
+	u64 without_ns;	      /* time from such a round (full or unusable) to the next one without */
 	u64 unusable_ns;      /* the part of it that began with an unusable round */
 	u64 since;	      /* ns; when the present such time began, 0: there is none */
 	u64 since_unusable;
@@ -105,7 +105,7 @@ struct trace_connection {
 struct trace_lost {
 	u64 records;	      /* the ring buffer was full */
 	u64 shares;	      /* a map was full */
-	u64 unattributed;     /* a mapping whose subflow could not be found */
+	u64 unattributed;     /* a mapping whose subflow was not found */
 };
 
 /* Since 6.10; its values are read from the running kernel's BTF. */

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause)
 /*
- * Tracing: the calls of any kernel function, counted, timed, with arguments or stacks.
+ * Traces the calls of any kernel function: counts, times, arguments, stacks.
  *
- * User space chooses the functions, one slot each, and the cheapest way in that the
- * kernel has: fentry and fexit, kprobe and kretprobe, or a BTF tracepoint that stands
- * inside the function.  A program of the first and the last kind is bound to one
+ * User space chooses the functions, one slot each, and the cheapest hook that the
+ * kernel has: fentry and fexit, kprobe and kretprobe, or a BTF tracepoint inside the
+ * function.  A program of the first and the last kind is bound to one
  * function, so there is one of each for every slot; a kprobe knows its slot by its cookie.
  *
- * Whose call it is comes from the one argument that leads to a socket (struct slot).  The
- * beginning and the end of a call meet by its place on the kernel's stack, which holds
- * for recursion and for a softirq on top of the same thread.
+ * The connection of a call is found from the argument that leads to a socket (struct slot).
+ * The beginning and the end of a call are matched by its place on the kernel's stack, which
+ * also works for recursion and for a softirq on top of the same thread.
  */
 #include "kernel.h"
 
@@ -22,17 +22,17 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* What the argument is that says whose call it is. */
+/* The type of the argument that leads to the connection. */
 enum subject {
-	SUBJECT_NONE,	 /* no argument does: calls of all namespaces are seen */
-	SUBJECT_SOCK,	 /* struct sock, or what begins with one: tcp_sock, mptcp_sock … */
+	SUBJECT_NONE,	 /* no argument: calls of all namespaces are traced */
+	SUBJECT_SOCK,	 /* struct sock, or a type that begins with one: tcp_sock, mptcp_sock … */
 	SUBJECT_SUBFLOW, /* struct mptcp_subflow_context */
 	SUBJECT_SOCKET,	 /* struct socket */
 };
 
 struct slot {
 	u8 subject;  /* enum subject */
-	u8 argument; /* which one, from 0 */
+	u8 argument; /* its number, from 0 */
 };
 
 /* One call. */
@@ -42,11 +42,11 @@ struct func_record {
 	u64 returned;
 	u64 sock;	 /* address of the struct sock; 0: not known */
 	u32 slot;
-	s32 stack;	 /* NO_STACK: none was asked for or taken */
+	s32 stack;	 /* NO_STACK: not requested, or not available */
 	u32 token;	 /* 0: no MPTCP connection, or not yet */
 	u32 netns;	 /* 0: not known */
-	u32 pid;	 /* what the processor was running, */
-	char comm[COMM_SIZE]; /* in a softirq any process */
+	u32 pid;	 /* the process the processor was running, */
+	char comm[COMM_SIZE]; /* in a softirq an arbitrary one */
 	u8 local_ip[16];
 	u8 remote_ip[16];
 	u16 local_port;
@@ -76,7 +76,7 @@ struct func_total {
 struct trace_lost {
 	u64 records;	 /* the ring buffer was full */
 	u64 connections; /* the map of totals was full */
-	u64 unfinished;	 /* the map of calls under way was full */
+	u64 unfinished;	 /* the map of unfinished calls was full */
 	u64 stacks;	 /* no stack could be taken */
 };
 
@@ -120,7 +120,7 @@ const volatile struct slot slots[SLOTS] = {};
 
 struct trace_lost lost = {};
 
-/* Nothing else makes the compiler write these layouts into the BTF. */
+/* Only these make the compiler write the layouts into the BTF. */
 const struct func_record *record_layout = 0;
 const struct func_total *total_layout = 0;
 const enum subject subject_layout = SUBJECT_NONE;
@@ -237,7 +237,7 @@ static __always_inline void count(struct func_record *record)
 	__sync_fetch_and_add(&total->histogram[slot & (HISTOGRAM_SLOTS - 1)], 1);
 }
 
-static __always_inline void tell(struct func_record *record)
+static __always_inline void report(struct func_record *record)
 {
 	count(record);
 	if (with_records && bpf_ringbuf_output(&records, record, sizeof(*record), 0))
@@ -275,7 +275,7 @@ static __always_inline int begins(void *ctx, u32 slot, u64 *arguments, u64 call)
 		}
 	}
 	if (!with_ends)
-		tell(&record);
+		report(&record);
 	else if (bpf_map_update_elem(&under_way, &call, &record, BPF_ANY))
 		__sync_fetch_and_add(&lost.unfinished, 1);
 	return 0;
@@ -285,12 +285,12 @@ static __always_inline int ends(u32 slot, u64 call, u64 returned)
 {
 	struct func_record *record = bpf_map_lookup_elem(&under_way, &call);
 
-	/* Another's is left from a call whose end the kernel did not bring (kretprobes may). */
+	/* An entry is left from another call whose end the kernel did not report (kretprobes). */
 	if (!record || record->slot != slot)
 		return 0;
 	record->duration_ns = bpf_ktime_get_ns() - record->at;
 	record->returned = returned;
-	tell(record);
+	report(record);
 	bpf_map_delete_elem(&under_way, &call);
 	return 0;
 }
@@ -302,7 +302,7 @@ static __noinline int entered(void *ctx, u32 slot)
 
 #pragma unroll
 	for (u32 i = 0; i < ARGUMENTS; i++)
-		bpf_get_func_arg(ctx, i, &arguments[i]); /* leaves 0 for one that is not there */
+		bpf_get_func_arg(ctx, i, &arguments[i]); /* leaves 0 for one that does not exist */
 	return begins(ctx, slot, arguments, (u64)ctx);
 }
 
@@ -322,7 +322,7 @@ static __noinline int passed(void *ctx, u32 slot)
 	return begins(ctx, slot, arguments, 0);
 }
 
-/* The end first: libbpf attaches in this order, and no beginning is to wait for its end. */
+/* The end first: libbpf attaches in this order, so that no beginning misses its end. */
 #define SLOT(n)                                                              \
 	SEC("fexit") int exit_##n(void *ctx) { return left(ctx, 0##n); }      \
 	SEC("fentry") int entry_##n(void *ctx) { return entered(ctx, 0##n); } \

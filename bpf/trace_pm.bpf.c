@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause)
 /*
- * Tracing: every path-manager command, whoever sends it, and the kernel's answer.
+ * Traces every path-manager command, from any process, and the kernel's answer.
  *
- * The kernel tells nobody about commands.  But a generic netlink request is worked off
- * within the sendto(2) or sendmsg(2) that brings it, so the call's two ends are the
- * command's, and at its end the answer is the newest message in the socket's receive
- * queue.  The words of an extended acknowledgement come by netlink_extack in between.
+ * The kernel sends no event for commands.  But it handles a generic netlink request within
+ * the sendto(2) or sendmsg(2) that sends it, so the begin and end of that call are those of
+ * the command, and at its end the answer is the newest message in the socket's receive
+ * queue.  The text of an extended acknowledgement comes from netlink_extack in between.
  */
 #include "memory.h"
 
@@ -40,15 +40,15 @@ struct trace_command {
 	u32 uid;
 	s32 error;	      /* of the kernel's answer, UNANSWERED if none was found */
 	u32 sequence;
-	u32 length;	      /* of the message, which is cut below */
+	u32 length;	      /* of the message, which is truncated below */
 	char comm[COMM_SIZE];
 	char words[WORDS_BYTES] __attribute__((aligned(4))); /* the kernel's extended acknowledgement */
-	u8 message[MESSAGE_BYTES]; /* what was asked, from nlmsghdr on */
+	u8 message[MESSAGE_BYTES]; /* the request, from nlmsghdr on */
 };
 
 /* What went wrong inside the programs. */
 struct trace_lost {
-	u64 records; /* the ring buffer or the map of commands under way was full */
+	u64 records; /* the ring buffer or the map of unfinished commands was full */
 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -98,7 +98,7 @@ struct sock___trace {
 
 #pragma clang attribute pop
 
-/* include/linux/socket.h, as user space hands them in */
+/* include/linux/socket.h, as user space passes them */
 struct iovec {
 	u64 base;
 	u64 length;

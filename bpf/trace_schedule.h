@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * Tracing the scheduler: counts, by subflow, how its choices came out, and why.
+ * Traces the scheduler: counts, by subflow, what it chose, and why.
  *
  * Part of trace.bpf.c, whose wanted() and lost it uses.
  */
 #ifndef TRACE_SCHEDULE_H
 #define TRACE_SCHEDULE_H
 
-/* Nothing else makes the compiler write these layouts into the BTF. */
+/* Only these make the compiler write the layouts into the BTF. */
 const struct trace_share *share_layout = 0;
 const struct trace_rounds *rounds_layout = 0;
 
@@ -73,7 +73,7 @@ static __always_inline bool is_backup(struct mptcp_subflow_context *ctx)
 	return see_bit(ctx, backup) || see_bit(ctx, request_bkup);
 }
 
-/* Accounts a round that found a place to send, or none. */
+/* Accounts a round that found a subflow to send on, or none. */
 static __noinline void account_round(struct trace_connection *key, bool unusable, bool full,
 				   bool closed)
 {
@@ -120,10 +120,10 @@ static __noinline void account_round(struct trace_connection *key, bool unusable
 }
 
 /*
- * mptcp_subflow_get_send() (net/mptcp/protocol.c) comes by here for each subflow before it
- * decides.  At the last one everything it will compare is known, so the decision is made
- * again here: ready ones only, no backup while another is ready, and of these the one
- * whose queue empties first (queued bytes over pacing rate).
+ * mptcp_subflow_get_send() (net/mptcp/protocol.c) fires this for each subflow before it
+ * decides.  At the last one everything it will compare is known, so the decision is repeated
+ * here: ready ones only, no backup while another is ready, and of these the one whose queue
+ * empties first (queued bytes over pacing rate).
  */
 SEC("tp_btf/mptcp_subflow_get_send")
 int BPF_PROG(round_ends, struct mptcp_subflow_context *subflow)
@@ -136,7 +136,7 @@ int BPF_PROG(round_ends, struct mptcp_subflow_context *subflow)
 	bool full = false;
 
 	if (!subflow->tcp_sock->__sk_common.skc_cookie.counter)
-		bpf_get_socket_cookie(subflow->tcp_sock); /* gives it one */
+		bpf_get_socket_cookie(subflow->tcp_sock); /* assigns one */
 	msk = as(mptcp_sock, subflow->conn);
 	first = (u64)msk + offset_of(mptcp_sock, conn_list);
 	if ((u64)see(as(mptcp_subflow_context, subflow), node.next) != first ||
@@ -155,7 +155,7 @@ int BPF_PROG(round_ends, struct mptcp_subflow_context *subflow)
 		node = (u64)see(ctx, node.next);
 		if (see_bit(ctx, stale) || !is_ready(ctx, as(sock, address)))
 			continue;
-		if (!pace) /* its first decision: the kernel sets it just after we looked */
+		if (!pace) /* its first decision: the kernel sets it just after this read */
 			pace = see(as(sock___trace, address), sk_pacing_rate);
 		if (!pace)
 			continue;

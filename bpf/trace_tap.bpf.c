@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause)
 /*
- * Tracing: of all packets tells those that signal, not those that carry data.
+ * Traces the packets that signal, not those that carry data.
  *
- * Told are TCP segments with SYN or RST, and those with an MPTCP option (kind 30,
+ * Reported are TCP segments with SYN or RST, and those with an MPTCP option (kind 30,
  * RFC 8684, 3) other than an ordinary DSS; a DSS with a mapping of length 0 is the
  * infinite mapping of a fallback (RFC 8684, 3.7).  IPv6 extension headers are not
  * followed.
  *
- * The packets are looked at where the kernel hands them over (net/core/dev.c): a packet
- * socket would have every one of them cloned before its filter may say no.
+ * The packets are read where the kernel passes them on (net/core/dev.c): for a packet
+ * socket it would clone every one of them before the filter rejects it.
  */
 #include "memory.h"
 
@@ -24,8 +24,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 struct trace_packet {
 	u64 at;	     /* CLOCK_MONOTONIC, ns */
-	u64 cookie;  /* of the socket that sends it; 0: none is known, or it has none */
-	u32 length;  /* of headers[]; what is behind the packet's end is no part of it */
+	u64 cookie;  /* of the socket that sends it; 0: unknown, or it has none */
+	u32 length;  /* of headers[], up to the packet's end */
 	u8 outgoing;
 	u8 headers[HEADERS_MOST] __attribute__((aligned(4))); /* from the IP header on */
 };
@@ -57,7 +57,7 @@ const volatile u32 own_netns = 0; /* inode of the namespace to keep to, 0: all *
 
 struct trace_lost lost = {};
 
-/* Nothing else makes the compiler write this layout into the BTF. */
+/* Only this makes the compiler write the layout into the BTF. */
 const struct trace_packet *packet_layout = 0;
 
 struct {
@@ -107,7 +107,7 @@ static long look_at_option(u32 number, struct walk *walk)
 	return 0;
 }
 
-/* Whether the TCP header at an address is worth telling of. */
+/* Whether the TCP header at an address is one to report. */
 static __always_inline bool signals(u64 tcp)
 {
 	struct walk walk = {};
@@ -121,7 +121,7 @@ static __always_inline bool signals(u64 tcp)
 	return walk.signals;
 }
 
-static __noinline int tell(u64 ip, u32 length, u64 sender, bool outgoing)
+static __noinline int report(u64 ip, u32 length, u64 sender, bool outgoing)
 {
 	struct trace_packet *packet = bpf_ringbuf_reserve(&records, sizeof(*packet), 0);
 
@@ -152,7 +152,7 @@ static __always_inline int look_at(struct sk_buff___trace *skb, u64 ip, u32 leng
 	u32 start;
 	u8 next;
 
-	if (!is_ours(skb)) /* first: on its way a packet may pass many namespaces */
+	if (!is_ours(skb)) /* first: a packet may pass many namespaces */
 		return 0;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		start = (byte_at(ip) & 0xf) * 4;
@@ -165,18 +165,18 @@ static __always_inline int look_at(struct sk_buff___trace *skb, u64 ip, u32 leng
 	}
 	if (next != IPPROTO_TCP || length < start + 20)
 		return 0;
-	return signals(ip + start) ? tell(ip, length, sender, outgoing) : 0;
+	return signals(ip + start) ? report(ip, length, sender, outgoing) : 0;
 }
 
 SEC("tp_btf/net_dev_queue")
 int BPF_PROG(packet_leaves, struct sk_buff___trace *skb)
 {
-	u32 start = skb->network_header; /* from the head on, as the tail is */
+	u32 start = skb->network_header; /* an offset from the head, as the tail is */
 
 	return look_at(skb, (u64)skb->head + start, skb->tail - start, (u64)skb->sk, true);
 }
 
-/* Here the network header's place is not noted yet; it is where the data begins. */
+/* Here the network header's offset is not set yet; it is where the data begins. */
 SEC("tp_btf/netif_receive_skb")
 int BPF_PROG(packet_arrives, struct sk_buff___trace *skb)
 {

@@ -366,6 +366,8 @@ class Adaptive(Plugin):
     ) -> Iterator[Command]:
         if connection.server_side or subflow.backup or not subflow.usable:
             return
+        if alarm.kind in (AlarmKind.HOLE, AlarmKind.SILENCE):
+            return  # of what is received; this plugin acts on what is sent
         others = [
             other
             for other in connection.usable_subflows()
@@ -558,3 +560,7 @@ def _alarm_words(alarm: AlarmRaised) -> str:
             return f"RTT rose to {alarm.value / 1000:.0f} ms{usual}"
         case AlarmKind.STALL:
             return f"it held up the connection for {alarm.value / 1000:.0f} ms of the last second"
+        case AlarmKind.HOLE:
+            return f"received data waited for it for {alarm.value / 1000:.0f} ms of the last second"
+        case AlarmKind.SILENCE:
+            return f"received data waits for it, and it is silent for {alarm.value / 1000:.0f} ms"

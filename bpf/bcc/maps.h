@@ -2,9 +2,9 @@
 /*
  * The maps of bpf/state.h for a program that bcc compiles.
  *
- * mptcpd_ebpf/probes/bcc_probes.py makes them; each is known by a number here (…_MAP), in
- * whose place its descriptor is put before the code is loaded.  What is a global variable
- * there is the one element of an array here, reached at its address (BPF_PSEUDO_MAP_VALUE).
+ * mptcpd_ebpf/probes/bcc_probes.py makes them; each has a number here (…_MAP), which is
+ * replaced by its descriptor before the code is loaded.  What is a global variable there is
+ * the only element of an array here, accessed by its address (BPF_PSEUDO_MAP_VALUE).
  */
 #ifndef MAPS_H
 #define MAPS_H
@@ -21,9 +21,10 @@
 #define thresholds (*ELEMENT(struct thresholds, THRESHOLDS_MAP))
 #define counters (*ELEMENT(struct counters, COUNTERS_MAP))
 #define gates ELEMENT(struct gate, GATES_MAP)
+#define arrivals ELEMENT(struct arrival, ARRIVALS_MAP)
 #define blank ELEMENT(u8, BLANK_MAP)
 
 #define own_netns (*ELEMENT(u32, NETNS_MAP))
-#define tick_us TICK_US /* a constant of the host's */
+#define tick_us TICK_US /* a constant of the host */
 
 #endif

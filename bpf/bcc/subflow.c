@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause)
 /*
- * The probes as bcc compiles them.  What they do stands in bpf/follow.h; here are the hooks:
+ * The probes as bcc compiles them.  bpf/follow.h says what they do; here are the hooks:
  *
  *   sock_ops             (a cgroup's sockets) opens, establishes, an RTT sample, a
- *                        retransmission, a timeout, the last word
- *   mptcp_incoming_options   (fentry or kprobe) a segment of an MPTCP subflow came in; where
+ *                        retransmission, a timeout, the final record
+ *   mptcp_incoming_options   (fentry or kprobe) a segment of an MPTCP subflow arrived; where
  *   tcp_probe            the kernel allows neither, this raw tracepoint
- *   mptcp_subflow_get_send   (raw tracepoint) the scheduler looks at the subflow
+ *   mptcp_subflow_get_send   (raw tracepoint) the scheduler considers the subflow
  *   inet_sock_set_state  (raw tracepoint) who connects, who listens
  *   sample               run by user space for one subflow: its exact present values
  *
- * There are no timers: silence is noticed when TCP repeats a segment or gives up waiting,
- * and when another subflow of the connection is looked at.
+ * There are no timers: silence is noticed when TCP retransmits a segment or a timeout
+ * expires, and when full work is done for another subflow of the connection.
  */
 #include <uapi/linux/ptrace.h>
 
@@ -42,7 +42,7 @@ static __always_inline void cancel_timer(struct subflow *subflow)
 	(BPF_SOCK_OPS_RTO_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG |                   \
 	 BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG)
 
-/* Asks for the callbacks, next to those that other programs asked for. */
+/* Requests the callbacks, in addition to those that other programs requested. */
 static __always_inline void ask(struct bpf_sock_ops *ops)
 {
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | CALLBACKS);
@@ -92,12 +92,12 @@ int sock_ops(struct bpf_sock_ops *ops)
 		}
 		break;
 	case BPF_SOCK_OPS_RETRANS_CB:
-		segment_repeated(sk, tp);
+		segment_resent(sk, tp);
 		break;
 	case BPF_SOCK_OPS_RTO_CB:
 		subflow = find(sk);
 		if (subflow)
-			consider_silence(subflow);
+			check_silence(subflow);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ops->args[1] == BPF_TCP_CLOSE)
@@ -113,7 +113,7 @@ static __always_inline int came(u64 address, u64 segment)
 	struct tcp_sock *tp = as(tcp_sock, address);
 
 	if (see(tp, is_mptcp))
-		segment_came(sk, tp, as(sk_buff, segment));
+		segment_arrived(sk, tp, as(sk_buff, segment));
 	return 0;
 }
 
@@ -133,7 +133,7 @@ int scheduler_looks(u64 *arguments)
 	struct mptcp_subflow_context *ctx = as(mptcp_subflow_context, arguments[0]);
 	struct sock *sk = see(ctx, tcp_sock);
 
-	scheduler_looked(sk, as(tcp_sock, sk));
+	scheduler_considered(sk, as(tcp_sock, sk));
 	return 0;
 }
 
@@ -159,7 +159,7 @@ int state_changes(u64 *arguments)
 	return 0;
 }
 
-/* The argument is a subflow's cookie; what is seen stands in its entry of the map then. */
+/* The argument is a subflow's cookie; the result is in its entry of the map. */
 int sample(u64 *arguments)
 {
 	u64 cookie = arguments[0];
@@ -169,15 +169,15 @@ int sample(u64 *arguments)
 	if (!subflow || subflow->closed)
 		return 0;
 	sk = as(sock, subflow->sk);
-	if (born_cookie(sk) != cookie || see(sk, __sk_common.skc_state) == BPF_TCP_CLOSE) {
-		/* Another sock_ops program took the callbacks back, and the end was not told. */
+	if (assigned_cookie(sk) != cookie || see(sk, __sk_common.skc_state) == BPF_TCP_CLOSE) {
+		/* Another sock_ops program removed the callbacks, so the end was not reported. */
 		forget_connection(&subflow->m);
 		bpf_map_delete_elem(&subflows, &cookie);
 		return 0;
 	}
 	if (!subflow->established)
 		name(&subflow->m, sk);
-	account_stall(subflow, bpf_ktime_get_ns(), false);
+	look_at_connection(subflow, false);
 	measure(subflow);
 	return 0;
 }

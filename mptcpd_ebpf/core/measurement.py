@@ -58,12 +58,19 @@ class Measurement(Struct, frozen=True, kw_only=True):
     rtt_histogram: list[int] | None = None
     """Raw samples counted by log2 of their microseconds; slot i holds [2^i, 2^(i+1))."""
 
+    rcv_rtt_us: int | None = None
+    """RTT as the receiver estimates it from arriving data (``rcv_rtt_est.rtt_us >> 3``)."""
+
     segments_out: int | None = None
     """Data segments sent, retransmissions included (``data_segs_out``)."""
     bytes_sent: int | None = None
     bytes_acked: int | None = None
     bytes_received: int | None = None
-    """In order (``tcp_sock.bytes_received``); inet_diag reports it, the probes do not."""
+    """In order, at the level of TCP (``tcp_sock.bytes_received``)."""
+    segments_in: int | None = None
+    """Data segments received, repeated ones included (``data_segs_in``)."""
+    out_of_order: int | None = None
+    """Segments received out of the subflow's own order (``rcv_ooopack``)."""
     delivered: int | None = None
     """Segments delivered to the peer (``tcp_sock.delivered``)."""
     retransmits: int | None = None
@@ -91,9 +98,22 @@ class Measurement(Struct, frozen=True, kw_only=True):
 
     stalled_us: int | None = None
     """Time for which the connection could not send because of this subflow (see docs/probes.md)."""
+    holes_us: int | None = None
+    """Time received data waited for data of this subflow; holes that are closed
+    (see docs/probes.md)."""
     connection_bytes_acked: int | None = None
     connection_reinjected: int | None = None
     """Bytes of the connection sent again on another subflow."""
+    connection_bytes_received: int | None = None
+    """Bytes received in the connection's order (``mptcp_sock.bytes_received``)."""
+    connection_hole_us: int | None = None
+    """For how long received data has been waiting behind the present hole; 0: none waits."""
+    connection_window: int | None = None
+    """Bytes the peer may still send (``rcv_wnd_sent - ack_seq``); 0: the receive buffer is full."""
+    connection_queued: int | None = None
+    """Memory that received data takes, in order and out of order, bytes (``sk_rmem_alloc``)."""
+    connection_rcvbuf: int | None = None
+    """Memory it may take, bytes (``sk_rcvbuf``)."""
     owner: Owner | None = None
     closed: bool = False
     """The subflow's final record."""
@@ -107,6 +127,8 @@ class AlarmKind(StrEnum):
     TIMEOUTS = "timeouts"
     NO_PROGRESS = "no-progress"
     STALL = "stall"
+    HOLE = "hole"
+    SILENCE = "silence"
 
 
 Limit = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -131,8 +153,11 @@ class Thresholds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     not looked at."""
     loss_window: Annotated[int, Meta(ge=3, le=64)] = 12
     """Data segments, sent and received, that the loss window spans; at most 64."""
+    loss_min_segments: Limit = 32
+    """Data segments that the subflow must have sent before loss is evidence of anything."""
     loss_percent: Annotated[int, Meta(ge=0, le=100)] = 25
-    """Share of the window retransmitted or received out of order that raises the loss alarm
+    """Share of the window retransmitted, or while this end sends data received out of order,
+    that raises the loss alarm
     (never fewer than three); 0: no loss alarm."""
     timeouts: Limit = 2
     """Retransmission timeouts in a row; 0: no such alarm."""
@@ -146,5 +171,16 @@ class Thresholds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """…or when only one is (TCP_DELACK_MAX)."""
     stall_us: Limit = 200_000
     """Stalled time within one second that the subflow caused; 0: no stall alarm."""
+    hole_us: Limit = 200_000
+    """Time within one second that received data waited for data of the subflow; 0: no hole
+    alarm…"""
+    hole_factor_percent: Limit = 300
+    """…if it is also at least this much of the second, against the subflow's share of the data
+    received in it; 0: whatever it carried."""
+    silence_us: Limit = 150_000
+    """A hole is open and nothing came on the subflow that holds it for at least this long; 0: no
+    silence alarm…"""
+    silence_factor_percent: Limit = 300
+    """…and for at least this share of its RTT."""
     min_interval_us: Limit = 100_000
     """At most one alarm per subflow and this interval."""

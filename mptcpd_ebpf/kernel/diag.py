@@ -54,6 +54,8 @@ _BKUP_LOC = 1 << 5
 
 _MPTCP_FLAGS_AND_TOKEN = struct.Struct("=8xII")
 """The start of mptcp_info: six counts in bytes, flags, token."""
+_MPTCP_BYTES_RECEIVED = struct.Struct("=64xQ")
+"""Of mptcp_info, from Linux 6.5."""
 _FALLBACK = 1
 
 _TCP_ESTABLISHED = 1
@@ -92,17 +94,20 @@ _TCP_INFO = {
     "last_data_recv": _Field(52, "=I"),
     "last_ack_recv": _Field(56, "=I"),
     "rtt": _Field(68, "=I"),
+    "rcv_rtt": _Field(92, "=I"),
     "rttvar": _Field(72, "=I"),
     "snd_cwnd": _Field(80, "=I"),
     "total_retrans": _Field(100, "=I"),
     "bytes_acked": _Field(120, "=Q"),
     "bytes_received": _Field(128, "=Q"),
     "min_rtt": _Field(148, "=I"),
+    "data_segs_in": _Field(152, "=I"),
     "data_segs_out": _Field(156, "=I"),
     "delivered": _Field(192, "=I"),
     "bytes_sent": _Field(200, "=Q"),
     "bytes_retrans": _Field(208, "=Q"),
     "reord_seen": _Field(220, "=I"),
+    "rcv_ooopack": _Field(224, "=I"),
 }
 
 
@@ -185,8 +190,9 @@ def snapshot(*, with_owners: bool = True) -> Snapshot:
             token: found.get(holder.inode) or found.get(sockets[token].inode) or _owner(holder)
             for token, holder in holders.items()
         }
+    received = {token: _received(row) for token, row in sockets.items()}
     measured = [
-        _measurement(row, details, token, flags, at, here, by_token[token])
+        _measurement(row, details, token, flags, at, here, by_token[token], received[token])
         for row, details, token, flags in subflows
     ]
     connections = [
@@ -301,6 +307,15 @@ def _owner(row: _Row) -> Owner:
     return Owner(cgroup=cgroup or None, uid=row.uid)
 
 
+def _received(row: _Row) -> int | None:
+    """Bytes an MPTCP socket received in order."""
+    info = row.rest.get(_INET_DIAG_INFO, b"")
+    if len(info) < _MPTCP_BYTES_RECEIVED.size:
+        return None
+    received: int = _MPTCP_BYTES_RECEIVED.unpack_from(info)[0]
+    return received
+
+
 def _ulp(row: _Row) -> dict[int, bytes]:
     outer = row.rest.get(_INET_DIAG_ULP_INFO, b"")
     inner = attributes(outer, 0, len(outer)).get(_INET_ULP_INFO_MPTCP, b"")
@@ -315,6 +330,7 @@ def _measurement(
     at: int,
     namespace: int,
     owner: Owner,
+    connection_bytes_received: int | None,
 ) -> Measurement:
     info = row.rest.get(_INET_DIAG_INFO, b"")
 
@@ -341,6 +357,9 @@ def _measurement(
         srtt_us=tcp("rtt") or None,
         min_rtt_us=min_rtt if min_rtt != _UNSET_MIN_RTT else None,
         rttvar_us=tcp("rttvar"),
+        rcv_rtt_us=tcp("rcv_rtt") or None,
+        segments_in=tcp("data_segs_in"),
+        out_of_order=tcp("rcv_ooopack"),
         segments_out=tcp("data_segs_out"),
         bytes_sent=tcp("bytes_sent"),
         bytes_acked=tcp("bytes_acked"),
@@ -357,5 +376,6 @@ def _measurement(
         backup=bool(flags & _BKUP_LOC),
         backup_by_peer=bool(flags & _BKUP_REM),
         initial=not flags & _JOIN,
+        connection_bytes_received=connection_bytes_received,
         owner=owner,
     )

@@ -39,11 +39,11 @@ from mptcpd_ebpf.runtime.capabilities import may_load_bpf
 from mptcpd_ebpf.runtime.resources import bpf_object, bpf_sources
 
 _SUBFLOWS, _LISTENERS, _OPENERS = 65536, 4096, 1024
-_GATES = 1024  # bpf/state.h
+_GATES = _ARRIVALS = 1024  # bpf/state.h
 _POINTER = 8
 _SEGMENT = "mptcp_incoming_options"
 _MAPS = ("subflows", "connections", "listeners", "openers", "reports", "thresholds",
-         "counters", "gates", "blank", "netns")  # fmt: skip
+         "counters", "gates", "arrivals", "blank", "netns")  # fmt: skip
 """In the order of the map numbers in the code, from 1 on."""
 _FUNCTIONS = (
     "sock_ops",
@@ -91,7 +91,7 @@ class BccProbes:
                 btf,
                 subflows=self._maps["subflows"],
                 reports=self._maps["reports"],
-                kept=lambda: self.lost["last_words_kept"],
+                kept=lambda: self.lost["final_records_kept"],
             )
             stack.callback(self._reader.close)
             self._closing = stack.pop_all()
@@ -136,7 +136,7 @@ class BccProbes:
 
     def _make_maps(self, ring_bytes: int) -> None:
         size = {name: self._btf.layout(name).size for name in ("subflow", "connection_key",
-                "connection", "listener_key", "listener", "owner", "gate")}  # fmt: skip
+                "connection", "listener_key", "listener", "owner", "gate", "arrival")}  # fmt: skip
         grows, shared = MapFlag.NO_PREALLOC, MapFlag.MMAPABLE
         kinds = MapType
         for name, kind, key, value, entries, flags in (
@@ -149,6 +149,7 @@ class BccProbes:
             ("thresholds", kinds.ARRAY, 4, self._thresholds.size, 1, shared),
             ("counters", kinds.ARRAY, 4, self._counters.size, 1, shared),
             ("gates", kinds.ARRAY, 4, size["gate"] * _GATES, 1, 0),
+            ("arrivals", kinds.ARRAY, 4, size["arrival"] * _ARRIVALS, 1, 0),
             ("blank", kinds.ARRAY, 4, size["subflow"], 1, 0),
             ("netns", kinds.ARRAY, 4, 4, 1, 0),
         ):  # fmt: skip

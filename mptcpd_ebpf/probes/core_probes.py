@@ -131,7 +131,7 @@ class Probes:
             self._object.btf,
             subflows=self._object.map_descriptor("subflows"),
             reports=self._object.map_descriptor("reports"),
-            kept=lambda: self.lost["last_words_kept"],
+            kept=lambda: self.lost["final_records_kept"],
         )
         self.report.hooks.extend(self._attach(name, skipped) for name in self._object.names())
         essential = [

@@ -33,7 +33,7 @@ class Probing:
     @property
     def lost(self) -> dict[str, int]:
         """Lost records by cause, without final records that were kept."""
-        return {k: v for k, v in self._probes.lost.items() if k != "last_words_kept"}
+        return {k: v for k, v in self._probes.lost.items() if k != "final_records_kept"}
 
     def cost(self) -> Cost:
         return run_time(self._probes.programs().values())

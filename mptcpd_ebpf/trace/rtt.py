@@ -15,7 +15,15 @@ from mptcpd_ebpf.trace.lines.rtt import FurtherRttLine, RttLine
 from mptcpd_ebpf.trace.probing import Probing
 from mptcpd_ebpf.trace.scope import Subject
 
-QUIET = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
+QUIET = Thresholds(
+    rtt_factor_percent=0,
+    loss_percent=0,
+    timeouts=0,
+    no_progress_us=0,
+    stall_us=0,
+    hole_us=0,
+    silence_us=0,
+)
 _ROWS = 64
 """Ended subflows with a line of their own in the summary."""
 

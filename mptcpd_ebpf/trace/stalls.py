@@ -19,6 +19,8 @@ _STALLS = Thresholds(
     timeouts=0,
     no_progress_us=0,
     stall_us=50_000,
+    hole_us=0,
+    silence_us=0,
     min_interval_us=0,
 )
 

@@ -23,7 +23,15 @@ from tests.netns.event_log import EventLog
 
 SOL_MPTCP = 284
 MPTCP_INFO, MPTCP_TCPINFO, MPTCP_SUBFLOW_ADDRS = 1, 2, 3  # include/uapi/linux/mptcp.h
-QUIET = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
+QUIET = Thresholds(
+    rtt_factor_percent=0,
+    loss_percent=0,
+    timeouts=0,
+    no_progress_us=0,
+    stall_us=0,
+    hole_us=0,
+    silence_us=0,
+)
 """No alarm at all."""
 
 

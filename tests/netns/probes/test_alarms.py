@@ -17,10 +17,18 @@ from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from tests.netns.probed import QUIET, Listening, compile_probes_with, probing, sample
 from tests.waiting import INTERVAL_MS, until
 
-ONLY_RTT = Thresholds(loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
-ONLY_LOSS = Thresholds(rtt_factor_percent=0, timeouts=0, no_progress_us=0, stall_us=0)
-ONLY_TIMEOUTS = Thresholds(rtt_factor_percent=0, loss_percent=0, no_progress_us=0, stall_us=0)
-ONLY_PROGRESS = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, stall_us=0)
+ONLY_RTT = Thresholds(
+    loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0, hole_us=0, silence_us=0
+)
+ONLY_LOSS = Thresholds(
+    rtt_factor_percent=0, timeouts=0, no_progress_us=0, stall_us=0, hole_us=0, silence_us=0
+)
+ONLY_TIMEOUTS = Thresholds(
+    rtt_factor_percent=0, loss_percent=0, no_progress_us=0, stall_us=0, hole_us=0, silence_us=0
+)
+ONLY_PROGRESS = Thresholds(
+    rtt_factor_percent=0, loss_percent=0, timeouts=0, stall_us=0, hole_us=0, silence_us=0
+)
 
 
 @pytest.fixture
@@ -133,6 +141,8 @@ def test_alarms_keep_their_distance_and_thresholds_change_at_run_time(lab: Lab) 
                 timeouts=0,
                 no_progress_us=0,
                 stall_us=0,
+                hole_us=0,
+                silence_us=0,
                 min_interval_us=interval_us,
             )
         )
@@ -145,7 +155,13 @@ def test_alarms_keep_their_distance_and_thresholds_change_at_run_time(lab: Lab) 
 def test_a_sibling_that_stays_fast_makes_the_first_strike_count() -> None:
     # Ten strikes would be needed if the fast sibling were not looked at.
     thresholds = Thresholds(
-        loss_percent=0, timeouts=0, no_progress_us=0, stall_us=0, rtt_strikes=1_000_000
+        loss_percent=0,
+        timeouts=0,
+        no_progress_us=0,
+        stall_us=0,
+        hole_us=0,
+        silence_us=0,
+        rtt_strikes=1_000_000,
     )
     with (
         Lab(paths=[Path(delay_ms=10), Path(delay_ms=12)]) as lab,

@@ -46,7 +46,7 @@ def test_a_full_ring_buffer_loses_no_last_word(lab: Lab) -> None:
     assert not [each for each in seen if not (each.closed and each.bytes_sent)]
     # Who waits behind a run that was interrupted is first seen when it has been opened.
     assert sum(each.opened_at is None for each in seen) <= skipped
-    assert lost["last_words_kept"] > CONNECTIONS // 2, "the ring was not small enough to test"
+    assert lost["final_records_kept"] > CONNECTIONS // 2, "the ring was not small enough to test"
     assert lost["subflows_refused"] == lost["connections_refused"] == 0
 
 

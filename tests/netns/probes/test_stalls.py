@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Stalled time: what stood still, for how long, and because of whom."""
 
-import contextlib
-import socket
-import threading
 import time
 
 import pytest
@@ -14,55 +11,18 @@ from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 from mptcpd_ebpf.lab.wire import Wire
 from mptcpd_ebpf.lab.wire.segment import Segment
 from mptcpd_ebpf.probes import Probes
-from tests.netns.mptcp_sockets import Ends, connection
+from tests.netns.mptcp_sockets import connection
 from tests.netns.probed import QUIET, Listening, probing, sample
+from tests.netns.transfer import Upload
 from tests.waiting import SLOWNESS, until
 
-ONLY_STALLS = Thresholds(rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0)
+ONLY_STALLS = Thresholds(
+    rtt_factor_percent=0, loss_percent=0, timeouts=0, no_progress_us=0, hole_us=0, silence_us=0
+)
 SMALL = 65536
 STAGED_US = 150_000
 PAUSE_US = 5_000
 """More than a round trip of the fast path: what is shorter may be the wait for an answer."""
-
-
-CHUNK = 1 << 25
-
-
-class Upload:
-    """Sends as fast as goes from one end to the other, until stopped.
-
-    A chunk is one call into the kernel: what the threads of this process do meanwhile, one at
-    a time, makes no pause.
-    """
-
-    def __init__(self, ends: Ends) -> None:
-        self._ends = ends
-        for each in (ends.client, ends.server):
-            each.setblocking(True)
-        self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=each) for each in (self._send, self._receive)]
-
-    def __enter__(self) -> "Upload":
-        for each in self._threads:
-            each.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._ends.client.shutdown(socket.SHUT_WR)
-        for each in self._threads:
-            each.join()
-
-    def _send(self) -> None:
-        chunk = bytes(CHUNK)
-        with contextlib.suppress(BrokenPipeError):
-            while not self._stopping.is_set():
-                self._ends.client.send(chunk)
-
-    def _receive(self) -> None:
-        space = bytearray(CHUNK)
-        while self._ends.server.recv_into(space, CHUNK, socket.MSG_WAITALL):
-            pass
 
 
 def idle_us(segments: list[Segment], start: int, end: int) -> int:
