@@ -5,11 +5,11 @@ import tempfile
 from pathlib import Path
 
 from tests.side_by_side.scenario import Scenario, Seen, Step
-from tests.side_by_side.stage import ATTEMPTS_WITH_THE_DEAF, Manager, Stage, stage
+from tests.side_by_side.stage import ATTEMPTS_IF_UNRESPONSIVE, Manager, Stage, stage
 
 
 def play(scenario: Scenario, name: Manager) -> Seen:
-    """What can be seen at its end, given the time to become what is expected."""
+    """The outcome, after waiting for the expected one."""
     expected = scenario.expected(name)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -17,14 +17,14 @@ def play(scenario: Scenario, name: Manager) -> Seen:
     ):
         for step in scenario.before:
             _do(there, step)
-        if expected.deaf:
-            there.attempts = ATTEMPTS_WITH_THE_DEAF
+        if expected.unresponsive:
+            there.attempts = ATTEMPTS_IF_UNRESPONSIVE
         if not scenario.daemon:
             return Seen(said=scenario.look(there))
         before = there.host.limits, there.path_manager
         there.start()
         if scenario.steps:
-            # What is there at the start must be dealt with before something happens to it.
+            # The daemon must have processed the initial state before the steps change it.
             scenario.barrier(there)
             there.clear()
             for step in scenario.steps:
@@ -33,7 +33,7 @@ def play(scenario: Scenario, name: Manager) -> Seen:
         there.within(lambda: _looks(there, scenario, expected))
         found = _look(there, scenario)
         path_manager, limits = there.path_manager, there.host.limits
-        deaf = not heard and there.runs
+        unresponsive = not heard and there.runs
         exit_code = there.stop()
         return Seen(
             table=found[0],
@@ -41,7 +41,7 @@ def play(scenario: Scenario, name: Manager) -> Seen:
             said=found[2],
             limits=limits,
             path_manager=path_manager,
-            deaf=deaf,
+            unresponsive=unresponsive,
             exit_code=exit_code,
             after=there.rows(),
             put_back=(there.host.limits, there.path_manager) == before,

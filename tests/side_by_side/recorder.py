@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A plugin for ours that writes down what it is told: `recorder.c` is mptcpd's counterpart.
+"""A plugin for ours that writes its calls to a file: `recorder.c` is mptcpd's counterpart.
 
-It is copied under the name it is to have.  A plugin should do no output of its own; this
-one must, to be compared.
+It is copied under the name of the plugin.  Plugins should write no output; this one does, for the
+comparison.
 """
 
 import os

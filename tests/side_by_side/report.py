@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The part of docs/migrating-from-mptcpd.md that the scenarios make: an index by fault, a table.
+"""The generated part of docs/migrating-from-mptcpd.md: an index by complaint, and a table.
 
-It is made of what the scenarios state, which their test has proved on both daemons.
+It is generated from the scenarios' expectations, which their test compares with both daemons.
 """
 
 from tests.side_by_side.scenario import ELSEWHERE, Fault, Scenario, Seen
@@ -14,21 +14,21 @@ END = "<!-- side by side: end -->"
 
 
 def words(seen: Seen, other: Seen) -> str:
-    """One outcome; what is as it should be, or the same in the `other`, is left out."""
+    """One outcome, without what is usual or equal in the `other`."""
     parts = []
     if seen.exit_code or other.exit_code:
         parts.append(_ending(seen.exit_code))
     if not seen.exit_code:
         parts.append(", ".join(seen.table) or "no endpoint")
-    # Of much that was said, what the other did not say is enough.
+    # The lines that the other lacks are enough.
     said = [line for line in seen.said if line not in other.said] or seen.said
     parts += ["; ".join(words) for words in (seen.wire, said) if words]
     if seen.path_manager != other.path_manager:
         parts.append(f"path manager {seen.path_manager}")
     if seen.limits != other.limits and seen.limits:
         parts.append("limits {} subflows, {} addresses".format(*seen.limits))
-    if seen.deaf:
-        parts.append("deaf to what comes later")
+    if seen.unresponsive:
+        parts.append("no reaction to later events")
     return "<br>".join(parts)
 
 
@@ -52,7 +52,7 @@ def rows(scenarios: list[Scenario]) -> list[str]:
 
 
 def index(scenarios: list[Scenario]) -> list[str]:
-    """A line per complaint: where it is played, and what ours does."""
+    """A line per complaint: its scenarios, and what ours does."""
     lines = []
     kind = ""
     for fault in Fault:
@@ -69,10 +69,10 @@ def index(scenarios: list[Scenario]) -> list[str]:
 
 
 def generated(scenarios: list[Scenario]) -> str:
-    """All between the marks."""
+    """The text between the marks."""
     return "\n".join(
         [
-            "| what mptcpd's users complain of | | scenarios | what ours does |",
+            "| complaint of mptcpd's users | | scenarios | mptcpd-ebpf |",
             "|---|---|---|---|",
             *index(scenarios),
             "",
@@ -84,7 +84,7 @@ def generated(scenarios: list[Scenario]) -> str:
 
 
 def parts(text: str) -> tuple[str, str, str]:
-    """What stands before the marks, between and after them.  Raises ValueError without them."""
+    """The text before, between and after the marks.  Raises ValueError without them."""
     head, begin, rest = text.partition(BEGIN + "\n")
     body, end, tail = rest.partition(END)
     if not begin or not end:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a scenario is: what is there, what happens, and what both daemons must come to.
+"""A scenario: the initial state, the steps, and the expected outcome of both daemons.
 
-A scenario states what ours ends with.  Where mptcpd ends with something else, `theirs`
-says in which points and `better` why ours is meant to differ; any other difference is a
-failure.
+A scenario states the outcome of ours.  If mptcpd's differs, `theirs` states the differing fields
+and `better` the reason; any other difference is a failure.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +14,11 @@ from msgspec import Struct, structs
 from tests.side_by_side.stage import USUAL, Manager, Stage, Where
 
 Step = str | Callable[[Stage], object]
-"""Words for ip(8) in the daemon's namespace, or what to do with the stage."""
+"""Arguments of ip(8) in the daemon's namespace, or a function of the stage."""
 
 
 class Fault(Enum):
-    """What mptcpd's users complain of: the kind, and each complaint of its own."""
+    """Complaints of mptcpd's users: the kind, and the complaint."""
 
     CARRIER = "stale endpoints", "after carrier loss"
     DELETED = "stale endpoints", "after `ip link del`"
@@ -32,29 +31,29 @@ class Fault(Enum):
     PEER = "wrong address", "the peer's of a point-to-point link"
     TENTATIVE = "wrong address", "IPv6 while tentative"
     LINK_LOCAL = "wrong address", "169.254/16 with global scope"
-    ID_TAKEN = "an id or endpoint set by hand", "its id is tried all the same"
-    OTHERS_GONE = "an id or endpoint set by hand", "removed with an address of ours"
+    ID_TAKEN = "manual endpoints", "mptcpd retries an id that is in use"
+    OTHERS_GONE = "manual endpoints", "mptcpd removes them with a local address"
     MANY = "more than 8 addresses", "an opaque ERANGE"
-    DEAF = "deafness", "after a netlink overflow"
-    UNKNOWN_LIVE = "state", "live connections unknown after a restart"
+    DEAF = "lost events", "no reaction after a netlink overflow"
+    UNKNOWN_LIVE = "state", "open connections unknown after a restart"
     GROWTH = "state", "token maps that only grow"
-    FORGOTTEN = "state", "sspi forgets the others when one connection closes"
-    BACKUP = "plugins", "always told backup=true"
+    FORGOTTEN = "state", "sspi loses the state of the others when one connection closes"
+    BACKUP = "plugins", "the callback always gets backup=true"
     ERRORS = "plugins", "error and reset reason dropped"
     CHOICE = "plugins", "one plugin for every connection"
-    REPLACED = "plugins", "an unknown name is silently replaced"
+    REPLACED = "plugins", "an unknown name is replaced silently"
     IDLE = "sspi", "never creates or announces anything"
     USERSPACE = "userspace mode", "addr_adv fills a table that nothing uses"
     ENVIRONMENT = "mptcpize", "deletes the unit's `Environment=` lines"
     LITTER = "mptcpize", "leaves temporary files"
-    LISTING = "wanted and missing", "listing connections"
-    FLAGS = "wanted and missing", "flags per path"
-    INTERFACES = "wanted and missing", "an allow-list of interfaces"
-    OVERLAP = "wanted and missing", "others who set endpoints are noticed"
-    RELOAD = "wanted and missing", "reload"
-    API = "wanted and missing", "D-Bus or another API"
-    ALGORITHMS = "wanted and missing", "more algorithms"
-    NUMBERS = "wanted and missing", "RTT and loss of each subflow"
+    LISTING = "missing features", "listing connections"
+    FLAGS = "missing features", "flags per path"
+    INTERFACES = "missing features", "an allow-list of interfaces"
+    OVERLAP = "missing features", "detection of other endpoint managers"
+    RELOAD = "missing features", "reload"
+    API = "missing features", "D-Bus or another API"
+    ALGORITHMS = "missing features", "more algorithms"
+    NUMBERS = "missing features", "RTT and loss of each subflow"
 
     def __init__(self, kind: str, complaint: str) -> None:
         self.kind = kind
@@ -62,50 +61,50 @@ class Fault(Enum):
 
 
 ELSEWHERE = {Fault.GROWTH: "`make bench` measures the memory of 20 000 connections"}
-"""What no scenario shows, and what does."""
+"""Complaints without a scenario, and what shows them."""
 
 
 class Seen(Struct, frozen=True, kw_only=True):
-    """What can be seen from outside when a scenario has been played."""
+    """The outcome of a scenario, as seen from outside the daemon."""
 
     table: tuple[str, ...] = ()
-    """Endpoints, each as ``address flag flag``; that of the last address left out."""
+    """Endpoints, each as ``address flag flag``; without that of the last address."""
     limits: tuple[int, int] | None = None
-    """Subflows, accepted addresses; None as an expectation: the same for both, whatever."""
+    """Subflows, accepted addresses; as an expectation, None: equal for both."""
     path_manager: str = "kernel"
     wire: tuple[str, ...] = ()
-    """What MPTCP said on the wire: `spoken`."""
+    """MPTCP signalling on the wire: `spoken`."""
     said: tuple[str, ...] = ()
-    """What the scenario itself looked at: `Scenario.look`."""
-    deaf: bool = False
-    """It has not reacted to what came last."""
+    """Results of `Scenario.look`."""
+    unresponsive: bool = False
+    """It did not react to the last event."""
     exit_code: int = 0
-    """As subprocess has it: negative, the signal that ended it."""
+    """As in subprocess: negative for the signal that ended it."""
     after: tuple[str, ...] = ()
     """Endpoints when the daemon has ended."""
     put_back: bool = True
-    """The limits and the path manager are then what they were before; never asked of mptcpd."""
+    """Limits and path manager are restored at exit; not compared for mptcpd."""
 
 
 class Scenario(Struct, frozen=True, kw_only=True):
     name: str
     faults: tuple[Fault, ...] = ()
     needs: tuple[str, ...] = ()
-    """Programs and files without which it cannot be played."""
+    """Programs and files that it needs."""
     where: Where = "bare"
     arguments: tuple[str, ...] = ()
     usual: tuple[str, ...] = USUAL
     daemon: bool = True
-    """False: there is none; the steps do it all."""
+    """False: no daemon runs, only the steps."""
     before: Sequence[Step] = ()
     steps: Sequence[Step] = ()
     barrier: Callable[[Stage], bool] = Stage.settle
-    """Waits until the daemon has dealt with all that happened; False if it does not."""
+    """Waits until the daemon has processed all events; False if it does not."""
     look: Callable[[Stage], tuple[str, ...]] = lambda stage: tuple(stage.noted)
-    """What else is compared, as words."""
+    """Further text to compare."""
     after: tuple[str, ...] = ()
-    """Endpoints that ours must not take along at its end: those that are not its own, and the
-    one under a connection's last subflow."""
+    """Endpoints that ours must keep at exit: those of others, and the one of a connection's last
+    subflow."""
     table: tuple[str, ...] = ()
     limits: tuple[int, int] | None = None
     path_manager: str = "kernel"
@@ -113,14 +112,14 @@ class Scenario(Struct, frozen=True, kw_only=True):
     said: tuple[str, ...] = ()
     exit_code: int = 0
     put_back: bool = True
-    """False: not compared, because somebody else sets limits too, or they shall stay."""
+    """False: not compared, because another program sets limits too, or they must stay."""
     theirs: dict[str, Any] = {}
-    """By field of `Seen`, in what mptcpd differs."""
+    """The fields of `Seen` in which mptcpd differs."""
     better: str = ""
     """Why ours differs."""
 
     def expected(self, name: Manager) -> Seen:
-        """mptcpd leaves its endpoints behind in every scenario, so that is not said in each."""
+        """mptcpd keeps its endpoints at exit in every scenario, so scenarios do not state it."""
         ours = Seen(
             table=self.table,
             limits=self.limits,

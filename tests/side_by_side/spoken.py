@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What MPTCP said on the wire, in words that two runs can be compared by.
+"""MPTCP signalling on the wire, as text that can be compared between runs.
 
-Ports, keys, tokens and times differ from run to run and are left out; so is everything
-said twice: a retransmission, the three packets of a join's handshake, the echo of an
-announcement.  Two subflows by the same interface are two all the same.
+Ports, keys, tokens and times differ from run to run and are left out; so are repetitions:
+retransmissions, the three packets of a join's handshake, the echo of an announcement.  Two
+subflows over the same interface give two lines.
 """
 
 from collections.abc import Container, Iterable, Iterator
@@ -21,7 +21,7 @@ from mptcpd_ebpf.lab.wire import (
 
 
 def spoken(segments: Iterable[Segment], without: str, hidden: Container[int]) -> tuple[str, ...]:
-    """Sorted; what the address `without` or a `hidden` port has part in is left out."""
+    """Sorted; without the segments of the address `without` or a `hidden` port."""
     said: dict[tuple[str, Flow | None], None] = {}
     ended: set[Flow] = set()
     for segment in segments:
@@ -38,7 +38,7 @@ def spoken(segments: Iterable[Segment], without: str, hidden: Container[int]) ->
 
 
 def _options(segment: Segment) -> Iterator[tuple[str, Flow | None]]:
-    """What it says, and of which subflow if it speaks of one."""
+    """The text of each option, and its subflow if it concerns one."""
     way, interface = _way(segment), segment.interface
     for option in segment.mptcp:
         match option:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a scenario is played: one of the two daemons, in namespaces of its own.
+"""The environment of a scenario: one of the two daemons, in separate namespaces.
 
 A bare stage is one namespace.  A live one is a lab of two hosts on two paths, and the
-daemon runs on one of them; all that its host sends and receives is captured, and
-`connect` makes a connection that lives until the stage is left.
+daemon runs on one of them; all packets of its host are captured, and `connect` opens a connection
+that stays open until the stage is left.
 
-Neither daemon tells when it has worked off its events, but both take them in order: once
-an address that is added last has its endpoint, all before it has been dealt with.  Where
-that endpoint never comes, the daemon has become deaf, which is an outcome too.
+Neither daemon reports when it has processed its events, but both process them in order: when the
+address that is added last has its endpoint, all earlier events have been processed.  If that
+endpoint never appears, the daemon is unresponsive, which is also an outcome.
 """
 
 import contextlib
@@ -43,18 +43,18 @@ CONFIGURATION = Path("/etc/mptcpd/mptcpd.conf")
 LAST = "10.99.0.1"
 """The address that is added last."""
 PATIENCE_S = 20.0 * SLOWNESS
-"""For what must come."""
+"""Deadline of an expected outcome."""
 ATTEMPT_S = 1.5 * SLOWNESS
-ATTEMPTS, ATTEMPTS_WITH_THE_DEAF = 15, 3
+ATTEMPTS, ATTEMPTS_IF_UNRESPONSIVE = 15, 3
 USUAL = ("--addr-flags=subflow", "--notify-flags=existing,skip_link_local,skip_loopback")
-"""What a scenario starts with; what it says itself comes later and counts."""
+"""Arguments of every scenario; its own follow and override them."""
 
 WITH_MOUNTS = ("unshare", "--mount", "--", "sh", "-c")
-"""mptcpd takes no path of its configuration: ours is put in its place, for it alone."""
+"""mptcpd has no option for its configuration file: the scenario's is mounted over it."""
 
 
 class Stage:
-    """What a scenario's steps act on."""
+    """The daemon and its host, on which the steps of a scenario act."""
 
     def __init__(
         self, name: Manager, host: PluginHost, folder: Path, arguments: tuple[str, ...]
@@ -66,7 +66,7 @@ class Stage:
         self.configuration = CONFIGURATION
         self.environment: dict[str, str] = {}
         self.mounts: list[str] = []
-        """Commands that change the file system for the daemon alone."""
+        """Commands that change the daemon's mount namespace."""
         self.journal: socket.socket | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
@@ -74,18 +74,18 @@ class Stage:
         self.wire: Wire | None = None
         self.connections: list[Connection] = []
         self.hidden: set[int] = set()
-        """Server ports of connections that serve to wait and are no part of the scenario."""
+        """Server ports of connections that only serve to wait."""
         self.attempts = ATTEMPTS
-        """How often something is done again that it may have missed."""
+        """How often an action is repeated that the daemon may have missed."""
         self.noted: list[str] = []
-        """What steps found worth comparing."""
+        """Results of steps, to compare."""
         self.stack = ExitStack()
-        """What must be closed when the stage is left."""
+        """Closed when the stage is left."""
 
     # --- the daemon
 
     def command(self) -> list[str]:
-        """How the daemon is started, inside the namespace."""
+        """The command that starts the daemon inside the namespace."""
         if self.name == "ours":
             control = ("--control", str(self.folder / "ours.sock"))
             source: tuple[str, ...] = ("--mptcpd-conf", str(self.configuration))

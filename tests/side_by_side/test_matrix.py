@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Ours beside Debian's mptcpd: the same outcome, or a difference that is meant.
+"""Ours beside Debian's mptcpd: the same outcome, or an intended difference.
 
-The daemons mostly wait, so scenarios are played several at a time; each test then looks
-at the outcomes of one.
+The daemons mostly wait, so several scenarios run at a time; each test then checks the outcome of
+one.
 """
 
 import os
@@ -28,7 +28,7 @@ Plays = dict[tuple[str, Manager], Future[Seen]]
 
 @pytest.fixture(scope="module")
 def plays(request: pytest.FixtureRequest) -> Iterator[Plays]:
-    """The outcomes, or what is to become one, of all scenarios that were asked for."""
+    """The outcomes, as futures, of all selected scenarios."""
     asked = [
         item.callspec.params["scenario"]
         for item in request.session.items
@@ -46,7 +46,7 @@ def plays(request: pytest.FixtureRequest) -> Iterator[Plays]:
 
 
 def comparable(seen: Seen, scenario: Scenario, manager: Manager) -> Seen:
-    """Without what the scenario says nothing of."""
+    """Without the fields that the scenario does not state."""
     if scenario.expected(manager).limits is None:
         seen = structs.replace(seen, limits=None)
     if manager == "mptcpd" or not scenario.put_back:

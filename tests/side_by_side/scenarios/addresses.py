@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Addresses come and go: which of them have an endpoint?"""
+"""Addresses that are added and removed, and their endpoints."""
 
 import time
 
@@ -10,26 +10,30 @@ from tests.side_by_side.stage import Stage
 CHECK_ROUTE = ("--notify-flags=existing,skip_loopback,check_route",)
 ROUTE = "route add default via 10.0.1.254 dev a"
 LAST_ROUTE = ("addr add 10.98.0.1/32 dev z scope host", "route add default dev z metric 99")
-"""For the last address to count; routes go with an interface's last address of any kind."""
+"""Makes the last address usable; routes are removed with an interface's last address."""
 
 
 def later(_: Stage) -> None:
-    """The pause is the scenario: mptcpd asks for the route for 30 ms and never again."""
+    """The pause is the scenario: mptcpd checks the route for 30 ms and never again."""
     time.sleep(0.3)
 
 
 ADDRESSES = [
     Scenario(name="nothing to use"),
-    Scenario(name="an address that was there", before=[A], table=ONE),
-    Scenario(name="two interfaces that were there", before=[A, B], table=BOTH),
+    Scenario(name="an address that exists at start", before=[A], table=ONE),
+    Scenario(name="two interfaces that exist at start", before=[A, B], table=BOTH),
     Scenario(
         name="IPv4 and IPv6",
         before=[veth("a", "10.0.1.1/24", "fd00:1::1/64")],
         table=("10.0.1.1 subflow", "fd00:1::1 subflow"),
     ),
-    Scenario(name="an address comes", before=[veth("a")], steps=[ADD_A], table=ONE),
-    Scenario(name="an address goes", before=[A, B], steps=[DEL_A], table=("10.0.2.1 subflow",)),
-    Scenario(name="an address goes and comes back", before=[A], steps=[DEL_A, ADD_A], table=ONE),
+    Scenario(name="an address is added", before=[veth("a")], steps=[ADD_A], table=ONE),
+    Scenario(
+        name="an address is removed", before=[A, B], steps=[DEL_A], table=("10.0.2.1 subflow",)
+    ),
+    Scenario(
+        name="an address is removed and added again", before=[A], steps=[DEL_A, ADD_A], table=ONE
+    ),
     Scenario(
         name="two addresses on one interface",
         before=[A],
@@ -49,7 +53,7 @@ ADDRESSES = [
         steps=["addr add 10.0.1.1 peer 10.0.1.2/32 dev a"],
         table=ONE,
         theirs={"table": ("10.0.1.2 subflow",)},
-        better="ours is the local address, never the peer's",
+        better="uses the local address, never the peer's",
     ),
     Scenario(
         name="a tentative IPv6 address",
@@ -58,7 +62,7 @@ ADDRESSES = [
         steps=["addr add fd00:1::1/64 dev a"],
         limits=(3, 3),
         theirs={"limits": (4, 4), "table": ("fd00:1::1 subflow",)},
-        better="an address waits until duplicate address detection has passed it",
+        better="uses an address after duplicate address detection",
     ),
     Scenario(
         name="169.254/16 with global scope",
@@ -66,7 +70,7 @@ ADDRESSES = [
         before=[veth("a", "169.254.7.7/16")],
         limits=(3, 3),
         theirs={"limits": (4, 4), "table": ("169.254.7.7 subflow",)},
-        better="skip_link_local goes by the address, not by the scope somebody gave it",
+        better="skip_link_local tests the address, not its configured scope",
     ),
     Scenario(
         name="an address configured before its interface came up",
@@ -76,23 +80,23 @@ ADDRESSES = [
         table=ONE,
         limits=(4, 4),
         theirs={"limits": (3, 3), "table": ()},
-        better="the address counts when its interface comes up",
+        better="uses the address when its interface comes up",
     ),
     Scenario(
-        name="existing addresses left out",
+        name="without existing addresses",
         arguments=("--notify-flags=skip_link_local,skip_loopback",),
         before=[A, veth("b")],
         steps=["addr add 10.0.2.1/24 dev b"],
         table=("10.0.2.1 subflow",),
     ),
     Scenario(
-        name="check_route, the route is there",
+        name="check_route, the route exists",
         arguments=CHECK_ROUTE,
         before=[A, B, *LAST_ROUTE, ROUTE],
         table=ONE,
     ),
     Scenario(
-        name="check_route, the route comes later than the address",
+        name="check_route, the route is added after the address",
         faults=(Fault.LATE_ROUTE,),
         arguments=CHECK_ROUTE,
         before=[A, B, *LAST_ROUTE],
@@ -100,16 +104,16 @@ ADDRESSES = [
         table=ONE,
         limits=(4, 4),
         theirs={"limits": (3, 3), "table": ()},
-        better="a route counts when it comes",
+        better="uses the address when the route is added",
     ),
     Scenario(
-        name="check_route, the route goes",
+        name="check_route, the route is removed",
         faults=(Fault.ROUTELESS,),
         arguments=CHECK_ROUTE,
         before=[A, B, *LAST_ROUTE, ROUTE],
         steps=["route del default via 10.0.1.254"],
         limits=(3, 3),
         theirs={"limits": (4, 4), "table": ONE},
-        better="without its route the address is not usable any more",
+        better="stops using the address when its route is removed",
     ),
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Endpoints that somebody else set: they stay, and ours find their place beside them."""
+"""Endpoints of others: they stay, and ours are added beside them."""
 
 import signal
 
@@ -23,31 +23,31 @@ def kill(stage: Stage) -> None:
 
 
 def take_the_next_id(stage: Stage) -> None:
-    """Sets an endpoint by hand, with the lowest free id."""
+    """Adds a manual endpoint with the lowest free id."""
     taken = {row["id"] for row in stage.host.endpoints.values()}
     free = min(set(range(1, 9)) - taken)
     stage.host.ip(f"mptcp endpoint add 192.0.2.9 id {free} backup")
 
 
-def remove_by_hand(stage: Stage) -> None:
+def remove_manually(stage: Stage) -> None:
     address_id = stage.host.endpoints["10.0.1.1"]["id"]
     stage.host.ip(f"mptcp endpoint delete id {address_id}")
 
 
 def advice(stage: Stage) -> tuple[str, ...]:
-    """Whether the log tells what to do about a full table."""
+    """Whether the log has the fix for a full table."""
     words = "remove an endpoint first"
     return (f"log: {words}",) if words in stage.log else ()
 
 
 def complaints(stage: Stage) -> tuple[str, ...]:
-    """Whether the log complains of endpoints that are there already."""
+    """Whether the log reports existing endpoints as errors."""
     words = "too many addresses or duplicate one"
     return (f"log: {words}",) if words in stage.log else ()
 
 
 def when_full(stage: Stage) -> bool:
-    """As the last address finds no place either: waits for the complaint about the others."""
+    """The last address gets no endpoint either: waits for the message about the others."""
     if not any(address in stage.host.run("ip", "-4", "addr") for address in TEN):
         return stage.settle()
     return stage.within(lambda: stage.log.count("Numerical result out of range") >= 2)
@@ -61,42 +61,42 @@ COLLISIONS = [
         after=OTHERS,
     ),
     Scenario(
-        name="an endpoint set by hand for the same address",
+        name="a manual endpoint for the same address",
         faults=(Fault.OTHERS_GONE,),
         before=[A, "mptcp endpoint add 10.0.1.1 id 9 backup"],
         steps=[DEL_A],
         table=("10.0.1.1 backup",),
         after=("10.0.1.1 backup",),
         theirs={"table": ()},
-        better="somebody else's endpoint is never removed",
+        better="never removes endpoints of others",
     ),
     Scenario(
-        name="an id set by hand that the next address would get",
+        name="a manual endpoint with the id that the next address would get",
         faults=(Fault.ID_TAKEN,),
         before=[A],
         steps=[take_the_next_id, B],
         table=(*BOTH, MANUAL),
         after=(MANUAL,),
         theirs={"table": (*ONE, MANUAL)},
-        better="the kernel chooses the id, so it is always a free one",
+        better="lets the kernel choose a free id",
     ),
     Scenario(
-        name="an id set by hand, and the address that wanted it goes",
+        name="a manual endpoint with that id, and the address is removed",
         faults=(Fault.ID_TAKEN, Fault.OTHERS_GONE),
         before=[A],
         steps=[take_the_next_id, B, "addr del 10.0.2.1/24 dev b"],
         table=(*ONE, MANUAL),
         after=(MANUAL,),
         theirs={"table": ONE},
-        better="only what we made is removed",
+        better="removes only its own endpoints",
     ),
     Scenario(
-        name="an endpoint removed by hand",
+        name="an endpoint removed manually",
         before=[A],
-        steps=[remove_by_hand, B],
+        steps=[remove_manually, B],
         table=BOTH,
         theirs={"table": ("10.0.2.1 subflow",)},
-        better="every usable address has its endpoint; interfaces.deny leaves one out",
+        better="every usable address has an endpoint; interfaces.deny excludes one",
     ),
     Scenario(
         name="restart",
@@ -106,7 +106,7 @@ COLLISIONS = [
         table=BOTH,
         look=complaints,
         theirs={"said": ("log: too many addresses or duplicate one",)},
-        better="what an earlier one left is taken up again",
+        better="takes over the endpoints of an earlier run",
     ),
     Scenario(
         name="restart after kill -9",
@@ -116,7 +116,7 @@ COLLISIONS = [
         table=BOTH,
         look=complaints,
         theirs={"said": ("log: too many addresses or duplicate one",)},
-        better="what an earlier one left is taken up again",
+        better="takes over the endpoints of an earlier run",
     ),
     Scenario(
         name="ten addresses on one interface",
@@ -128,16 +128,16 @@ COLLISIONS = [
         table=subflows(*TEN[:8]),
         said=("log: remove an endpoint first",),
         theirs={"said": ()},
-        better="the log says what is full and what to do",
+        better="the log names the full table and the fix",
     ),
     Scenario(
-        name="ten addresses on one interface, and one goes",
+        name="ten addresses on one interface, and one is removed",
         faults=(Fault.MANY,),
         before=[veth("a")],
         steps=[*(f"addr add {address}/24 dev a" for address in TEN), "addr del 10.0.5.12/24 dev a"],
         barrier=when_full,
         table=subflows(*TEN[:2], *TEN[3:9]),
         theirs={"table": subflows(*TEN[:2], *TEN[3:8])},
-        better="who found no place gets the one that becomes free",
+        better="an address without an endpoint gets the next free place",
     ),
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""mptcpd.conf: every key, what is left out, what is wrong, and the command line above it."""
+"""mptcpd.conf: every key, missing ones, mistakes, and options that override it."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def file(text: str, mode: int = 0o644) -> Step:
 def configured(
     what: str, text: str, *arguments: str, table: tuple[str, ...] = ONE, mode: int = 0o644
 ) -> Scenario:
-    """Both read it, and mean the same."""
+    """Both read it with the same meaning."""
     return Scenario(
         name=f"mptcpd.conf, {what}",
         usual=(),
@@ -47,7 +47,7 @@ def refused(
     mode: int = 0o644,
     faults: tuple[Fault, ...] = (),
 ) -> Scenario:
-    """Ours ends with the place, the cause and the way out; mptcpd as `theirs` says."""
+    """Ours exits with place, cause and fix; mptcpd as `theirs` states."""
     return Scenario(
         name=f"mptcpd.conf, {what}",
         faults=faults,
@@ -60,7 +60,7 @@ def refused(
     )
 
 
-MISSPELT = "what is misspelt is refused, with its line and the names there are"
+MISSPELT = "a misspelt name is refused, with its line and the valid names"
 
 CONFIGURATION = [
     configured("every key", f"{USUAL}load-plugins=addr_adv\n"),
@@ -87,7 +87,7 @@ CONFIGURATION = [
         USUAL,
         mode=0o666,
         theirs={"exit_code": 1},
-        better="an exit code of its own: the configuration is at fault",
+        better="a separate exit code for a wrong configuration",
     ),
     refused(
         "an unknown log",
@@ -106,12 +106,12 @@ CONFIGURATION = [
         USUAL.replace("addr_adv", "nonsense"),
         faults=(Fault.REPLACED,),
         theirs={"exit_code": 0, "table": ONE, "limits": (4, 4)},
-        better="no other plugin takes the place of one that is not there",
+        better="an unknown plugin is an error; no other is loaded in its place",
     ),
     refused(
         "a line without an equals sign",
         f"{USUAL}nonsense\n",
         theirs={"exit_code": 0, "limits": (3, 0)},
-        better="a line that is wrong is named; mptcpd then silently leaves the whole file out",
+        better="reports the wrong line; mptcpd ignores the whole file silently",
     ),
 ]

@@ -33,7 +33,7 @@ SOCKET = "import socket; print(socket.socket().proto)"
 
 
 def unit(stage: Stage) -> None:
-    """A unit file with an environment of its own."""
+    """A unit file with an environment."""
     file = _unit(stage)
     file.parent.mkdir(parents=True)
     file.write_text(UNIT)
@@ -45,7 +45,7 @@ def unit(stage: Stage) -> None:
 
 
 def convert(*actions: str) -> Step:
-    """Runs `enable` and `disable`, and notes what has become of the unit and of /tmp."""
+    """Runs `enable` and `disable`, and notes the changes of the unit and of /tmp."""
 
     def do(stage: Stage) -> None:
         file = _unit(stage)
@@ -89,7 +89,7 @@ def _output(*words: str) -> str:
 
 LOST = ("the unit has lost Environment=FIRST=1", 'the unit has lost Environment="SECOND=2 3"')
 AS_IT_WAS = "the unit's file is as it was"
-DROP_IN = "a drop-in beside the unit; its file and its environment are not touched"
+DROP_IN = "a drop-in; the unit's file and environment are unchanged"
 
 CONVERTER = [
     Scenario(

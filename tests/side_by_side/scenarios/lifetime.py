@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How a daemon starts, is signalled, falls behind, and meets others."""
+"""Start, signals, overflow and other managers."""
 
 import shutil
 import signal
@@ -14,7 +14,7 @@ from tests.waiting import SLOWNESS, until
 
 OVERFLOW_S = 30.0
 SECOND_S = {"mptcpd": 1.0, "ours": 30.0 * SLOWNESS}
-"""How long a second daemon may take to find that there is one; mptcpd does not look."""
+"""Time for a second daemon to detect the first; mptcpd does not check."""
 
 
 def interrupt(stage: Stage) -> None:
@@ -32,7 +32,7 @@ def hang_up(stage: Stage) -> None:
 
 
 def overflow(stage: Stage) -> None:
-    """More happens to addresses than its socket holds, while it does not run."""
+    """Causes more address events than its socket buffer holds, while it is stopped."""
     stage.send(signal.SIGSTOP)
     flips = ["addr add 192.0.2.1/32 dev lo", "addr del 192.0.2.1/32 dev lo"] * 1000
 
@@ -53,7 +53,7 @@ def _dropped(stage: Stage) -> bool:
 
 
 def second_daemon(stage: Stage) -> None:
-    """Notes how a second one of the same kind ends that is started beside the first."""
+    """Starts a second daemon of the same kind and notes its exit."""
     command = [word.replace("ours.sock", "second.sock") for word in stage.command()]
     with subprocess.Popen(
         [*stage.host.prefix, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -66,7 +66,7 @@ def second_daemon(stage: Stage) -> None:
 
 
 def running_beside(program: str, name: str) -> Step:
-    """Starts a program under a name in the namespace; it ends with the stage."""
+    """Starts a program under a name in the namespace; it stops with the stage."""
 
     def start(stage: Stage) -> None:
         file = Path(shutil.copy(program, stage.folder / name))
@@ -104,7 +104,7 @@ LIFETIME = [
             steps=[ends],
             limits=(2, 0),
             theirs={"table": ONE, "limits": (3, 3)},
-            better="what we made goes with us (`on_exit: keep` leaves it)",
+            better="removes its endpoints at exit (`on_exit: keep` keeps them)",
         )
         for number, ends in ((signal.SIGTERM, terminate), (signal.SIGINT, interrupt))
     ),
@@ -116,7 +116,7 @@ LIFETIME = [
         table=ONE,
         limits=(4, 4),
         theirs={"exit_code": -signal.SIGHUP, "limits": (3, 3)},
-        better="the configuration is read anew, and everything goes on",
+        better="reads the configuration again and keeps running",
     ),
     Scenario(
         name="a netlink overflow",
@@ -125,8 +125,8 @@ LIFETIME = [
         steps=[overflow],
         table=ONE,
         limits=(4, 4),
-        theirs={"deaf": True, "limits": (3, 3)},
-        better="lost events are noticed, and all is read anew",
+        theirs={"unresponsive": True, "limits": (3, 3)},
+        better="detects lost events and reads all state again",
     ),
     Scenario(
         name="a second daemon in the namespace",
@@ -135,20 +135,20 @@ LIFETIME = [
         table=ONE,
         said=("the second ends with 75",),
         theirs={"said": ("both run",)},
-        better="two would undo each other's work; the second names the first",
+        better="two daemons would undo each other's changes; the second one names the first",
     ),
     Scenario(
-        name="NetworkManager runs",
+        name="NetworkManager is running",
         faults=(Fault.OVERLAP,),
         before=[running_beside("/bin/sleep", "NetworkManager"), A],
         look=names("NetworkManager"),
         table=ONE,
         said=("log: NetworkManager is named",),
         theirs={"said": ()},
-        better="who else sets endpoints is named, with the way out",
+        better="names the other manager of endpoints, and the fix",
     ),
     Scenario(
-        name="an mptcpd runs already",
+        name="an mptcpd is already running",
         faults=(Fault.OVERLAP,),
         before=[A, running_beside(MPTCPD, "mptcpd"), other_has_begun],
         look=names("mptcpd"),
@@ -157,6 +157,6 @@ LIFETIME = [
         after=ONE,
         put_back=False,
         theirs={"said": ()},
-        better="who else sets endpoints is named, with the way out",
+        better="names the other manager of endpoints, and the fix",
     ),
 ]

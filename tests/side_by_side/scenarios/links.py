@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Interfaces come, go and change: what becomes of the endpoints of their addresses?"""
+"""Interfaces that are added, removed and changed, and the endpoints of their addresses."""
 
 from tests.side_by_side.scenario import Fault, Scenario
 from tests.side_by_side.scenarios.steps import BOTH, DEL_A, A, B
 
 LINKS = [
-    Scenario(name="an interface comes", before=[A], steps=[B], table=BOTH),
+    Scenario(name="an interface is added", before=[A], steps=[B], table=BOTH),
     Scenario(
         name="carrier lost",
         faults=(Fault.CARRIER,),
@@ -14,7 +14,7 @@ LINKS = [
         table=("10.0.2.1 subflow",),
         limits=(4, 4),
         theirs={"limits": (5, 5), "table": BOTH},
-        better="an address without carrier carries nothing: its endpoint goes, and returns with it",
+        better="removes the endpoint without carrier, and adds it when the carrier returns",
     ),
     Scenario(
         name="carrier lost and back",
@@ -30,7 +30,7 @@ LINKS = [
         table=("10.0.2.1 subflow",),
         limits=(4, 4),
         theirs={"limits": (5, 5), "table": BOTH},
-        better="the endpoint of an interface that is gone goes with it",
+        better="removes the endpoint with its interface",
     ),
     Scenario(
         name="interface down, its address removed",
@@ -40,7 +40,7 @@ LINKS = [
         table=("10.0.2.1 subflow",),
         limits=(4, 4),
         theirs={"limits": (5, 5), "table": BOTH},
-        better="a removed address has no endpoint, whatever its interface does",
+        better="removes the endpoint with its address, regardless of the interface",
     ),
     Scenario(
         name="interface down and up",

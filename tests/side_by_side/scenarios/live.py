@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Connections of the in-kernel path manager: what is said to the peer?"""
+"""Connections of the in-kernel path manager: the signalling to the peer."""
 
 from tests.side_by_side.scenario import Fault, Scenario
 from tests.side_by_side.scenarios.steps import carrier, connect, joined, restart, sysctl
@@ -9,10 +9,10 @@ FIRST, SECOND = "10.1.1.2 subflow", "10.2.1.2 subflow"
 BOTH = (FIRST, SECOND)
 JOIN = "MP_JOIN out path1 id 2"
 GONE = ("FIN in path1", JOIN, "RM_ADDR out id 2")
-"""The peer closes the subflow of an address that is withdrawn."""
+"""The peer closes the subflow of a withdrawn address."""
 
 KEEP_ROUTES = "addr add 10.98.0.1/32 dev path1 scope host"
-"""Routes go with an interface's last address; this one is never used."""
+"""Routes are removed with an interface's last address; this one is never used."""
 DEL_SECOND = "addr del 10.2.1.2/24 dev path1"
 ADD_SECOND = "addr add 10.2.1.2/24 dev path1"
 
@@ -23,7 +23,7 @@ def peer_announces(stage: Stage) -> None:
 
 
 def keeping(stage: Stage) -> None:
-    """mptcpd keeps its endpoints always."""
+    """mptcpd always keeps its endpoints."""
     if stage.name == "ours":
         stage.arguments.append("--on-exit=keep")
 
@@ -38,7 +38,7 @@ LIVE = [
         after=(FIRST,),
     ),
     Scenario(
-        name="an address comes while a connection lives",
+        name="an address is added during a connection",
         where="client",
         before=[KEEP_ROUTES, DEL_SECOND],
         steps=[connect, ADD_SECOND],
@@ -47,7 +47,7 @@ LIVE = [
         after=(FIRST,),
     ),
     Scenario(
-        name="an address goes while a connection lives",
+        name="an address is removed during a connection",
         where="client",
         steps=[connect, joined, DEL_SECOND],
         table=(FIRST,),
@@ -55,7 +55,7 @@ LIVE = [
         after=(FIRST,),
     ),
     Scenario(
-        name="the address of the initial subflow goes",
+        name="the address of the initial subflow is removed",
         where="client",
         steps=[connect, joined, "addr del 10.1.1.2/24 dev path0"],
         table=(SECOND,),
@@ -63,7 +63,7 @@ LIVE = [
         after=(SECOND,),
     ),
     Scenario(
-        name="carrier lost while a connection lives",
+        name="carrier lost during a connection",
         faults=(Fault.CARRIER,),
         where="client",
         steps=[connect, joined, carrier],
@@ -72,7 +72,7 @@ LIVE = [
         wire=(JOIN, "RM_ADDR out id 2"),
         after=(FIRST,),
         theirs={"table": BOTH, "limits": (5, 5), "wire": (JOIN,)},
-        better="the peer hears at once that the path is gone, by another one",
+        better="tells the peer over another path that this one is gone",
     ),
     Scenario(
         name="flags subflow and backup, a connection",
@@ -120,20 +120,20 @@ LIVE = [
         wire=(JOIN,),
         after=(FIRST,),
         theirs={"wire": (), "path_manager": "userspace"},
-        better="the path manager that uses the table is chosen, and put back at the end",
+        better="sets the path manager that uses the table, and restores it at exit",
     ),
     Scenario(
-        name="a restart while a connection lives",
+        name="a restart during a connection",
         where="client",
         steps=[connect, joined, restart],
         table=BOTH,
         wire=("FIN out path1", JOIN, "MP_JOIN out path1 id 3", "RM_ADDR out id 2"),
         after=(FIRST,),
         theirs={"wire": (JOIN,)},
-        better="what we made goes with us, and is made again; `on_exit: keep` leaves it",
+        better="removes its endpoints at exit and adds them again; `on_exit: keep` keeps them",
     ),
     Scenario(
-        name="a restart while a connection lives, on_exit: keep",
+        name="a restart during a connection, on_exit: keep",
         faults=(Fault.UNKNOWN_LIVE,),
         where="client",
         before=[keeping],
@@ -144,7 +144,7 @@ LIVE = [
         put_back=False,
     ),
     Scenario(
-        name="the daemon ends while a connection lives",
+        name="the daemon ends during a connection",
         faults=(Fault.EXIT,),
         where="client",
         steps=[connect, joined, Stage.stop],
@@ -153,7 +153,7 @@ LIVE = [
         wire=("FIN out path1", JOIN, "RM_ADDR out id 2"),
         after=(FIRST,),
         theirs={"table": BOTH, "limits": (4, 4), "wire": (JOIN,)},
-        better="what we made goes with us, but never a connection's last subflow; "
-        "`on_exit: keep` leaves all",
+        better="removes its endpoints, but not that of a connection's last subflow; "
+        "`on_exit: keep` keeps all",
     ),
 ]

@@ -9,17 +9,17 @@ THEIR_FOLDER = "/usr/lib/x86_64-linux-gnu/mptcpd"
 
 
 def accepted(*arguments: str, table: tuple[str, ...] = ONE) -> Scenario:
-    """Both take it, and mean the same."""
+    """Both accept it with the same meaning."""
     return Scenario(name=" ".join(arguments), arguments=arguments, before=[A], table=table)
 
 
 def ended(*arguments: str, exit_code: int = 0) -> Scenario:
-    """Both end at once, with the same exit code."""
+    """Both exit at once with the same code."""
     return Scenario(name=" ".join(arguments), arguments=arguments, before=[A], exit_code=exit_code)
 
 
 REFUSED_LIMITS = (2, 0)
-"""Those of a new namespace: nothing was done."""
+"""Those of a new namespace: nothing was changed."""
 
 OPTIONS = [
     accepted("--addr-flags=signal", table=SIGNAL),
@@ -66,9 +66,8 @@ OPTIONS = [
         before=[A],
         exit_code=64,
         limits=REFUSED_LIMITS,
-        theirs={"exit_code": 0, "deaf": True, "limits": (3, 0)},
-        better="flags that exclude each other are refused at the start, not by the kernel "
-        "address after address",
+        theirs={"exit_code": 0, "unresponsive": True, "limits": (3, 0)},
+        better="contradictory flags are refused at start, not by the kernel for each address",
     ),
     Scenario(
         name="--addr-flags=subflow,fast",
@@ -77,7 +76,7 @@ OPTIONS = [
         exit_code=64,
         limits=REFUSED_LIMITS,
         theirs={"exit_code": 0, "table": ONE, "limits": (4, 4)},
-        better="what is misspelt is refused, with the names there are",
+        better="a misspelt name is refused, with the valid names",
     ),
     Scenario(
         name="--notify-flags=existing,loud",
@@ -86,7 +85,7 @@ OPTIONS = [
         exit_code=64,
         limits=REFUSED_LIMITS,
         theirs={"exit_code": 0, "table": ONE, "limits": (4, 4)},
-        better="what is misspelt is refused, with the names there are",
+        better="a misspelt name is refused, with the valid names",
     ),
     Scenario(
         name="--path-manager=nonsense",
@@ -96,7 +95,7 @@ OPTIONS = [
         exit_code=78,
         limits=REFUSED_LIMITS,
         theirs={"exit_code": 0, "table": ONE, "limits": (4, 4)},
-        better="no other plugin takes the place of one that is not there",
+        better="an unknown plugin is an error; no other is loaded in its place",
     ),
     Scenario(
         name="--load-plugins=nonsense",
@@ -105,7 +104,7 @@ OPTIONS = [
         before=[A],
         exit_code=78,
         theirs={"exit_code": 1},
-        better="an exit code of its own: the configuration is at fault",
+        better="a separate exit code for a wrong configuration",
     ),
     Scenario(
         name="--plugin-dir=/nonexistent",
@@ -113,7 +112,7 @@ OPTIONS = [
         before=[A],
         exit_code=78,
         theirs={"exit_code": 1},
-        better="an exit code of its own: the configuration is at fault",
+        better="a separate exit code for a wrong configuration",
     ),
     Scenario(
         name="--load-plugins=addr_adv,sspi",
@@ -131,7 +130,7 @@ OPTIONS = [
         arguments=("--load-plugins=sspi",),
         before=[A],
         exit_code=78,
-        theirs={"exit_code": 0, "deaf": True},
-        better="the default that is named does not give way silently",
+        theirs={"exit_code": 0, "unresponsive": True},
+        better="a path manager that is named is not replaced silently",
     ),
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What plugins are told: one in C for mptcpd, its counterpart in Python for ours.
+"""The calls that plugins get: one in C for mptcpd, its counterpart in Python for ours.
 
 Both write down their callbacks (recorder.c, recorder.py), and the lines are compared.
 mptcpd's is built when it is needed, which takes a compiler and libmptcpd's headers.
@@ -39,7 +39,7 @@ missing = [
 
 
 def recording(*names: str, rules: str = "") -> Step:
-    """Plugins under these names, in a folder of their own; the first serves by default."""
+    """Plugins under these names in a separate folder; the first serves by default."""
 
     def prepare(stage: Stage) -> None:
         folder = stage.folder / "plugins"
@@ -73,12 +73,12 @@ def record(stage: Stage) -> list[str]:
 
 
 def told(stage: Stage) -> tuple[str, ...]:
-    """What the plugins were told of connections."""
+    """The plugins' calls about connections."""
     return tuple(line for line in record(stage) if "new_local_address" not in line)
 
 
 def told_of_last(stage: Stage) -> bool:
-    """Waits until a plugin has been told of the last address, and so of all before."""
+    """Waits for a plugin's call about the last address, which follows all others."""
     stage.await_readiness()
     before = len(record(stage))
     return stage.attempt(
@@ -89,7 +89,7 @@ def told_of_last(stage: Stage) -> bool:
 
 
 def peer_decides(stage: Stage) -> None:
-    """The server's path manager is this test, which hears that it may be joined."""
+    """This test is the server's path manager; it waits until the server accepts joins."""
     assert stage.lab is not None
     stage.lab.server.sysctl("mptcp.pm_type", 1)
     with stage.lab.server.entered():
@@ -97,7 +97,7 @@ def peer_decides(stage: Stage) -> None:
 
 
 def peer(command: Callable[[int, list[Measurement]], KernelCommand]) -> Step:
-    """The server gives an order: of its token and its subflows."""
+    """Sends a path-manager command on the server, with its token and subflows."""
 
     def do(stage: Stage) -> None:
         assert stage.lab is not None
@@ -135,7 +135,7 @@ def ends(subflows: list[Measurement], ip: str) -> tuple[SockAddr, SockAddr]:
 
 
 def reset_second(stage: Stage) -> None:
-    """The server's host answers what comes by the second path with a reset."""
+    """The server's host answers segments on the second path with a reset."""
     assert stage.lab is not None
     rule = "iptables -A INPUT -i path1 -p tcp -j REJECT --reject-with tcp-reset"
     stage.lab.server.run(rule.split())
@@ -169,7 +169,7 @@ def plugin_scenario(
     faults: tuple[Fault, ...] = (Fault.BACKUP,),
     better: str,
 ) -> Scenario:
-    """A plugin, and a connection with a second subflow, after which `steps` happen."""
+    """A plugin, and a connection with a second subflow, followed by `steps`."""
     return Scenario(
         name=f"a plugin, {name}",
         faults=faults,
@@ -200,9 +200,9 @@ PLUGINS = [
         wire=("FIN out path0",),
         said=(*BEGINS, f"{CLOSED} {ENDS} backup=0 error=0", "first: connection_closed"),
         theirs={"said": (*BEGINS, "first: connection_closed")},
-        better="the end of the last subflow is told too",
+        better="plugins also learn that the last subflow ended",
     ),
-    plugin_scenario("a second subflow", better="backup is told as it is"),
+    plugin_scenario("a second subflow", better="reports the backup flag"),
     plugin_scenario(
         "the peer makes a subflow backup and normal again",
         peer(backup(SECOND, True)),
@@ -210,7 +210,7 @@ PLUGINS = [
         wire=("MP_PRIO in path1 backup", "MP_PRIO in path1 normal"),
         ours=(f"{PRIORITY}=1", f"{PRIORITY}=0"),
         theirs=(f"{PRIORITY}=1", f"{PRIORITY}=1"),
-        better="backup is told as it is",
+        better="reports the backup flag",
     ),
     plugin_scenario(
         "the peer closes a subflow",
@@ -219,7 +219,7 @@ PLUGINS = [
         ours=(f"{CLOSED} {SECOND_ENDS} backup=0 error=0",),
         theirs=(f"{CLOSED} {SECOND_ENDS} backup=1",),
         faults=(Fault.BACKUP, Fault.ERRORS),
-        better="backup and error are told as they are",
+        better="reports the backup flag and the error",
     ),
     plugin_scenario(
         "a subflow is reset",
@@ -229,7 +229,7 @@ PLUGINS = [
         ours=(f"{PRIORITY}=1".replace(SECOND, FIRST), f"{CLOSED} {SECOND_ENDS} backup=0 error=104"),
         theirs=(f"{PRIORITY}=1".replace(SECOND, FIRST), f"{CLOSED} {SECOND_ENDS} backup=1"),
         faults=(Fault.BACKUP, Fault.ERRORS),
-        better="backup and error are told as they are, and the reason of a reset that has one",
+        better="reports the backup flag, the error and the reason of a reset",
     ),
     plugin_scenario(
         "the peer announces an address and withdraws it",
@@ -240,7 +240,7 @@ PLUGINS = [
         wire=("ADD_ADDR in id 5 10.2.2.2", "RM_ADDR in id 5"),
         ours=ANNOUNCED,
         theirs=ANNOUNCED,
-        better="backup is told as it is",
+        better="reports the backup flag",
     ),
     Scenario(
         name="two plugins, two connections",
@@ -253,6 +253,6 @@ PLUGINS = [
         look=told,
         said=(*BEGINS, *(line.replace("first", "second") for line in BEGINS)),
         theirs={"said": (*BEGINS, *BEGINS)},
-        better="rules say which plugin serves a connection",
+        better="rules select the plugin of each connection",
     ),
 ]

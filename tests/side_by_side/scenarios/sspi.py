@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One subflow per interface, under the userspace path manager."""
+"""One subflow per interface, with the userspace path manager."""
 
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.lab.wire import FIN, RST
@@ -13,11 +13,11 @@ CREATES = "MP_JOIN out path1 id 1"
 SECOND_JOIN = "MP_JOIN out path0 id 9"
 CLOSED = ("FIN out path0", SECOND_JOIN)
 ONE_EACH = ("1 on path0", "1 on path1")
-FREE = "on the interfaces without a subflow, one is created"
+FREE = "creates a subflow on each interface that has none"
 
 
 def closes_second(stage: Stage) -> bool:
-    """Waits until a second subflow of a connection that is made for this alone is closed."""
+    """Waits until the second subflow of a connection made for this is closed."""
     stage.await_readiness()
     made: list[Connection] = []
 
@@ -29,7 +29,7 @@ def closes_second(stage: Stage) -> bool:
 
 
 def _second_is_closed(stage: Stage, made: Connection) -> bool:
-    """Whether the wire saw the end of a subflow that is not the connection's first."""
+    """Whether a subflow other than the initial one was closed on the wire."""
     assert stage.wire is not None
     first = made.client.getsockname()[1]
     for segment in stage.wire.matching():
@@ -40,7 +40,7 @@ def _second_is_closed(stage: Stage, made: Connection) -> bool:
 
 
 def passing_connection(stage: Stage) -> None:
-    """A connection that closes at once."""
+    """A connection that is closed immediately."""
     made = stage.connect(hidden=True)
     made.close()
 
@@ -52,7 +52,7 @@ def second_subflow(stage: Stage) -> None:
 
 
 def subflows(stage: Stage) -> tuple[str, ...]:
-    """How many of the connection there are, by the client's interface."""
+    """Number of the connection's subflows by the client's interface."""
     (made,) = stage.connections
     made.exchange()
     found = made.subflows()
@@ -62,7 +62,7 @@ def subflows(stage: Stage) -> tuple[str, ...]:
 
 
 def userspace(stage: Stage) -> None:
-    """At the client too, which is to create subflows where the daemon is the server's."""
+    """Also at the client, which creates subflows if the daemon runs on the server."""
     assert stage.lab is not None
     for host in (stage.lab.client, stage.lab.server):
         host.sysctl("mptcp.pm_type", 1)
@@ -115,10 +115,10 @@ SSPI = [
         wire=(*CLOSED, CREATES),
         said=ONE_EACH,
         theirs={"wire": (SECOND_JOIN,), "said": ("2 on path0", "0 on path1")},
-        better="what is known of a connection goes with that connection, and nothing else",
+        better="removes the state of the closed connection only",
     ),
     Scenario(
-        name="sspi, restarted while a connection lives, then a second subflow",
+        name="sspi, restarted during a connection, then a second subflow",
         faults=(Fault.UNKNOWN_LIVE,),
         where="client",
         arguments=ARGUMENTS,
@@ -130,7 +130,7 @@ SSPI = [
         wire=(*CLOSED, CREATES),
         said=ONE_EACH,
         theirs={"wire": (SECOND_JOIN,), "said": ("2 on path0", "0 on path1")},
-        better="after a restart the connections that live are known again",
+        better="reads the open connections after a restart",
     ),
     Scenario(
         name="sspi on the server",
@@ -143,6 +143,6 @@ SSPI = [
         path_manager="userspace",
         wire=("ADD_ADDR out id 1 10.2.2.2",),
         theirs={"wire": ()},
-        better="a server announces an address of each interface without a subflow",
+        better="a server announces an address of each interface that has no subflow",
     ),
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What several groups of scenarios do and start from."""
+"""Steps and initial states that several groups of scenarios use."""
 
 from tests.side_by_side.scenario import Step
 from tests.side_by_side.stage import Stage

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the daemon finds on its host: folders of plugins that others can write, and logs."""
+"""The daemon's host: plugin folders that others can write, and logs."""
 
 import shutil
 import socket
@@ -13,11 +13,11 @@ from tests.side_by_side.stage import Stage
 THEIR_PLUGIN = Path("/usr/lib/x86_64-linux-gnu/mptcpd/addr_adv.so")
 JOURNAL = "/run/systemd/journal/socket"
 EMPTY_RUN = f"mount -t tmpfs none /run && mkdir -p {Path(JOURNAL).parent}"
-AT_FAULT = "an exit code of its own: the configuration is at fault"
+AT_FAULT = "a separate exit code for a wrong configuration"
 
 
 def folder(mode: int, *, plugin: int | None = 0o644) -> Step:
-    """A plugin-dir with addr_adv in it, and how the two may be written."""
+    """A plugin-dir with addr_adv in it, with these modes."""
 
     def make(stage: Stage) -> None:
         made = stage.folder / "plugins"
@@ -32,7 +32,7 @@ def folder(mode: int, *, plugin: int | None = 0o644) -> Step:
 
 
 def journal(stage: Stage) -> None:
-    """A journal that nobody but this stage's daemon writes to."""
+    """A journal for this stage's daemon only."""
     file = stage.folder / "journal"
     listening = stage.stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     listening.bind(str(file))
@@ -46,7 +46,7 @@ def no_journal(stage: Stage) -> None:
 
 
 def entries(stage: Stage) -> tuple[str, ...]:
-    """Whether the journal was told of a start."""
+    """Whether the journal contains a start."""
     assert stage.journal is not None
     try:
         while True:
@@ -83,7 +83,7 @@ SURROUNDINGS = [
         exit_code=78,
         limits=(2, 0),
         theirs={"exit_code": 0, "table": ONE, "limits": (4, 4)},
-        better="who could write a plugin could do what the daemon may",
+        better="a user who can write a plugin gets the daemon's privileges",
     ),
     Scenario(
         name="a plugin folder without plugins",
@@ -91,7 +91,7 @@ SURROUNDINGS = [
         table=ONE,
         limits=(4, 4),
         theirs={"exit_code": 1, "table": (), "limits": (2, 0)},
-        better="a name that is not in the folder is looked up among the shipped plugins",
+        better="looks up the name among the shipped plugins",
     ),
     Scenario(
         name="--log=journal",
@@ -102,12 +102,12 @@ SURROUNDINGS = [
         said=("the journal has it",),
     ),
     Scenario(
-        name="--log=journal, and there is no journal",
+        name="--log=journal without a journal",
         before=[no_journal, A],
         arguments=("--log=journal",),
         exit_code=78,
         limits=(2, 0),
         theirs={"exit_code": 0, "table": ONE, "limits": (4, 4)},
-        better="a log that nobody takes is an error at the start, not silence for good",
+        better="a log without a receiver is an error at start",
     ),
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What mptcpd's users ask for and mptcpd has no counterpart of."""
+"""Features that mptcpd's users request and mptcpd lacks."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from tests.side_by_side.stage import Stage
 
 
 def ours_reads(text: str) -> Step:
-    """Ours is given a configuration of its own; there is no way to say this to mptcpd."""
+    """Gives ours a configuration that mptcpd cannot express."""
 
     def write(stage: Stage) -> None:
         if stage.name == "ours":
@@ -25,7 +25,7 @@ def ours_reads(text: str) -> Step:
 
 
 def probes(stage: Stage) -> None:
-    """Ours measures, as it does unless it is told not to."""
+    """Ours measures, which is its default."""
     if stage.name == "ours":
         stage.arguments.append("--probes=auto")
 
@@ -34,7 +34,7 @@ MEASURED = ("srtt_us", "min_rtt_us", "rttvar_us", "retransmits", "lost", "timeou
 
 
 def listing(stage: Stage) -> tuple[str, ...]:
-    """What the daemon can tell of its host's connections."""
+    """The daemon's list of its host's connections."""
     said = stage.ask("ls", "--json")
     connections = json.loads(said)["connections"] if said else []
     return tuple(map(_listed, connections))
@@ -47,7 +47,7 @@ def _listed(connection: dict[str, Any]) -> str:
 
 
 def decisions(stage: Stage) -> tuple[str, ...]:
-    """What a program can learn of the first address's endpoint, over the control socket."""
+    """What the control socket reports about the first address's endpoint."""
     if stage.name == "mptcpd":
         return ()
     found = client.get(str(stage.folder / "ours.sock"), "/v1/decisions")["decisions"]
@@ -59,7 +59,7 @@ def decisions(stage: Stage) -> tuple[str, ...]:
 
 
 def ready(stage: Stage) -> bool:
-    """Ours makes no endpoints where its plugin is another; mptcpd takes addr_adv instead."""
+    """Ours adds no endpoints with another plugin; mptcpd loads addr_adv instead."""
     if stage.name == "mptcpd":
         return stage.settle()
     stage.await_readiness()
@@ -67,7 +67,7 @@ def ready(stage: Stage) -> bool:
 
 
 def changed_configuration(stage: Stage) -> None:
-    """The file asks for backup endpoints from now on; ours is told to read it."""
+    """Changes the file to backup endpoints, and reloads ours."""
     if stage.name == "ours":
         file = stage.folder / "ours.yaml"
         file.write_text(file.read_text().replace("[subflow]", "[subflow, backup]"))
@@ -76,7 +76,7 @@ def changed_configuration(stage: Stage) -> None:
 
 WANTED = [
     Scenario(
-        name="what connections are there?",
+        name="list of connections",
         faults=(Fault.LISTING, Fault.NUMBERS),
         needs=("/sys/kernel/btf/vmlinux",),
         where="client",
@@ -88,17 +88,17 @@ WANTED = [
         after=("10.1.1.2 subflow",),
         said=("ls: a connection with 2 subflows, RTT and loss of 2",),
         theirs={"said": ()},
-        better="connections and subflows are listed, with what was measured",
+        better="lists connections and subflows with their measurements",
     ),
     Scenario(
-        name="who made that endpoint, and why?",
+        name="which plugin made an endpoint, and why",
         faults=(Fault.API,),
         before=[A],
         look=decisions,
         table=("10.0.1.1 subflow",),
         said=("api: addr_adv made an endpoint of 10.0.1.1, for 10.0.1.1 on a is usable",),
         theirs={"said": ()},
-        better="HTTP and JSON over a Unix socket: what is, what was decided and why, orders",
+        better="HTTP and JSON over a Unix socket: state, decisions with reasons, commands",
     ),
     Scenario(
         name="a second subflow on the same path, `--path-manager=ndiffports`",
@@ -116,19 +116,19 @@ WANTED = [
             "table": ("10.1.1.2 subflow", "10.2.1.2 subflow"),
             "wire": ("MP_JOIN out path1 id 2",),
         },
-        better="adaptive, fullmesh, ndiffports, backup, refresh, reconnect",
+        better="plugins adaptive, fullmesh, ndiffports, backup, refresh, reconnect",
     ),
     Scenario(
-        name="only one interface is to be used",
+        name="only one interface allowed",
         faults=(Fault.INTERFACES,),
         before=[ours_reads("interfaces: {allow: [a, z]}\n"), A, B],
         table=("10.0.1.1 subflow",),
         limits=(4, 4),
         theirs={"table": ("10.0.1.1 subflow", "10.0.2.1 subflow"), "limits": (5, 5)},
-        better="interfaces.allow and interfaces.deny",
+        better="the keys interfaces.allow and interfaces.deny",
     ),
     Scenario(
-        name="one interface is to be backup",
+        name="one interface as backup",
         faults=(Fault.FLAGS,),
         before=[
             ours_reads(
