@@ -90,7 +90,7 @@ def test_help_teaches_every_command() -> None:
         assert ended.stdout.startswith("Usage: mptcpd-ebpf ")
 
 
-def test_a_reader_that_goes_away_ends_a_command_silently() -> None:
+def test_a_closed_pipe_ends_a_command_without_a_message() -> None:
     with subprocess.Popen(
         [PROGRAM, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

@@ -129,7 +129,7 @@ LINES = st.sampled_from(WHOLE.splitlines()) | st.text(max_size=20)
 
 
 @given(st.lists(LINES, max_size=12).map("\n".join))
-def test_whatever_stands_in_it_is_read_or_refused_with_its_place(text: str) -> None:
+def test_any_file_is_read_or_refused_with_its_place(text: str) -> None:
     found = mptcpd_conf.parse(text, "F")
     for mistake in found.mistakes:
         assert mistake.line is not None

@@ -182,7 +182,7 @@ def test_the_shipped_file_shows_every_key() -> None:
         ),
     ],
 )
-def test_a_mistake_names_place_key_and_way_out(text: str, expected: str) -> None:
+def test_a_mistake_names_place_key_and_fix(text: str, expected: str) -> None:
     (found,) = [mistake for mistake in mistakes(text) if ": a: unknown" not in mistake]
     assert found.startswith(expected)
 

@@ -472,7 +472,7 @@ def test_the_socket_of_a_killed_daemon_is_replaced_that_of_a_running_one_is_not(
     assert not path.exists()
 
 
-def test_a_live_socket_that_does_not_answer_is_left_alone(path: Path) -> None:
+def test_a_socket_in_use_that_does_not_answer_is_kept(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as waiting:
         silent.bind(str(path))
         silent.listen(0)
@@ -536,7 +536,7 @@ def test_the_client_names_a_program_that_is_not_the_daemon(path: Path, answer: b
     asyncio.run(run())
 
 
-def test_the_client_gives_up_when_the_daemon_does_not_answer(
+def test_the_client_stops_waiting_for_a_daemon_that_does_not_answer(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.05)

@@ -110,7 +110,7 @@ ALARM = alarm(measured(RADIO))
 # --- who is told what
 
 
-def test_the_network_is_told_to_all_in_order_of_priority() -> None:
+def test_network_notices_reach_all_plugins_in_order_of_priority() -> None:
     order: list[str] = []
 
     class Late(Plugin):
@@ -129,7 +129,7 @@ def test_the_network_is_told_to_all_in_order_of_priority() -> None:
     assert order == engine.plugins == ["early", "late"]
 
 
-def test_a_connection_is_told_to_its_servant_only() -> None:
+def test_connection_notices_reach_the_assigned_plugin_only() -> None:
     recorder, urgent = Recorder(), Urgent()
     engine = StartedEngine(recorder, urgent, default_plugin="recorder")
     connect(engine, RADIO)
@@ -150,14 +150,14 @@ def test_connections_are_served_by_different_plugins() -> None:
 
 
 @pytest.mark.parametrize("servant", [None, "nobody by that name"])
-def test_a_connection_that_nobody_serves_is_left_to_the_kernel(servant: str | None) -> None:
+def test_a_connection_without_a_plugin_is_left_to_the_kernel(servant: str | None) -> None:
     recorder = Recorder()
     engine = StartedEngine(recorder, default_plugin=servant)
     assert connect(engine, RADIO).subflows.keys() == {FIBRE, RADIO}
     assert recorder.told == []
 
 
-def test_a_configuration_shows_the_live_connections() -> None:
+def test_a_configuration_reports_the_open_connections() -> None:
     recorder = Recorder()
     engine = StartedEngine()
     connect(engine)
@@ -182,7 +182,7 @@ def test_commands_become_numbered_decisions() -> None:
     ]
 
 
-def test_the_guard_stands_before_the_kernel() -> None:
+def test_the_guard_checks_commands_before_the_kernel() -> None:
     recorder = Recorder()
     recorder.answers["alarm"] = [destroy(RADIO), destroy(FIBRE)]
     engine = StartedEngine(recorder, default_plugin="recorder")
@@ -193,7 +193,7 @@ def test_the_guard_stands_before_the_kernel() -> None:
     ]
 
 
-def test_a_refused_decision_is_told_as_such_and_never_answered() -> None:
+def test_a_refused_decision_is_published_as_refused_and_gets_no_answer() -> None:
     recorder = Recorder()
     recorder.answers["alarm"] = recorder.answers["refused"] = [destroy(FIBRE)]
     engine = StartedEngine(recorder, default_plugin="recorder")
@@ -237,7 +237,7 @@ def test_a_demotion_shows_when_the_kernel_did_it() -> None:
     assert subflow.backup
 
 
-def test_a_join_we_asked_for_as_backup_is_one() -> None:
+def test_a_join_requested_as_backup_is_one() -> None:
     recorder = Recorder()
     create = CreateSubflow(
         token=TOKEN,
@@ -256,7 +256,7 @@ def test_a_join_we_asked_for_as_backup_is_one() -> None:
     assert connection.joins == {}
 
 
-def test_a_destruction_counts_until_netlink_tells_of_it() -> None:
+def test_a_destruction_counts_until_netlink_reports_it() -> None:
     recorder = Recorder()
     recorder.answers["alarm"] = [destroy(RADIO)]
     engine = StartedEngine(recorder, default_plugin="recorder")
@@ -302,7 +302,7 @@ def test_one_that_raises_midway_gets_none_of_its_commands_through() -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), RecursionError(), MemoryError()])
-def test_not_even_the_way_out_leads_out(error: BaseException) -> None:
+def test_a_removal_at_exit_keeps_the_last_subflow(error: BaseException) -> None:
     class Quitter(Recorder):
         name = "quitter"
 
@@ -481,7 +481,7 @@ def test_paused_nothing_is_decided_and_everything_is_seen() -> None:
     assert recorder.told.count("init with 2") == 1
 
 
-def test_new_plugins_start_from_the_live_connections() -> None:
+def test_new_plugins_start_from_the_open_connections() -> None:
     old, new = Recorder(), Urgent()
     old.answers["exit"] = [RequestSample(reason="last word")]
     new.answers["init with 1"] = [RequestSample(reason="first word")]
@@ -514,7 +514,7 @@ class Lasting(Recorder):
         return self._heard(f"reloaded with {len(ctx.served())}")
 
 
-def test_a_plugin_that_is_as_before_goes_on_over_a_reload() -> None:
+def test_an_unchanged_plugin_keeps_its_state_at_a_reload() -> None:
     old, new = Lasting(), Lasting()
     old.answers["alarm"] = [WakeAt(at=START + MS, reason="test")]
     engine = StartedEngine(old, default_plugin="lasting")
@@ -533,7 +533,7 @@ def test_a_plugin_that_is_as_before_goes_on_over_a_reload() -> None:
 @pytest.mark.parametrize(
     "change", ["options", "code", "fewer connections", "excluded", "paused", "no reloaded"]
 )
-def test_one_that_changed_is_made_anew(change: str) -> None:
+def test_a_changed_plugin_is_created_again(change: str) -> None:
     class Edited(Lasting):
         pass
 
@@ -595,7 +595,7 @@ def test_established_before_created_is_served_too() -> None:
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_a_join_that_the_kernel_does_not_mark_is_marked_before_anybody_hears_of_it(
+def test_a_join_that_the_kernel_does_not_mark_is_marked_before_plugins_get_it(
     marked: bool,
 ) -> None:
     class Trial(Plugin):

@@ -78,7 +78,7 @@ def test_two_commands_in_one_turn_cannot_do_together_what_neither_may(
     assert verdicts(world(FIBRE, RADIO), first, second) == [None, LAST]
 
 
-def test_one_that_is_leaving_can_be_told_to_again() -> None:
+def test_a_closing_subflow_can_be_destroyed_again() -> None:
     assert verdicts(world(FIBRE, RADIO), destroy(FIBRE), destroy(FIBRE)) == [None, None]
 
 
@@ -129,7 +129,7 @@ def test_what_is_gone_is_refused_in_words() -> None:
     ]
 
 
-def test_what_harms_nobody_is_not_looked_at() -> None:
+def test_harmless_commands_are_not_checked() -> None:
     create = CreateSubflow(
         token=TOKEN, local_ip="10.0.2.2", local_id=1, remote=SERVER, reason="test"
     )
@@ -152,7 +152,7 @@ def test_a_repeated_destruction_counts_from_the_last_one() -> None:
     assert guard.refusal(destroy(RADIO), model, START + SETTLE) == LAST
 
 
-def test_one_that_is_told_again_and_again_does_not_hold_up_the_others() -> None:
+def test_a_repeated_command_does_not_delay_others() -> None:
     guard, model = Guard(200), world(FIBRE, RADIO, SATELLITE)
     guard.refusal(destroy(FIBRE), model, START)
     guard.refusal(destroy(SATELLITE), model, START + 1)
@@ -212,7 +212,7 @@ def test_what_was_refused_as_the_last_one_costs_no_ration() -> None:
     assert guard.refusal(destroy(FIBRE), world(FIBRE, RADIO), START) is None
 
 
-def test_a_destruction_of_which_the_peer_was_told_counts_once() -> None:
+def test_a_destruction_with_notice_to_the_peer_counts_once() -> None:
     guard, model = Guard(destructive_per_second=1), world(FIBRE, RADIO, SATELLITE)
     commands = [withdraw(1), destroy(RADIO), destroy(RADIO)]
     answers = [guard.refusal(command, model, START) for command in commands]

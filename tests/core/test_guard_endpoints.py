@@ -70,7 +70,7 @@ def test_the_initial_subflow_counts_although_its_address_id_is_0(scene: Listener
     assert refusal(Guard(100), remove(2), scene.tracker.world) is None
 
 
-def test_nothing_lives_on_an_address_that_is_gone(scene: Listener) -> None:
+def test_no_subflow_uses_a_removed_address(scene: Listener) -> None:
     scene.tell(left(), ev.LocalAddressRemoved(if_index=1, ip=FIBRE[0].ip))
     assert refusal(Guard(100), remove(1), scene.tracker.world) is None
 

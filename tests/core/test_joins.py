@@ -110,7 +110,7 @@ def test_a_missing_subflow_is_joined_once() -> None:
     assert scene.joins == 1, "it is there"
 
 
-def test_as_many_as_are_wanted() -> None:
+def test_as_many_joins_as_requested() -> None:
     scene = Scene(number=3)
     assert scene.joins == 3
     scene.tell(joined())
@@ -146,7 +146,7 @@ def test_pauses_double_with_each_failure_and_have_an_end(refused: bool) -> None:
     assert tries[-1] > 40 * SECOND
 
 
-def test_a_subflow_that_lived_is_made_anew_soon() -> None:
+def test_a_subflow_that_was_established_is_replaced_soon() -> None:
     scene = Scene()
     scene.tell(left(error=104), left(error=104))
     scene.wait(SECOND)
@@ -158,7 +158,7 @@ def test_a_subflow_that_lived_is_made_anew_soon() -> None:
     assert scene.joins == before + 1
 
 
-def test_a_join_that_nobody_answers_is_given_up_and_tried_again() -> None:
+def test_an_unanswered_join_is_abandoned_and_retried() -> None:
     scene = Scene()
     opening = measured(RADIO, scene.now, state=TCP_SYN_SENT)
     scene.wait(ANSWER_WITHIN)
@@ -171,7 +171,7 @@ def test_a_join_that_nobody_answers_is_given_up_and_tried_again() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_join_under_way_outlives_a_reload(number: int) -> None:
+def test_a_pending_join_survives_a_reload(number: int) -> None:
     scene = Scene(number)
     for _ in range(3):
         scene.reload()
@@ -182,7 +182,7 @@ def test_a_join_under_way_outlives_a_reload(number: int) -> None:
     assert scene.joins == number
 
 
-def test_a_join_from_before_a_reload_that_nobody_answers_is_tried_again() -> None:
+def test_an_unanswered_join_from_before_a_reload_is_retried() -> None:
     scene = Scene()
     opening = measured(RADIO, scene.now, state=TCP_SYN_SENT)
     scene.reload()
@@ -249,7 +249,7 @@ CREATE = CreateSubflow(
 
 
 @pytest.mark.parametrize("occasion", ["the address comes back", "a reload", "he makes it"])
-def test_what_a_person_destroys_stays_away_until(occasion: str) -> None:
+def test_a_manually_destroyed_subflow_is_not_replaced_until(occasion: str) -> None:
     scene = Scene()
     scene.tell(joined(local_id=1, remote_id=0), ev.CommandAsked(command=DESTROY), left())
     scene.wait(1000 * SECOND)
@@ -273,7 +273,7 @@ def test_what_a_person_destroys_stays_away_until(occasion: str) -> None:
     assert scene.joins == 2
 
 
-def test_one_fewer_is_wanted_for_each_that_a_person_destroys() -> None:
+def test_one_fewer_is_joined_for_each_manually_destroyed_subflow() -> None:
     scene = Scene(number=2)
     other = (RADIO[0]._replace(port=40_009), RADIO[1])
     scene.tell(joined(local_id=1, remote_id=0), joined(other, local_id=1, remote_id=0))

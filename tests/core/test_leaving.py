@@ -45,7 +45,9 @@ def gone(outcome: Outcome) -> list[tuple[type, object]]:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_the_peer_is_told_while_the_kernel_knows_the_id(engine: StartedEngine, number: int) -> None:
+def test_the_peer_is_notified_while_the_kernel_knows_the_id(
+    engine: StartedEngine, number: int
+) -> None:
     local, _ = PATHS[number - 1]
     left = [(WithdrawAddress, number - 1), (DestroySubflow, local.ip)]
     assert gone(engine.handle(link(number, running=False), START)) == left

@@ -86,7 +86,7 @@ def test_an_address_comes_again_when_it_is_usable() -> None:
     assert net.tell(address("2001:db8::1")) == []
 
 
-def test_links_are_told_when_they_change() -> None:
+def test_links_are_reported_when_they_change() -> None:
     net = Listener()
     assert net.tell(link()) == ["new_interface"]
     assert net.tell(link()) == []
@@ -116,7 +116,7 @@ def test_one_address_on_two_interfaces_stays_when_one_loses_it() -> None:
     assert net.tracker.world.interface_of("10.0.1.2") == 3
 
 
-def test_default_routes_are_told_apart_by_family_metric_and_gateway() -> None:
+def test_default_routes_are_distinguished_by_family_metric_and_gateway() -> None:
     net = Listener()
     assert (
         net.tell(route(), route(metric=100), route(gateway="10.0.1.1")) == ["new_default_route"] * 3
@@ -138,7 +138,7 @@ def test_listeners_are_counted() -> None:
     assert net.tracker.world.listeners == {}
 
 
-def test_a_resynchronisation_tells_the_difference() -> None:
+def test_a_resynchronisation_reports_the_difference() -> None:
     net = Listener(link(), address(), route(), link(3, "lte0"), address("10.0.2.2", 3), route(3))
     told = net.tell(
         truth(

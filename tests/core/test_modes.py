@@ -104,7 +104,7 @@ def test_a_connection_that_turns_out_to_be_the_kernels_is_taken_away_once() -> N
     ]
 
 
-def test_a_command_that_succeeds_tells_the_mode() -> None:
+def test_a_successful_command_shows_the_mode() -> None:
     engine = StartedEngine(Userspace(), default_plugin="userspace")
     engine.handle(created(), START)
     (decision,) = engine.handle(established(), START).decisions
@@ -113,7 +113,7 @@ def test_a_command_that_succeeds_tells_the_mode() -> None:
     assert engine.world.connections[TOKEN].in_kernel is False
 
 
-def test_an_id_that_the_kernel_took_up_is_known_before_its_subflow_stands() -> None:
+def test_an_accepted_id_is_known_before_its_subflow_is_established() -> None:
     engine = StartedEngine()
     connection = connect(engine)
     commands: list[KernelCommand] = [

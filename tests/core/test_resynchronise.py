@@ -46,12 +46,12 @@ def test_into_an_empty_model() -> None:
     assert (net.subflow(FIBRE).initial, net.subflow(RADIO).backup) == (True, True)
 
 
-def test_of_what_is_known_tells_nothing() -> None:
+def test_a_known_state_gives_no_notice() -> None:
     net = Listener(created(), established(), joined())
     assert net.tell(truth(live(), live(RADIO))) == []
 
 
-def test_tells_what_came_and_what_went() -> None:
+def test_it_reports_what_was_added_and_removed() -> None:
     net = Listener(created(), established(), joined())
     other = ev.LiveConnection(token=7, local=RADIO[0], remote=RADIO[1])
     first = ev.LiveConnection(token=TOKEN, local=FIBRE[0], remote=FIBRE[1])
@@ -61,12 +61,12 @@ def test_tells_what_came_and_what_went() -> None:
     assert net.tell(left()) == []
 
 
-def test_a_lost_join_is_told() -> None:
+def test_a_lost_join_is_reported() -> None:
     net = Listener(created(), established())
     assert net.tell(truth(live(), live(RADIO))) == ["new_subflow"]
 
 
-def test_a_lost_establishment_is_told() -> None:
+def test_a_lost_establishment_is_reported() -> None:
     net = Listener(created())
     assert net.tell(truth(live())) == ["connection_established"]
     assert net.tell(established()) == []
@@ -106,7 +106,7 @@ def test_closed_sockets_are_not_live() -> None:
     assert told == ["subflow_closed"]
 
 
-def test_a_subflow_that_was_reborn_unheard_is_another() -> None:
+def test_a_subflow_that_was_replaced_during_the_loss_is_a_new_one() -> None:
     net = Listener(created(), established(), joined())
     net.tell(ended(at=START + 1))
     assert net.tell(truth(live(), live(RADIO, START + 2))) == [
@@ -117,14 +117,14 @@ def test_a_subflow_that_was_reborn_unheard_is_another() -> None:
     assert net.subflow(RADIO).usable
 
 
-def test_a_subflow_found_live_has_no_error() -> None:
+def test_an_open_subflow_has_no_error() -> None:
     net = Listener(created(), established(), joined(error=104))
     assert net.tell(truth(live(), live(RADIO))) == []
     assert net.subflow(RADIO).usable
 
 
 @pytest.mark.parametrize("at", [START + 1, START + 2])
-def test_a_last_word_no_older_than_the_reading_holds(at: int) -> None:
+def test_a_final_record_newer_than_the_reading_is_kept(at: int) -> None:
     net = Listener(created(), established(), joined())
     net.tell(ended(at=at))
     assert net.tell(truth(live(), live(RADIO, START + 1))) == []

@@ -114,7 +114,9 @@ def test_the_first_rule_wins_and_none_leaves_it_to_the_kernel() -> None:
         ({"uid": 1000, "command": "firefox"}, False),
     ],
 )
-def test_the_owner_is_asked_for_before_it_is_judged(conditions: dict[str, Any], fits: bool) -> None:
+def test_the_owner_is_looked_up_before_rules_are_matched(
+    conditions: dict[str, Any], fits: bool
+) -> None:
     made, default, special = engine(Rule(plugin="special", **conditions))
     (decision,) = made.handle(created(), START).decisions
     assert isinstance(decision.command, RequestSample)
@@ -129,14 +131,14 @@ def test_the_owner_is_asked_for_before_it_is_judged(conditions: dict[str, Any], 
     assert other.heard == []
 
 
-def test_an_owner_that_nobody_knows_fits_no_rule() -> None:
+def test_an_unknown_owner_matches_no_rule() -> None:
     made, default, special = engine(Rule(plugin="special", uid=0))
     made.handle(created(), START)
     made.handle(ev.Sampled(measurements=[], with_owners=True), START)
     assert (default.heard, special.heard) == (["new"], [])
 
 
-def test_a_rule_without_need_of_the_owner_asks_nobody() -> None:
+def test_a_rule_without_owner_needs_no_lookup() -> None:
     made, _, _ = engine(Rule(plugin="special", uid=0, remote_port=80))
     assert made.handle(created(), START).decisions == []
     assert made.plugin_of(TOKEN) == "default"
@@ -150,7 +152,7 @@ def test_a_connection_that_closes_undecided_is_forgotten() -> None:
     assert default.heard == special.heard == []
 
 
-def test_live_connections_are_chosen_anew_at_a_reload() -> None:
+def test_open_connections_are_assigned_again_at_a_reload() -> None:
     made, default, special = engine()
     made.handle(created(), START)
     rules = [Rule(plugin="special", uid=1000)]

@@ -58,7 +58,7 @@ def test_established_without_created_makes_the_connection() -> None:
     assert net.connection.state is State.ESTABLISHED
 
 
-def test_nothing_is_told_twice() -> None:
+def test_nothing_is_reported_twice() -> None:
     net = Listener(created(), established())
     assert net.tell(created(), established()) == []
 
@@ -96,7 +96,7 @@ def test_announced_addresses_come_and_go() -> None:
     assert net.tell(ev.AddressWithdrawn(token=TOKEN, address_id=9)) == ["address_removed"]
 
 
-def test_a_connection_nobody_knows_is_left_alone() -> None:
+def test_an_unknown_connection_is_ignored() -> None:
     net = Listener()
     strangers = [
         ev.AddressAnnounced(token=TOKEN, address_id=3, ip="10.9.9.9"),
@@ -138,7 +138,7 @@ def test_a_subflow_whose_socket_holds_an_error_is_not_usable() -> None:
     assert not net.subflow(RADIO).usable
 
 
-def test_a_join_that_failed_is_told_once_as_closed() -> None:
+def test_a_failed_join_is_reported_once_as_closed() -> None:
     net = Listener(created(), established())
     assert net.tell(left(error=111)) == ["subflow_closed"]
     assert list(net.connection.subflows) == [FIBRE]
@@ -164,7 +164,7 @@ def syn_sent(at: int = START) -> ev.Sampled:
     return ev.Sampled(measurements=[measured(RADIO, at, state=TCP_SYN_SENT, backup=True)])
 
 
-def test_a_join_under_way_is_shown_and_not_told() -> None:
+def test_a_pending_join_is_in_the_model_without_a_notice() -> None:
     net = Listener(created(), established())
     assert net.tell(syn_sent()) == ["sampled"]
     assert net.subflow(RADIO).state is State.OPENING
@@ -221,7 +221,7 @@ def test_numbers_of_the_connection_do_not_fall_when_a_subflow_ends() -> None:
     )
 
 
-def test_what_no_source_saw_stays_unknown() -> None:
+def test_a_value_without_a_source_stays_unknown() -> None:
     net = Listener(created())
     net.tell(alarm(measured()))
     connection = net.connection
@@ -259,7 +259,7 @@ def test_a_measurement_older_than_our_mark_does_not_undo_it() -> None:
     assert not subflow.backup
 
 
-def test_ids_that_netlink_told_are_not_overruled() -> None:
+def test_ids_from_netlink_are_not_overwritten() -> None:
     net = Listener(created(), joined(local_id=3))
     net.tell(alarm(measured(RADIO, local_id=9, remote_id=4)))
     assert (net.subflow(RADIO).local_id, net.subflow(RADIO).remote_id) == (3, 4)
@@ -268,7 +268,7 @@ def test_ids_that_netlink_told_are_not_overruled() -> None:
 # --- last words
 
 
-def test_final_when_both_said_their_last_word() -> None:
+def test_a_subflow_is_final_after_both_final_records() -> None:
     net = Listener(created(), joined())
     assert net.tell(left()) == ["subflow_closed"]
     assert net.tell(ended(srtt_us=7)) == ["SubflowFinal"]
@@ -304,7 +304,7 @@ def test_the_probes_are_not_waited_for_longer_than_the_grace() -> None:
     assert net.tell(ended(at=net.now)) == []
 
 
-def test_a_last_word_is_never_unsaid() -> None:
+def test_a_final_record_is_never_overwritten() -> None:
     net = Listener(created(), joined())
     net.tell(ended(at=START + 5, srtt_us=7))
     net.tell(alarm(measured(RADIO, START + 4, srtt_us=9)))
@@ -328,7 +328,7 @@ def test_of_the_probes_words_kept_aside_the_newest_counts() -> None:
     assert net.subflow(FIBRE).measured == measured(at=START + 2, srtt_us=2)
 
 
-def test_old_news_of_the_dead_is_not_the_newborns() -> None:
+def test_late_records_of_a_closed_subflow_do_not_reach_its_successor() -> None:
     net = Listener(created(), joined())
     net.tell(ended(at=START + 5), alarm(measured(RADIO, START + 4, srtt_us=9)))
     net.tell(left(), joined())
@@ -372,7 +372,7 @@ def test_netlink_two_subflows_ahead_is_paired_in_order() -> None:
     assert finals == [(1, 1), (2, 2)]
 
 
-def test_the_cookie_tells_two_of_one_name_apart() -> None:
+def test_the_cookie_distinguishes_subflows_with_the_same_addresses() -> None:
     net = Listener(created(), joined())
     net.tell(alarm(measured(RADIO, START + 1, cookie=11)))
     # The probes' last word on the first is lost, netlink's is late.
@@ -381,7 +381,7 @@ def test_the_cookie_tells_two_of_one_name_apart() -> None:
     assert net.subflow(RADIO).measured == measured(RADIO, START + 2, cookie=12, srtt_us=2)
 
 
-def test_numbers_of_the_newborn_do_not_go_to_the_unmeasured_dead() -> None:
+def test_measurements_of_a_new_subflow_do_not_reach_its_closed_predecessor() -> None:
     net = Listener(created(), joined(), left())
     net.now += 100 * MS
     net.tell(joined())
@@ -393,7 +393,7 @@ def test_numbers_of_the_newborn_do_not_go_to_the_unmeasured_dead() -> None:
 # --- nothing stays behind
 
 
-def test_a_tracker_forgets_what_is_over() -> None:
+def test_the_tracker_removes_closed_connections() -> None:
     net = Listener(created(), established(), joined(), syn_sent())
     net.tell(alarm(measured(srtt_us=1)), ended(FIBRE))
     net.tell(alarm(measured((SockAddr("10.0.7.7", 1), SERVER))))

@@ -153,7 +153,7 @@ def test_listeners_follow_the_live_connections_and_reopen(
         run(tmp_path, use)
 
 
-def test_a_file_that_cannot_be_written_is_logged_and_the_daemon_goes_on(
+def test_a_file_that_cannot_be_written_is_logged_and_the_daemon_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def use(daemon: Executing) -> None:

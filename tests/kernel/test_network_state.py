@@ -131,7 +131,7 @@ def test_a_replaced_route_is_gone() -> None:
         pytest.param(address(1, "192.0.2.7", gone=True), id="address removed"),
     ],
 )
-def test_routes_are_asked_for_again_after_a_loss(message: Message) -> None:
+def test_routes_are_requested_again_after_a_loss(message: Message) -> None:
     state = NetworkState()
     for told in (link(1), address(1, "192.0.2.7"), route(1, "192.0.2.1"), route(1, "192.0.2.2")):
         tell(state, told)

@@ -55,7 +55,7 @@ def test_it_ends_as_python_does(text: str, code: int, complaint: str) -> None:
     assert started.returncode == code
 
 
-def test_it_has_the_environment_folder_session_and_files_asked_for() -> None:
+def test_it_has_the_given_environment_folder_session_and_files() -> None:
     ours, theirs = os.pipe()
     text = "import os; print(dict(os.environ), os.getcwd(), os.getsid(0) == os.getpid()); "
     text += "import sys; print([n for n in sys.argv if os.path.exists(f'/proc/self/fd/{n}')])"
@@ -73,7 +73,7 @@ def test_it_has_the_environment_folder_session_and_files_asked_for() -> None:
     assert done.stdout == f"{{'A': 'b'}} /usr True\n{[str(theirs)]}\n"
 
 
-def test_a_signal_ends_it_and_this_process_hears_of_it() -> None:
+def test_a_signal_ends_it_and_this_process_is_notified() -> None:
     text = "import signal; print('up', flush=True); signal.pause()"
     with subprocess.Popen([PYTHON, "-c", text], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -35,7 +35,7 @@ def test_a_failed_test_is_named() -> None:
     assert "6.1.0-50-cloud-amd64: FAILED a::fails" in render([row])
 
 
-def test_a_guest_that_dies_has_not_passed() -> None:
+def test_a_guest_that_crashes_has_not_passed() -> None:
     row = outcome(START, {"collected": 2}, PASSED)
     assert not row.good
     assert "the guest ended before the tests did (1 of 2 tests done)" in render([row])

@@ -48,7 +48,9 @@ def test_the_server_side_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", [AlarmKind.NO_PROGRESS, AlarmKind.TIMEOUTS, AlarmKind.LOSS])
-def test_what_hurts_is_destroyed_and_the_peer_told(two_paths: Simulation, kind: AlarmKind) -> None:
+def test_a_harmful_subflow_is_destroyed_and_the_peer_notified(
+    two_paths: Simulation, kind: AlarmKind
+) -> None:
     two_paths.answers[FIBRE] = DEAD
     fell = two_paths.now
     two_paths.alarm(FIBRE, kind)
@@ -62,7 +64,7 @@ def test_what_hurts_is_destroyed_and_the_peer_told(two_paths: Simulation, kind: 
     assert two_paths.regular(MOBILE)
 
 
-def test_an_id_that_destroying_forgot_is_told_to_the_kernel_before_it_is_withdrawn(
+def test_an_id_that_destroying_removed_is_announced_to_the_kernel_before_its_withdrawal(
     two_paths: Simulation,
 ) -> None:
     fell = two_paths.now
@@ -75,7 +77,7 @@ def test_an_id_that_destroying_forgot_is_told_to_the_kernel_before_it_is_withdra
     assert create.local_id == withdraw.address_id != 0
 
 
-def test_the_last_usable_one_stays() -> None:
+def test_the_last_usable_subflow_stays() -> None:
     simulation = Simulation(mobile=False)
     simulation.wait(SECOND)
     for kind in AlarmKind:
@@ -103,7 +105,7 @@ def test_rtt_is_no_harm_where_the_others_are_slower(two_paths: Simulation) -> No
     assert not two_paths.regular(FIBRE)
 
 
-def test_trials_carry_no_data_and_a_healed_path_returns_within_five_seconds(
+def test_trials_carry_no_data_and_a_recovered_path_returns_within_five_seconds(
     two_paths: Simulation,
 ) -> None:
     two_paths.answers[FIBRE] = DEAD
@@ -140,7 +142,7 @@ def test_a_slow_answer_is_no_clean_trial(two_paths: Simulation) -> None:
     assert not two_paths.regular(FIBRE)
 
 
-def test_thirty_per_cent_loss_each_way_is_not_taken_for_health(two_paths: Simulation) -> None:
+def test_thirty_per_cent_loss_each_way_does_not_pass_trials(two_paths: Simulation) -> None:
     chance = Random(7)
     two_paths.answers[FIBRE] = lambda: chance.random() < 0.7 * 0.7
     two_paths.alarm(FIBRE, AlarmKind.LOSS)
@@ -183,7 +185,7 @@ def test_a_stalling_path_is_backup_for_a_while_that_grows(two_paths: Simulation)
     assert away == [10, 20, 40]
 
 
-def test_a_reload_forgets_neither_a_bad_path_nor_a_demotion(two_paths: Simulation) -> None:
+def test_a_reload_keeps_bad_paths_and_demotions(two_paths: Simulation) -> None:
     two_paths.answers[FIBRE] = DEAD
     two_paths.alarm(FIBRE, AlarmKind.TIMEOUTS)
     two_paths.wait(3 * SECOND)
@@ -204,7 +206,7 @@ def test_a_reload_forgets_neither_a_bad_path_nor_a_demotion(two_paths: Simulatio
     assert two_paths.regular(MOBILE)
 
 
-def test_a_subflow_that_somebody_closed_comes_back(two_paths: Simulation) -> None:
+def test_a_subflow_that_the_peer_or_program_closed_is_joined_again(two_paths: Simulation) -> None:
     (subflow,) = two_paths.regular(MOBILE)
     two_paths.tell(
         ev.SubflowClosed(token=TOKEN, local=subflow.local, remote=subflow.remote, error=104)
@@ -253,7 +255,7 @@ def test_an_answer_that_crosses_its_giving_up_is_no_return() -> None:
     assert alone.regular(FIBRE)
 
 
-def test_one_that_lost_all_of_them_while_every_path_was_dead_gets_them_again(
+def test_a_connection_that_lost_all_subflows_gets_them_again(
     two_paths: Simulation,
 ) -> None:
     two_paths.answers = {FIBRE: DEAD, MOBILE: DEAD}
@@ -302,7 +304,7 @@ def test_an_address_that_goes_takes_its_subflow_along(two_paths: Simulation) -> 
     assert not two_paths.regular(MOBILE)
 
 
-def test_at_its_end_nothing_stays_demoted(two_paths: Simulation) -> None:
+def test_no_subflow_stays_demoted_at_exit(two_paths: Simulation) -> None:
     two_paths.alarm(MOBILE, AlarmKind.STALL, in_flight=60)
     two_paths.wait(SECOND)
     last = [each.command for each in two_paths.engine.handle(ev.Stopped(), two_paths.now).decisions]
@@ -353,7 +355,7 @@ def test_whatever_happens_a_connection_keeps_a_subflow_and_gets_all_paths_back(
     assert simulation.now > START
 
 
-def test_what_a_person_destroys_stays_away_until_he_makes_it_or_a_reload(
+def test_a_manually_destroyed_subflow_is_not_replaced_until_a_manual_join_or_a_reload(
     two_paths: Simulation,
 ) -> None:
     (subflow,) = two_paths.regular(MOBILE)

@@ -57,7 +57,7 @@ def test_the_slowest_goes_an_interval_after_its_successor_came() -> None:
     assert scene.tell(left(SECOND_PORT)) == [], "there are as many as wanted"
 
 
-def test_it_stays_when_the_peer_takes_no_more() -> None:
+def test_a_subflow_is_kept_when_the_peer_accepts_no_more() -> None:
     scene = Scene()
     scene.look()
     scene.sample(0, 0)

@@ -110,7 +110,7 @@ def test_endpoints_and_limits(mptcp_lab: Lab, through: tuple[str, Ask]) -> None:
         (("endpoint", "flush"), False),
     ],
 )
-def test_whom_an_order_does_not_concern_is_told(
+def test_a_command_without_effect_on_new_connections_says_so(
     mptcp_lab: Lab, through: tuple[str, Ask], order: tuple[str, ...], by_kernel_alone: bool
 ) -> None:
     _, ask = through
@@ -237,7 +237,7 @@ def test_every_order_for_a_connection_is_on_the_wire(
         )
 
 
-def test_an_id_of_a_live_subflow_is_no_other_addresss(
+def test_an_id_of_an_open_subflow_is_refused_for_another_address(
     mptcp_lab: Lab, through: tuple[str, Ask]
 ) -> None:
     """Of two subflows from one address one is destroyed, and the kernel's list forgets it."""
@@ -302,7 +302,7 @@ def test_a_daemon_elsewhere_is_named_and_can_be_gone_past(mptcp_lab: Lab, tmp_pa
 
 
 @pytest.mark.parametrize("way", ["kernel", "daemon"])
-def test_the_monitor_tells_what_happens(mptcp_lab: Lab, tmp_path: Path, way: str) -> None:
+def test_the_monitor_prints_events(mptcp_lab: Lab, tmp_path: Path, way: str) -> None:
     client, prefix = mptcp_lab.client, inside(mptcp_lab.client)
     numbers = iter(range(1, 250))
 

@@ -94,7 +94,7 @@ def flows(wire: Wire, path: LivePath, running: RunningDaemon, token: int | None)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bad_path_is_left_and_rejoined_when_it_has_healed(
+def test_a_bad_path_is_abandoned_and_rejoined_when_it_has_recovered(
     lab: Lab, tmp_path: Path, fault: str
 ) -> None:
     bad, good = lab.paths
@@ -174,7 +174,7 @@ def test_the_last_usable_subflow_is_never_changed(
         assert before["local"] in running.log or before["interface"] == path.client_if
 
 
-def test_when_all_paths_are_bad_one_stays(lab: Lab, tmp_path: Path) -> None:
+def test_when_all_paths_are_bad_one_subflow_stays(lab: Lab, tmp_path: Path) -> None:
     with (
         Wire(lab.client.name, snap=200) as wire,
         adaptive_in(lab.client, tmp_path) as running,

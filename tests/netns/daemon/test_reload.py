@@ -126,7 +126,7 @@ def test_a_pending_join_is_neither_lost_nor_repeated(
         assert traffic.stop().unanswered == 0
 
 
-def test_a_path_that_was_left_stays_left(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
+def test_an_abandoned_path_stays_abandoned(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
     """A reload keeps what was learnt: a bad path carries no data before a trial was answered."""
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
     raise_limits(lab.server)

@@ -37,7 +37,7 @@ def asked(lab: Lab, *, interface: str | None, ipv6: bool) -> CommandAnswer | Non
 
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
-def test_a_join_whose_routes_lead_elsewhere_is_refused(ipv6: bool) -> None:
+def test_a_join_with_routes_over_another_interface_is_refused(ipv6: bool) -> None:
     with Lab(ip="both") as lab:
         first, second = lab.paths
         ip = second.client_ip6 if ipv6 else second.client_ip

@@ -161,7 +161,7 @@ def test_owners_are_found_and_what_is_unseen_is_none(scene: Scene) -> None:
         assert subflow.stalled_us is None
 
 
-def test_a_resynchronisation_tells_everything(scene: Scene) -> None:
+def test_a_resynchronisation_contains_everything(scene: Scene) -> None:
     with scene.client.host.entered():
         whole = resync.snapshot()
         assert [c.token for c in whole.connections] == [scene.pair.at_client.token]

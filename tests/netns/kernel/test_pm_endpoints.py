@@ -103,7 +103,7 @@ def test_an_endpoint_with_a_port_listens(lab: Lab, pm: PmClient) -> None:
     assert "listens on that address and port already" in again.explanation
 
 
-def test_endpoints_by_hand_are_read_and_flushed(lab: Lab, pm: PmClient) -> None:
+def test_endpoints_of_others_are_read_and_flushed(lab: Lab, pm: PmClient) -> None:
     for index in range(8):
         lab.client.run(f"ip mptcp endpoint add 192.0.2.{index + 1} id {index + 11} signal".split())
     assert [(e.ip, e.address_id) for e in pm.endpoints()] == [
@@ -113,7 +113,7 @@ def test_endpoints_by_hand_are_read_and_flushed(lab: Lab, pm: PmClient) -> None:
     assert shown(lab.client) == []
 
 
-def test_the_highest_limit_is_asked_for_and_nothing_set(lab: Lab, pm: PmClient) -> None:
+def test_the_highest_limit_is_probed_without_a_change(lab: Lab, pm: PmClient) -> None:
     before = pm.limits()
     highest = pm.highest_limit()
     assert highest >= HIGHEST_LIMIT

@@ -27,7 +27,7 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def test_an_overflow_is_told_and_hearing_goes_on(lab: Lab) -> None:
+def test_an_overflow_is_reported_and_events_continue(lab: Lab) -> None:
     with lab.client.entered():
         events = PmEvents.open(receive_buffer=4096)
     with events:
@@ -55,7 +55,7 @@ def test_a_burst_fits_the_default_buffer(lab: Lab) -> None:
     assert sum(isinstance(event, ListenerCreated) for event in events_read) == 500
 
 
-def test_a_kept_descriptor_goes_on_hearing(lab: Lab) -> None:
+def test_a_kept_descriptor_continues_to_receive(lab: Lab) -> None:
     """What was subscribed in one process is read in the next, with what came in between."""
     with lab.client.entered(), PmEvents.open() as first:
         kept = os.dup(first.fileno())

@@ -101,7 +101,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
         yield Scene(lab, client, server, pair, local, remote)
 
 
-def test_both_ends_hear_the_connection_come_and_go(scene: Scene) -> None:
+def test_both_ends_get_the_events_of_a_connection(scene: Scene) -> None:
     pair = scene.pair
     near = SockAddr(*pair.client.getsockname()[:2])
     far = SockAddr(*pair.client.getpeername()[:2])
@@ -143,7 +143,7 @@ def test_a_subflow_is_created_and_destroyed(scene: Scene) -> None:
     assert "no subflow between these addresses" in again.explanation
 
 
-def test_a_connection_s_addresses_are_told_or_nothing_is(scene: Scene) -> None:
+def test_a_connections_addresses_are_reported_completely_or_not(scene: Scene) -> None:
     """Never the endpoint table instead, which older kernels send."""
     scene.join()
     endpoint = AddEndpoint(
@@ -172,7 +172,7 @@ def test_which_path_manager_has_a_connection(scene: Scene) -> None:
     scene.pair.exchange()
 
 
-def test_the_initial_subflow_can_go_while_another_lives(scene: Scene) -> None:
+def test_the_initial_subflow_can_be_closed_beside_another(scene: Scene) -> None:
     scene.join()
     scene.server.log.wait(SubflowEstablished)
     for end, at in (
@@ -242,7 +242,7 @@ def test_an_announced_port_can_be_joined(scene: Scene) -> None:
         assert (joined.remote, joined.remote_id) == (address, 7)
 
 
-def test_a_join_that_nobody_answers_says_why(scene: Scene) -> None:
+def test_an_unanswered_join_has_a_reason(scene: Scene) -> None:
     nobody = SockAddr(scene.announced_ip, 9)
     assert scene.create(remote=nobody) == (0, ""), "the kernel answers before the handshake"
     closed = scene.client.log.wait(SubflowClosed)

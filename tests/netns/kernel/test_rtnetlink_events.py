@@ -158,7 +158,7 @@ def test_the_local_address_of_a_point_to_point_link(net: Network) -> None:
     assert event == LocalAddressChanged(if_index=index, ip="fd00:9::1", prefix_len=128)
 
 
-def test_an_address_that_stands_twice_goes_when_both_have_gone(net: Network) -> None:
+def test_an_address_on_two_interfaces_is_removed_with_the_second(net: Network) -> None:
     index = net.index("one")
     net.ip("address add 192.0.2.1/24 dev one")
     net.ip("address add 192.0.2.1/32 dev one")
@@ -257,7 +257,7 @@ def test_a_message_that_changes_nothing_is_no_event(net: Network) -> None:
     assert net.ip("address replace 192.0.2.1/24 dev one") == []
 
 
-def test_an_overflow_is_told_and_made_good(net: Network) -> None:
+def test_an_overflow_is_reported_and_resynchronised(net: Network) -> None:
     with net.host.entered():
         small = RouteEvents.open(receive_buffer=4096)
     with small:

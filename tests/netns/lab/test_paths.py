@@ -135,7 +135,7 @@ def test_an_ipv4_lab_is_silent_about_ipv6(make: Make) -> None:
     assert "inet6" not in lab.client.run(["ip", "address"]).stdout
 
 
-def test_a_changed_path_is_changed_and_a_healed_one_as_declared(make: Make) -> None:
+def test_a_changed_path_is_changed_and_a_reset_one_as_declared(make: Make) -> None:
     lab = make([Path(delay_ms=5)])
     path = lab.paths[0]
     path.set(delay_ms=20)

@@ -81,7 +81,7 @@ def nat_lab(make_mptcp_lab: MakeLab) -> Lab:
     return make_mptcp_lab([LabPath(delay_ms=50), LabPath(delay_ms=1, nat=True)])
 
 
-def test_a_nat_that_lost_its_state_silently(nat_lab: Lab, tmp_path: Path) -> None:
+def test_a_nat_that_lost_its_state(nat_lab: Lab, tmp_path: Path) -> None:
     second = nat_lab.paths[1]
     with two_subflows(nat_lab, tmp_path) as (running, traffic):
         old = subflows_from(second, running, traffic)

@@ -158,7 +158,7 @@ def median_slot(histogram: list[int] | None) -> int:
     raise AssertionError("unreachable: half of the sum was not passed")
 
 
-def test_last_words_are_the_same(lab: Lab, both: tuple[Probes, BccProbes]) -> None:
+def test_final_records_are_the_same(lab: Lab, both: tuple[Probes, BccProbes]) -> None:
     core, bcc = both
     with connection(lab) as ends:
         until(lambda: len(sample(lab.client, core)) == 2, "second subflow")
@@ -270,7 +270,7 @@ def test_what_is_only_received_is_seen_at_every_hook(
     assert (alarm.measurement.holes_us or 0) >= alarm.value
 
 
-def test_a_full_ring_buffer_loses_no_last_word(lab: Lab, cgroup: Path_) -> None:
+def test_a_full_ring_buffer_loses_no_final_record(lab: Lab, cgroup: Path_) -> None:
     with compiled(lab, cgroup, thresholds=QUIET, ring_bytes=SMALL_RING) as bcc:
         lab.start(ShortConnections(count=CONNECTIONS)).result()
         until(lambda: not sample(lab.client, bcc), "end of all subflows")
@@ -323,7 +323,7 @@ def test_several_share_a_cgroup_and_a_kill_leaves_nothing(lab: Lab, cgroup: Path
     assert attached(cgroup) == 0
 
 
-def test_an_end_that_nobody_told_is_noticed_at_the_next_sample(lab: Lab, cgroup: Path_) -> None:
+def test_an_unreported_end_is_found_at_the_next_sample(lab: Lab, cgroup: Path_) -> None:
     """Another sock_ops program may take the callbacks back that ours asked for."""
     source = "int thief(struct bpf_sock_ops *o) { bpf_sock_ops_cb_flags_set(o, 0); return 1; }"
     with compiled(lab, cgroup, thresholds=QUIET) as bcc, ExitStack() as stack:

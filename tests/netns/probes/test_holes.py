@@ -101,7 +101,7 @@ def test_a_hole_that_another_subflow_fills_is_charged_to_the_one_that_held_it() 
     assert grown[first.client_ip] < 0.25 * grown[second.client_ip]
 
 
-def test_silence_is_told_when_nothing_arrives_at_all() -> None:
+def test_silence_is_reported_when_nothing_arrives() -> None:
     paths = [Path(delay_ms=5, rate_mbit=20), Path(delay_ms=20, rate_mbit=20)]
     with Lab(paths=paths) as lab, probing(lab.client, thresholds=ONLY_SILENCE) as probes:
         allow_joins(lab)

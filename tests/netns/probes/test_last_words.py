@@ -30,7 +30,7 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def test_a_full_ring_buffer_loses_no_last_word(lab: Lab) -> None:
+def test_a_full_ring_buffer_loses_no_final_record(lab: Lab) -> None:
     with probing(lab.client, thresholds=QUIET, ring_bytes=SMALL_RING) as probes:
         lab.start(ShortConnections(count=CONNECTIONS)).result()
         until(lambda: not sample(lab.client, probes), "end of all subflows")
@@ -50,7 +50,7 @@ def test_a_full_ring_buffer_loses_no_last_word(lab: Lab) -> None:
     assert lost["subflows_refused"] == lost["connections_refused"] == 0
 
 
-def test_what_the_kernel_clears_before_the_application_closes_is_still_told(lab: Lab) -> None:
+def test_values_that_the_kernel_clears_before_close_are_reported(lab: Lab) -> None:
     with probing(lab.client, thresholds=QUIET) as probes:
         with connection(lab) as ends:
             ends.server.shutdown(socket.SHUT_WR)
@@ -64,7 +64,7 @@ def test_what_the_kernel_clears_before_the_application_closes_is_still_told(lab:
     assert ended.measurement.srtt_us
 
 
-def test_runs_that_the_kernel_skips_cost_no_last_word(
+def test_skipped_program_runs_lose_no_final_record(
     lab: Lab, tmp_path: Path_, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if it had run none of the programs at the moments when subflows are established."""
@@ -130,7 +130,7 @@ def test_a_killed_reader_leaves_no_program() -> None:
     until(lambda: not ids & loaded_programs(), "end of the programs")
 
 
-def test_closing_twice_is_harmless_and_gives_descriptors_back(lab: Lab) -> None:
+def test_closing_twice_is_harmless_and_releases_descriptors(lab: Lab) -> None:
     with lab.client.entered():
         Probes.open(thresholds=QUIET).close()
         before = set(os.listdir("/proc/self/fd"))

@@ -122,7 +122,7 @@ def test_a_receiver_is_referred_to_the_sender() -> None:
     assert "receiving" in found
 
 
-def test_the_dead_one_of_three_paths_is_named() -> None:
+def test_the_blackholed_one_of_three_paths_is_named() -> None:
     with a_lab([Path(delay_ms=delay, rate_mbit=4) for delay in (5, 10, 25)]) as lab:
         found = examine_bulk(lab, lab.paths[1].blackhole)
         dead = lab.paths[1].client_ip
@@ -139,7 +139,7 @@ def test_loss_on_one_path_is_found() -> None:
     assert lossy in found["loss"]["words"]
 
 
-def test_a_dead_path_is_found() -> None:
+def test_a_blackholed_path_is_found() -> None:
     with a_lab(HEALTHY) as lab:
         found = examine_bulk(lab, lab.paths[0].blackhole)
         dead = lab.paths[0].client_ip

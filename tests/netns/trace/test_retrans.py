@@ -51,7 +51,7 @@ def test_retransmissions_match_the_packets_of_the_lossy_path(lab: Lab) -> None:
     assert {line["cause"] for line in segments} & {"fast retransmission", "tail loss probe"}
 
 
-def test_reinjections_blame_the_dead_path(lab: Lab) -> None:
+def test_reinjections_are_attributed_to_the_blackholed_path(lab: Lab) -> None:
     dead, healthy = lab.paths
     with Wire(lab.client.name, snap=160) as wire, tracing(lab.client, "retrans") as traced:
         bulk = lab.start(Bulk())
