@@ -3,8 +3,8 @@
 
 A measurement is a module here whose name does not begin with an underscore.  It has a
 NAME, and `run(quick)`, which returns markdown.  They run one after the other, never at
-the same time.  Each has a section of its own in the document, which a full run of it
-replaces; the others stay.  `--quick` prints, and writes nothing: its samples are few.
+the same time.  Each has a section in the document, which a full run of it replaces; the others
+stay. `--quick` takes few samples and only prints.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := [name for name in options.name if name not in names]:
         parser.error(f"no measurement {', '.join(unknown)}; there are {', '.join(names)}")
-    # SIGTERM ends labs and daemons like any other way out.
+    # SIGTERM removes labs and daemons like any other exit.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     failed = False
     for name in options.name or names:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A figure that was measured, beside what it should be: rows of a markdown table."""
+"""Measured figures and their targets: rows of a markdown table."""
 
 import math
 import statistics
@@ -29,7 +29,7 @@ def table(figures: Iterable[Figure]) -> str:
 
 
 def spread(values: Sequence[float], unit: str, digits: int = 0) -> str:
-    """``median 12 ms (8…31, n 10)``; says so where there is nothing to tell."""
+    """``median 12 ms (8…31, n 10)``, or a text if there are no samples."""
     if not values:
         return "never happened"
     low, middle, high = min(values), statistics.median(values), max(values)
@@ -41,15 +41,14 @@ def spread(values: Sequence[float], unit: str, digits: int = 0) -> str:
 def median_at_most(
     what: str, values: Sequence[float], limit: float, unit: str, digits: int = 0
 ) -> Figure:
-    """A figure whose median has a limit; what never happened misses it."""
+    """A figure whose median has a limit; infinite values miss it."""
     met = bool(values) and statistics.median(values) <= limit
     return Figure(what, spread(values, unit, digits), f"≤ {limit:g} {unit}", met)
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a median, by order statistics: it supposes nothing of the values.
-
-    Wider than 95 % says, or the whole spread, where the values are few.
+    """The 95 % interval of a median by order statistics, without assumptions about the
+    distribution. Wider with few values, at most the whole spread.
     """
     ordered = sorted(values)
     count = len(ordered)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The machine beside the figures: what it is, how busy it is, what a process takes of it."""
+"""The machine of the figures: its type, its load, the memory of a process."""
 
 import os
 from pathlib import Path
 
 
 def load() -> str:
-    """The load averages, to be stated beside figures that others' work disturbs."""
+    """The load averages, because other work on the machine disturbs figures."""
     return " ".join(f"{value:.2f}" for value in os.getloadavg())
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Debian's mptcpd and this daemon, each in a lab of its own, started with the same options.
-
-Both are started before anything is measured and stay; measurements alternate between
-them.  The daemons run on one processor and whoever measures on another, so that the
-scheduler's choice of a processor is no part of a figure.
+"""Debian's mptcpd and this daemon, each in a separate lab, started with the same options. Both run
+during all measurements, which alternate between them. The daemons run on one processor and the
+measuring process on another, so that the scheduler's choice of a processor does not affect a
+figure.
 """
 
 import os
@@ -29,7 +28,7 @@ _DEADLINE_S = 20.0
 
 
 class Side(Struct, frozen=True):
-    """One of the two at work."""
+    """One of the two, running."""
 
     name: str
     lab: Lab
@@ -37,7 +36,7 @@ class Side(Struct, frozen=True):
 
 
 def commands(name: str, plugin: str, control: str) -> list[str]:
-    """What starts one of the two."""
+    """The command that starts one of the two."""
     options = [f"--path-manager={plugin}", f"--load-plugins={plugin}", "--addr-flags=subflow"]
     options.append("--notify-flags=existing,skip_link_local,skip_loopback")
     if name == "mptcpd":
@@ -81,7 +80,8 @@ def _started(lab: Lab, argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _wait_until_listening(lab: Lab, process: subprocess.Popen[bytes]) -> None:
-    """Until it has worked off what was there: the endpoint of the first path, or its silence."""
+    """Waits until it has processed the initial state: the endpoint of the first path, or
+    idleness."""
     with lab.client.entered(), PmClient() as pm:
         userspace = lab.client.sysctl("mptcp.pm_type") == "1"
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A second path that harms, and one that helps: goodput with each path manager.
+"""Goodput with each path manager if the second path harms, and if it helps.
 
 Uploads with cubic over pairs of paths from the literature: "anchors", where a slow lossy
 path beside a fast one makes MPTCP slower than TCP on the fast one alone, and pairs where
-the second path is worth having.  What separates them is stalled time, which only the
-probes see.
+the second path is worth having.  Stalled time distinguishes them, which only the probes measure.
 """
 
 import statistics

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one event costs in the core, with few and with many live subflows.
-
-`Engine.handle` is on the way of every alarm, so an event must cost the same whether
-100 subflows live or 20 000.  A plugin that answers each alarm with a demotion, and its
-answer, are part of what is measured.  Sampled and Resynchronised carry all subflows at
-once; their cost is given for each one.
+"""The cost of one event in the core, with few and with many open subflows. Every alarm passes
+`Engine.handle`, so an event must cost the same with 100 and with 20 000 subflows.  A plugin that
+answers each alarm with a demotion, and its answer, are part of what is measured.  Sampled and
+Resynchronised carry all subflows at once; their cost is given for each one.
 """
 
 import gc
@@ -31,7 +29,7 @@ STEP = 50_000
 
 Timed = tuple[ev.Event, int]
 Names = list[tuple[int, SockAddr]]
-"""Tokens and local addresses of the live subflows."""
+"""Tokens and local addresses of the open subflows."""
 
 
 class Demoter(Plugin):
@@ -48,7 +46,7 @@ class Demoter(Plugin):
 
 
 def run(quick: bool) -> str:
-    """A markdown table: median ns an event (lowest…highest of the runs), by live subflows."""
+    """A markdown table: median ns an event (lowest…highest of the runs), by open subflows."""
     sizes = (100, 2_000) if quick else (100, 20_000)
     repeats = 3 if quick else 7
     columns = [_measure(size, repeats) for size in sizes]
@@ -70,11 +68,11 @@ def _spread(costs: list[float]) -> str:
 def _measure(subflows: int, repeats: int) -> dict[str, list[float]]:
     """Nanoseconds per event (or per subflow carried), one for each run."""
     kinds: dict[str, Callable[[Names], tuple[Sequence[Timed], int]]] = {
-        "alarm, no servant": lambda names: (_alarms(names), 1),
+        "alarm, no plugin": lambda names: (_alarms(names), 1),
         "alarm, demoted": lambda names: (_alarms(names), 1),
         "join and its end": lambda names: (_joins(names), 1),
         "connection from begin to end": lambda _: (_connections(), 1),
-        "last words of all at once": lambda names: (_last_words(names), 1),
+        "final records of all at once": lambda names: (_final_records(names), 1),
         "tick": lambda _: ([(ev.Tick(), START)] * 1000, 1),
         "Sampled, each subflow": lambda names: (_sample(names), len(names)),
         "Resynchronised, each subflow": lambda names: (_truth(names), len(names)),
@@ -161,8 +159,8 @@ def _connections() -> list[Timed]:
     return timed
 
 
-def _last_words(names: Names) -> list[Timed]:
-    """An uplink dies: every subflow closes within the grace of every other."""
+def _final_records(names: Names) -> list[Timed]:
+    """An uplink fails: every subflow closes within the grace period of every other."""
     return [
         (ev.SubflowClosed(token=token, local=local, remote=SERVER), START + i)
         for i, (token, local) in enumerate(names)

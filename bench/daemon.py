@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon itself: from exec to ready, memory, and from an alarm to what it causes.
+"""The daemon: time from exec to ready, memory, and time from an alarm to its effect.
 
-An alarm carries the time at which the probe raised it in the kernel; the event stream
-of the control socket tells it.  The command that answers it takes effect inside the
-kernel's work on the request, where the kernel tells every subscriber of the closed
-subflow.  So the time at which that word is read here, by a process of its own, is an
-upper bound: command sent, carried out, and this process woken.
+An alarm carries the time at which the probe raised it in the kernel; the event stream of the
+control socket contains it. The resulting command takes effect while the kernel processes the
+request, and the kernel notifies every subscriber of the closed subflow at that moment. The time at
+which a separate process reads this event is therefore an upper bound: command sent, carried out,
+and this process woken.
 """
 
 import http.client
@@ -96,7 +96,7 @@ def _reactions(lab: Lab, count: int) -> tuple[list[float], list[float]]:
 
 
 def _provoke(lab: Lab, events: PmEvents) -> int:
-    """Makes the daemon leave a path; when the kernel's word of it was read, nanoseconds."""
+    """Makes the daemon abandon a path; returns when the kernel's event was read, nanoseconds."""
     fast, slow = lab.paths
     traffic = lab.start(RequestResponse(interval_ms=_INTERVAL_MS))
     try:
@@ -118,7 +118,7 @@ def _provoke(lab: Lab, events: PmEvents) -> int:
 
 
 def _cause(told: "queue.SimpleQueue[Told]") -> tuple[dict[str, Any], dict[str, Any]]:
-    """The next decision to leave a path, and the alarm before it."""
+    """The next decision to abandon a path, and the alarm before it."""
     alarm: dict[str, Any] = {}
     while True:
         kind, fields = told.get(timeout=_DEADLINE_S)
@@ -132,7 +132,7 @@ def _cause(told: "queue.SimpleQueue[Told]") -> tuple[dict[str, Any], dict[str, A
 
 @contextmanager
 def _pm_events(lab: Lab) -> Iterator[PmEvents]:
-    """What the kernel tells about connections in the client's namespace."""
+    """The kernel's events about connections in the client's namespace."""
     with lab.client.entered():
         events = PmEvents.open()
     with events:
@@ -141,7 +141,7 @@ def _pm_events(lab: Lab) -> Iterator[PmEvents]:
 
 @contextmanager
 def _stream(control: str) -> Iterator["queue.SimpleQueue[Told]"]:
-    """Everything that the daemon tells, as it is read by a thread of its own."""
+    """The daemon's event stream, read by a separate thread."""
     told: queue.SimpleQueue[Told] = queue.SimpleQueue()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(control)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How true the lab's paths are, how fast, and what changing and making them costs.
+"""The accuracy and throughput of the lab's paths, and the cost of changing and creating them.
 
 Delay: round trips of echo requests over a path of 25 ms each way, alone and while the
 path beside it carries 100 Mbit/s.  Loss: the share of echo requests lost at 20 %.

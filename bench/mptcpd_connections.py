@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What short connections cost the daemon: Debian's mptcpd and ours, with the same options.
+"""The cost of short connections for the daemon: Debian's mptcpd and ours, with the same options.
 
-Each daemon hears of every connection of its host from birth to death.  They come in
-batches, the two sides take turns; between batches processor time and memory are read.
-What the first batch leaves is not counted as growth: caches fill, allocators settle.
+Each daemon gets the events of every connection of its host. Connections are made in batches,
+alternating between the two; processor time and memory are read between batches. Memory of the
+first batch is not counted as growth, because caches fill.
 """
 
 import statistics
@@ -19,7 +19,7 @@ NAME = "Short connections beside mptcpd"
 
 BATCHES = 5
 _SETTLE_S = 1.5
-"""Longer than the daemon waits for any last word."""
+"""Longer than the daemon waits for any final record."""
 
 
 def run(quick: bool) -> str:

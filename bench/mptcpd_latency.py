@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How soon something happens after its cause, under Debian's mptcpd and under ours.
+"""The latency between cause and effect, with Debian's mptcpd and with ours.
 
 Causes are made here, in the daemon's namespace: an address is added, or a subflow is
-created.  Effects are looked for without a pause: the endpoint table is dumped again and
-again, and the kernel's path-manager events are read as they come.  The two take turns,
-one measurement each.
+created.  Effects are polled without a pause: the endpoint table is dumped repeatedly, and the
+kernel's path-manager events are read as they arrive. The two alternate, one measurement each.
 """
 
 import socket
@@ -41,7 +40,7 @@ _PAUSE_S = 0.08
 """Between two measurements: the kernel takes some milliseconds to remove an endpoint, and the
 daemon's guard lets ten destructive commands a second pass."""
 _ANCHOR = "169.254.77.77"
-"""Of link scope, which neither manages: an interface without any address forgets its routes."""
+"""Of link scope, which neither manages: an interface without any address loses its routes."""
 
 # include/uapi/linux/if_addr.h
 _IFA_ADDRESS = 1
@@ -52,7 +51,7 @@ _NODAD = 0x02
 E = TypeVar("E", bound=Event)
 T = TypeVar("T")
 Measure = Callable[[], float]
-"""Brings about one cause; microseconds until its effect."""
+"""Triggers one cause; returns the microseconds until its effect."""
 
 
 def run(quick: bool) -> str:
@@ -133,7 +132,7 @@ def _joined(side: Side, stack: ExitStack) -> Measure:
 
     def measure() -> float:
         network.remove(ip)
-        time.sleep(_PAUSE_S)  # what it had joined is closed
+        time.sleep(_PAUSE_S)  # its joined subflow is closed
         events.read()
         begin = time.perf_counter_ns()
         network.add(ip)
@@ -152,7 +151,7 @@ def _closed(side: Side, stack: ExitStack) -> Measure:
         pm = stack.enter_context(PmClient())
 
     def measure() -> float:
-        # mptcpd forgets an interface with the second subflow on it: every time anew.
+        # mptcpd loses the state of an interface with its second subflow: set it up each time.
         with _connection(side, events) as connection:
             time.sleep(_PAUSE_S)
             command = CreateSubflow(
@@ -174,7 +173,7 @@ def _closed(side: Side, stack: ExitStack) -> Measure:
 
 @contextmanager
 def _connection(side: Side, events: PmEvents) -> Iterator[ConnectionEstablished]:
-    """A live connection over the first path that stays silent; what the kernel told of it."""
+    """An idle connection over the first path, and the kernel's events about it."""
     kind = socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP
     path = side.lab.paths[0]
     with ExitStack() as stack:
@@ -195,7 +194,7 @@ def _connection(side: Side, events: PmEvents) -> Iterator[ConnectionEstablished]
 
 
 def _until(look: Callable[[], T | None], what: str) -> T:
-    """Looks without a pause until there is something; raises LabError after a while."""
+    """Polls without a pause until there is a result; raises LabError after a deadline."""
     found = wait_until(look, _DEADLINE_S, pause_s=0)
     if found is None:
         raise LabError(f"{what} did not come within {_DEADLINE_S:g} s")
@@ -203,7 +202,7 @@ def _until(look: Callable[[], T | None], what: str) -> T:
 
 
 def _find(events: PmEvents, kind: type[E]) -> E | None:
-    """The first of the events that wait, if it is of this kind; all are read."""
+    """The first pending event of this kind; reads all."""
     return next((event for event in events.read() if isinstance(event, kind)), None)
 
 
@@ -220,7 +219,7 @@ def _events(side: Side) -> Iterator[PmEvents]:
 
 
 class _Network:
-    """Adds and removes addresses of the second path's interface, and hears of them."""
+    """Adds and removes addresses of the second path's interface, and receives their events."""
 
     def __init__(self, if_index: int, requester: Requester, told: Subscription) -> None:
         self._if_index = if_index

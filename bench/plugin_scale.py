@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What an event costs the shipped plugins, with few and with many connections.
+"""The cost of an event for the shipped plugins, with few and with many connections.
 
 An event that concerns one connection must not cost more where there are many; one that concerns
 all, such as a new address, may cost in their number.
@@ -21,7 +21,7 @@ FEW, MANY = 100, 2500
 
 
 class _Timed(PluginTest):
-    """Measures the engine's turns, and not the test's own work."""
+    """Measures the engine's turns without the bench's own work."""
 
     longest_ns = 0
     total_ns = 0
@@ -79,7 +79,7 @@ def _new_connection(plugin: str, connections: int) -> float:
 
 
 def _address(plugin: str, connections: int, addresses: int) -> float:
-    """The turn (ms) of an address that comes to a host with many on one interface."""
+    """The turn (ms) of an address that is added on a host with many on one interface."""
     host = _host(plugin, connections, _accepted)
     for number in range(addresses):
         host.add_address("wan0", f"10.1.{number // 250}.{number % 250 + 1}")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the probes cost: nanoseconds per call and per segment, and bulk throughput.
+"""The cost of the probes: nanoseconds per call and per segment, and bulk throughput.
 
 The kernel's own accounting (BPF_ENABLE_STATS) gives run time and count of each program.
-Its clock costs some 60 ns a call itself, so an empty program is attached beside ours to
-the same hooks and sees the same segments: the difference is what ours costs.  Stats are
-switched on by a descriptor that goes with this process.
+Its clock costs some 60 ns a call itself, so an empty program is attached beside ours to the same
+hooks and sees the same segments: the difference is the cost of ours. A descriptor enables the
+accounting and is closed with this process.
 """
 
 import ctypes
@@ -147,10 +147,8 @@ def run(quick: bool) -> str:
 
 
 def _throughput(lab: Lab, pairs: int) -> Figure:
-    """One upload, during which the probes come and go.
-
-    Rates of one transfer differ far less from slice to slice than those of two transfers;
-    the order within each pair alternates.
+    """One upload, during which the probes are attached and detached. Rates of one transfer vary
+    far less between slices than those of two transfers; the order within each pair alternates.
     """
     slices: list[dict[bool, tuple[int, int]]] = []
     traffic = lab.start(Bulk(chunk=1 << 20))

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How fast a fault is answered, and what the messages meet meanwhile.
+"""The reaction time to a fault, and the message latency meanwhile.
 
 Hosts, paths, traffic and faults are the demo's: 2 kB and 2 kB back every 50 ms over one
-connection, the faster of two paths suffers.  Every injection has a connection and a
-daemon of its own, so that none inherits what an earlier one left.  Just before each,
-the same messages go over the remaining path alone (the daemon is paused, so nothing is
-joined): what the best possible answer to the fault would give.  The in-kernel path
-manager meets the same number of injections of the same length, with a daemon that only
-observes beside it.
+connection, the fault is on the faster of two paths. Every injection has a separate connection and
+daemon, so that no state carries over. Just before each, the same messages go over the remaining
+path alone (the daemon is paused, so nothing is joined): the latency after an ideal reaction. The
+in-kernel path manager gets the same number of injections of the same length, with a daemon that
+only observes.
 """
 
 import math
@@ -34,7 +33,7 @@ RETURN_MS = 5000
 OVER_ALONE = 1.3
 OVER_KERNEL = 0.5
 SETTLED_NS = 500_000_000
-"""From so long after the fault on, messages should fare as on the remaining path alone."""
+"""This long after the fault, messages should be as fast as on the remaining path alone."""
 
 _SETTLE_S = 1.5
 _RETURN_S = 8.0
@@ -43,14 +42,14 @@ _POLL_S = 0.05
 
 
 class Injection(Struct, frozen=True, kw_only=True):
-    """One fault and its healing.  Latencies are milliseconds, infinite if never answered."""
+    """One fault and its end. Latencies are milliseconds, infinite if never answered."""
 
     alone: list[float]
-    """Of the remaining path alone, just before."""
+    """On the remaining path alone, just before the fault."""
     whole: list[float]
-    """Of what was sent from the fault to the healing."""
+    """Of messages sent between the fault and its end."""
     settled: list[float]
-    """Of what was sent from `SETTLED_NS` after the fault to the healing."""
+    """Of messages sent from `SETTLED_NS` after the fault to its end."""
     action_ms: float | None
     return_ms: float | None
     resident_mib: float
@@ -98,7 +97,7 @@ def _inject(
     lab: Lab, manager: ManagerName, inject: Callable[..., None], plan: Plan, control: str
 ) -> Injection:
     with _paused(control):
-        # The kernel's own path manager joins whatever happens: its own measure is not needed.
+        # The in-kernel path manager always joins: its path alone is not measured.
         alone = RequestResponse(path=1, count=plan.alone)
         before = lab.start(alone).result().messages if manager == "adaptive" else []
     fast, slow = lab.paths
@@ -161,7 +160,7 @@ def _figures(fault: str, adaptive: list[Injection], kernel: list[Injection]) -> 
     dear = sum(value > OVER_ALONE * p99_alone for value in settled)
     noisy = sum(value > OVER_ALONE * p99_alone for value in alone)
     worst = [max(each.whole) for each in adaptive]
-    # A message that was never answered has no latency to compare with: the next worst counts.
+    # An unanswered message has no latency: the next worst counts.
     kernel_worst = [max(filter(math.isfinite, each.whole)) for each in kernel]
     never = sum(math.isinf(value) for each in kernel for value in each.whole)
     ratio = max(worst) / max(kernel_worst)

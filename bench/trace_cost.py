@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the trace tools cost while a two-path transfer runs as fast as the machine can.
+"""The cost of the trace tools during a two-path transfer at full speed.
 
 Each tool states its own overhead (calls and time of its programs, counted by the kernel);
-that is scaled to 10 Gbit/s by the bytes that went meanwhile.  What counting itself and the
-tools' processes cost is not in it, but in the throughput, which is compared within one
-transfer: a span with tools between two spans without.  Hosts and routers share one machine
-here, so hooks that look at every packet are passed several times by each, and the transfer
-takes all that the processors have: whatever a tool takes is missing from it.
+scaled to 10 Gbit/s by the transferred bytes. The cost of the counting and of the tools' processes
+is not included, but it shows in the throughput, which is compared within one transfer: a span with
+tools between two spans without.  Hosts and routers share one machine here, so every packet passes
+per-packet hooks several times, and the transfer uses all processor time: the time of a tool
+reduces its throughput.
 """
 
 import json
@@ -25,9 +25,9 @@ from mptcpd_ebpf.lab.kernel_path_manager import allow_joins
 
 NAME = "trace tools"
 TOOLS = ("life", "joins", "resets", "retrans", "rtt", "stalls", "sched", "fallback", "pm")
-"""Those that watch a whole host, and so may well run together."""
+"""Tools that observe a whole host, and can run together."""
 SINGLE = (("doctor", "{token}"), ("func", "mptcp_subflow_get_send"))
-"""Those that look at one connection, or one function."""
+"""Tools that observe one connection, or one function."""
 _MAIN = "import sys; from mptcpd_ebpf.cli import main; main(sys.argv[1:])"
 _TARGET_PERCENT = 5.0
 _GBIT = 10.0
@@ -55,7 +55,7 @@ def run(quick: bool) -> str:
         allow_joins(lab)
         total = 0.0
         for call in (*((tool,) for tool in TOOLS), *SINGLE):
-            # The median of three: now and then a transfer stands still.
+            # The median of three: a transfer sometimes stalls.
             span = sorted(_span(lab, [call], seconds) for _ in range(3))[1]
             what = f"{call[0]} at {_GBIT:g} Gbit/s"
             figures.append(
@@ -137,7 +137,7 @@ def _running(
 
 
 def _overhead(process: "subprocess.Popen[bytes]") -> dict[str, float]:
-    """Ends a tool; its own account."""
+    """Stops a tool; returns its own figures."""
     process.send_signal(signal.SIGINT)
     lines = process.communicate(timeout=30)[0].splitlines()
     overhead: dict[str, float] = json.loads(lines[-1])["overhead"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the core's tests speak in: two connections' worth of addresses, short names for events."""
+"""Vocabulary of the core's tests: addresses of two connections, short names for events."""
 
 from collections import deque
 from dataclasses import asdict
@@ -19,7 +19,7 @@ from mptcpd_ebpf.testing import configured
 MS = 1_000_000
 SECOND = 1000 * MS
 START = 1000 * SECOND
-"""The fake clock's first moment: nobody may rely on a machine that has just booted."""
+"""The fake clock's first value: the core may not assume a machine that has just booted."""
 
 TOKEN = 0x1A2B3C4D
 SERVER = SockAddr("10.0.9.1", 443)
@@ -72,7 +72,7 @@ def truth(
     connections: list[ev.LiveConnection] | None = None,
     **network: Any,
 ) -> ev.Resynchronised:
-    """A Resynchronised; without `connections`, the one connection that these tests mostly use."""
+    """A Resynchronised; without `connections`, the default connection of these tests."""
     if connections is None:
         connections = [ev.LiveConnection(token=TOKEN, local=FIBRE[0], remote=FIBRE[1])]
     return ev.Resynchronised(
@@ -85,9 +85,9 @@ def truth(
 
 
 class StartedEngine(Engine):
-    """An engine that is started and configured with plugins that exist already.
+    """An engine that is started and configured with existing plugins.
 
-    `config`: fields of `CoreConfig`; the connections belong to no plugin unless they say so.
+    `config`: fields of `CoreConfig`; the connections have no plugin unless stated.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class StartedEngine(Engine):
         return self.handle(configured(*plugins, config=CoreConfig(**config)), now)
 
     def exclude_failed(self, outcome: Outcome, now: int = START) -> Outcome:
-        """Feeds in what the daemon does for the faults of an outcome; returns the outcome."""
+        """Handles the events that the daemon makes of an outcome's faults; returns the outcome."""
         for fault in outcome.faults:
             self.handle(
                 ev.PluginExcluded(
@@ -120,7 +120,7 @@ class StartedEngine(Engine):
 
 
 class Listener:
-    """A tracker with a clock, and all it said so far."""
+    """A tracker with a clock, and all its notices so far."""
 
     def __init__(self, *events: ev.Event) -> None:
         self.tracker = Tracker()
@@ -130,7 +130,7 @@ class Listener:
         self.tell(*events)
 
     def tell(self, *events: ev.Event) -> list[str]:
-        """Applies events at the present moment; returns the notices they led to, by name."""
+        """Applies events at the present time; returns the names of the notices."""
         names = []
         for event in events:
             notices = self.tracker.apply(event, self.now) + self.tracker.expire(self.now)
@@ -169,15 +169,13 @@ def connect(
 
 
 def picture(tracker: Tracker) -> dict[str, Any]:
-    """All of a tracker's world as plain data, to compare."""
+    """A tracker's world as plain data, to compare."""
     return asdict(tracker.world)
 
 
 def leftovers(keeper: object, path: str = "") -> dict[str, int]:
-    """All that an object and those it is made of hold: containers not empty, by their path.
-
-    It asks the objects themselves rather than a list of names: a container that is
-    added tomorrow is looked at too.
+    """The non-empty containers of an object and its members, by path. It walks the objects rather
+    than a list of names, so that containers added later are included.
     """
     found: dict[str, int] = {}
     names = [*getattr(keeper, "__dict__", ()), *getattr(keeper, "__slots__", ())]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Random events of a small world: so few tokens and addresses that they collide all the time."""
+"""Random events of a small world with few tokens and addresses, so that they collide often."""
 
 from hypothesis import strategies as st
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One address has one spelling, whichever source spoke of it."""
+"""One address has one spelling, whichever source reported it."""
 
 import socket
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Ids for our addresses: 1…255, one per address, and never one the kernel would refuse."""
+"""Ids for local addresses: 1…255, one per address, and never one that the kernel would refuse."""
 
 import pytest
 from hypothesis import given

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A recording decides the same again: in another process, under another hash seed."""
+"""A replay gives the recorded decisions, also in another process and under another hash seed."""
 
 import os
 import subprocess

@@ -47,7 +47,7 @@ LINK = ev.LinkChanged(if_index=2, name="wan0", up=True, running=True)
 
 
 class Recorder(Plugin):
-    """Writes down what it is told, and answers with what the test put in."""
+    """Records its calls, and returns the commands that the test put in."""
 
     name = "recorder"
 
@@ -107,7 +107,7 @@ def demote(key: Any = RADIO) -> SetBackup:
 
 ALARM = alarm(measured(RADIO))
 
-# --- who is told what
+# --- which plugin gets which notice
 
 
 def test_network_notices_reach_all_plugins_in_order_of_priority() -> None:
@@ -165,7 +165,7 @@ def test_a_configuration_reports_the_open_connections() -> None:
     assert recorder.told[-1] == "init with 1"
 
 
-# --- what becomes of commands
+# --- results of commands
 
 
 def test_commands_become_numbered_decisions() -> None:
@@ -204,7 +204,7 @@ def test_a_refused_decision_is_published_as_refused_and_gets_no_answer() -> None
     assert again.refused
     engine.handle(ev.CommandAnswered(decision_id=first.id), START)
     assert not any(said.startswith("answered") for said in recorder.told)
-    # Once, or a plugin and the guard would answer each other in circles.
+    # Once, or a plugin and the guard would call each other in a loop.
     assert recorder.told.count("refused") == 1
 
 
@@ -232,7 +232,7 @@ def test_a_demotion_shows_when_the_kernel_did_it() -> None:
     engine.handle(ALARM, START)
     engine.handle(ev.CommandAnswered(decision_id=2), START + MS)
     assert subflow.backup
-    # An alarm on its way since before the demotion does not know of it.
+    # An alarm from before the demotion may still be pending.
     engine.handle(alarm(measured(RADIO, at=START + 1, backup=False)), START + MS)
     assert subflow.backup
 
@@ -505,7 +505,7 @@ class Tunable(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Lasting(Recorder):
-    """Goes on over a reload."""
+    """Keeps its state at a reload."""
 
     name = "lasting"
     Options = Tunable

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""No command takes a connection's last usable subflow, alone or together with others."""
+"""No command removes a connection's last usable subflow, alone or together with others."""
 
 from collections.abc import Iterator
 
@@ -36,7 +36,7 @@ LAST = "it is the last usable subflow of the connection"
 
 
 def world(*keys: SubflowKey) -> World:
-    """One connection; its subflows bear the address ids 0, 1, 2…"""
+    """One connection; its subflows have the address ids 0, 1, 2…"""
     connection = Connection(TOKEN, *FIBRE, state=State.ESTABLISHED)
     for number, key in enumerate(keys):
         connection.subflows[key] = Subflow(TOKEN, *key, local_id=number)
@@ -87,7 +87,7 @@ def test_only_backups_would_be_left(attribute: str) -> None:
     model = world(FIBRE, RADIO)
     setattr(model.connections[TOKEN].subflows[RADIO], attribute, True)
     assert verdicts(model, demote(FIBRE)) == [LAST]
-    # A backup does carry the data when nothing else is there.
+    # A backup carries the data without a regular subflow.
     assert verdicts(model, destroy(FIBRE)) == [None]
 
 
@@ -181,7 +181,7 @@ def test_destruction_is_rationed() -> None:
 
 
 def test_a_new_ration_holds_from_now_on() -> None:
-    """As after a reload; what was saved up beyond it is lost."""
+    """As after a reload; tokens beyond the new limit are lost."""
     guard, model = Guard(destructive_per_second=3), world(FIBRE, RADIO)
     guard.set_rate(1)
     answers = [guard.refusal(destroy(FIBRE), model, START) for _ in range(2)]

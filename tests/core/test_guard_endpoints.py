@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Commands on endpoints reach every connection: none may lose its last usable subflow by them."""
+"""Commands on endpoints affect every connection: none may lose its last usable subflow."""
 
 import pytest
 
@@ -110,7 +110,7 @@ def test_connections_of_the_userspace_path_manager_are_not_concerned(scene: List
     assert None not in [refusal(Guard(100), each, world) for each in touching]
     scene.tell(mode(99, in_kernel=False), mode(TOKEN, in_kernel=False))
     assert [refusal(Guard(100), each, world) for each in touching] == [None] * 3
-    # Of the removal of address id 0 not every kernel spares them.
+    # Not every kernel keeps them when address id 0 is removed.
     zero = RemoveEndpoint(address_id=0, ip=FIBRE[0].ip, reason="test")
     assert refusal(Guard(100), zero, world) is not None
 

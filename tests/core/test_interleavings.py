@@ -32,7 +32,7 @@ from tests.core.scenario import (
 
 
 class Life(NamedTuple):
-    """What netlink and the probes say of one connection, each in its order."""
+    """The events of netlink and of the probes about one connection, each in its order."""
 
     netlink: list[ev.Event]
     probes: list[ev.Event]
@@ -42,7 +42,8 @@ class Life(NamedTuple):
 
 @st.composite
 def lives(draw: st.DrawFn) -> Life:
-    """A connection: joins, failed joins, names used again, losses of either source's last word."""
+    """A connection: joins, failed joins, reused addresses, losses of either source's final
+    record."""
     netlink: list[ev.Event] = [created(), established()]
     probes: list[ev.Event] = []
     clock = START

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Joins: what is missing is joined once, again after pauses that grow, and never in circles."""
+"""Joins: a missing subflow is joined once, retried after growing pauses, and never in a loop."""
 
 import errno
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ from tests.core.scenario import (
 
 
 class Two(JoiningPlugin):
-    """Wants one subflow from the radio, or as many as `number` says."""
+    """Requests one subflow from the radio, or `number`."""
 
     name = "two"
     number = 1
@@ -51,7 +51,7 @@ class Changed(Two):
 
 
 class Scene:
-    """An engine with that plugin, a clock, and what the kernel was asked for."""
+    """An engine with that plugin, a clock, and the commands to the kernel."""
 
     def __init__(self, number: int = 1) -> None:
         self.plugin = Two()
@@ -81,7 +81,7 @@ class Scene:
     edited = False
 
     def reload(self) -> None:
-        """The plugin's file was edited: it is made anew, and knows what the model does."""
+        """The plugin's file was edited: it is created again from the model."""
         number, self.plugin = self.plugin.number, Two() if self.edited else Changed()
         self.edited = not self.edited
         self.plugin.number = number
@@ -223,7 +223,7 @@ def test_a_closed_connection_leaves_nothing_behind() -> None:
 
 
 def test_a_connection_that_is_not_established_after_all_waits_until_it_is() -> None:
-    """One that was found at the start, and has carried no data yet."""
+    """A subflow that existed at the start and has carried no data."""
     scene = Scene()
     scene.errno = errno.ENOTCONN
     found = truth(
@@ -240,7 +240,7 @@ def test_a_connection_that_is_not_established_after_all_waits_until_it_is() -> N
     assert scene.joins == 3
 
 
-# --- what a person does
+# --- manual commands
 
 DESTROY = DestroySubflow(token=TOKEN, local=RADIO[0], remote=RADIO[1], reason="by hand")
 CREATE = CreateSubflow(

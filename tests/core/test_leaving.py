@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Subflows whose path is gone, or may not be used: the peer is told, then they are destroyed."""
+"""Subflows on a path that is gone or not allowed: the peer is notified, then they are destroyed."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def link(number: int, **more: Any) -> ev.LinkChanged:
 
 
 def gone(outcome: Outcome) -> list[tuple[type, object]]:
-    """What was withdrawn and destroyed, in order: the address id, or our address."""
+    """Withdrawals and destructions, in order: the address id, or the local address."""
     assert not outcome.faults
     found: list[tuple[type, object]] = []
     for decision in outcome.decisions:
@@ -62,7 +62,7 @@ def test_an_address_that_was_removed(engine: StartedEngine) -> None:
 
 
 def test_what_the_configuration_denies_now(engine: StartedEngine) -> None:
-    """All but the subflow with which the connection started."""
+    """All but the initial subflow."""
     plugin = engine.installed[0]
     denied = ["wan1", "wan2"]
     outcome = engine.configure(type(plugin)(), default_plugin=plugin.name, denied_interfaces=denied)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Links, addresses, default routes and listeners: what a path can start from."""
+"""Links, addresses, default routes and listeners."""
 
 from typing import Any
 

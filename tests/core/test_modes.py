@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A connection stays with the path manager it was made under; what the answers tell of it."""
+"""A connection keeps the path manager of its creation; what command answers show about it."""
 
 import errno
 from typing import Any, ClassVar
@@ -37,7 +37,7 @@ OURS, THE_KERNELS = (
 
 
 class Telling(Plugin):
-    """Writes down what it is told."""
+    """Records its calls."""
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -149,7 +149,7 @@ class TestShipped:
             engine.handle(ev.CommandAnswered(decision_id=decision.id, errno=errno.EINVAL), START)
         for seconds in (1, 10, 100):
             assert not engine.handle(ev.Tick(), START + seconds * SECOND).decisions
-        # The next one, made under the userspace path manager, is served as ever.
+        # The next one, created with the userspace path manager, is served.
         connect(engine, token=7, now=START + 200 * SECOND)
         assert 7 in engine.world.connections
         assert engine.plugin_of(7) == name

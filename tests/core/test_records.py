@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every event and command survives being written down: the journal and replay live on it."""
+"""Every event and command survives encoding and decoding, which recordings depend on."""
 
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -18,7 +18,7 @@ from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.core.serving import Rule
 
 WHOLE = st.integers(-(2**63), 2**64 - 1)
-# What JSON can hold and a configuration can say.
+# Values that JSON and a configuration can contain.
 PLAIN = st.recursive(
     st.none() | st.booleans() | WHOLE | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The whole truth, read anew, is taken in as a difference; what led there does not matter."""
+"""A resynchronisation is applied as a difference, regardless of the earlier events."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def test_it_reports_what_was_added_and_removed() -> None:
     first = ev.LiveConnection(token=TOKEN, local=FIBRE[0], remote=FIBRE[1])
     told = net.tell(truth(live(), live(RADIO, token=7), connections=[first, other]))
     assert told == ["subflow_closed", "new_connection", "connection_established"]
-    # Netlink's own word on what is gone can still be on its way.
+    # Netlink's event about a closed subflow can still be pending.
     assert net.tell(left()) == []
 
 
@@ -134,7 +134,7 @@ def test_a_final_record_newer_than_the_reading_is_kept(at: int) -> None:
 
 @given(st.lists(EVENTS, max_size=60), st.lists(LOCALS, unique=True))
 def test_from_any_state_it_ends_as_from_none(events: list[ev.Event], present: list[Any]) -> None:
-    """Existence, state and network; what only watching can teach may differ."""
+    """Existence, state and network; values that need earlier events may differ."""
     now = START + 1_000_000
     last = truth(
         *[live((local, FIBRE[1]), now, token=1, local_id=1) for local in present],

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who serves a connection: the first rule that fits, once all it hangs on is known."""
+"""The plugin of a connection: that of the first rule that matches, once its conditions are
+known."""
 
 from typing import Any
 
@@ -26,7 +27,7 @@ OWNER = Owner(pid=7, comm="backupd", uid=1000, cgroup_path="/system.slice/backup
 
 
 class Told(Plugin):
-    """Remembers what it is told."""
+    """Records its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +123,7 @@ def test_the_owner_is_looked_up_before_rules_are_matched(
     assert isinstance(decision.command, RequestSample)
     assert decision.command.with_owners
     made.handle(established(), START)
-    # Somebody else's sample, without owners, changes nothing.
+    # A sample of another connection, without owners, changes nothing.
     made.handle(ev.Sampled(measurements=[measured()]), START)
     assert default.heard == special.heard == []
     made.handle(ev.Sampled(measurements=[measured(owner=OWNER)], with_owners=True), START)

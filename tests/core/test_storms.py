@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whatever comes, in whatever order, and whatever the plugin wants: nothing breaks."""
+"""Any events in any order, with any plugin: invariants hold."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,11 +40,11 @@ def _rage(_plugin: Plugin, ctx: Context, *_args: Any) -> Iterator[Command]:
 
 
 RAGE: Any = _rage
-"""It fits every handler, whatever its arguments."""
+"""It accepts the arguments of every handler."""
 
 
 class Vandal(Plugin):
-    """Answers everything with destruction, of what lives and of what never did."""
+    """Destroys subflows on every notice, existing ones and others."""
 
     name = "vandal"
     new_connection = connection_established = connection_closed = RAGE
@@ -69,7 +69,7 @@ def usable(world: World, token: int) -> list[Subflow]:
 def test_no_connection_loses_its_last_usable_subflow_to_us(
     storm: list[tuple[ev.Event, int]],
 ) -> None:
-    """As the kernel would see it: whatever one event let through, all of it carried out."""
+    """The kernel's view: all commands of one event are carried out."""
     engine, now = vandalised(), START
     for event, pause in storm:
         now += pause
@@ -94,7 +94,7 @@ def takes(command: Command, subflow: Subflow) -> bool:
 def test_carried_out_over_many_turns_something_usable_is_left(
     storm: list[tuple[ev.Event, int]],
 ) -> None:
-    """A kernel that obeys late: commands carry weight until its events tell of them."""
+    """A kernel with delay: commands count until its events report their effect."""
     engine, now = vandalised(), START
     doomed: dict[tuple[int, Any], int] = {}
     for event, pause in storm:
@@ -127,7 +127,7 @@ def test_a_storm_excludes_no_sound_plugin_and_leaves_no_trace(
         finals += outcome.finals
         for decision in outcome.decisions:
             finals += engine.handle(ev.CommandAnswered(decision_id=decision.id), now).finals
-    # Its rage answers its answers: silence it, then let all that lives end.
+    # The plugin reacts to its own commands: disable it, then close everything.
     engine.handle(ev.Paused(), now)
     for decision_id in list(engine._unanswered):
         engine.handle(ev.CommandAnswered(decision_id=decision_id), now)

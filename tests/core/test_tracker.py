@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Events → model, one at a time: what each changes, and what it tells."""
+"""Events → model, one at a time: the change and the notice of each."""
 
 import pytest
 from msgspec.structs import replace
@@ -92,7 +92,7 @@ def test_announced_addresses_come_and_go() -> None:
     assert net.connection.announced == {3: SockAddr("10.9.9.9", 8443)}
     assert net.tell(ev.AddressWithdrawn(token=TOKEN, address_id=3)) == ["address_removed"]
     assert net.connection.announced == {}
-    # The kernel also tells of ids that were announced before the daemon came.
+    # The kernel also reports ids that were announced before the daemon started.
     assert net.tell(ev.AddressWithdrawn(token=TOKEN, address_id=9)) == ["address_removed"]
 
 
@@ -157,7 +157,7 @@ def test_the_interface_is_the_one_that_holds_the_address() -> None:
     assert net.subflow(RADIO).if_index == 6
 
 
-# --- joins under way, which only a sample shows
+# --- pending joins, which only a sample shows
 
 
 def syn_sent(at: int = START) -> ev.Sampled:
@@ -238,7 +238,8 @@ def test_the_initial_subflow_names_the_owner() -> None:
 
 
 def test_a_measurement_that_knows_less_of_the_owner_takes_nothing_back() -> None:
-    """inet_diag's say only the user unless the processes are looked up, the probes' no path."""
+    """inet_diag's owners have only the user unless processes are looked up; the probes' have no
+    path."""
     whole = Owner(pid=2, comm="curl", cgroup=7, cgroup_path="/user.slice", uid=1000)
     net = Listener(created())
     net.tell(alarm(measured(owner=Owner(cgroup=7, uid=1000))))
@@ -265,7 +266,7 @@ def test_ids_from_netlink_are_not_overwritten() -> None:
     assert (net.subflow(RADIO).local_id, net.subflow(RADIO).remote_id) == (3, 4)
 
 
-# --- last words
+# --- final records
 
 
 def test_a_subflow_is_final_after_both_final_records() -> None:
@@ -291,7 +292,7 @@ def test_netlink_is_not_waited_for_longer_than_the_grace() -> None:
     assert net.wait(GRACE - 1) == []
     assert net.wait(1) == ["subflow_closed", "SubflowFinal"]
     assert list(net.connection.subflows) == [FIBRE]
-    # It can come minutes later, when the application has read all data.
+    # It can arrive minutes later, when the application has read all data.
     net.now += 600 * SECOND
     assert net.tell(left()) == []
     assert net.tracker.deadline is None
@@ -342,7 +343,7 @@ def test_probes_of_what_netlink_never_names_are_forgotten() -> None:
     assert net.subflow(FIBRE).measured is None
 
 
-# --- one name, several subflows
+# --- the same addresses, several subflows
 
 
 def test_a_name_used_again_is_another_subflow() -> None:
@@ -375,7 +376,7 @@ def test_netlink_two_subflows_ahead_is_paired_in_order() -> None:
 def test_the_cookie_distinguishes_subflows_with_the_same_addresses() -> None:
     net = Listener(created(), joined())
     net.tell(alarm(measured(RADIO, START + 1, cookie=11)))
-    # The probes' last word on the first is lost, netlink's is late.
+    # The probes' final record of the first is lost, netlink's is late.
     net.tell(alarm(measured(RADIO, START + 2, cookie=12, srtt_us=2)))
     net.tell(left(), joined())
     assert net.subflow(RADIO).measured == measured(RADIO, START + 2, cookie=12, srtt_us=2)
@@ -390,7 +391,7 @@ def test_measurements_of_a_new_subflow_do_not_reach_its_closed_predecessor() -> 
     assert net.subflow(RADIO).measured == newborn
 
 
-# --- nothing stays behind
+# --- no leftovers
 
 
 def test_the_tracker_removes_closed_connections() -> None:
