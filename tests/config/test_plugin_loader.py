@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Plugins are found by name, loaded afresh, and refused with the cause and the way out."""
+"""Plugins are found by name, loaded again at each reload, and refused with cause and fix."""
 
 import importlib.util
 import os
@@ -175,7 +175,7 @@ def test_a_folder_that_others_can_write_is_refused_where_its_plugin_is_a_safe_fi
 
 
 def test_a_link_on_the_way_that_others_can_replace_is_refused(tmp_path: Path) -> None:
-    """Both ends are safe, and what stands between is not."""
+    """Both ends of the path are safe, and a folder between is not."""
     safe = plugin_folder(tmp_path, own=OWN.format(pace=3))
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -226,7 +226,7 @@ def test_no_other_code_than_the_file_s_is_run(tmp_path: Path) -> None:
 def test_the_shipped_plugins_are_trusted_like_the_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a daemon starts from a checkout whose files its owner's group may write."""
+    """A daemon can start from a checkout whose files are writable by the owner's group."""
     folder = plugin_folder(tmp_path, own=OWN.format(pace=3))
     folder.chmod(0o775)
     monkeypatch.setattr(plugin_loader, "plugin_folder", lambda: folder)
@@ -235,7 +235,7 @@ def test_the_shipped_plugins_are_trusted_like_the_daemon(
 
 
 def entry_points(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
-    """Makes `value` what an installed package offers as plugin `installed`."""
+    """Makes `value` the entry point `installed` of an installed package."""
     module = ModuleType("a_package")
     module.thing = value  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "a_package", module)

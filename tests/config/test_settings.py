@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The configuration reader: what it takes, and that it names every mistake with its place."""
+"""The configuration reader: valid files, and every mistake with its place."""
 
 import stat
 from pathlib import Path
@@ -47,7 +47,7 @@ def mistakes(text: str) -> list[str]:
     return [str(mistake) for mistake in caught.value.mistakes]
 
 
-# --- what is right
+# --- valid files
 
 
 def test_an_empty_document_is_the_defaults_and_they_manage_nothing() -> None:
@@ -126,7 +126,7 @@ def test_the_shipped_file_shows_every_key() -> None:
     assert shown(yaml.safe_load(SHIPPED.read_text())) == keys(Config)
 
 
-# --- what is wrong
+# --- mistakes
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_an_endless_file_is_not_read_to_its_end() -> None:
         load(Path("/dev/zero"))
 
 
-# --- whatever comes
+# --- arbitrary input
 
 
 TEXT = SHIPPED.read_text()

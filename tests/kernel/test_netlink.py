@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The netlink codec: what is written is read back, and what is mangled is refused, not believed."""
+"""The netlink codec: messages are read back as written, and damaged ones are refused."""
 
 import errno
 import struct

@@ -81,7 +81,7 @@ def test_the_same_message_again_is_no_news(messages: list[Message]) -> None:
 
 @given(st.lists(MESSAGES, max_size=30))
 def test_events_alone_keep_track(messages: list[Message]) -> None:
-    """Who only hears the events knows the same links, addresses and routes."""
+    """A model built from events alone has the same links, addresses and routes."""
     state = NetworkState()
     links: dict[int, LinkChanged] = {}
     addresses: set[tuple[int, str]] = set()

@@ -6,7 +6,7 @@
     make test-kernels ARGS='6.12 -- tests/netns/mptcpize/test_exec.py -k preload'
     make test-kernels ARGS='6.18 --run "mptcpd-ebpf doctor"'
 
-What follows ``--`` goes to the guest's pytest in place of ``tests/netns``.  Consoles and
+Arguments after ``--`` go to the guest's pytest in place of ``tests/netns``.  Consoles and
 reports stay under build/kernels/KERNEL/.  Exit code 0 if every kernel passed, else 1.
 """
 
@@ -90,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compiled(tests: list[str]) -> bool:
-    """Compiles here what the guests import, which takes them minutes; False if that fails."""
+    """Compiles the Python files that the guests import, which takes them minutes; False if that
+    fails."""
     subprocess.run([sys.executable, "-m", "compileall", "-q", "mptcpd_ebpf"], cwd=ROOT, check=True)
     collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-q", *tests]
     done = subprocess.run(collect, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
@@ -100,7 +101,7 @@ def _compiled(tests: list[str]) -> bool:
 
 
 def _run(options: argparse.Namespace, tests: list[str]) -> list[table.Outcome]:
-    """One outcome a kernel, in the order asked for."""
+    """One outcome per kernel, in the given order."""
     outcomes: dict[str, table.Outcome] = {}
     kernels: queue.SimpleQueue[debian.Kernel] = queue.SimpleQueue()
     for wanted, kernel in _kernels(options):
@@ -117,7 +118,7 @@ def _run(options: argparse.Namespace, tests: list[str]) -> list[table.Outcome]:
                 return
             outcomes[kernel.wanted] = _run_one(kernel, tests, options)
 
-    # Each machine dies with the thread that started it, and the threads with us.
+    # Each machine ends with the thread that started it, and the threads with this process.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(options.machines)]
     for thread in threads:
         thread.start()
@@ -131,7 +132,7 @@ def _wanted(options: argparse.Namespace) -> list[str]:
 
 
 def _kernels(options: argparse.Namespace) -> Iterator[tuple[str, debian.Kernel | str]]:
-    """What was asked for and the kernel, or why it cannot be had."""
+    """The request and its kernel, or the reason why there is none."""
     try:
         _install()
         archive = debian.Archive(debian.cache_folder())
@@ -163,7 +164,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _install() -> None:
-    """Installs what a machine needs and is not there; raises UnavailableError."""
+    """Installs the missing packages of a machine; raises UnavailableError."""
     if machine.missing_programs():
         packages = ROOT / "scripts" / "apt-packages-kernels"
         done = subprocess.run([ROOT / "scripts" / "apt-install", packages], check=False)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The tests on one kernel, over as many boots of a machine as it takes.
-
-A kernel may panic, a machine hang; what was had until then stands in the report, which
-grows from boot to boot, and the next boot runs what is left.
+"""The tests on one kernel, over several boots of a machine if needed. A kernel may panic, a
+machine hang; the report then has the results so far, and the next boot runs the remaining tests
+and appends to it.
 """
 
 import time
@@ -29,7 +28,7 @@ _IDLE_BOOTS = 3
 def show(
     kernel: Kernel, command: str, folder: Path, processors: int, limit_s: float
 ) -> tuple[str, str]:
-    """Runs one shell command on a kernel: what it wrote, and what went wrong, if anything."""
+    """Runs one shell command on a kernel: its output, and an error if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
     report = folder / "report"
     for file in (report, folder / "console"):

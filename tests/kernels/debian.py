@@ -30,7 +30,7 @@ _APT_SECONDS = 900
 
 
 class UnavailableError(Exception):
-    """A kernel, or what is needed to run it, cannot be had; the text says why."""
+    """A kernel, or a program that runs it, is unavailable; the text gives the reason."""
 
 
 class Package(NamedTuple):
@@ -45,9 +45,9 @@ class Kernel(NamedTuple):
     """A kernel, unpacked."""
 
     wanted: str
-    """What was asked for, one of WANTED."""
+    """The request, one of WANTED."""
     release: str
-    """What uname -r says there."""
+    """Its output of uname -r."""
     root: Path
     """The folder with ``boot`` and ``lib/modules``."""
 
@@ -57,7 +57,7 @@ class Kernel(NamedTuple):
 
     @property
     def headers(self) -> Path:
-        """Where the headers are if they were asked for; as in a system's root folder."""
+        """The folder of the headers if requested, laid out as a root folder."""
         return self.root / "headers"
 
     @property
@@ -68,7 +68,7 @@ class Kernel(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Outside the source tree, so that a fresh clone downloads nothing anew."""
+    """Outside the source tree, so that a fresh clone downloads nothing again."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mptcpd-ebpf" / "kernels"
 
@@ -123,10 +123,9 @@ class Archive:
         self.images = list(paragraphs(self._apt("apt-cache", "show", *images))) if images else []
 
     def get(self, wanted: str, headers: bool = False) -> Kernel:
-        """Fetches and unpacks a kernel and its headers, unless they are here already.
-
-        The archive may still have an image and its headers no more: then they are not there,
-        and it says so.  Raises UnavailableError if the kernel cannot be had.
+        """Fetches and unpacks a kernel and its headers, unless they are cached. If the archive has
+        the image but no longer the headers, a message says so and they are missing. Raises
+        UnavailableError without the kernel.
         """
         image = choose(wanted, self.images)
         match = _IMAGE.fullmatch(image.name)
@@ -146,7 +145,7 @@ class Archive:
         return kernel
 
     def _parts(self, image: Package) -> list[Package]:
-        """The image package and what of the same source it depends on."""
+        """The image package and its dependencies from the same source."""
         parts, todo = [], [image]
         while todo:
             package = todo.pop()
@@ -213,7 +212,7 @@ class Archive:
 
 
 def _mirror() -> str:
-    """The address from which this host's own Debian packages come."""
+    """The address of the mirror of this host's Debian packages."""
     try:
         with open("/etc/os-release") as file:
             codename = dict(line.rstrip().split("=", 1) for line in file if "=" in line).get(

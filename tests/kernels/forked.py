@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A pytest plugin: programs of ours start as forks of the tests' process, which has imported them.
+"""A pytest plugin: the project's programs run as forks of the test process, which has imported
+them.
 
-An emulated processor takes 2 to 4 seconds to start Python and import a daemon, more than
-most tests take for all the rest.  With this plugin subprocess.Popen does what it does up to
-execve(2) - pipes, session, folder, namespace - and then the child runs the program or the
-text that it was to start, instead of another Python.  It is a child of the tests as it
-would have been, with its own pid, signals and exit code.  What is not Python of ours, or
-starts through a program that is more than a change of the network namespace, is started.
+An emulated processor takes 2 to 4 seconds to start Python and import a daemon, more than the rest
+of most tests. With this plugin subprocess.Popen works as usual up to execve(2) - pipes, session,
+folder, namespace - and then the child runs the program or text in the forked interpreter. It is a
+child of the tests with its own pid, signals and exit code. Other programs, and those started
+through a program that does more than change the network namespace, are executed.
 """
 
 import asyncio
@@ -41,11 +41,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _start: Any = subprocess.Popen.__init__
 
 Steps = list[Callable[[], None]]
-"""Changes of the network namespace, and at last what to run."""
+"""Changes of the network namespace, and then the program."""
 
 
 def pytest_configure() -> None:
-    """Imports what the programs would."""
+    """Imports the modules that the programs import."""
     for name in ("__main__", "plugin", "lab.traffic.process"):
         importlib.import_module(f"mptcpd_ebpf.{name}")
     for package in ("cli", "control", "core", "daemon", "kernel", "trace"):
@@ -83,9 +83,9 @@ def _fork_or_start(self: "subprocess.Popen[Any]", args: Any, *rest: Any, **optio
 
 
 def steps_of(args: Any) -> Steps:
-    """What a command comes to if a fork can do it; nothing for one that has to be started.
-
-    That is ours after any number of ``unshare --net --`` and ``nsenter --net=FILE --``.
+    """The plan of a command that a fork can run; None for one that has to be executed. A fork can
+    run the project's programs after any number of ``unshare --net --`` and ``nsenter --net=FILE
+    --``.
     """
     if not isinstance(args, Sequence) or isinstance(args, str | bytes):
         return []
@@ -123,7 +123,8 @@ def _enter(file: str) -> None:
 
 
 def _module(module: str, argv: list[str]) -> None:
-    """Not through runpy, which pytest's import hook does not serve: what we start has a main."""
+    """Not through runpy, which pytest's import hook does not support: the programs have a
+    main()."""
     sys.argv = argv
     importlib.import_module(module).main()
 
@@ -175,7 +176,7 @@ def _run(steps: Steps) -> int:
 
 
 def _forget(kept: set[int]) -> None:
-    """Gives up what execve(2) would have ended: files, handlers, and what the tests set up."""
+    """Releases what execve(2) would have ended: files, handlers, and the tests' state."""
     # Objects of the tests hold numbers of closed files, which others get: none may be collected.
     gc.freeze()
     faulthandler.disable()

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A virtual machine that boots a kernel with the host's own files and runs the tests in it.
 
-QEMU emulates every instruction (TCG), so this works where no hardware virtualisation
-is to be had.  The guest sees the host's root folder through virtiofs, read-only, with
-a layer of its own memory above it: it has the host's programs, this source tree and
-its venv, may write anywhere, and nothing of what it writes outlasts it.
-
-The way in is an initramfs of busybox, the modules that some kernels need for virtiofs,
-and the command to run.  The ways out are two serial ports, each a file of the host: the
-console, and what tests/kernels/report.py writes.  Both are there as far as they came
-if the guest hangs or its kernel panics.
+QEMU emulates every instruction (TCG), so this works without hardware virtualisation. The guest
+sees the host's root folder through virtiofs, read-only, with an overlay in memory: it has the
+host's programs, this source tree and its venv, can write anywhere, and its changes are lost when
+it stops. It boots from an initramfs of busybox, the modules that some kernels need for virtiofs,
+and the command to run. Its output goes to two serial ports, each a file of the host: the console,
+and the output of tests/kernels/report.py. If the guest hangs or its kernel panics, both contain
+the output so far.
 """
 
 import lzma
@@ -74,13 +72,12 @@ def run(
     limit_s: float,
     silence_s: float,
 ) -> str:
-    """Runs a command as the guest's process 1 until it powers off; says how that ended.
+    """Runs a command as the guest's process 1 until it powers off; returns how that ended.
 
     `places` are the folders of the host that the command needs besides its system.
-    ``console`` and ``report`` in `folder`, the files behind the two serial ports, grow.
-    Returns "" for a machine that powered off by itself, else what happened: it is stopped
-    after `limit_s`, or when it reported nothing for `silence_s`.  Raises UnavailableError
-    if the machine cannot be started.
+    ``console`` and ``report`` in `folder`, the files behind the two serial ports, grow. Returns ""
+    for a machine that powered off, else the reason: it is stopped after `limit_s`, or when it
+    reported nothing for `silence_s`.  Raises UnavailableError if the machine cannot be started.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _make_initramfs(kernel, command, folder)
@@ -123,9 +120,8 @@ def _qemu(kernel: Kernel, processors: int) -> list[str]:
 
 
 def _start(command: list[str], folder: Path, log: int) -> "subprocess.Popen[bytes]":
-    """Starts a process that yields to others and dies with us, however we end.
-
-    It works in `folder`, which keeps the socket's path below the 108 bytes it may have.
+    """Starts a process of low priority that the kernel kills when this process ends. Its working
+    folder is `folder`, which keeps the socket's path below the limit of 108 bytes.
     """
     return subprocess.Popen(
         ["nice", "setpriv", "--pdeathsig", "KILL", *command],

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A pytest plugin: tells the host from inside the guest how each test went, as it goes.
-
-One JSON object a line on the second serial port: first what the kernel offers, then a
-line when a test starts and one when it is over, at last the exit code of pytest.  What
-arrived is known even if the guest does not live to the end; tests/kernels/table.py reads
-it.  Tests listed in the file ``--over`` were had on an earlier boot and are left out.
+"""A pytest plugin: reports each test's result from the guest to the host as it runs. One JSON
+object a line on the second serial port: first the kernel's features, then a line when a test
+starts and one when it ends, at last the exit code of pytest. The report is valid even if the guest
+crashes; tests/kernels/table.py reads it. Tests listed in the file ``--over`` ran on an earlier
+boot and are left out.
 """
 
 import json
@@ -45,7 +44,7 @@ class Reporter:
         self._say(started=nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test is what the worst of its setup, call and teardown is."""
+        """A test has the worst outcome of its setup, call and teardown."""
         seconds = self._seconds.get(report.nodeid, 0) + report.duration
         self._seconds[report.nodeid] = seconds
         if report.failed:
@@ -85,7 +84,7 @@ def _backend() -> str:
 
 
 def _probes() -> str:
-    """How the probes got in, and what they had to do without."""
+    """How the probes were attached, and what is missing."""
     from mptcpd_ebpf.probes import BpfUnavailable, Probes
 
     try:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What came out on each kernel, read from what report.py wrote, and as a table for people.
+"""The outcome on each kernel, read from the reports of report.py, and the table.
 
 A report may span several boots of the machine.  A test in which a boot ended runs again
-on the next; one in which two boots ended has failed.  A report without pytest's last
-word has not passed, however many of its tests did; nor has a run without a single
-passed test.
+on the next; one in which two boots ended has failed.  A report without pytest's exit code has not
+passed, even if all its tests did; nor has a run without a passed test.
 """
 
 import json
@@ -16,7 +15,7 @@ from msgspec import Struct, field
 _COLUMNS = ("kernel", "backend", "probe attach", "passed", "skipped", "failed", "minutes")
 
 BREAKS = 2
-"""A test in which so many boots ended is not tried again."""
+"""A test in which this many boots ended is not run again."""
 
 
 class Outcome(Struct, kw_only=True):
@@ -39,7 +38,7 @@ class Outcome(Struct, kw_only=True):
     trouble: str = ""
     """Why the run is incomplete; empty for one that is complete."""
     cut_short: bool = False
-    """Whether pytest's last word is missing."""
+    """Whether pytest's exit code is missing."""
     seconds: float = 0
     """What the whole took."""
     missing: str = ""
@@ -66,7 +65,7 @@ def read(wanted: str, release: str, report: str, trouble: str) -> Outcome:
             said: dict[str, Any] = json.loads(line)
         except ValueError:
             continue
-        if "release" in said:  # the first word of a boot
+        if "release" in said:  # the first line of a boot
             _broke(outcome, running)
             code, running = None, ""
             outcome.release, outcome.backend = said["release"], said["backend"]
@@ -105,7 +104,7 @@ def _broke(outcome: Outcome, test: str) -> None:
 
 
 def render(outcomes: list[Outcome]) -> str:
-    """The table, below it what did not go well, at the end the sums."""
+    """The table, then skipped and failed tests, then the totals."""
     rows = [_COLUMNS, *(_row(outcome) for outcome in outcomes)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     lines = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Choosing a kernel among what apt lists."""
+"""The choice of a kernel from apt's list."""
 
 import pytest
 

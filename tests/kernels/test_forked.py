@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A fork in place of a program is, to the tests, what the program would have been."""
+"""A fork in place of a program behaves like the program."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def ran(text: str, *arguments: str, **options: object) -> "subprocess.CompletedP
 
 
 def test_it_is_a_fork() -> None:
-    """It has what only this process has imported."""
+    """It has a module that only this process has imported."""
     done = ran(f"import sys; print({__name__!r} in sys.modules, __name__, sys.argv)", "a", "b")
     assert (done.stdout, done.stderr) == ("True __main__ ['-c', 'a', 'b']\n", "")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a guest reported becomes a row, and nothing short of a whole good run is good."""
+"""A guest's report becomes a row; only a complete run without failures has passed."""
 
 import json
 from typing import Any

@@ -37,10 +37,10 @@ def daemon_in(
 
 
 def make_room_behind_holes(lab: Lab) -> None:
-    """Enlarges the receive buffers of connections to come, whose data a fault may leave with holes.
+    """Enlarges the receive buffers of later connections, in which a fault may leave holes.
 
     The data after a hole must fit into the receive buffer until the hole is filled: a full buffer
-    does not accept even the missing data, and the connection stalls for good (docs/kernel.md).
+    does not accept even the missing data, and the connection stalls permanently (docs/kernel.md).
     """
     for host in lab.hosts.values():
         host.sysctl("ipv4.tcp_rmem", "4096 4194304 6291456")

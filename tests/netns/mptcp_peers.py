@@ -34,7 +34,7 @@ class Peer(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A fully established connection, and what each end's kernel reported of it."""
+    """A fully established connection, and the events of each end's kernel."""
 
     client: socket.socket
     server: socket.socket

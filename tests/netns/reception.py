@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a receiver waits for, computed from captured packets alone.
+"""Holes at a receiver, computed from captured packets alone.
 
 A model of both reassemblies: each subflow's bytes by TCP sequence number, then the
 connection's by data sequence number (RFC 8684, 3.3).  While data waits out of order the

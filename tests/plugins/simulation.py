@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""An engine with `adaptive` in it, beside a kernel reduced to what its commands lead to.
-
-Time is a number.  A path answers a join after its RTT, or never, as the test says; a
-path that hurts raises the alarms that the test sends.
+"""An engine with `adaptive`, and a model of the kernel's answers to its commands. Time is a
+number. A path answers a join after its RTT or never, as the test sets it; the test sends the
+alarms of a bad path.
 """
 
 import heapq
@@ -76,7 +75,7 @@ class Simulation:
         self._outcome(self.engine.handle(event, self.now))
 
     def wait(self, nanoseconds: int) -> None:
-        """Lets time pass: deadlines come, joins are answered."""
+        """Advances the time: handles deadlines and answers joins."""
         until = self.now + nanoseconds
         while True:
             deadline = self.engine.deadline
@@ -99,7 +98,7 @@ class Simulation:
             return
 
     def reload(self) -> None:
-        """The configuration was read anew, and is as it was."""
+        """A reload with an unchanged configuration."""
         outcome = self.engine.configure(load("adaptive")(), default_plugin="adaptive", now=self.now)
         self._outcome(outcome)
 
@@ -121,7 +120,7 @@ class Simulation:
                 self._carry_out(decision)
 
     def _carry_out(self, decision: Decision) -> None:
-        """The answer comes first, as the daemon takes it in the turn of the command."""
+        """The answer is handled first, as in the daemon."""
         if isinstance(decision.command, RequestSample):
             self._later(0, ev.Sampled(measurements=self._sample()))
             return

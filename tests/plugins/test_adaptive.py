@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `adaptive` must hold: leave what hurts, never all of it, take back what healed."""
+"""`adaptive` abandons harmful subflows, never all of them, and uses recovered paths again."""
 
 import errno
 from itertools import pairwise
@@ -400,7 +400,7 @@ def test_a_join_that_the_kernel_refuses_is_tried_again_with_pauses() -> None:
 
 
 def test_routes_that_come_together_make_one_join() -> None:
-    """The second one is told before the kernel's answer to the join for which the first was."""
+    """The second event arrives before the kernel's answer to the join of the first."""
     simulation = Simulation(mobile=False)
     simulation.errno = errno.ENETUNREACH
     simulation.tell(ev.LinkChanged(if_index=2, name="mobile", up=True, running=True))

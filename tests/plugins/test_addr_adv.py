@@ -47,7 +47,7 @@ def test_an_endpoint_does_not_wait_for_a_limit_that_has_room(engine: Engine) -> 
 
 
 def test_a_limit_that_is_short_is_raised_before_the_endpoint(engine: Engine) -> None:
-    assert asked(engine, table(1, OURS)) == []  # somebody lowered it
+    assert asked(engine, table(1, OURS)) == []  # another program lowered it
     assert asked(engine, address("10.0.1.2")) == ["SetLimits", "AddEndpoint"]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`reconnect`: what is silent is given up for a successor, and the successor is not given up."""
+"""`reconnect`: a silent subflow is replaced by a successor, and the successor is kept."""
 
 import pytest
 
@@ -26,7 +26,7 @@ SUCCESSOR = (SockAddr(RADIO[0].ip, 40012), SERVER)
 
 
 class Scene:
-    """A connection over fibre and radio, of which radio has fallen silent and been given up."""
+    """A connection over fibre and radio; the radio subflow is silent and was abandoned."""
 
     def __init__(self) -> None:
         plugin = load("reconnect")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`refresh`: the slowest goes when its successor stands, and only a look of its own judges."""
+"""`refresh`: the slowest subflow is closed when its successor is established."""
 
 from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 class Scene:
-    """A connection with two subflows on one path, as many as are wanted."""
+    """A connection with two subflows on one path, the configured number."""
 
     def __init__(self) -> None:
         plugin = load("refresh")

@@ -19,7 +19,7 @@ def kinds(outcome: Outcome) -> list[type]:
 
 
 def server() -> tuple[Engine, Outcome]:
-    """Two interfaces, a connection on the first, and what came of it."""
+    """Two interfaces, a connection on the first, and the outcome."""
     engine = StartedEngine(load("sspi")(), default_plugin="sspi")
     for number, (local, _) in enumerate((FIBRE, RADIO), start=1):
         engine.handle(link(number), START)
@@ -42,11 +42,11 @@ def test_a_refused_announcement_is_made_again_at_the_next_occasion() -> None:
 
 
 def test_what_one_before_us_announced_is_withdrawn_too_and_first() -> None:
-    """The kernel forgets an address id when its subflow is destroyed."""
+    """The kernel removes an address id when its subflow is destroyed."""
     engine, _ = server()
     engine.handle(joined(local_id=1, remote_id=0), START)
     for event in (ev.Paused(), ev.Resumed()):
-        engine.handle(event, START)  # it starts again from what lives
+        engine.handle(event, START)  # it starts again from the open connections
     outcome = engine.handle(link(2, running=False), START)
     assert kinds(outcome) == [WithdrawAddress, DestroySubflow]
     assert kinds(engine.handle(link(2), START)) == []  # the subflow is still there

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Orders by hand on the real kernel: with and without a daemon, seen by `ip mptcp` and the peer."""
+"""Manual commands on the real kernel, with and without a daemon, seen by `ip mptcp` and the
+peer."""
 
 import json
 import select
@@ -34,7 +35,7 @@ ALREADY = (
     "this address has an endpoint already",
     "the address or the address id is an endpoint's already",
 )
-# Before 6.10 the ids are not asked for, and the announcement itself is refused.
+# Before 6.10 the ids cannot be read, and the kernel refuses the announcement itself.
 NO_IDS = ("the address ids of connection 12345678: ", "no connection of this namespace")
 
 
@@ -149,7 +150,7 @@ def test_what_the_kernel_refuses_is_explained_and_exits_1(
 
 @contextmanager
 def connection(lab: Lab) -> Iterator[tuple[Pair, EventLog[Event]]]:
-    """A connection in userspace mode from the client, and what the server hears."""
+    """A connection in userspace mode from the client, and the server's events."""
     with (
         peer(lab.client) as client,
         peer(lab.server) as server,
@@ -179,7 +180,7 @@ def test_subflows_and_announcements_reach_the_peer(
 
         done(ask("announce", token, second, "--json"), way)
         announced = server.wait(AddressAnnounced)
-        # The kernel knows the address by the id of its subflow, and takes no other.
+        # The kernel knows the address by the id of its subflow, and accepts no other.
         assert (announced.ip, announced.address_id) == (second, 1)
         done(ask("withdraw", token, "1", "--json"), way)
         assert server.wait(AddressWithdrawn).address_id == 1
@@ -188,7 +189,7 @@ def test_subflows_and_announcements_reach_the_peer(
         server.drain()
         done(ask("subflow", "add", token, second, remote, "--backup", "--json"), way)
         again = server.wait(SubflowEstablished)
-        # A daemon marks what the kernel made without the mark; a command alone cannot wait.
+        # A daemon marks a subflow that the kernel made without the mark; a command cannot wait.
         if not joins_marked() and way == "daemon":
             assert server.wait(SubflowPriority).backup
         else:
@@ -200,7 +201,7 @@ def test_subflows_and_announcements_reach_the_peer(
 def test_every_order_for_a_connection_is_on_the_wire(
     mptcp_lab: Lab, through: tuple[str, Ask]
 ) -> None:
-    """What leaves the client's interfaces, whatever the daemon or the kernel says of it."""
+    """The packets that leave the client's interfaces."""
     way, ask = through
     first, second = mptcp_lab.paths
     with connection(mptcp_lab) as (pair, server), Wire(mptcp_lab.client.name) as wire:
@@ -240,7 +241,7 @@ def test_every_order_for_a_connection_is_on_the_wire(
 def test_an_id_of_an_open_subflow_is_refused_for_another_address(
     mptcp_lab: Lab, through: tuple[str, Ask]
 ) -> None:
-    """Of two subflows from one address one is destroyed, and the kernel's list forgets it."""
+    """One of two subflows from an address is destroyed, and the kernel removes the address id."""
     way, ask = through
     first, second = (path.client_ip for path in mptcp_lab.paths)
     with connection(mptcp_lab) as (pair, server):
@@ -307,7 +308,7 @@ def test_the_monitor_prints_events(mptcp_lab: Lab, tmp_path: Path, way: str) -> 
     numbers = iter(range(1, 250))
 
     def told(*arguments: str) -> str:
-        """Addresses are added until the monitor listens and tells of one."""
+        """Adds addresses until the monitor prints one."""
         lines: list[str] = []
         with subprocess.Popen(
             [*prefix, PROGRAM, "monitor", *arguments], stdout=subprocess.PIPE, text=True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a join would lead, asked of the kernel before it is made: Linux 6.1 needs that."""
+"""The route of a join, looked up before the join: Linux 6.1 needs this."""
 
 import errno
 import socket

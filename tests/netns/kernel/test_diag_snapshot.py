@@ -127,7 +127,7 @@ def test_subflows_are_those_of_the_events(scene: Scene) -> None:
 
 
 def test_numbers_are_those_of_tcp_info(scene: Scene) -> None:
-    """At rest both ways of asking must say the same of the initial subflow."""
+    """On an idle connection both sources must report the same about the initial subflow."""
     info = first_tcp_info(scene.pair.client)
     (measured,) = (s for s in snapshot(scene.client.host).subflows if s.initial)
 
@@ -173,7 +173,8 @@ def test_a_resynchronisation_contains_everything(scene: Scene) -> None:
 
 
 def test_listeners_and_plain_tcp(scene: Scene) -> None:
-    """Listeners are listed apart; TCP connections and fallen-back ones are nobody's subflows."""
+    """Listeners are listed apart; TCP connections and those that fell back are not listed as
+    subflows."""
     host = scene.server.host
     with listen(host, "127.0.0.1") as listener:
         port = listener.getsockname()[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The example of docs/kernel.md is run as it stands there, and everything it names is there."""
+"""Runs the example of docs/kernel.md, and checks that every name in it exists."""
 
 import re
 import subprocess

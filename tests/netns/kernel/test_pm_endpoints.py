@@ -191,7 +191,7 @@ def test_reading_an_endpoint_that_is_not_there(pm: PmClient) -> None:
 
 
 def test_many_requests_in_flight(pm: PmClient) -> None:
-    """Answers find who asked, also when good and bad ones mix."""
+    """Each caller gets its own answer, also with mixed successes and failures."""
 
     async def all_at_once() -> list[int]:
         answers = await asyncio.gather(
@@ -242,7 +242,7 @@ def test_endpoints_move_the_subflows_of_a_connection(lab: Lab) -> None:
 
 
 def test_without_privilege(lab: Lab) -> None:
-    """Reading limits is free; everything else needs CAP_NET_ADMIN and says so."""
+    """Reading limits needs no capability; everything else needs CAP_NET_ADMIN and says so."""
 
     def unprivileged() -> tuple[int, str, str, int]:
         os.setresgid(65534, 65534, 65534)

@@ -156,7 +156,7 @@ def test_another_listener_is_named(inside: Host) -> None:
 
 
 def test_a_known_manager_is_named_by_its_command(inside: Host, tmp_path: Path) -> None:
-    """mptcpd may set endpoints without hearing any event."""
+    """mptcpd can set endpoints without receiving events."""
     program = tmp_path / "mptcpd"
     program.symlink_to("/usr/bin/sleep")
     with inside.popen([str(program), "60"]) as impostor:

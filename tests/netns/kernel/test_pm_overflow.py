@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The event subscription is never silently deaf: overflow, keeping the descriptor, strangers."""
+"""The event subscription: overflow, a kept descriptor, datagrams of other processes."""
 
 import os
 import socket
@@ -56,7 +56,7 @@ def test_a_burst_fits_the_default_buffer(lab: Lab) -> None:
 
 
 def test_a_kept_descriptor_continues_to_receive(lab: Lab) -> None:
-    """What was subscribed in one process is read in the next, with what came in between."""
+    """A process reads the events of a subscription that an earlier process opened."""
     with lab.client.entered(), PmEvents.open() as first:
         kept = os.dup(first.fileno())
     with listen(lab.client, "127.0.0.1") as listener, PmEvents.adopt(kept) as events:
@@ -66,7 +66,7 @@ def test_a_kept_descriptor_continues_to_receive(lab: Lab) -> None:
 
 
 def test_another_process_cannot_forge_events(lab: Lab) -> None:
-    """A datagram that some process sends to our socket is no kernel's word."""
+    """A datagram from another process is not a kernel event."""
     with ExitStack() as stack:
         with lab.client.entered():
             events = stack.enter_context(PmEvents.open())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Links, addresses and default routes of a real namespace, against `ip -j` and its own events.
 
-After every change the model built from events alone must equal a fresh dump; that is
-what catches the changes of which the kernel does not tell.
+After every change the model built from events alone must equal a fresh dump; this finds the
+changes that the kernel does not report.
 """
 
 import json
@@ -36,7 +36,7 @@ E = TypeVar("E", bound=Event)
 
 
 class Network:
-    """A host whose network the test changes, and two ways to know it."""
+    """A host whose network the test changes, a model from events and a dump."""
 
     def __init__(self, host: Host, far: Host, events: RouteEvents, requester: Requester) -> None:
         self.host, self.far = host, far
@@ -64,7 +64,7 @@ class Network:
         return self.host.run(["ip", *arguments.split()]).stdout
 
     def until(self, kind: type[E], matches: Callable[[E], bool]) -> E:
-        """Waits for an event that comes at its own time; what came before it counts too."""
+        """Waits for an asynchronous event; earlier ones count too."""
         self.log.events = []
         event = self.log.wait(kind, matches)
         for each in self.log.events:
@@ -74,7 +74,7 @@ class Network:
     def settle(self) -> list[Event]:
         """Reads until the model equals a dump; returns the events it took.
 
-        IPv4 is told before `ip` returns, IPv6 by a worker of the kernel a moment later.
+        IPv4 events come before `ip` returns, IPv6 ones from a kernel worker a moment later.
         """
         self.log.events = []
         applied = 0
@@ -101,7 +101,7 @@ class Network:
 
 
 def known(world: World) -> tuple[object, object, object]:
-    """What a dump tells, whatever its order."""
+    """The contents of a dump, without its order."""
     return world.links, world.addresses, set(world.routes)
 
 
@@ -267,6 +267,6 @@ def test_an_overflow_is_reported_and_resynchronised(net: Network) -> None:
         assert log.wait(EventsLost).source == rtnetlink.SOURCE
         log.drain()
         net.run("route del default via 192.0.2.250 metric 5")
-        # Known although its message was lost: what is there was read anew.
+        # Known although its message was lost, by the new dump.
         gone = log.wait(DefaultRouteRemoved)
         assert (gone.gateway, gone.metric) == ("192.0.2.250", 5)

@@ -35,7 +35,8 @@ def testimony(tmp_path: Path) -> Testimony:
 def client_side(
     lab: Lab, folder: Path, testimony: Testimony
 ) -> Iterator[tuple[RunningDaemon, PeerConnection, socket.socket]]:
-    """A witness serves the client, whose socket comes last; the server is a scripted peer."""
+    """A recording plugin serves the client, whose socket is opened last; the server is a scripted
+    peer."""
     options = ("--plugin-dir", str(testimony.plugins(witness=0)), "--path-manager=witness")
     with (
         daemon_in(lab.client, folder, "--probes=netlink", *options) as running,
