@@ -406,17 +406,17 @@ class Adaptive(Plugin):
         yield _mark(subflow, f"{_alarm_words(alarm)}; on backup for {hold // SECOND} s")
         yield WakeAt(at=ctx.now + hold, reason="the demotion ends")
 
-    # --- what has healed
+    # --- paths that have recovered
 
     def _take_back(
         self, ctx: Context, path: AwayPath, connection: Connection, remote: SockAddr
     ) -> Iterator[Command]:
-        healed = (
-            f"{path.needed} trial(s) in a row were answered in time; "
-            f"away for {(ctx.now - path.fell_at) / SECOND:.1f} s"
-        )
+        local_ip, _ = path.name
+        away_s = (ctx.now - path.fell_at) / SECOND
+        interface = ctx.world.interface_name(ctx.world.interface_of(local_ip)) or local_ip
+        recovered = f"{interface} is back after {away_s:.1f} s ({path.needed} probes answered)"
         self._state(connection.token).returned_rtt = path.usual_rtt
-        yield from self._join(ctx, connection, path.name[0], remote, healed)
+        yield from self._join(ctx, connection, local_ip, remote, recovered)
         for other in ctx.served():
             if other is not connection:
                 yield from self._join_missing(ctx, other)

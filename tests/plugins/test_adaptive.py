@@ -2,6 +2,7 @@
 """`adaptive` abandons harmful subflows, never all of them, and uses recovered paths again."""
 
 import errno
+import re
 from itertools import pairwise
 from random import Random
 
@@ -126,6 +127,12 @@ def test_trials_carry_no_data_and_a_recovered_path_returns_within_five_seconds(
     ]
     assert len(trials) > 20
     assert all(each.backup for each in trials)
+    returned = next(
+        each.command.reason
+        for each in two_paths.decisions
+        if each.at >= healed and "back after" in each.command.reason
+    )
+    assert re.fullmatch(r"\w+ is back after 6\d\.\d s \(10 probes answered\)", returned)
 
 
 def test_nothing_is_left_of_trials_that_were_not_answered(two_paths: Simulation) -> None:
