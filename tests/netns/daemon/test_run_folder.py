@@ -97,7 +97,11 @@ def test_a_daemon_of_an_ordinary_user_needs_only_ambient_capabilities(
             stderr=stderr,
         )
         stack.callback(end, daemon)
-        until(lambda: "ready: plugins adaptive" in log.read_text(), "the daemon is ready", 30)
+        until(
+            lambda: "ready: plugins adaptive" in log.read_text(),
+            lambda: f"the daemon is ready; its log: {log.read_text()}",
+            30,
+        )
         assert client.sysctl("mptcp.pm_type") == "1"
         mine = tmp_path / run_folder.SYSTEM.name
         assert sorted(file.suffix for file in mine.iterdir()) == [".path-manager", ".sock"]
