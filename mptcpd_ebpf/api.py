@@ -10,12 +10,12 @@
 * `PmClient` carries out commands, which are plain records (`AddEndpoint`,
   `CreateSubflow`, …): `await pm.execute(command)`, or `pm.execute_now(command)`.  It also
   reads endpoints and limits.
-* `PmEvents` and `RouteEvents` are what the kernel says of connections and of the local
-  network; `follow` and `follow_async` wait for it.
-* `NetworkMonitor` keeps the interfaces, addresses and default routes that there are.
-* `AddressIds` gives each local address an id from 1 to 255, `Listeners` opens the doors
-  for announced ports, `PathManagerSetting` chooses who manages new connections.
-* `snapshot` finds the connections and subflows that live now.
+* `PmEvents` and `RouteEvents` are the kernel's events about connections and about the local
+  network; `follow` and `follow_async` wait for them.
+* `NetworkMonitor` keeps the current interfaces, addresses and default routes.
+* `AddressIds` gives each local address an id from 1 to 255, `Listeners` opens the sockets
+  for announced ports, `PathManagerSetting` sets the path manager of new connections.
+* `snapshot` reads the open connections and subflows.
 
 Everything works on the network namespace of the thread that opens it.  Userspace path
 management needs CAP_NET_ADMIN.  docs/kernel.md tells more.

@@ -32,6 +32,6 @@ def command(debug: bool, name: str, arguments: tuple[str, ...]) -> None:
     base = program.original_environment()
     changed = environment.for_program(base, str(environment.library()), debug=debug)
     path = program.find(name, base)
-    if debug and (reason := program.out_of_reach(path)):
+    if debug and (reason := program.preload_obstacle(path)):
         click.echo(f"mptcpd-ebpf: {path}: {reason}; Go's GODEBUG is set all the same", err=True)
     program.become(path, (name, *arguments), changed)

@@ -132,5 +132,5 @@ class AnnouncedListeners:
 
     def _watch(self) -> None:
         for number in set(self._listeners.filenos()) - self._watched:
-            asyncio.get_running_loop().add_reader(number, self._listeners.turn_away)
+            asyncio.get_running_loop().add_reader(number, self._listeners.close_accepted)
             self._watched.add(number)

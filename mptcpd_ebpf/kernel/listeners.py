@@ -6,9 +6,9 @@ there only if something listens (kernel: net/mptcp/subflow.c, subflow_check_req)
 In-kernel endpoints with a port get such a listener from the kernel itself; in
 userspace mode it is ours to open.  Joins never reach accept(2): they become subflows of
 their connection.  What does reach it are other connections, which would fill the backlog and keep
-joins out; `turn_away` closes them.
+joins out; `close_accepted` closes them.
 
-A door is counted: opened twice, it stays until it is closed twice.
+A listener is reference-counted: one that is opened twice is closed with the second close.
 """
 
 import errno
@@ -22,7 +22,7 @@ IPPROTO_MPTCP = 262
 _BACKLOG = 1024
 
 
-class _Door(NamedTuple):
+class _Listener(NamedTuple):
     sock: socket.socket
     users: int
 
@@ -31,7 +31,7 @@ class Listeners:
     """The listening sockets of one network namespace (the calling thread's, at `open`)."""
 
     def __init__(self) -> None:
-        self._doors: dict[SockAddr, _Door] = {}
+        self._listening: dict[SockAddr, _Listener] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -44,44 +44,44 @@ class Listeners:
 
         Raises KernelError if it is taken or not on this host, MptcpMissing without MPTCP.
         """
-        door = self._doors.get(address)
-        if door is not None:
-            self._doors[address] = _Door(door.sock, door.users + 1)
+        held = self._listening.get(address)
+        if held is not None:
+            self._listening[address] = _Listener(held.sock, held.users + 1)
             return address
         sock = _listen(address)
         actual = SockAddr(address.ip, sock.getsockname()[1])
-        self._doors[actual] = _Door(sock, 1)
+        self._listening[actual] = _Listener(sock, 1)
         return actual
 
     def close(self, address: SockAddr) -> bool:
         """Undoes one `open`; returns whether the listener is closed now. Raises KeyError for an
         address that was not opened here.
         """
-        door = self._doors[address]
-        if door.users > 1:
-            self._doors[address] = _Door(door.sock, door.users - 1)
+        held = self._listening[address]
+        if held.users > 1:
+            self._listening[address] = _Listener(held.sock, held.users - 1)
             return False
-        del self._doors[address]
-        door.sock.close()
+        del self._listening[address]
+        held.sock.close()
         return True
 
     def close_all(self) -> None:
         """Closes every listener, however often it was opened."""
-        for door in self._doors.values():
-            door.sock.close()
-        self._doors.clear()
+        for held in self._listening.values():
+            held.sock.close()
+        self._listening.clear()
 
     def filenos(self) -> list[int]:
         """Readable when strangers wait."""
-        return [door.sock.fileno() for door in self._doors.values()]
+        return [held.sock.fileno() for held in self._listening.values()]
 
-    def turn_away(self) -> int:
+    def close_accepted(self) -> int:
         """Accepts and closes connections that are no joins; returns how many. Never blocks."""
         count = 0
-        for door in self._doors.values():
+        for held in self._listening.values():
             for _ in range(_BACKLOG):
                 try:
-                    stranger, _address = door.sock.accept()
+                    stranger, _address = held.sock.accept()
                 except BlockingIOError:
                     break
                 except OSError:

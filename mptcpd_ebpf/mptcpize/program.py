@@ -77,7 +77,7 @@ def become(path: str, arguments: Sequence[str], environment: Mapping[str, str]) 
         raise Failure(f"{path}: {error.strerror}", ExitCode.NOT_EXECUTABLE) from None
 
 
-def out_of_reach(path: str) -> str | None:
+def preload_obstacle(path: str) -> str | None:
     """Why the dynamic loader will not preload anything into `path`; None if it will.
 
     Checks what ld.so(8) checks: set-user-ID and file capabilities, and whether the ELF file

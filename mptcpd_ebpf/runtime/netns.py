@@ -32,7 +32,7 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 _NAME = re.compile(r"net:\[(\d+)\]")
 
 
-def dead(inodes: Iterable[int]) -> list[int]:
+def unused(inodes: Iterable[int]) -> list[int]:
     """The network namespaces among `inodes` that no process is in, has open or has mounted.
 
     Empty if this process cannot inspect every process of the machine.

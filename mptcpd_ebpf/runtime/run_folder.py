@@ -52,7 +52,7 @@ def sweep() -> list[Path]:
     for file in files:
         by_inode.setdefault(int(file.name.partition(".")[0]), []).append(file)
     by_inode.pop(netns.inode(), None)
-    gone = netns.dead(by_inode) if by_inode else []
+    gone = netns.unused(by_inode) if by_inode else []
     swept = [file for inode in gone for file in by_inode[inode]]
     for file in swept:
         with suppress(OSError):

@@ -220,7 +220,7 @@ class FakeListeners(Listeners):
         """A connection that is no join arrives."""
         os.eventfd_write(self._descriptors[address], 1)
 
-    def turn_away(self) -> int:
+    def close_accepted(self) -> int:
         for descriptor in self._descriptors.values():
             try:
                 os.eventfd_read(descriptor)

@@ -116,4 +116,4 @@ def test_debug_reports_a_program_that_a_preload_cannot_reach(tmp_path: Path) -> 
     assert done.returncode == 5
     assert b"statically linked" in done.stderr
     assert run(built).stderr == b""
-    assert program.out_of_reach(sys.executable) is None
+    assert program.preload_obstacle(sys.executable) is None

@@ -147,7 +147,7 @@ class _Streaming(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-class Story:
+class EventStream:
     """The stream of a daemon's events and decisions from now on, in its order."""
 
     def __init__(self, running: RunningDaemon) -> None:
@@ -159,7 +159,7 @@ class Story:
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> "Story":
+    def __enter__(self) -> "EventStream":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -57,14 +57,14 @@ for handler in [each for each in vars(Plugin) if not each.startswith("_")]:
 Row = dict[str, Any]
 
 
-class Testimony:
+class HandlerLog:
     """The calls that the witness plugins recorded."""
 
     __test__ = False
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file = folder / "testimony"
+        self._file = folder / "handler_log"
         self._file.touch()
 
     def plugins(self, **priorities: int) -> Path:

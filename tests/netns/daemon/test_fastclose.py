@@ -7,7 +7,7 @@ from pathlib import Path
 from mptcpd_ebpf.lab import Lab
 from tests.netns.daemon_host import PATIENCE_S, connections, daemon_in
 from tests.netns.mptcp_peers import connected, peer
-from tests.netns.witness import Testimony
+from tests.netns.witness import HandlerLog
 from tests.waiting import until
 
 ROUNDS = 5
@@ -27,8 +27,8 @@ def close_unread(closing: socket.socket, other: socket.socket) -> None:
 
 
 def test_a_connection_closed_with_fastclose_is_removed(mptcp_lab: Lab, tmp_path: Path) -> None:
-    testimony = Testimony(tmp_path)
-    folder = testimony.plugins(witness=0)
+    handler_log = HandlerLog(tmp_path)
+    folder = handler_log.plugins(witness=0)
     options = ("--probes=core", "--plugin-dir", str(folder), "--path-manager=witness")
     with (
         daemon_in(mptcp_lab.server, tmp_path, *options) as running,
@@ -39,9 +39,9 @@ def test_a_connection_closed_with_fastclose_is_removed(mptcp_lab: Lab, tmp_path:
             with connected(client, server, mptcp_lab.paths[0].server_ip) as pair:
                 close_unread(pair.client, pair.server)
         until(
-            lambda: len(testimony.calls("connection_closed")) == ROUNDS,
+            lambda: len(handler_log.calls("connection_closed")) == ROUNDS,
             f"all are removed\n{running.log}",
             PATIENCE_S,
         )
         assert connections(running) == []
-        assert len(testimony.calls("subflow_closed")) == ROUNDS
+        assert len(handler_log.calls("subflow_closed")) == ROUNDS

@@ -19,7 +19,7 @@ from mptcpd_ebpf.lab.wire import DSS, FIN, RST, MPJoinSyn, RemoveAddr, Wire
 from mptcpd_ebpf.lab.wire.segment import Flow, Segment
 from tests.netns.daemon_host import (
     PATIENCE_S,
-    Story,
+    EventStream,
     adaptive_in,
     carrying,
     daemon_in,
@@ -163,7 +163,7 @@ def test_the_last_usable_subflow_is_never_changed(
         traffic = lab.start(TALK)
         until_carried_by(running, traffic.token, path)
         (before,) = subflows(running, traffic.token)
-        with Story(running) as story:
+        with EventStream(running) as story:
             damage(path, fault)
             story.until("AlarmRaised")
             path.heal()
@@ -178,7 +178,7 @@ def test_when_all_paths_are_bad_one_subflow_stays(lab: Lab, tmp_path: Path) -> N
     with (
         Wire(lab.client.name, snap=200) as wire,
         adaptive_in(lab.client, tmp_path) as running,
-        Story(running) as story,
+        EventStream(running) as story,
     ):
         traffic = lab.start(TALK)
         until_carried_by(running, traffic.token, *lab.paths)
@@ -204,7 +204,7 @@ def test_a_join_that_the_peer_never_confirmed_leaves_a_live_connection(
     When they heal, our kernel resets that subflow, because its first segment is no fourth ACK.  The
     initial subflow was already destroyed, so no subflow remains and both must be created again.
     """
-    with adaptive_in(lab.client, tmp_path) as running, Story(running) as story:
+    with adaptive_in(lab.client, tmp_path) as running, EventStream(running) as story:
         traffic = lab.start(TALK)
         story.until("SubflowEstablished")
         for path in lab.paths:

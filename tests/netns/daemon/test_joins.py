@@ -18,7 +18,7 @@ from mptcpd_ebpf.lab.wire import MPJoinSyn, Wire
 from mptcpd_ebpf.lab.wire.segment import Segment
 from tests.netns.daemon_host import (
     PATIENCE_S,
-    Story,
+    EventStream,
     adaptive_in,
     connections,
     daemon_in,
@@ -233,7 +233,7 @@ def test_the_server_side_makes_no_joins(make_mptcp_lab: MakeLab, tmp_path: Path)
     """There the client joins; the daemon observes alarms and decides nothing."""
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
     allow_joins(lab)
-    with adaptive_in(lab.server, tmp_path) as running, Story(running) as story:
+    with adaptive_in(lab.server, tmp_path) as running, EventStream(running) as story:
         # This server sends without requests: one that sends nothing gets no measurements.
         traffic = lab.start(Stream(rate_mbit=1, direction="down"))
         until(
@@ -308,7 +308,7 @@ def test_a_paused_daemon_decides_nothing_and_catches_up_when_resumed(
         until_carried_by(running, first.token, *lab.paths)
         assert running.ask("pause").returncode == 0
         before = status(running)["decisions"]
-        with Story(running) as story:
+        with EventStream(running) as story:
             second = lab.start(TALK)
             lab.paths[0].blackhole()
             story.until("AlarmRaised")

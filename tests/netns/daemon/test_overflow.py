@@ -18,7 +18,7 @@ from mptcpd_ebpf.lab import Path as LabPath
 from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
 from tests.netns.daemon_host import (
     PATIENCE_S,
-    Story,
+    EventStream,
     adaptive_in,
     connections,
     status,
@@ -81,7 +81,7 @@ def test_connections_that_opened_and_closed_without_events(lab: Lab, tmp_path: P
 
 def test_an_address_that_was_removed_without_an_event(lab: Lab, tmp_path: Path) -> None:
     path, other = lab.paths
-    with adaptive_in(lab.client, tmp_path) as running, Story(running) as story:
+    with adaptive_in(lab.client, tmp_path) as running, EventStream(running) as story:
         traffic = lab.start(TALK)
         until_carried_by(running, traffic.token, path, other)
         with stopped(running):

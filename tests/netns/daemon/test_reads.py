@@ -9,7 +9,7 @@ from mptcpd_ebpf.lab import Lab
 from tests.netns.daemon_host import connections, daemon_in
 from tests.netns.daemon_process import RunningDaemon
 from tests.netns.mptcp_sockets import connection, exchange
-from tests.netns.witness import Testimony
+from tests.netns.witness import HandlerLog
 from tests.waiting import until
 
 READING_S = 2.0
@@ -25,18 +25,18 @@ def scrape(running: RunningDaemon) -> str:
 
 
 def test_reads_reach_no_plugin(mptcp_lab: Lab, tmp_path: Path) -> None:
-    testimony = Testimony(tmp_path)
+    handler_log = HandlerLog(tmp_path)
     file = tmp_path / "c.yaml"
     file.write_text("metrics: {enabled: true}\n")
-    options = ("--plugin-dir", str(testimony.plugins(witness=0)), "--path-manager=witness")
+    options = ("--plugin-dir", str(handler_log.plugins(witness=0)), "--path-manager=witness")
     with (
         daemon_in(mptcp_lab.client, tmp_path, "--config", str(file), *options) as running,
         connection(mptcp_lab) as ends,
     ):
         exchange(ends, b"x" * 1000)
-        testimony.until("connection_established")
+        handler_log.until("connection_established")
         until(lambda: bool(connections(running)), "the connection is shown")
-        before = testimony.rows
+        before = handler_log.rows
         deadline = time.monotonic() + READING_S
         reads = 0
         while time.monotonic() < deadline:
@@ -47,4 +47,4 @@ def test_reads_reach_no_plugin(mptcp_lab: Lab, tmp_path: Path) -> None:
         assert running.ask("ls").returncode == 0
         assert shown["subflows"][0]["srtt_us"] > 0
         assert reads > 10
-        assert testimony.rows == before
+        assert handler_log.rows == before

@@ -73,7 +73,7 @@ def test_only_files_of_removed_namespaces_are_removed(tmp_path: Path) -> None:
     ],
 )
 def test_a_process_that_does_not_see_all_others_removes_nothing(prefix: tuple[str, ...]) -> None:
-    ask = "from mptcpd_ebpf.runtime import netns; print(netns.dead([1]))"
+    ask = "from mptcpd_ebpf.runtime import netns; print(netns.unused([1]))"
     python = str(Path(PROGRAM).parent / "python")
     done = subprocess.run([*prefix, python, "-c", ask], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr

@@ -79,8 +79,8 @@ def test_following_ends_when_nothing_comes(inside: Host) -> None:
     need_listener_events(inside)
     with api.PmEvents.open() as connections, api.NetworkMonitor() as local:
         inside.run(["ip", "address", "add", "192.0.2.1/32", "dev", "lo"])
-        with api.Listeners() as doors:
-            doors.open(api.SockAddr("192.0.2.1", 0))
+        with api.Listeners() as opened:
+            opened.open(api.SockAddr("192.0.2.1", 0))
         kinds = [type(event) for event in api.follow(connections, local, timeout_s=0.05)]
     assert set(kinds) == {api.LocalAddressChanged, api.ListenerCreated, api.ListenerClosed}
 
@@ -115,41 +115,41 @@ def test_an_overflow_of_the_monitor_is_made_good(
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "::1"])
-def test_doors_are_counted(ip: str) -> None:
-    with Lab(ip="both") as lab, lab.client.entered(), api.Listeners() as doors:
-        door = doors.open(api.SockAddr(ip, 0))
-        assert door.port
-        assert doors.open(door) == door
-        assert listeners() == [door]
+def test_listeners_are_counted(ip: str) -> None:
+    with Lab(ip="both") as lab, lab.client.entered(), api.Listeners() as opened:
+        listener = opened.open(api.SockAddr(ip, 0))
+        assert listener.port
+        assert opened.open(listener) == listener
+        assert listeners() == [listener]
         with pytest.raises(api.KernelError, match="something listens there already"):
-            api.Listeners().open(door)
-        assert not doors.close(door)
-        assert listeners() == [door]
-        assert doors.close(door)
+            api.Listeners().open(listener)
+        assert not opened.close(listener)
+        assert listeners() == [listener]
+        assert opened.close(listener)
         assert listeners() == []
         with pytest.raises(KeyError):
-            doors.close(door)
+            opened.close(listener)
 
 
-def test_a_door_that_cannot_be_opened(inside: Host) -> None:
-    with api.Listeners() as doors:
+def test_a_listener_that_cannot_be_opened(inside: Host) -> None:
+    with api.Listeners() as opened:
         with pytest.raises(api.KernelError, match=r"192\.0\.2\.77:5: the address is not on this"):
-            doors.open(api.SockAddr("192.0.2.77", 5))
+            opened.open(api.SockAddr("192.0.2.77", 5))
         inside.sysctl("mptcp.enabled", 0)
         with pytest.raises(api.MptcpMissing, match=r"net\.mptcp\.enabled"):
-            doors.open(api.SockAddr("127.0.0.1", 0))
+            opened.open(api.SockAddr("127.0.0.1", 0))
 
 
 @pytest.mark.usefixtures("inside")
 def test_strangers_are_turned_away() -> None:
-    with api.Listeners() as doors:
-        door = doors.open(api.SockAddr("127.0.0.1", 0))
-        assert doors.turn_away() == 0
+    with api.Listeners() as opened:
+        listener = opened.open(api.SockAddr("127.0.0.1", 0))
+        assert opened.close_accepted() == 0
         for protocol in (0, socket.IPPROTO_MPTCP):
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as stranger:
                 stranger.settimeout(5 * SLOWNESS)
-                stranger.connect(door)
-                assert doors.turn_away() == 1
+                stranger.connect(listener)
+                assert opened.close_accepted() == 1
                 assert stranger.recv(1) == b""
 
 

@@ -20,7 +20,7 @@ import yaml
 from mptcpd_ebpf.lab import Host, Lab, LivePath
 from tests.netns.daemon_host import connections, daemon_in
 from tests.netns.mptcp_sockets import DEADLINE_S, listen, mptcp_socket
-from tests.netns.witness import Testimony
+from tests.netns.witness import HandlerLog
 
 PYTHON = "/usr/bin/python3"
 NOBODY = 65534
@@ -134,8 +134,8 @@ def test_a_rule_takes_only_connections_that_fit(
     mptcp_lab: Lab, tmp_path: Path, condition: str, probes: str
 ) -> None:
     second = mptcp_lab.paths[1]
-    testimony = Testimony(tmp_path)
-    folder = testimony.plugins(other=0, chosen=0)
+    handler_log = HandlerLog(tmp_path)
+    folder = handler_log.plugins(other=0, chosen=0)
     with ExitStack() as stack:
         # The processes end before their cgroup is removed.
         cgroup = (
@@ -173,12 +173,12 @@ def test_a_rule_takes_only_connections_that_fit(
             for which, call in (("differs", differs), ("fits", fits)):
                 port = scene.call(call)
                 end = "local" if call.outward else "remote"
-                testimony.until(
+                handler_log.until(
                     "connection_established", lambda c, e=end, p=port: c[e].endswith(f":{p}")
                 )
                 served[which] = [
                     row["plugin"]
-                    for row in testimony.rows
+                    for row in handler_log.rows
                     if row["handler"] == "connection_established"
                     and row["args"][0][end].endswith(f":{port}")
                 ]
@@ -190,8 +190,8 @@ def test_all_conditions_of_a_rule_must_hold_and_the_first_rule_wins(
     mptcp_lab: Lab, tmp_path: Path
 ) -> None:
     """No plugin gets a connection that a rule leaves to the kernel."""
-    testimony = Testimony(tmp_path)
-    folder = testimony.plugins(one=0, two=0, three=0)
+    handler_log = HandlerLog(tmp_path)
+    folder = handler_log.plugins(one=0, two=0, three=0)
     with ExitStack() as stack:
         scene = Scene(mptcp_lab, stack)
         near, far = scene.port(0), scene.port(1)
@@ -213,10 +213,10 @@ def test_all_conditions_of_a_rule_must_hold_and_the_first_rule_wins(
             ):
                 port = scene.call(call)
                 if plugin is not None:
-                    testimony.until(
+                    handler_log.until(
                         "connection_established", lambda c, p=port: c["local"].endswith(f":{p}")
                     )
-        calls = [r for r in testimony.rows if r["handler"] == "connection_established"]
+        calls = [r for r in handler_log.rows if r["handler"] == "connection_established"]
         assert [row["plugin"] for row in calls] == ["two", "three", "one"]
         assert far in [int(row["args"][0]["remote"].rpartition(":")[2]) for row in calls]
 
@@ -248,8 +248,8 @@ def test_on_a_server_a_rule_checks_the_listener_also_if_it_is_older_than_the_dae
     mptcp_lab: Lab, tmp_path: Path, probes: str
 ) -> None:
     path = mptcp_lab.paths[0]
-    testimony = Testimony(tmp_path)
-    folder = testimony.plugins(other=0, chosen=0)
+    handler_log = HandlerLog(tmp_path)
+    folder = handler_log.plugins(other=0, chosen=0)
     rule = {"server_side": True, "uid": NOBODY, "command": "python3*", "plugin": "chosen"}
     file = tmp_path / "c.yaml"
     whole = {"plugin_dir": str(folder), "path_manager": "other", "rules": [rule]}
@@ -264,7 +264,7 @@ def test_on_a_server_a_rule_checks_the_listener_also_if_it_is_older_than_the_dae
         def served() -> dict[str, str]:
             return {
                 row["args"][0]["local"].rpartition(":")[2]: row["plugin"]
-                for row in testimony.rows
+                for row in handler_log.rows
                 if row["handler"] == "connection_established"
             }
 
@@ -273,7 +273,7 @@ def test_on_a_server_a_rule_checks_the_listener_also_if_it_is_older_than_the_dae
             calls.connect((path.server_ip, port))
             calls.sendall(b"x")
         for port in ports.values():
-            testimony.until(
+            handler_log.until(
                 "connection_established", lambda c, p=port: c["local"].endswith(f":{p}")
             )
         wanted = {str(port): plugin for plugin, port in ports.items()}
@@ -282,6 +282,6 @@ def test_on_a_server_a_rule_checks_the_listener_also_if_it_is_older_than_the_dae
         for row in connections(running):
             assert row["comm"].startswith("python3")
         assert running.ask("reload").returncode == 0
-        inits = [row for row in testimony.rows if row["handler"] in ("init", "reloaded")]
+        inits = [row for row in handler_log.rows if row["handler"] in ("init", "reloaded")]
         tokens = {row["plugin"]: row["served"] for row in inits[-2:]}
         assert {plugin: len(each) for plugin, each in tokens.items()} == {"other": 1, "chosen": 1}
