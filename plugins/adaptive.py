@@ -5,9 +5,11 @@ The probes' alarms report harm, and it is judged here:
 
 * No answers, timeouts, or loss and RTT on a thin flow: the subflow is destroyed, which
   re-injects its data on the others at once, and its path is away until trials show that it
-  has healed (see `Trials`).
-* Stalls: the path works, but is too slow beside its siblings.  The subflow is marked backup and
-  tried again after a pause that doubles with each relapse.
+  has recovered (see `Trials`).
+* Stalls of what is sent, repeated holes in what is received: the path works, but is too slow
+  beside its siblings.  The subflow is marked backup, which MP_PRIO also asks of the peer, and used
+  again after a pause that doubles with each repetition.
+* Silence of a subflow while received data waits for its data: the subflow is destroyed, as above.
 
 Loss and RTT of a subflow that a bulk transfer fills are caused by the transfer itself and no
 reason to act: there, only stalls and dead paths count.
@@ -60,6 +62,9 @@ from mptcpd_ebpf.plugin import (
 Positive = Annotated[int, Meta(ge=1)]
 FIRST_PAUSE, LONGEST_PAUSE = SECOND // 2, 60 * SECOND
 """Nanoseconds before a refused join is retried; the pause doubles with each refusal."""
+REPEATED = 3 * SECOND
+"""Nanoseconds within which a second hole alarm of a path is evidence.  A single one also occurs on
+useful paths, while the peer's congestion windows open after a join (docs/probes.md)."""
 
 
 class AdaptiveOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,6 +112,8 @@ class ConnectionState:
     """Usual RTT of the path that just returned, until a sample shows which subflows are slower."""
     overdue: bool = False
     """A sample was requested to find unanswered joins."""
+    hole_at: dict[SubflowKey, int] = field(default_factory=dict)
+    """When a subflow's last hole alarm was raised."""
 
 
 class Adaptive(Plugin):
@@ -292,6 +299,7 @@ class Adaptive(Plugin):
         state = self._state(connection.token)
         ours = subflow.key in state.leaving
         state.leaving.pop(subflow.key, None)
+        state.hole_at.pop(subflow.key, None)
         if state.moving.pop(subflow.key, None) is not None:
             yield from self._join_missing(ctx, connection)
         if ours or connection.server_side or connection.state is State.CLOSED:
@@ -366,8 +374,6 @@ class Adaptive(Plugin):
     ) -> Iterator[Command]:
         if connection.server_side or subflow.backup or not subflow.usable:
             return
-        if alarm.kind in (AlarmKind.HOLE, AlarmKind.SILENCE):
-            return  # of what is received; this plugin acts on what is sent
         others = [
             other
             for other in connection.usable_subflows()
@@ -375,7 +381,11 @@ class Adaptive(Plugin):
         ]
         if not others:
             return
-        if alarm.kind is AlarmKind.STALL:
+        if alarm.kind is AlarmKind.HOLE:
+            # A hole cannot show which of two backup subflows would be better.
+            if self._is_repeated(ctx, subflow) and any(not other.backup for other in others):
+                yield from self._demote(ctx, subflow, alarm)
+        elif alarm.kind is AlarmKind.STALL:
             yield from self._demote(ctx, subflow, alarm)
         elif self._harmful(others, alarm):
             why = f"{_alarm_words(alarm)}; {len(others)} other subflow(s) can carry the data"
@@ -385,7 +395,7 @@ class Adaptive(Plugin):
 
     def _harmful(self, others: list[Subflow], alarm: AlarmRaised) -> bool:
         """Whether an alarm is reason enough to leave the path."""
-        if alarm.kind in (AlarmKind.NO_PROGRESS, AlarmKind.TIMEOUTS):
+        if alarm.kind in (AlarmKind.NO_PROGRESS, AlarmKind.TIMEOUTS, AlarmKind.SILENCE):
             return True
         if (alarm.measurement.in_flight or 0) > self.options.thin_segments:
             return False
@@ -396,6 +406,13 @@ class Adaptive(Plugin):
         )
         # RTT alone does no harm where the others are no faster.
         return best is None or alarm.value > best
+
+    def _is_repeated(self, ctx: Context, subflow: Subflow) -> bool:
+        """Whether the subflow had another hole alarm within `REPEATED`."""
+        hole_at = self._state(subflow.token).hole_at
+        before = hole_at.get(subflow.key)
+        hole_at[subflow.key] = ctx.now
+        return before is not None and ctx.now - before <= REPEATED
 
     def _demote(self, ctx: Context, subflow: Subflow, alarm: AlarmRaised) -> Iterator[Command]:
         name = path_name(subflow)
@@ -563,4 +580,4 @@ def _alarm_words(alarm: AlarmRaised) -> str:
         case AlarmKind.HOLE:
             return f"received data waited for it for {alarm.value / 1000:.0f} ms of the last second"
         case AlarmKind.SILENCE:
-            return f"received data waits for it, and it is silent for {alarm.value / 1000:.0f} ms"
+            return f"nothing came on it for {alarm.value / 1000:.0f} ms while received data waits"

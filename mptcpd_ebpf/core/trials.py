@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measures a path without putting data on it, until it may be used again.
 
-A join marked backup carries nothing while a regular subflow lives, yet its handshake
-crosses the path both ways: a trial.  It is clean when it is answered within twice the
-path's usual RTT and a little.  Enough clean trials in a row bring the path back: under
-30 % loss each way one trial is clean in half of the cases, ten in a row in one of a
-thousand.  Failed trials come at growing pauses, clean ones at once after each other,
-so a path that heals is back within seconds however long it was away.
+A join marked backup carries no data while a regular subflow is usable, but its handshake crosses
+the path both ways: a trial.  It is clean when it is answered within twice the path's usual RTT and
+a little.  Enough clean trials in a row bring the path back: under 30 % loss each way one trial is
+clean in half of the cases, ten in a row in one of a thousand.  Pauses grow after failed trials;
+clean trials follow each other at once. So a path that recovers is used again within seconds,
+regardless of how long it was away.
 
-A connection that lost its last subflow lives on for a while (net.mptcp.close_timeout,
-a minute) and can be joined again.  It has nothing to lose, so there the trial is a
-regular join, and one that is answered brings the path back.
+A connection without a subflow stays open for net.mptcp.close_timeout (a minute) and can be joined
+again. There the trial is a regular join, and an answered one ends the path's absence.
 
-A path is known by our address and the peer's; one connection at a time tries it for
-all (the scout).  Plain data and generators of commands: the plugin that owns a
-`Trials` hands its events in and yields what comes out.
+A path is identified by the local and the peer's address; one connection at a time tries it for
+all. Plain data and generators of commands: the plugin that owns a `Trials` passes its events in
+and yields the resulting commands.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from mptcpd_ebpf.core.model import MS, SECOND, Connection, State, Subflow, Subfl
 from mptcpd_ebpf.core.plugin import Context
 
 PathName = tuple[str, str]
-"""Our address and the peer's."""
+"""The local address and the peer's."""
 
 SOON = 10 * SECOND
 """Nanoseconds: a path that fails again so soon after its return has relapsed."""
@@ -44,13 +43,13 @@ LONGEST_PATIENCE = 3 * SECOND
 
 @dataclass(slots=True)
 class Trial:
-    """A join marked backup, under way."""
+    """A pending join marked backup."""
 
     token: int
     started_at: int
     deadline: int
     counts: bool = True
-    """False for a join that only makes the kernel learn an address id, so that it can be
+    """False for a join that only adds an address id to the kernel's list, so that it can be
     withdrawn."""
 
 
@@ -64,14 +63,14 @@ class AwayPath:
     usual_rtt: int
     """Nanoseconds, measured before the path failed."""
     needed: int
-    """Clean trials in a row that bring it back."""
+    """Consecutive clean trials after which it is used again."""
     pause: int
     next_at: int
     relapses: int
-    """How often in a row it failed again soon after its return."""
+    """Number of consecutive failures soon after its return."""
     clean: int = 0
     failed: int = 0
-    """Trials in a row that failed."""
+    """Consecutive failed trials."""
     trial: Trial | None = None
     answered: dict[tuple[int, SubflowKey], None] = field(default_factory=dict)
     """Subflows that trials have established: destroyed at once, or later if one was the last."""
@@ -83,7 +82,7 @@ class AwayPath:
 
     @property
     def last_patience(self) -> int:
-        """The same for a connection without any other subflow: it grows with each failure."""
+        """The same for a connection without another subflow: it grows with each failure."""
         return min(self.patience << min(self.failed, 10), max(self.patience, LONGEST_PATIENCE))
 
 
@@ -109,14 +108,15 @@ def join_target(connection: Connection) -> SockAddr | None:
 
 
 Return = Callable[[Context, AwayPath, Connection, SockAddr], Iterator[Command]]
-"""Called for a healed path: the path, a connection without a subflow on it, where to join."""
+"""Called for a recovered path: the path, a connection without a subflow on it, the address to
+join."""
 
 
 class Trials:
     """The paths that are away.
 
     `pause` and `longest_pause` are nanoseconds between failed trials, at first and at
-    most; `take_back` is called when a path has healed.
+    most; `take_back` is called when a path has recovered.
     """
 
     def __init__(
@@ -128,18 +128,18 @@ class Trials:
         self._take_back = take_back
         self._away: dict[PathName, AwayPath] = {}
         self._returned: dict[PathName, tuple[int, int]] = {}
-        """When a path returned, and its relapses until then."""
+        """When a path was used again, and its relapses until then."""
 
     def __contains__(self, name: PathName) -> bool:
         return name in self._away
 
     def under_way(self, name: PathName) -> bool:
-        """Whether a trial of the path waits for its answer."""
+        """Whether a trial of the path is pending."""
         path = self._away.get(name)
         return path is not None and path.trial is not None
 
     def put(self, ctx: Context, subflow: Subflow, why: str, needed: int) -> Iterator[Command]:
-        """The subflow's path is away from now on; `needed` clean trials bring it back."""
+        """Marks the subflow's path as away; it is used again after `needed` clean trials."""
         name = path_name(subflow)
         usual = usual_rtt(subflow)
         lately = {n: was for n, was in self._returned.items() if ctx.now - was[0] < SOON}
@@ -149,7 +149,7 @@ class Trials:
         connection = ctx.world.connections.get(subflow.token)
         bare = connection is not None and not connection.usable_subflows()
         next_at = ctx.now if bare else ctx.now + pause
-        # A path with a long RTT must come back in seconds too: fewer trials fit.
+        # A path with a long RTT must also return within seconds: fewer trials fit.
         needed = max(1, min(needed, 3 * SECOND // (usual + 50 * MS)))
         self._away[name] = AwayPath(name, why, ctx.now, usual, needed, pause, next_at, relapses)
         yield WakeAt(at=next_at, reason="the next trial")
@@ -159,10 +159,9 @@ class Trials:
     ) -> Iterator[Command]:
         """Withdraws a destroyed subflow's address id over another path, so that the peer closes it.
 
-        The FIN goes over the bad path and may take seconds, while the peer goes on sending there.
-        The kernel withdraws only ids it knows, and destroying made it forget any but 0
-        (mptcp_pm_nl_subflow_destroy_doit): a join, whose answer does not matter, makes the kernel
-        learn it again.
+        The FIN goes over the bad path and may take seconds, while the peer continues to send
+        there. The kernel withdraws only ids that it knows, and destroying removed any but 0
+        (mptcp_pm_nl_subflow_destroy_doit): a join, whose answer does not matter, adds it again.
         """
         reason = "tell the peer over another path"
         if subflow.local_id != 0:
@@ -193,7 +192,7 @@ class Trials:
         took = f"{(ctx.now - trial.started_at) / MS:.0f} ms"
         if not trial.counts:
             path.next_at = ctx.now + path.pause
-            verdict = "it has served"
+            verdict = "it is not needed any more"
         elif ctx.now <= trial.deadline:
             path.clean += 1
             path.failed = 0
@@ -201,7 +200,7 @@ class Trials:
             verdict = f"the trial was answered in {took}"
         else:
             self._failed(ctx, path)
-            verdict = f"the trial took {took}, the path is not healed"
+            verdict = f"the trial took {took}, the path has not recovered"
         yield _end(subflow, verdict)
         yield WakeAt(at=path.next_at, reason="the next trial")
 
@@ -229,7 +228,7 @@ class Trials:
         return list(late)
 
     def due(self, ctx: Context) -> Iterator[Command]:
-        """Starts the trials that are due, and takes back the paths that have healed."""
+        """Starts the trials that are due, and returns recovered paths to use."""
         for path in list(self._away.values()):
             if path.trial is not None:
                 yield WakeAt(at=path.trial.deadline, reason="the trial's end")
@@ -244,12 +243,12 @@ class Trials:
             del self._away[path.name]
             return
         yield from self._end_answered(ctx, path)
-        scout = self._scout(ctx, path)
-        if scout is None:
+        choice = self._choose(ctx, path)
+        if choice is None:
             path.next_at = ctx.now + self._pause
-            yield WakeAt(at=path.next_at, reason="somebody may be free to try it then")
+            yield WakeAt(at=path.next_at, reason="a connection may be free to try it then")
             return
-        connection, remote = scout
+        connection, remote = choice
         if path.clean >= path.needed:
             del self._away[path.name]
             self._returned[path.name] = (ctx.now, path.relapses)
@@ -276,7 +275,7 @@ class Trials:
             elif subflow.usable and subflow.backup:
                 yield _end(subflow, "its trial is over")
 
-    def _scout(self, ctx: Context, path: AwayPath) -> tuple[Connection, SockAddr] | None:
+    def _choose(self, ctx: Context, path: AwayPath) -> tuple[Connection, SockAddr] | None:
         """A connection that can try the path without risk, and where it would join."""
         local_ip, _ = path.name
         if not any(address.ip == local_ip for address in ctx.world.usable_addresses()):

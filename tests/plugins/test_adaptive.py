@@ -48,7 +48,9 @@ def test_the_server_side_is_left_alone() -> None:
     assert not simulation.decisions
 
 
-@pytest.mark.parametrize("kind", [AlarmKind.NO_PROGRESS, AlarmKind.TIMEOUTS, AlarmKind.LOSS])
+@pytest.mark.parametrize(
+    "kind", [AlarmKind.NO_PROGRESS, AlarmKind.TIMEOUTS, AlarmKind.SILENCE, AlarmKind.LOSS]
+)
 def test_a_harmful_subflow_is_destroyed_and_the_peer_notified(
     two_paths: Simulation, kind: AlarmKind
 ) -> None:
@@ -94,6 +96,36 @@ def test_a_subflow_filled_by_a_bulk_transfer_does_that_to_itself(
 ) -> None:
     two_paths.alarm(FIBRE, kind, in_flight=60)
     two_paths.wait(SECOND)
+    assert two_paths.regular(FIBRE)
+
+
+def test_a_single_hole_alarm_is_no_evidence(two_paths: Simulation) -> None:
+    two_paths.alarm(MOBILE, AlarmKind.HOLE)
+    two_paths.wait(4 * SECOND)
+    two_paths.alarm(MOBILE, AlarmKind.HOLE)
+    assert two_paths.regular(MOBILE)
+
+
+def test_repeated_hole_alarms_demote_the_subflow(two_paths: Simulation) -> None:
+    two_paths.alarm(MOBILE, AlarmKind.HOLE)
+    two_paths.wait(SECOND)
+    began = two_paths.now
+    two_paths.alarm(MOBILE, AlarmKind.HOLE, value=300_000)
+    (decision,) = two_paths.actions(began)
+    assert isinstance(decision.command, SetBackup)
+    assert decision.command.backup
+    assert decision.command.local.ip == MOBILE
+    assert "received data waited for it for 300 ms" in decision.command.reason
+    two_paths.wait(11 * SECOND)
+    assert two_paths.regular(MOBILE)
+
+
+def test_holes_demote_no_subflow_beside_backup_subflows_only(two_paths: Simulation) -> None:
+    for ip in (MOBILE, FIBRE):
+        for _ in range(2):
+            two_paths.alarm(ip, AlarmKind.HOLE)
+            two_paths.wait(SECOND)
+    assert not two_paths.regular(MOBILE)
     assert two_paths.regular(FIBRE)
 
 
