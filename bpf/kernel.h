@@ -241,11 +241,21 @@ extern void *bpf_rdonly_cast(const void *object, u32 btf_id) __ksym __weak;
 				 ? bpf_rdonly_cast((const void *)(pointer),                      \
 						   bpf_core_type_id_kernel(struct type))         \
 				 : (void *)(pointer)))
-#define see(pointer, field) \
-	(bpf_rdonly_cast ? (pointer)->field : BPF_CORE_READ(pointer, field))
-#define see_bit(pointer, field)                                  \
-	(bpf_rdonly_cast ? BPF_CORE_READ_BITFIELD(pointer, field) \
-			 : BPF_CORE_READ_BITFIELD_PROBED(pointer, field))
+/*
+ * `pointer` is evaluated outside of BPF_CORE_READ, which would relocate each struct that the
+ * expression reads, those of this program too: kernels before 6.2 then refuse the program.
+ */
+#define see(pointer, field)                                                   \
+	({                                                                    \
+		typeof(pointer) see_from = (pointer);                         \
+		bpf_rdonly_cast ? see_from->field : BPF_CORE_READ(see_from, field); \
+	})
+#define see_bit(pointer, field)                                               \
+	({                                                                    \
+		typeof(pointer) see_from = (pointer);                         \
+		bpf_rdonly_cast ? BPF_CORE_READ_BITFIELD(see_from, field)     \
+				: BPF_CORE_READ_BITFIELD_PROBED(see_from, field); \
+	})
 #define exists(type, field) bpf_core_field_exists(struct type, field)
 #define width_of(type, field) bpf_core_field_size(struct type, field)
 #define offset_of(type, field) bpf_core_field_offset(struct type, field)
