@@ -126,8 +126,9 @@ static __noinline struct subflow *holder(struct mptcp_sock *msk, u64 seq, u64 be
  */
 static __always_inline bool costs_more_than_it_carries(struct subflow *subflow, u64 now, u64 ack)
 {
+	struct tcp_sock *tp = as(tcp_sock, subflow->sk);
 	u64 elapsed_us = (now - subflow->hole_second) / NSEC_PER_USEC;
-	u64 carried = see(as(tcp_sock, subflow->sk), bytes_received) - subflow->hole_received;
+	u64 carried = see(tp, bytes_received) - subflow->hole_received;
 	u64 total = ack - subflow->hole_seq;
 
 	if (elapsed_us < 2ULL * thresholds.hole_us)
@@ -141,6 +142,7 @@ static __always_inline bool costs_more_than_it_carries(struct subflow *subflow, 
 static __noinline void charge_hole(struct subflow *subflow, struct connection *connection, u64 now,
 				   u64 hole_ns, u64 ack)
 {
+	struct tcp_sock *tp = as(tcp_sock, subflow->sk);
 	u64 sum;
 
 	__sync_fetch_and_add(&subflow->holes_ns, hole_ns);
@@ -148,7 +150,7 @@ static __noinline void charge_hole(struct subflow *subflow, struct connection *c
 	if (now - subflow->hole_second > NSEC_PER_SEC) {
 		subflow->hole_second = now - hole_ns;
 		subflow->hole_ns = 0;
-		subflow->hole_received = see(as(tcp_sock, subflow->sk), bytes_received);
+		subflow->hole_received = see(tp, bytes_received);
 		subflow->hole_seq = connection->hole_seq;
 	}
 	subflow->hole_ns += hole_ns;

@@ -242,20 +242,15 @@ extern void *bpf_rdonly_cast(const void *object, u32 btf_id) __ksym __weak;
 						   bpf_core_type_id_kernel(struct type))         \
 				 : (void *)(pointer)))
 /*
- * `pointer` is evaluated outside of BPF_CORE_READ, which would relocate each struct that the
- * expression reads, those of this program too: kernels before 6.2 then refuse the program.
+ * `pointer` must not read a struct of this program: BPF_CORE_READ relocates every struct that the
+ * expression reads, and kernels before 6.2 then refuse the program.  Read it into a variable
+ * first (tests/probes/test_core_relocations.py).
  */
-#define see(pointer, field)                                                   \
-	({                                                                    \
-		typeof(pointer) see_from = (pointer);                         \
-		bpf_rdonly_cast ? see_from->field : BPF_CORE_READ(see_from, field); \
-	})
-#define see_bit(pointer, field)                                               \
-	({                                                                    \
-		typeof(pointer) see_from = (pointer);                         \
-		bpf_rdonly_cast ? BPF_CORE_READ_BITFIELD(see_from, field)     \
-				: BPF_CORE_READ_BITFIELD_PROBED(see_from, field); \
-	})
+#define see(pointer, field) \
+	(bpf_rdonly_cast ? (pointer)->field : BPF_CORE_READ(pointer, field))
+#define see_bit(pointer, field)                                  \
+	(bpf_rdonly_cast ? BPF_CORE_READ_BITFIELD(pointer, field) \
+			 : BPF_CORE_READ_BITFIELD_PROBED(pointer, field))
 #define exists(type, field) bpf_core_field_exists(struct type, field)
 #define width_of(type, field) bpf_core_field_size(struct type, field)
 #define offset_of(type, field) bpf_core_field_offset(struct type, field)
