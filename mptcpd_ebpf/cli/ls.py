@@ -10,8 +10,8 @@ from mptcpd_ebpf.control import client
 from mptcpd_ebpf.control.schema import Connections, ConnectionView, SubflowView
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
-_HEADINGS = ("", "SUBFLOW", "IF", "STATE", "RTT ms", "MIN", "VAR", "SENT", "ACKED",
-             "RETRANS", "LOST", "RTO", "CWND", "FLIGHT")  # fmt: skip
+_HEADINGS = ("", "SUBFLOW", "IF", "STATE", "RTT ms", "MIN", "VAR", "SENT", "ACKED", "RECEIVED",
+             "RETRANS", "LOST", "HOLES", "RTO", "CWND", "FLIGHT")  # fmt: skip
 _LEFT = 4
 """Columns of text, aligned to the left; the others are numbers."""
 
@@ -26,14 +26,16 @@ def command(control: str | None, direct: bool, as_json: bool) -> None:
     \b
     RTT, MIN, VAR  smoothed, least and variation of the round-trip time, milliseconds
     SENT, ACKED    bytes sent, and acknowledged by the peer
+    RECEIVED       bytes received in order
     RETRANS, LOST  segments sent again; segments taken for lost
+    HOLES          time in which received data waited for data of this subflow, milliseconds
     RTO            retransmission timeouts in a row, right now
     CWND, FLIGHT   congestion window and segments in flight
     stalled        time for which the sender was blocked by a slow path
 
     Unknown values are shown as –, and as null in --json. The values are read when the command
-    runs. Without a daemon they come from the kernel's socket diagnosis, which has neither LOST and
-    stalled, which only probes measure, nor the age of a subflow.
+    runs. Without a daemon they come from the kernel's socket diagnosis, which has neither LOST,
+    HOLES and stalled, which only probes measure, nor the age of a subflow.
     """
     answer = _asked(control, direct)
     if as_json:
@@ -93,6 +95,7 @@ def _connection(connection: ConnectionView) -> str:
         owner,
         f"{connection['local']} → {connection['remote']}",
         f"acked {_text.size(connection['bytes_acked'])}",
+        f"received {_text.size(connection['bytes_received'])}",
         f"stalled {_text.UNKNOWN if stalled is None else f'{stalled:.0f} ms'}",
     ]
     if connection["announced"]:
@@ -112,8 +115,10 @@ def _subflow(subflow: SubflowView) -> tuple[str, ...]:
         _text.milliseconds(subflow["rttvar_us"]),
         _text.size(subflow["bytes_sent"]),
         _text.size(subflow["bytes_acked"]),
+        _text.size(subflow["bytes_received"]),
         _text.number(subflow["retransmits"]),
         _text.number(subflow["lost"]),
+        _text.UNKNOWN if subflow["holes_ms"] is None else f"{subflow['holes_ms']:.0f}",
         _text.number(subflow["timeouts"]),
         _text.number(subflow["cwnd"]),
         _text.number(subflow["in_flight"]),

@@ -52,6 +52,15 @@ class SubflowView(TypedDict):
     """Data segments sent, retransmissions included."""
     bytes_sent: int | None
     bytes_acked: int | None
+    bytes_received: int | None
+    segments_in: int | None
+    """Data segments received, repeated ones included."""
+    out_of_order: int | None
+    """Segments received out of the subflow's own order."""
+    rcv_rtt_us: int | None
+    """Round-trip time as the receiver estimates it from arriving data, microseconds."""
+    holes_ms: float | None
+    """Time in which received data waited for data of this subflow, milliseconds."""
     cwnd: int | None
     """Congestion window, segments."""
     in_flight: int | None
@@ -78,6 +87,8 @@ class ConnectionView(TypedDict):
     """Time in which the sender was stalled by a slow path, milliseconds."""
     bytes_acked: int | None
     """Bytes acknowledged by the peer at the connection level (DATA_ACK)."""
+    bytes_received: int | None
+    """Bytes received in the connection's order."""
     announced: list[Announced]
     subflows: list[SubflowView]
 

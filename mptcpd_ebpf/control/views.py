@@ -127,6 +127,7 @@ def _connection(world: World, connection: Connection, epoch_ns: int) -> Connecti
         "comm": owner.comm if owner else None,
         "stalled_ms": None if stalled_us is None else stalled_us / 1000,
         "bytes_acked": connection.bytes_acked,
+        "bytes_received": connection.bytes_received,
         "announced": [
             _announced(address_id, address) for address_id, address in connection.announced.items()
         ],
@@ -162,6 +163,11 @@ def _subflow(world: World, subflow: Subflow, epoch_ns: int) -> SubflowView:
         "segments_out": seen.segments_out,
         "bytes_sent": seen.bytes_sent,
         "bytes_acked": seen.bytes_acked,
+        "bytes_received": seen.bytes_received,
+        "segments_in": seen.segments_in,
+        "out_of_order": seen.out_of_order,
+        "rcv_rtt_us": seen.rcv_rtt_us,
+        "holes_ms": None if seen.holes_us is None else seen.holes_us / 1000,
         "cwnd": seen.cwnd,
         "in_flight": seen.in_flight,
         "opened_at": None if subflow.opened_at is None else _seconds(subflow.opened_at + epoch_ns),

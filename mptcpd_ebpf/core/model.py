@@ -110,6 +110,7 @@ class Connection:
     """The owner was looked up; `owner` is all that is known."""
     stalled_us: int | None = None
     bytes_acked: int | None = None
+    bytes_received: int | None = None
     reinjected: int | None = None
 
     def usable_subflows(self) -> list[Subflow]:

@@ -81,6 +81,10 @@ def add_up(
         connection.stalled_us = (connection.stalled_us or 0) + measured.stalled_us - before
     if measured.connection_bytes_acked is not None:
         connection.bytes_acked = max(connection.bytes_acked or 0, measured.connection_bytes_acked)
+    if measured.connection_bytes_received is not None:
+        connection.bytes_received = max(
+            connection.bytes_received or 0, measured.connection_bytes_received
+        )
     if measured.connection_reinjected is not None:
         connection.reinjected = max(connection.reinjected or 0, measured.connection_reinjected)
 

@@ -32,14 +32,22 @@ def test_what_is_not_measured_is_null_and_a_dash_and_never_zero() -> None:
     shown = views.connections(world(connection, subflow), EPOCH_NS)
     (only,) = shown["connections"]
     assert only["token"] == "000000ab"
-    for field in ("server_side", "path_manager", "pid", "comm", "stalled_ms", "bytes_acked"):
+    for field in (
+        "server_side",
+        "path_manager",
+        "pid",
+        "comm",
+        "stalled_ms",
+        "bytes_acked",
+        "bytes_received",
+    ):
         assert only[field] is None
     known = {"local", "remote", "state", "backup"}
     (row,) = only["subflows"]
     assert {name for name, value in row.items() if value is not None} == known
     cells = ls.table(shown).splitlines()[2].split()
     assert not [cell for cell in cells if cell == "0"]
-    assert cells.count(_text.UNKNOWN) == 11
+    assert cells.count(_text.UNKNOWN) == 13
 
 
 def test_measured_values_keep_their_names_and_units() -> None:
@@ -55,21 +63,23 @@ def test_measured_values_keep_their_names_and_units() -> None:
     )  # fmt: skip
     connection = Connection(
         0xAB, LOCAL, REMOTE, state=State.ESTABLISHED, server_side=True, in_kernel=False,
-        stalled_us=1500, bytes_acked=7, owner=Owner(pid=9, comm="curl"),
+        stalled_us=1500, bytes_acked=7, bytes_received=8, owner=Owner(pid=9, comm="curl"),
         announced={4: SockAddr("10.9.9.9", 0)},
     )  # fmt: skip
     (only,) = views.connections(world(connection, subflow), EPOCH_NS)["connections"]
     assert (only["pid"], only["comm"], only["stalled_ms"]) == (9, "curl", 1.5)
+    assert (only["bytes_acked"], only["bytes_received"]) == (7, 8)
     assert only["path_manager"] == "userspace"
     assert only["announced"] == [{"id": 4, "ip": "10.9.9.9", "port": None}]
     (row,) = only["subflows"]
     assert row["remote"] == "[2001:db8::1]:80"
     assert (row["local_id"], row["remote_id"], row["interface"]) == (1, 2, "wlan0")
+    assert row["holes_ms"] == numbers["holes_us"] / 1000
     assert row["opened_at"] == 1_000_000_005.5
     same = {name: value for name, value in row.items() if name in numbers and "_id" not in name}
     for name in ("opened_at", "state"):  # in the view these have another meaning
         del same[name]
-    assert len(same) == 12
+    assert len(same) == 16
     assert same == {name: numbers[name] for name in same}
 
 

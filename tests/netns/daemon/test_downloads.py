@@ -18,9 +18,11 @@ from tests.netns.daemon_host import (
     carrying,
     decisions,
     make_room_behind_holes,
+    subflows,
     until_carried_by,
     until_decided,
 )
+from tests.waiting import until
 
 MakeLab = Callable[..., Lab]
 
@@ -63,6 +65,12 @@ def test_a_path_that_goes_silent_during_a_download_is_abandoned(
     with adaptive_in(lab.client, tmp_path) as running:
         traffic = lab.start(Bulk(seconds=20.0, direction="down"))
         until_carried_by(running, traffic.token, good, bad)
+        until(
+            lambda: all(
+                (each["bytes_received"] or 0) > 100_000 for each in subflows(running, traffic.token)
+            ),
+            "data on both paths",
+        )
         bad.blackhole()
         decision = until_decided(running, "DestroySubflow", bad.client_ip)
         assert re.search(r"nothing came on it for \d+ ms", decision["reason"]), decision

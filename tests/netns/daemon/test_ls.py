@@ -26,13 +26,16 @@ COUNTERS = {
     "segments_out": "data_segs_out",
     "bytes_sent": "bytes_sent",
     "bytes_acked": "bytes_acked",
+    "bytes_received": "bytes_received",
+    "segments_in": "data_segs_in",
     "cwnd": "cwnd",
 }
 """Our names and those of `ss -i`; the values are equal while no data is in flight."""
 NEVER_NULL = {
     "local", "remote", "local_id", "remote_id", "interface", "state", "backup", "srtt_us",
     "min_rtt_us", "rtt_us", "rttvar_us", "retransmits", "lost", "timeouts", "segments_out",
-    "bytes_sent", "bytes_acked", "cwnd", "in_flight", "opened_at",
+    "bytes_sent", "bytes_acked", "bytes_received", "segments_in", "out_of_order", "rcv_rtt_us",
+    "holes_ms", "cwnd", "in_flight", "opened_at",
 }  # fmt: skip
 """What is known of every subflow that has carried data and is newer than the daemon."""
 

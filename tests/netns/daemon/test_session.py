@@ -17,12 +17,13 @@ from tests.waiting import INTERVAL_MS, SLOWNESS, until
 
 CONNECTION = [
     "token", "server_side", "path_manager", "local", "remote", "pid", "comm",
-    "stalled_ms", "bytes_acked", "announced", "subflows",
+    "stalled_ms", "bytes_acked", "bytes_received", "announced", "subflows",
 ]  # fmt: skip
 SUBFLOW = [
     "local", "remote", "local_id", "remote_id", "interface", "state", "backup", "srtt_us",
     "min_rtt_us", "rtt_us", "rttvar_us", "retransmits", "lost", "timeouts", "segments_out",
-    "bytes_sent", "bytes_acked", "cwnd", "in_flight", "opened_at",
+    "bytes_sent", "bytes_acked", "bytes_received", "segments_in", "out_of_order", "rcv_rtt_us",
+    "holes_ms", "cwnd", "in_flight", "opened_at",
 ]  # fmt: skip
 """The documented fields of `ls --json`, in their order."""
 
