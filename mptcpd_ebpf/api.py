@@ -211,7 +211,7 @@ class NetworkMonitor:
             if isinstance(event, EventsLost):
                 self._read_anew()
             else:
-                network.apply(self.world, event)
+                network.apply(self.world, event, time.monotonic_ns())
         return events
 
     def _read_anew(self) -> None:
@@ -222,4 +222,4 @@ class NetworkMonitor:
             addresses=rtnetlink.addresses(self._requester),
             routes=rtnetlink.default_routes(self._requester),
         )
-        network.resynchronise(self.world, whole)
+        network.resynchronise(self.world, whole, time.monotonic_ns())

@@ -12,6 +12,7 @@ import errno
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -234,7 +235,7 @@ def _paths() -> Iterator[Finding]:
     world = World()
     with Requester(NETLINK_ROUTE) as requester:
         for event in [*rtnetlink.links(requester), *rtnetlink.addresses(requester)]:
-            network.apply(world, event)
+            network.apply(world, event, time.monotonic_ns())
     by_name: dict[str, list[str]] = {}
     for address in world.usable_addresses():
         name = world.interface_name(address.if_index) or str(address.if_index)

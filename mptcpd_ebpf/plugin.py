@@ -31,8 +31,7 @@ from mptcpd_ebpf.core.endpoints import (
     endpoint_flags,
 )
 from mptcpd_ebpf.core.events import AlarmRaised
-from mptcpd_ebpf.core.joining_plugin import JoiningPlugin
-from mptcpd_ebpf.core.joins import SHORT_LIFE, STRAY, Joins, Want, tell_peer
+from mptcpd_ebpf.core.joining_plugin import JoiningPlugin, same_family
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
 from mptcpd_ebpf.core.model import (
     MS,
@@ -47,6 +46,7 @@ from mptcpd_ebpf.core.model import (
     World,
 )
 from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
+from mptcpd_ebpf.core.reconciler import SHORT_LIFE, STRAY, Reconciler, Want, mark, tell_peer
 from mptcpd_ebpf.core.trials import AwayPath, PathName, Trials, join_target, path_name, usual_rtt
 
 __all__ = [
@@ -76,7 +76,6 @@ __all__ = [
     "FlagNames",
     "FlushEndpoints",
     "JoiningPlugin",
-    "Joins",
     "KernelCommand",
     "Limits",
     "Link",
@@ -87,6 +86,7 @@ __all__ = [
     "PathName",
     "Plugin",
     "ReadEndpoints",
+    "Reconciler",
     "RemoveEndpoint",
     "RequestSample",
     "SetBackup",
@@ -102,7 +102,9 @@ __all__ = [
     "World",
     "endpoint_flags",
     "join_target",
+    "mark",
     "path_name",
+    "same_family",
     "tell_peer",
     "usual_rtt",
 ]

@@ -19,10 +19,11 @@ from mptcpd_ebpf.plugin import (
     Context,
     JoiningPlugin,
     Options,
-    SetBackup,
+    SockAddr,
     Subflow,
     Want,
     join_target,
+    same_family,
 )
 
 
@@ -49,25 +50,32 @@ class Backup(JoiningPlugin):
         remote = join_target(connection)
         if connection.server_side or remote is None:
             return
-        taken = [
-            _interface(ctx, subflow)
-            for subflow in connection.usable_subflows()
-            if not self.joins.is_leaving(subflow)
-        ]
+        seen: dict[int | None, None] = {}
+        for subflow in self.reconciler.carrying(ctx.world, connection):
+            if_index = _interface(ctx, subflow)
+            seen[if_index] = None
+            yield self._want(ctx, connection, subflow.local.ip, if_index, subflow.remote)
         for address in ctx.world.usable_addresses():
-            if address.if_index in taken or (":" in address.ip) != (":" in remote.ip):
-                continue
-            taken.append(address.if_index)
-            name = ctx.world.interface_name(address.if_index)
-            primary = self._is_primary(ctx, connection, address.if_index)
-            role = "carries the data" if primary else "stands by"
-            yield Want(address.ip, remote, f"{name} {role}", backup=not primary)
+            if address.if_index not in seen and same_family(address.ip, remote.ip):
+                seen[address.if_index] = None
+                yield self._want(ctx, connection, address.ip, address.if_index, remote)
+
+    def _want(
+        self,
+        ctx: Context,
+        connection: Connection,
+        local_ip: str,
+        if_index: int | None,
+        remote: SockAddr,
+    ) -> Want:
+        name = ctx.world.interface_name(if_index)
+        primary = self._is_primary(ctx, connection, if_index)
+        role = "carries the data" if primary else "stands by"
+        return Want(local_ip, remote, f"{name} {role}", backup=not primary)
 
     def keep(self, ctx: Context, connection: Connection) -> Iterator[Command]:
         self.started_on.setdefault(connection.token, ctx.world.interface_of(connection.local.ip))
         yield from super().keep(ctx, connection)
-        if not connection.server_side:
-            yield from self._mark(ctx, connection)
 
     def new_subflow(
         self, ctx: Context, connection: Connection, subflow: Subflow
@@ -78,26 +86,6 @@ class Backup(JoiningPlugin):
     def connection_closed(self, ctx: Context, connection: Connection) -> Iterable[Command]:
         self.started_on.pop(connection.token, None)
         return super().connection_closed(ctx, connection)
-
-    def _mark(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        """Gives each subflow the role of its interface; a standby needs another usable subflow."""
-        roles = [
-            (subflow, self._is_primary(ctx, connection, _interface(ctx, subflow)))
-            for subflow in connection.usable_subflows()
-        ]
-        for subflow, primary in roles:
-            if subflow.backup == (not primary) or (
-                not primary and not any(role for _, role in roles)
-            ):
-                continue
-            name = ctx.world.interface_name(_interface(ctx, subflow))
-            yield SetBackup(
-                token=subflow.token,
-                local=subflow.local,
-                remote=subflow.remote,
-                backup=not primary,
-                reason=f"{name} {'is' if primary else 'is not'} the primary interface",
-            )
 
     def _is_primary(self, ctx: Context, connection: Connection, if_index: int | None) -> bool:
         if self.options.primary is None:

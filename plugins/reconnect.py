@@ -36,9 +36,9 @@ from mptcpd_ebpf.plugin import (
     Connection,
     Context,
     JoiningPlugin,
-    Joins,
     KernelCommand,
     Options,
+    Reconciler,
     SockAddr,
     Subflow,
     SubflowKey,
@@ -88,7 +88,7 @@ class Reconnect(JoiningPlugin):
         addresses while another one is tried."""
         self.successors: dict[int, set[SubflowKey]] = {}
         """By token: subflows that replaced a lost or silent one."""
-        self.joins = Joins(
+        self.reconciler = Reconciler(
             self.ids,
             first_pause=self.options.first_pause_ms * MS,
             longest_pause=self.options.longest_pause_s * SECOND,
@@ -114,7 +114,7 @@ class Reconnect(JoiningPlugin):
             connection.server_side
             or alarm.kind is not AlarmKind.TIMEOUTS
             or subflow.key in silent
-            or self.joins.is_leaving(subflow)
+            or self.reconciler.is_leaving(subflow)
             or (connection.deny_join_id0 and subflow.remote == connection.remote)
         ):
             return
@@ -147,7 +147,7 @@ class Reconnect(JoiningPlugin):
                     "it is silent, but a new handshake was answered: a NAT or firewall lost "
                     "its state, or the path was down"
                 )
-                yield self.joins.destroy(other, reason)
+                yield self.reconciler.destroy(other, reason)
 
     def subflow_closed(
         self, ctx: Context, connection: Connection, subflow: Subflow
@@ -159,17 +159,17 @@ class Reconnect(JoiningPlugin):
         lost = self.lost.setdefault(connection.token, {})
         cause = self._taken_back(ctx, subflow) or _cause(subflow)
         beside = any(_pair(other) == pair for other in self._silent(connection))
-        if beside or self.joins.is_leaving(subflow) or (cause is None and pair not in lost):
+        if beside or self.reconciler.is_leaving(subflow) or (cause is None and pair not in lost):
             # It was tried beside a silent one, or closed in order. A failed join of ours is still
             # to be made.
-            yield from self.joins.closed(ctx, subflow)
+            yield from self.reconciler.closed(ctx, subflow)
         else:
             how, pause = cause or (lost[pair].how, None)
             if pause == FOREVER:
                 lost.pop(pair, None)
                 return
             lost[pair] = Lost(how, lost[pair].backup if pair in lost else subflow.backup)
-            yield from self.joins.closed(ctx, subflow, pause=pause)
+            yield from self.reconciler.closed(ctx, subflow, pause=pause)
         yield from self.keep(ctx, connection)
 
     def _taken_back(self, ctx: Context, subflow: Subflow) -> tuple[str, int | None] | None:

@@ -117,8 +117,8 @@ class Refresh(JoiningPlugin):
         slowest = connection.subflows.get(self.going[connection.token])
         if slowest is None or len(connection.usable_subflows()) <= self.options.subflows:
             del self.going[connection.token]
-        elif not self.joins.is_leaving(slowest):
-            yield self.joins.destroy(slowest, "it is the slowest; another takes its place")
+        elif not self.reconciler.is_leaving(slowest):
+            yield self.reconciler.destroy(slowest, "it is the slowest; another takes its place")
 
     def _least(self) -> int:
         return self.options.least_kib * 1024

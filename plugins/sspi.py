@@ -17,13 +17,13 @@ from mptcpd_ebpf.plugin import (
     Context,
     Decision,
     JoiningPlugin,
-    Link,
     LocalAddress,
     State,
     Subflow,
     Want,
     WithdrawAddress,
     join_target,
+    same_family,
 )
 
 
@@ -45,7 +45,7 @@ class Sspi(JoiningPlugin):
         remote = join_target(connection)
         if connection.server_side or remote is None:
             return
-        for address in _one_per_free_interface(ctx, connection, remote.ip):
+        for address in self._one_per_free_interface(ctx, connection, remote.ip):
             name = ctx.world.interface_name(address.if_index)
             yield Want(address.ip, remote, f"{name} has no subflow")
 
@@ -58,7 +58,7 @@ class Sspi(JoiningPlugin):
     def _announce(self, ctx: Context, connection: Connection) -> Iterator[Command]:
         announced = self.announced.setdefault(connection.token, {})
         spoken_for = [ctx.world.interface_of(ip) for ip in announced]
-        for address in _one_per_free_interface(ctx, connection, connection.local.ip):
+        for address in self._one_per_free_interface(ctx, connection, connection.local.ip):
             if address.if_index in spoken_for:
                 continue
             announced[address.ip] = self.ids.for_connection(connection, address.ip)
@@ -76,7 +76,7 @@ class Sspi(JoiningPlugin):
         announced = self.announced.setdefault(connection.token, {})
         usable = [address.ip for address in ctx.world.usable_addresses(deprecated=True)]
         subflows = connection.subflows.values()
-        leaving = [s.local.ip for s in subflows if self.joins.is_leaving(s)]
+        leaving = [s.local.ip for s in subflows if self.reconciler.is_leaving(s)]
         for ip in [ip for ip in announced if ip not in usable]:
             address_id = announced.pop(ip)
             if ip not in leaving:
@@ -97,18 +97,25 @@ class Sspi(JoiningPlugin):
             if other is subflow:
                 return
             same = here is not None and _interface(ctx, other) == here
-            if same and not self.joins.is_leaving(other):
+            if same and not self.reconciler.is_leaving(other):
                 name = ctx.world.interface_name(here)
-                yield self.joins.destroy(subflow, f"{name} has a subflow already: {other}")
+                yield self.reconciler.destroy(subflow, f"{name} has a subflow already: {other}")
                 return
 
-    def update_interface(self, ctx: Context, link: Link) -> Iterable[Command]:
-        yield from super().update_interface(ctx, link)
-        yield from self.keep_all(ctx)
-
-    def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterable[Command]:
-        yield from super().delete_local_address(ctx, address)
-        yield from self.keep_all(ctx)
+    def _one_per_free_interface(
+        self, ctx: Context, connection: Connection, like: str
+    ) -> Iterator[LocalAddress]:
+        """An address, of the family of `like`, of each interface without a subflow."""
+        taken = [
+            _interface(ctx, subflow)
+            for subflow in connection.usable_subflows()
+            # One that is being destroyed still holds its address id.
+            if self.reconciler.counts(ctx.world, subflow) or self.reconciler.is_leaving(subflow)
+        ]
+        for address in ctx.world.usable_addresses():
+            if address.if_index not in taken and same_family(address.ip, like):
+                taken.append(address.if_index)
+                yield address
 
     def answered(
         self, ctx: Context, decision: Decision, errno: int, explanation: str
@@ -125,14 +132,3 @@ class Sspi(JoiningPlugin):
 
 def _interface(ctx: Context, subflow: Subflow) -> int | None:
     return subflow.if_index or ctx.world.interface_of(subflow.local.ip)
-
-
-def _one_per_free_interface(
-    ctx: Context, connection: Connection, like: str
-) -> Iterator[LocalAddress]:
-    """An address, of the family of `like`, of each interface without a subflow."""
-    taken = [_interface(ctx, subflow) for subflow in connection.usable_subflows()]
-    for address in ctx.world.usable_addresses():
-        if address.if_index not in taken and (":" in address.ip) == (":" in like):
-            taken.append(address.if_index)
-            yield address

@@ -151,6 +151,8 @@ class LocalAddress:
     temporary: bool = False
     existing: bool = False
     """It existed when the daemon started, and has existed since."""
+    since: int | None = field(default=None, compare=False)
+    """When it was added (CLOCK_MONOTONIC nanoseconds); None if it existed before."""
 
 
 class AddressPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -217,6 +219,24 @@ class World:
         return not matches(self.denied_interfaces) and (
             not self.allowed_interfaces or matches(self.allowed_interfaces)
         )
+
+    def can_carry(self, subflow: Subflow) -> bool:
+        """Whether a subflow is usable and its address is on an interface with a carrier.
+
+        A socket outlives its address, but nothing arrives on it.  An address that never was on an
+        interface, as of a transparent proxy, is taken for present.
+        """
+        if not subflow.usable:
+            return False
+        if_index = self.interface_of(subflow.local.ip)
+        if if_index is None:
+            return subflow.if_index is None
+        return self.has_carrier(if_index)
+
+    def has_carrier(self, if_index: int | None) -> bool:
+        """Whether an interface is up and running, as far as known."""
+        link = self.links.get(if_index) if if_index is not None else None
+        return link is None or (link.up and link.running)
 
     def strays(self, connection: Connection) -> list[Subflow]:
         """Usable subflows on interfaces that the configuration does not allow. The application

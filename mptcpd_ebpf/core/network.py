@@ -12,18 +12,21 @@ from mptcpd_ebpf.core.model import DefaultRoute, Link, LocalAddress, World
 from mptcpd_ebpf.core.plugin import Notice, Plugin
 
 
-def apply(world: World, event: ev.Event) -> list[Notice]:
+def apply(world: World, event: ev.Event, now: int) -> list[Notice]:
     """Brings links, addresses, routes or listeners up to date with one event."""
     handler = _APPLY.get(type(event))
-    if handler is None:
+    if isinstance(event, ev.LocalAddressChanged):
+        notices = _address_changed(world, event, now)
+    elif handler is not None:
+        notices = handler(world, event)
+    else:
         return []
-    notices = handler(world, event)
     if notices or isinstance(event, ev.Configured):
         world.network_changed()
     return notices
 
 
-def resynchronise(world: World, event: ev.Resynchronised) -> list[Notice]:
+def resynchronise(world: World, event: ev.Resynchronised, now: int) -> list[Notice]:
     """Replaces links, addresses and routes by the complete state; notices report the difference."""
     notices: list[Notice] = []
     links = {link.if_index for link in event.links}
@@ -35,7 +38,7 @@ def resynchronise(world: World, event: ev.Resynchronised) -> list[Notice]:
     for if_index, ip in [known for known in world.addresses if known not in addresses]:
         notices += _address_removed(world, ev.LocalAddressRemoved(if_index=if_index, ip=ip))
     for address in event.addresses:
-        notices += _address_changed(world, address, existing=event.at_start)
+        notices += _address_changed(world, address, now, existing=event.at_start)
     routes = {_route(route) for route in event.routes}
     for route in [known for known in world.routes if known not in routes]:
         del world.routes[route]
@@ -78,7 +81,7 @@ def _link_removed(world: World, event: ev.LinkRemoved) -> list[Notice]:
 
 
 def _address_changed(
-    world: World, event: ev.LocalAddressChanged, *, existing: bool = False
+    world: World, event: ev.LocalAddressChanged, now: int, *, existing: bool = False
 ) -> list[Notice]:
     key = (event.if_index, event.ip)
     known = world.addresses.get(key)
@@ -91,6 +94,7 @@ def _address_changed(
         event.deprecated,
         event.temporary,
         known.existing if known is not None else existing,
+        known.since if known is not None else None if existing else now,
     )
     if known == address:
         return []
@@ -157,7 +161,6 @@ def _route(event: ev.DefaultRouteAdded | ev.DefaultRouteRemoved) -> DefaultRoute
 _APPLY: dict[type[ev.Event], Callable[[World, Any], list[Notice]]] = {
     ev.LinkChanged: _link_changed,
     ev.LinkRemoved: _link_removed,
-    ev.LocalAddressChanged: _address_changed,
     ev.LocalAddressRemoved: _address_removed,
     ev.DefaultRouteAdded: _route_added,
     ev.DefaultRouteRemoved: _route_removed,

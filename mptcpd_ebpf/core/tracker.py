@@ -86,7 +86,7 @@ class Tracker:
         handler = _APPLY.get(type(event))
         if handler is not None:
             return handler(self, event, now)
-        return list(network.apply(self.world, event))
+        return list(network.apply(self.world, event, now))
 
     def expire(self, now: int) -> list[Change]:
         """Gives up waiting where `GRACE` has passed."""
@@ -394,7 +394,7 @@ class Tracker:
 
     def _resynchronised(self, event: ev.Resynchronised, now: int) -> list[Change]:
         return (
-            network.resynchronise(self.world, event)
+            network.resynchronise(self.world, event, now)
             + self._resync_gone(event, now)
             + self._resync_present(event, now)
         )

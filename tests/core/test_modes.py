@@ -134,6 +134,7 @@ class TestShipped:
         for event in (
             ev.LinkChanged(if_index=number, name=f"wan{number}", up=True, running=True),
             ev.LocalAddressChanged(if_index=number, ip=local.ip, prefix_len=24),
+            ev.DefaultRouteAdded(if_index=number, ipv6=False),
         )
     ]
 

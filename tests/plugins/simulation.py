@@ -55,6 +55,7 @@ class Simulation:
         for index, name, ip in interfaces:
             self.tell(ev.LinkChanged(if_index=index, name=name, up=True, running=True))
             self.tell(ev.LocalAddressChanged(if_index=index, ip=ip, prefix_len=24))
+            self.tell(ev.DefaultRouteAdded(if_index=index, ipv6=False))
         first = SockAddr(FIBRE, 40_000)
         for kind in (ev.ConnectionCreated, ev.ConnectionEstablished):
             self.tell(kind(token=TOKEN, local=first, remote=SERVER, server_side=server_side))

@@ -37,6 +37,7 @@ class Scene:
             self.engine.handle(link, START)
             address = ev.LocalAddressChanged(if_index=number, ip=key[0].ip, prefix_len=24)
             self.engine.handle(address, START)
+            self.engine.handle(ev.DefaultRouteAdded(if_index=number, ipv6=False), START)
         connect(self.engine, RADIO)
         silent = measured(RADIO, self.now, timeouts=2)
         (trial,) = self.tell(alarm(silent, AlarmKind.TIMEOUTS))

@@ -43,7 +43,7 @@ class Network:
         self.log = EventLog(events)
         self._requester = requester
         self.world = World()
-        network.resynchronise(self.world, self.dump())
+        network.resynchronise(self.world, self.dump(), 0)
 
     def dump(self) -> Resynchronised:
         return Resynchronised(
@@ -68,7 +68,7 @@ class Network:
         self.log.events = []
         event = self.log.wait(kind, matches)
         for each in self.log.events:
-            network.apply(self.world, each)
+            network.apply(self.world, each, 0)
         return event
 
     def settle(self) -> list[Event]:
@@ -85,10 +85,10 @@ class Network:
             while self.log.take():
                 pass
             for event in self.log.events[applied:]:
-                network.apply(self.world, event)
+                network.apply(self.world, event, 0)
             applied = len(self.log.events)
             fresh = World()
-            network.resynchronise(fresh, self.dump())
+            network.resynchronise(fresh, self.dump(), 0)
             return known(self.world) == known(fresh)
 
         until(in_step, lambda: f"{known(self.world)} is {known(fresh)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Joins: a missing subflow is joined once, retried after growing pauses, and never in a loop."""
+"""A missing subflow is joined once, retried after growing pauses, and never in a loop."""
 
 import errno
 from collections.abc import Iterable
@@ -12,9 +12,9 @@ from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import Command, CreateSubflow, DestroySubflow
 from mptcpd_ebpf.core.engine import Outcome
 from mptcpd_ebpf.core.joining_plugin import JoiningPlugin
-from mptcpd_ebpf.core.joins import ANSWER_WITHIN, SHORT_LIFE, Want
 from mptcpd_ebpf.core.model import MS, SECOND, Connection
 from mptcpd_ebpf.core.plugin import Context
+from mptcpd_ebpf.core.reconciler import ANSWER_WITHIN, SHORT_LIFE, Want
 from mptcpd_ebpf.core.serving import Rule
 from tests.core.scenario import (
     FIBRE,
@@ -62,6 +62,7 @@ class Scene:
         self.tell(
             ev.LinkChanged(if_index=3, name="radio", up=True, running=True),
             ev.LocalAddressChanged(if_index=3, ip=RADIO[0].ip, prefix_len=24),
+            ev.DefaultRouteAdded(if_index=3, ipv6=False),
             created(),
             established(),
         )
@@ -219,7 +220,7 @@ def test_what_we_destroyed_is_no_failure() -> None:
 def test_a_closed_connection_leaves_nothing_behind() -> None:
     scene = Scene(number=2)
     scene.tell(joined(), left(error=104), gone())
-    assert not {name for name in leftovers(scene.plugin.joins) if "_ids" not in name}
+    assert not {name for name in leftovers(scene.plugin.reconciler) if "_ids" not in name}
 
 
 def test_a_connection_that_is_not_established_after_all_waits_until_it_is() -> None:
@@ -293,4 +294,4 @@ def test_nothing_is_kept_of_connections_of_others() -> None:
     scene.tell(created(7, SATELLITE), established(7, SATELLITE), joined(token=7))
     scene.tell(ev.CommandAsked(command=destroy))
     scene.tell(left(token=7), gone(7), gone())
-    assert not {name for name in leftovers(scene.plugin.joins) if "_ids" not in name}
+    assert not {name for name in leftovers(scene.plugin.reconciler) if "_ids" not in name}
