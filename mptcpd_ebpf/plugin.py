@@ -3,6 +3,7 @@
 
 from mptcpd_ebpf.core.address import Network, SockAddr
 from mptcpd_ebpf.core.address_ids import AddressIds
+from mptcpd_ebpf.core.assessment import WORSE, Comparison, Readings, compare
 from mptcpd_ebpf.core.commands import (
     AddEndpoint,
     AnnounceAddress,
@@ -47,6 +48,7 @@ from mptcpd_ebpf.core.model import (
 )
 from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
 from mptcpd_ebpf.core.reconciler import SHORT_LIFE, STRAY, Reconciler, Want, mark, tell_peer
+from mptcpd_ebpf.core.roles import Answer, Preset, answer
 from mptcpd_ebpf.core.trials import AwayPath, PathName, Trials, join_target, path_name, usual_rtt
 
 __all__ = [
@@ -56,15 +58,18 @@ __all__ = [
     "SECOND",
     "SHORT_LIFE",
     "STRAY",
+    "WORSE",
     "AddEndpoint",
     "AddressIds",
     "AlarmKind",
     "AlarmRaised",
     "AnnounceAddress",
+    "Answer",
     "AwayPath",
     "ChangeEndpoint",
     "Command",
     "Commands",
+    "Comparison",
     "Connection",
     "Context",
     "CreateSubflow",
@@ -85,7 +90,9 @@ __all__ = [
     "Options",
     "PathName",
     "Plugin",
+    "Preset",
     "ReadEndpoints",
+    "Readings",
     "Reconciler",
     "RemoveEndpoint",
     "RequestSample",
@@ -100,6 +107,8 @@ __all__ = [
     "Want",
     "WithdrawAddress",
     "World",
+    "answer",
+    "compare",
     "endpoint_flags",
     "join_target",
     "mark",

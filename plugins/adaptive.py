@@ -1,25 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One subflow per usable interface, on the paths that do no harm.
 
-The probes' alarms report harm, and it is judged here:
+The probes' alarms are the evidence, a preset states what follows from it (core/roles.py), and the
+measured goodput decides where the evidence is ambiguous (core/assessment.py):
 
-* No answers, timeouts, or loss and RTT on a thin flow: the subflow is destroyed, which
-  re-injects its data on the others at once, and its path is away until trials show that it
-  has recovered (see `Trials`).
-* Stalls of what is sent, repeated holes in what is received: the path works, but is too slow
-  beside its siblings.  The subflow is marked backup, which MP_PRIO also asks of the peer, and used
-  again after a pause that doubles with each repetition.
-* Silence of a subflow while received data waits for its data: the subflow is destroyed, as above.
+* A dead path, or a thin flow's path with loss or delay, is left: its subflow is destroyed, which
+  sends its data again on the others at once, and the path is away until probes show that it has
+  recovered (`Trials`).
+* A path for which the others wait is marked backup, which MP_PRIO also asks of the peer, and used
+  again after a pause that doubles with each repetition.  Where a full flow would lose goodput
+  without it, the path stays, or the decision is undone.
 
-Loss and RTT of a subflow that a bulk transfer fills are caused by the transfer itself and no
-reason to act: there, only stalls and dead paths count.
-
-Only the client side acts: two managers at the two ends of one connection would work
-against each other.
+On the server side nothing is joined or destroyed, since two managers at the two ends of one
+connection would work against each other: a path that harms what the server sends is marked backup.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar
 
 from msgspec import Meta
@@ -27,24 +25,24 @@ from msgspec import Meta
 from mptcpd_ebpf.plugin import (
     MS,
     SECOND,
-    STRAY,
-    AddressIds,
+    WORSE,
     AlarmKind,
     AlarmRaised,
+    Answer,
     AwayPath,
     Command,
+    Comparison,
     Connection,
     Context,
     CreateSubflow,
     Decision,
-    DefaultRoute,
     DestroySubflow,
-    KernelCommand,
-    Link,
+    JoiningPlugin,
     LocalAddress,
     Options,
     PathName,
-    Plugin,
+    Preset,
+    Readings,
     RequestSample,
     SetBackup,
     SockAddr,
@@ -53,111 +51,116 @@ from mptcpd_ebpf.plugin import (
     SubflowKey,
     Trials,
     WakeAt,
+    Want,
+    answer,
+    compare,
     join_target,
+    mark,
     path_name,
-    tell_peer,
+    same_family,
     usual_rtt,
 )
 
 Positive = Annotated[int, Meta(ge=1)]
-FIRST_PAUSE, LONGEST_PAUSE = SECOND // 2, 60 * SECOND
-"""Nanoseconds before a refused join is retried; the pause doubles with each refusal."""
+NotNegative = Annotated[int, Meta(ge=0)]
+
 REPEATED = 3 * SECOND
 """Nanoseconds within which a second hole alarm of a path is evidence.  A single one also occurs on
 useful paths, while the peer's congestion windows open after a join (docs/probes.md)."""
+READING_PAUSE = SECOND
+"""Nanoseconds between the readings of a connection that transfers data over several paths."""
+TRANSFERS = 125_000
+"""Bytes per second above which a connection transfers data."""
 
 
 class AdaptiveOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What can be set under `plugins: adaptive:`."""
 
+    preset: Preset = Preset.AUTO
+    """What connections need: auto, interactive, bulk, handover or backup; a rule can name another
+    one for its connections."""
+    prefer: list[str] = []
+    """Patterns of interface names, the preferred first; others follow in the kernel's order."""
+    metered: list[str] = []
+    """Patterns of interfaces that carry data only while no other path works."""
+    min_connection_age_ms: NotNegative = 0
+    """Younger connections get no further subflow, unless their only path fails."""
     trials_to_return: Positive = 10
     """Handshakes in a row that must be answered in time before a path is used again."""
     trial_pause_ms: Positive = 400
     """Pause after a failed trial; grows by half with each up to `trial_pause_max_ms`."""
     trial_pause_max_ms: Positive = 1500
     demotion_s: Positive = 10
-    """How long a stalling path stays backup at first; doubles with each relapse."""
+    """How long a path that blocks others stays backup at first; doubles with each relapse."""
     demotion_max_s: Positive = 320
-    join_timeout_ms: Positive = 3000
-    """A regular join that is unanswered by then is destroyed and retried."""
     thin_segments: Positive = 10
     """At most so many segments in flight make a flow thin: loss and RTT hurt it."""
 
 
 @dataclass(slots=True)
+class Hold:
+    """How long a path is kept in a role after the next change; doubles with each relapse."""
+
+    length: int
+    """Nanoseconds."""
+    forgotten_at: int
+
+
+@dataclass(slots=True)
 class Demotion:
-    """A stalling path whose subflows were marked backup.  Nanoseconds."""
+    """A path of one connection on standby because it blocked the others."""
 
     until: int
-    hold: int
+    reason: str
+    comparison: Comparison | None = None
 
 
 @dataclass(slots=True)
 class ConnectionState:
-    """What the plugin remembers of one connection.  Addresses are ours, times nanoseconds."""
+    """What the plugin remembers of one connection.  Times are nanoseconds."""
 
-    joins: dict[str, int] = field(default_factory=dict)
-    """By address: when a regular join that is under way has failed."""
-    retries: dict[str, int] = field(default_factory=dict)
-    """By address: when a refused join is retried."""
-    refusals: dict[str, int] = field(default_factory=dict)
-    """By address: how often in a row the kernel refused a join, as for want of a route."""
-    declined: dict[str, None] = field(default_factory=dict)
-    """Addresses whose subflow the operator destroyed: none is created again."""
-    leaving: dict[SubflowKey, None] = field(default_factory=dict)
-    """Subflows that were destroyed and are not closed yet."""
+    readings: Readings = field(default_factory=Readings)
+    reading_at: int = 0
+    """When the next reading is due; 0: none."""
+    demotions: dict[PathName, Demotion] = field(default_factory=dict)
+    useful_until: dict[PathName, int] = field(default_factory=dict)
+    """Paths without which the goodput was less: alarms of blocked data are ignored until then."""
+    hole_at: dict[SubflowKey, int] = field(default_factory=dict)
+    """When a subflow's last hole alarm was raised."""
     moving: dict[SubflowKey, int] = field(default_factory=dict)
     """Subflows on backup that are to be created anew, and when."""
     returned_rtt: int | None = None
     """Usual RTT of the path that just returned, until a sample shows which subflows are slower."""
-    overdue: bool = False
-    """A sample was requested to find unanswered joins."""
-    hole_at: dict[SubflowKey, int] = field(default_factory=dict)
-    """When a subflow's last hole alarm was raised."""
 
 
-class Adaptive(Plugin):
+class Adaptive(JoiningPlugin):
     name = "adaptive"
-    mode = "userspace"
     priority = 10
     Options: ClassVar[type[Options]] = AdaptiveOptions
 
     options: AdaptiveOptions
 
     def init(self, ctx: Context) -> Iterator[Command]:
-        self.ids = AddressIds()
         self.states: dict[int, ConnectionState] = {}
         """By token."""
         self.sampled_for: dict[int, None] = {}
         """Tokens of the connections that wait for a sample."""
-        self.demotions: dict[PathName, Demotion] = {}
+        self.holds: dict[PathName, Hold] = {}
+        """By path: how long its next demotion lasts."""
         self.trials = Trials(
             self.ids,
             pause=self.options.trial_pause_ms * MS,
             longest_pause=self.options.trial_pause_max_ms * MS,
             take_back=self._take_back,
         )
-        yield from self.reloaded(ctx)
-
-    def reloaded(self, ctx: Context) -> Iterator[Command]:
-        deadline = ctx.now + self.options.join_timeout_ms * MS
-        for connection in ctx.served():
-            state = self._state(connection.token)
-            state.declined.clear()
-            yield from self._leave(connection, ctx.world.strays(connection), STRAY)
-            for local_ip, remote in connection.joins_under_way():
-                # Requested before this plugin was made; a backup join there was a trial.
-                if not connection.joins.get((local_ip, remote)):
-                    state.joins.setdefault(local_ip, deadline)
-                    yield _wake(connection.token, deadline)
-            yield from self._join_missing(ctx, connection)
+        yield from super().init(ctx)
 
     def exit(self, ctx: Context) -> Iterator[Command]:
         """Clears the backup flag of every subflow on which we set it."""
         for connection in ctx.served():
             for subflow in connection.usable_subflows():
-                if subflow.backup and not connection.server_side:
-                    yield _mark(subflow, "the daemon ends", backup=False)
+                if subflow.backup:
+                    yield mark(subflow, "the daemon ends", backup=False)
 
     def _state(self, token: int) -> ConnectionState:
         state = self.states.get(token)
@@ -165,152 +168,153 @@ class Adaptive(Plugin):
             state = self.states[token] = ConnectionState()
         return state
 
-    def _is_leaving(self, subflow: Subflow) -> bool:
-        state = self.states.get(subflow.token)
-        return state is not None and subflow.key in state.leaving
+    def _preset(self, ctx: Context, connection: Connection) -> Preset:
+        named = ctx.presets.get(connection.token)
+        return Preset(named) if named is not None else self.options.preset
 
-    def _moves(self, subflow: Subflow) -> bool:
-        state = self.states.get(subflow.token)
-        return state is not None and subflow.key in state.moving
+    # --- desired state: a subflow per usable interface, each with the role of its path
 
-    # --- a subflow per usable interface
-
-    def connection_established(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        yield from self._join_missing(ctx, connection)
-
-    def new_address(
-        self, ctx: Context, connection: Connection, address_id: int, address: SockAddr
-    ) -> Iterator[Command]:
-        yield from self._join_missing(ctx, connection)
-
-    def new_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
-        for connection in ctx.served():
-            yield from self._join_missing(ctx, connection)
-
-    def new_default_route(self, ctx: Context, route: DefaultRoute) -> Iterator[Command]:
-        for connection in ctx.served():
-            retries = self._state(connection.token).retries
-            for ip in [ip for ip in retries if ctx.world.interface_of(ip) == route.if_index]:
-                del retries[ip]
-            yield from self._join_missing(ctx, connection)
-
-    def update_interface(self, ctx: Context, link: Link) -> Iterator[Command]:
-        for connection in ctx.served():
-            if link.up and link.running:
-                yield from self._leave(connection, ctx.world.strays(connection), STRAY)
-                yield from self._join_missing(ctx, connection)
-                continue
-            there = [s for s in connection.usable_subflows() if s.if_index == link.if_index]
-            yield from self._leave(connection, there, f"interface {link.name} lost its carrier")
-
-    def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
-        for connection in ctx.served():
-            self._state(connection.token).declined.pop(address.ip, None)
-            there = [s for s in connection.usable_subflows() if s.local.ip == address.ip]
-            yield from self._leave(connection, there, f"address {address.ip} was removed")
-
-    def _leave(
-        self, connection: Connection, subflows: list[Subflow], reason: str
-    ) -> Iterator[Command]:
-        """Destroys subflows whose path is gone."""
+    def wants(self, ctx: Context, connection: Connection) -> Iterator[Want]:
         if connection.server_side:
-            return
-        there = [subflow for subflow in subflows if not self._is_leaving(subflow)]
-        yield from tell_peer(there, reason)
-        for subflow in there:
-            yield self._destroy(subflow, reason)
-
-    def _join_missing(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        """Joins from every usable interface that has no subflow in this connection."""
-        if connection.server_side or connection.state is not State.ESTABLISHED:
             return
         remote = join_target(connection)
         if remote is None:
             return
+        carrying = self.reconciler.carrying(ctx.world, connection)
+        if carrying and self._is_young(ctx, connection):
+            return
+        places = self._places(ctx, connection, carrying, remote)
         state = self._state(connection.token)
-        taken = {subflow.if_index: None for subflow in connection.subflows.values()}
-        taken |= {ctx.world.interface_of(ip): None for ip in state.declined}
-        for address in ctx.world.usable_addresses():
-            if (
-                address.if_index in taken
-                or (":" in address.ip) != (":" in remote.ip)
-                or (address.ip, remote.ip) in self.trials
-                or address.ip in state.joins
-                or address.ip in state.retries
-            ):
+        primary = next((p for p in places if (p[0], p[1].ip) not in state.demotions), None)
+        for place in places:
+            local_ip, target = place
+            name = (local_ip, target.ip)
+            interface = ctx.world.interface_name(ctx.world.interface_of(local_ip)) or local_ip
+            there = any(s.local.ip == local_ip and s.remote == target for s in carrying)
+            if not there and carrying and name in self.trials:
                 continue
-            taken[address.if_index] = None
-            interface = ctx.world.interface_name(address.if_index)
-            reason = f"{interface} is usable and has no subflow"
-            yield from self._join(ctx, connection, address.ip, remote, reason)
+            demotion = state.demotions.get(name)
+            if demotion is not None:
+                yield Want(local_ip, target, demotion.reason, backup=True)
+            elif self._stands_by(ctx, connection, interface, place == primary):
+                yield Want(local_ip, target, f"{interface} stands by", backup=True)
+            elif there:
+                yield Want(local_ip, target, f"{interface} carries data", backup=False)
+            else:
+                yield Want(local_ip, target, f"{interface} is usable and has no subflow", False)
 
-    def _join(
-        self, ctx: Context, connection: Connection, local_ip: str, remote: SockAddr, reason: str
-    ) -> Iterator[Command]:
-        deadline = ctx.now + self.options.join_timeout_ms * MS
-        self._state(connection.token).joins[local_ip] = deadline
-        yield CreateSubflow(
-            token=connection.token,
-            local_ip=local_ip,
-            local_id=self.ids.for_connection(connection, local_ip),
-            remote=remote,
-            if_index=ctx.world.interface_of(local_ip) or 0,
-            reason=reason,
-        )
-        yield _wake(connection.token, deadline)
+    def _places(
+        self, ctx: Context, connection: Connection, carrying: list[Subflow], remote: SockAddr
+    ) -> list[tuple[str, SockAddr]]:
+        """Between which addresses there is or should be a subflow, one an interface, in order of
+        preference."""
+        found: dict[int | None, tuple[str, SockAddr]] = {}
+        moving = self._state(connection.token).moving
+        for subflow in carrying:
+            if subflow.key not in moving:
+                if_index = subflow.if_index or ctx.world.interface_of(subflow.local.ip)
+                found.setdefault(if_index, (subflow.local.ip, subflow.remote))
+        for subflow in connection.subflows.values():
+            # It is closing or moves: its interface gets another one when it is closed.
+            if self.reconciler.is_leaving(subflow) or subflow.key in moving:
+                found.setdefault(subflow.if_index, ("", remote))
+        for address in ctx.world.usable_addresses():
+            if same_family(address.ip, remote.ip) and not self.reconciler.declines(
+                connection.token, address.ip
+            ):
+                found.setdefault(address.if_index, (address.ip, remote))
+        ranked = sorted(found.items(), key=lambda item: self._rank(ctx, item[0]))
+        return [place for _, place in ranked if place[0]]
 
-    def _destroy(self, subflow: Subflow, reason: str, *, routine: bool = False) -> DestroySubflow:
-        self._state(subflow.token).leaving[subflow.key] = None
-        return DestroySubflow(
-            token=subflow.token,
-            local=subflow.local,
-            remote=subflow.remote,
-            reason=reason,
-            routine=routine,
-        )
+    def _rank(self, ctx: Context, if_index: int | None) -> int:
+        name = ctx.world.interface_name(if_index) or ""
+        if _matches(name, self.options.metered):
+            return len(self.options.prefer) + 1
+        for rank, pattern in enumerate(self.options.prefer):
+            if fnmatchcase(name, pattern):
+                return rank
+        return len(self.options.prefer)
 
-    def _sample(self, token: int, reason: str) -> Iterator[RequestSample]:
-        """One sample serves all connections that wait for one."""
-        if not self.sampled_for:
-            yield RequestSample(reason=reason)
-        self.sampled_for[token] = None
+    def _stands_by(
+        self, ctx: Context, connection: Connection, interface: str, primary: bool
+    ) -> bool:
+        if primary:
+            return False
+        metered = _matches(interface, self.options.metered)
+        return metered or self._preset(ctx, connection).one_active
+
+    def _is_young(self, ctx: Context, connection: Connection) -> bool:
+        least = self.options.min_connection_age_ms * MS
+        return bool(least) and ctx.now - (connection.opened_at or 0) < least
+
+    def connection_established(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        if self._is_young(ctx, connection):
+            at = (connection.opened_at or 0) + self.options.min_connection_age_ms * MS
+            yield WakeAt(at=at, token=connection.token, reason="it is old enough to be joined")
+        yield from super().connection_established(ctx, connection)
+
+    def keep(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        if not connection.server_side:
+            yield from super().keep(ctx, connection)
+        elif connection.state is State.ESTABLISHED:
+            yield from self.reconciler.set_flags(ctx, connection, self._flags(connection))
+
+    def _flags(self, connection: Connection) -> list[Want]:
+        """On the server side: the flags of the subflows that the peer made."""
+        demotions = self._state(connection.token).demotions
+        wants: dict[tuple[str, SockAddr], Want] = {}
+        for subflow in connection.usable_subflows():
+            demotion = demotions.get(path_name(subflow))
+            reason = demotion.reason if demotion is not None else "it carries data"
+            pair = (subflow.local.ip, subflow.remote)
+            wants[pair] = Want(*pair, reason, backup=demotion is not None)
+        return list(wants.values())
+
+    def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
+        self.trials.forget(address.ip)
+        yield from super().delete_local_address(ctx, address)
 
     # --- subflows open and close
 
     def new_subflow(
         self, ctx: Context, connection: Connection, subflow: Subflow
     ) -> Iterator[Command]:
-        # A join that was destroyed just before its answer arrived is closing already.
-        if connection.server_side or self._is_leaving(subflow):
+        if connection.server_side:
+            yield from self._read_soon(ctx, connection)
             return
-        state = self._state(connection.token)
-        joined = state.joins.pop(subflow.local.ip, None)
-        if joined is not None and state.returned_rtt is not None:
-            reason = "which subflows are slower than the one that returned?"
-            yield from self._sample(connection.token, reason)
+        # A join that was destroyed just before its answer arrived is closing already.
+        if self.reconciler.is_leaving(subflow):
+            return
+        yield from super().new_subflow(ctx, connection, subflow)
         for command in self.trials.joined(ctx, subflow):
             if isinstance(command, DestroySubflow):
-                state.leaving[subflow.key] = None
-            yield command
+                yield self.reconciler.destroy(subflow, command.reason, routine=True)
+            else:
+                yield command
+        yield from self._read_soon(ctx, connection)
 
     def subflow_closed(
         self, ctx: Context, connection: Connection, subflow: Subflow
     ) -> Iterator[Command]:
         state = self._state(connection.token)
-        ours = subflow.key in state.leaving
-        state.leaving.pop(subflow.key, None)
+        ours = self.reconciler.is_leaving(subflow)
         state.hole_at.pop(subflow.key, None)
-        if state.moving.pop(subflow.key, None) is not None:
-            yield from self._join_missing(ctx, connection)
-        if ours or connection.server_side or connection.state is State.CLOSED:
-            return
-        if path_name(subflow) not in self.trials and connection.token in ctx.world.connections:
+        state.moving.pop(subflow.key, None)
+        lost = not ours and not connection.server_side and connection.state is not State.CLOSED
+        if (
+            lost
+            and path_name(subflow) not in self.trials
+            and connection.token in ctx.world.connections
+            and self.reconciler.carrying(ctx.world, connection)
+        ):
             why = f"{subflow} was closed ({_closing_words(subflow)})"
             yield from self.trials.put(ctx, subflow, why, needed=1)
+        yield from super().subflow_closed(ctx, connection, subflow)
 
     def connection_closed(self, ctx: Context, connection: Connection) -> Iterator[Command]:
         self.states.pop(connection.token, None)
         self.sampled_for.pop(connection.token, None)
+        yield from super().connection_closed(ctx, connection)
         yield from self.trials.connection_closed(ctx, connection.token)
 
     def answered(
@@ -319,35 +323,25 @@ class Adaptive(Plugin):
         command = decision.command
         if errno and isinstance(command, DestroySubflow):
             yield from self._stays(command)
-        if isinstance(command, CreateSubflow):
-            if errno:
-                yield from self._join_refused(ctx, command)
-            elif command.token in self.states:
-                self.states[command.token].refusals.pop(command.local_ip, None)
-
-    def _join_refused(self, ctx: Context, command: CreateSubflow) -> Iterator[Command]:
-        state = self.states.get(command.token) or ConnectionState()
-        ip = command.local_ip
-        waited_for = state.joins.pop(ip, None) is not None
-        # A connection that is not established is joined when it is.
-        connection = ctx.connections.get(command.token)
-        if waited_for and connection is not None and connection.state is State.ESTABLISHED:
-            count = state.refusals[ip] = state.refusals.get(ip, 0) + 1
-            again = ctx.now + min(FIRST_PAUSE << min(count, 20) - 1, LONGEST_PAUSE)
-            state.retries[ip] = again
-            yield _wake(command.token, again)
-        yield from self.trials.refused(ctx, command)
+        yield from super().answered(ctx, decision, errno, explanation)
+        if errno and isinstance(command, CreateSubflow):
+            yield from self.trials.refused(ctx, command)
 
     def refused(self, ctx: Context, decision: Decision) -> Iterator[Command]:
-        if isinstance(decision.command, DestroySubflow):
-            yield from self._stays(decision.command)
+        command = decision.command
+        yield from super().refused(ctx, decision)
+        if isinstance(command, DestroySubflow):
+            yield from self._stays(command)
+        if isinstance(command, SetBackup) and command.backup:
+            # It was not carried out: the path has not relapsed.
+            state = self._state(command.token)
+            if state.demotions.pop((command.local.ip, command.remote.ip), None) is not None:
+                self.holds.pop((command.local.ip, command.remote.ip), None)
 
     def _stays(self, command: DestroySubflow) -> Iterator[Command]:
         """A subflow was not destroyed after all."""
-        state = self.states.get(command.token) or ConnectionState()
-        key = (command.local, command.remote)
-        state.leaving.pop(key, None)
-        if state.moving.pop(key, None) is not None:
+        state = self._state(command.token)
+        if state.moving.pop((command.local, command.remote), None) is not None:
             yield SetBackup(
                 token=command.token,
                 local=command.local,
@@ -357,55 +351,54 @@ class Adaptive(Plugin):
                 routine=True,
             )
 
-    def manual_command(self, ctx: Context, command: KernelCommand) -> tuple[()]:
-        match command:
-            case DestroySubflow() if ctx.serves(command.token):
-                state = self._state(command.token)
-                state.declined[command.local.ip] = None
-                state.leaving[command.local, command.remote] = None
-            case CreateSubflow() if command.token in self.states:
-                self.states[command.token].declined.pop(command.local_ip, None)
-        return ()
-
-    # --- what does harm
+    # --- what the probes see
 
     def alarm(
         self, ctx: Context, connection: Connection, subflow: Subflow, alarm: AlarmRaised
     ) -> Iterator[Command]:
-        if connection.server_side or subflow.backup or not subflow.usable:
+        if subflow.backup or subflow.backup_by_peer or not subflow.usable:
             return
         others = [
             other
-            for other in connection.usable_subflows()
-            if other is not subflow and not self._is_leaving(other)
+            for other in self.reconciler.carrying(ctx.world, connection)
+            if other is not subflow
         ]
         if not others:
+            yield from super().alarm(ctx, connection, subflow, alarm)
             return
+        state = self._state(connection.token)
+        thin = (alarm.measurement.in_flight or 0) <= self.options.thin_segments
         if alarm.kind is AlarmKind.HOLE:
-            # A hole cannot show which of two backup subflows would be better.
-            if self._is_repeated(ctx, subflow) and any(not other.backup for other in others):
-                yield from self._demote(ctx, subflow, alarm)
-        elif alarm.kind is AlarmKind.STALL:
-            yield from self._demote(ctx, subflow, alarm)
-        elif self._harmful(others, alarm):
-            why = f"{_alarm_words(alarm)}; {len(others)} other subflow(s) can carry the data"
-            yield self._destroy(subflow, why)
-            yield from self.trials.put(ctx, subflow, why, self.options.trials_to_return)
-            yield from self.trials.tell_peer(ctx, connection, subflow)
+            if not self._is_repeated(ctx, subflow):
+                return
+            thin = False  # what is received shows in no congestion window of ours
+        match answer(self._preset(ctx, connection), alarm.kind, thin=thin):
+            case Answer.AWAY if alarm.kind is not AlarmKind.RTT or _is_slower(alarm, others):
+                if connection.server_side:
+                    yield from self._demote(ctx, connection, subflow, alarm)
+                else:
+                    yield from self._leave(ctx, connection, subflow, alarm, len(others))
+            case Answer.STANDBY if any(not other.backup for other in others):
+                yield from self._demote(ctx, connection, subflow, alarm)
+            case Answer.COMPARED if any(not other.backup for other in others):
+                if state.useful_until.get(path_name(subflow), 0) <= ctx.now:
+                    yield from self._compare(ctx, connection, subflow, alarm)
+            case _:
+                pass
+        yield from self._read_soon(ctx, connection)
 
-    def _harmful(self, others: list[Subflow], alarm: AlarmRaised) -> bool:
-        """Whether an alarm is reason enough to leave the path."""
-        if alarm.kind in (AlarmKind.NO_PROGRESS, AlarmKind.TIMEOUTS, AlarmKind.SILENCE):
-            return True
-        if (alarm.measurement.in_flight or 0) > self.options.thin_segments:
-            return False
-        if alarm.kind is AlarmKind.LOSS:
-            return True
-        best = min(
-            (o.measured.srtt_us for o in others if o.measured and o.measured.srtt_us), default=None
-        )
-        # RTT alone does no harm where the others are no faster.
-        return best is None or alarm.value > best
+    def _leave(
+        self,
+        ctx: Context,
+        connection: Connection,
+        subflow: Subflow,
+        alarm: AlarmRaised,
+        others: int,
+    ) -> Iterator[Command]:
+        why = f"{_alarm_words(alarm)}; {others} other subflow(s) can carry the data"
+        yield self.reconciler.destroy(subflow, why)
+        yield from self.trials.put(ctx, subflow, why, self.options.trials_to_return)
+        yield from self.trials.tell_peer(ctx, connection, subflow)
 
     def _is_repeated(self, ctx: Context, subflow: Subflow) -> bool:
         """Whether the subflow had another hole alarm within `REPEATED`."""
@@ -414,14 +407,104 @@ class Adaptive(Plugin):
         hole_at[subflow.key] = ctx.now
         return before is not None and ctx.now - before <= REPEATED
 
-    def _demote(self, ctx: Context, subflow: Subflow, alarm: AlarmRaised) -> Iterator[Command]:
+    def _compare(
+        self, ctx: Context, connection: Connection, subflow: Subflow, alarm: AlarmRaised
+    ) -> Iterator[Command]:
+        """Demotes a path that costs more than it carries; measures the effect where that is not
+        clear."""
+        readings = self._state(connection.token).readings
+        worth = readings.worth(connection, subflow, ctx.now)
+        if worth is not None and worth.helps:
+            return
+        if worth is None or worth.harms:
+            yield from self._demote(ctx, connection, subflow, alarm)
+            return
+        slowest = max(usual_rtt(each) for each in connection.usable_subflows())
+        comparison = compare(worth.goodput, ctx.now, slowest)
+        yield from self._demote(ctx, connection, subflow, alarm, comparison)
+
+    def _demote(
+        self,
+        ctx: Context,
+        connection: Connection,
+        subflow: Subflow,
+        alarm: AlarmRaised,
+        comparison: Comparison | None = None,
+    ) -> Iterator[Command]:
         name = path_name(subflow)
-        held = self.demotions.get(name)
+        hold = self._next_hold(ctx, name)
+        reason = f"{_alarm_words(alarm)}; on backup for {hold // SECOND} s"
+        state = self._state(connection.token)
+        state.demotions[name] = Demotion(ctx.now + hold, reason, comparison)
+        yield from self.keep(ctx, connection)
+        yield _wake(connection.token, ctx.now + hold)
+        if comparison is not None:
+            yield _wake(connection.token, comparison.begins)
+            yield _wake(connection.token, comparison.ends)
+
+    def _next_hold(self, ctx: Context, name: PathName) -> int:
+        """Nanoseconds for which the path is demoted now."""
         longest = self.options.demotion_max_s * SECOND
-        hold = min(held.hold * 2, longest) if held else self.options.demotion_s * SECOND
-        self.demotions[name] = Demotion(until=ctx.now + hold, hold=hold)
-        yield _mark(subflow, f"{_alarm_words(alarm)}; on backup for {hold // SECOND} s")
-        yield WakeAt(at=ctx.now + hold, reason="the demotion ends")
+        length = self.options.demotion_s * SECOND
+        held = self.holds.get(name)
+        if held is not None and ctx.now < held.forgotten_at:
+            length = min(held.length * 2, longest)
+        self.holds[name] = Hold(length, ctx.now + 11 * length)
+        return length
+
+    def _end_demotions(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        state = self._state(connection.token)
+        over = [name for name, held in state.demotions.items() if held.until <= ctx.now]
+        for name in over:
+            del state.demotions[name]
+        if over:
+            yield from self.keep(ctx, connection)
+
+    # --- readings of the goodput, and what they show
+
+    def _read_soon(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        """Reads the counters of a connection, which then go on being read while data flows."""
+        state = self._state(connection.token)
+        state.readings.note(connection, ctx.now)
+        if not state.reading_at:
+            state.reading_at = ctx.now + READING_PAUSE
+            yield from self._sample(connection.token, "how much does each path carry?")
+
+    def _sample(self, token: int, reason: str) -> Iterator[RequestSample]:
+        """One sample serves all connections that wait for one."""
+        if not self.sampled_for:
+            yield RequestSample(reason=reason, routine=True)
+        self.sampled_for[token] = None
+
+    def _read(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        """A sample was taken: notes it, and plans the next while the connection transfers data."""
+        state = self._state(connection.token)
+        state.readings.note(connection, ctx.now)
+        goodput = state.readings.goodput(ctx.now - 2 * READING_PAUSE)
+        several = len(connection.usable_subflows()) > 1
+        state.reading_at = 0
+        if several and (goodput is None or goodput > TRANSFERS):
+            state.reading_at = ctx.now + READING_PAUSE
+            yield _wake(connection.token, state.reading_at)
+
+    def _end_comparisons(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        """Undoes demotions that made the goodput worse."""
+        state = self._state(connection.token)
+        for name, demotion in list(state.demotions.items()):
+            comparison = demotion.comparison
+            if comparison is None or comparison.ends > ctx.now:
+                continue
+            demotion.comparison = None
+            after = comparison.verdict(state.readings)
+            if after is None or after >= WORSE * comparison.before:
+                continue
+            del state.demotions[name]
+            hold = self._next_hold(ctx, name)
+            state.useful_until[name] = ctx.now + hold
+            reason = f"without it the goodput is {_mbit(after)}, with it {_mbit(comparison.before)}"
+            for subflow in connection.usable_subflows():
+                if subflow.backup and path_name(subflow) == name:
+                    yield mark(subflow, reason, backup=False)
 
     # --- paths that have recovered
 
@@ -433,23 +516,12 @@ class Adaptive(Plugin):
         interface = ctx.world.interface_name(ctx.world.interface_of(local_ip)) or local_ip
         recovered = f"{interface} is back after {away_s:.1f} s ({path.needed} probes answered)"
         self._state(connection.token).returned_rtt = path.usual_rtt
-        yield from self._join(ctx, connection, local_ip, remote, recovered)
+        self.reconciler.path_works(*path.name)
+        yield from self.reconciler.keep(
+            ctx, connection, [Want(local_ip, remote, recovered, backup=False)]
+        )
         for other in ctx.served():
-            if other is not connection:
-                yield from self._join_missing(ctx, other)
-
-    def _end_demotions(self, ctx: Context) -> Iterator[Command]:
-        for name, demotion in list(self.demotions.items()):
-            if ctx.now >= demotion.until + 10 * demotion.hold:
-                del self.demotions[name]
-                continue
-            if ctx.now < demotion.until:
-                continue
-            reason = f"{demotion.hold // SECOND} s on backup are over, another try"
-            for connection in ctx.served():
-                for subflow in connection.usable_subflows():
-                    if subflow.backup and path_name(subflow) == name and not self._moves(subflow):
-                        yield _mark(subflow, reason, backup=False)
+            yield from self.keep(ctx, other)
 
     # --- order among subflows
 
@@ -462,10 +534,11 @@ class Adaptive(Plugin):
         nothing is lost when it closes.
         """
         state = self._state(connection.token)
-        rtt, state.returned_rtt = state.returned_rtt, None
+        rtt = state.returned_rtt
         if rtt is None:
             return
-        for other in connection.usable_subflows():
+        state.returned_rtt = None
+        for other in self.reconciler.carrying(ctx.world, connection):
             in_flight = other.measured.in_flight if other.measured is not None else None
             thin = in_flight is not None and in_flight <= self.options.thin_segments
             if not thin or other.backup or usual_rtt(other) < 3 * rtt // 2:
@@ -473,7 +546,7 @@ class Adaptive(Plugin):
             at = ctx.now + 2 * usual_rtt(other) + 50 * MS
             state.moving[other.key] = at
             reason = "the faster path has returned and goes first again"
-            yield _mark(other, reason, routine=True)
+            yield mark(other, reason, backup=True, routine=True)
             yield _wake(connection.token, at)
 
     def _end_moves(self, ctx: Context, connection: Connection) -> Iterator[Command]:
@@ -482,9 +555,9 @@ class Adaptive(Plugin):
             subflow = connection.subflows.get(key)
             if subflow is None:
                 del state.moving[key]
-            elif at <= ctx.now and key not in state.leaving:
+            elif at <= ctx.now and not self.reconciler.is_leaving(subflow):
                 reason = "created anew behind the faster one"
-                yield self._destroy(subflow, reason, routine=True)
+                yield self.reconciler.destroy(subflow, reason, routine=True)
 
     # --- time
 
@@ -492,67 +565,48 @@ class Adaptive(Plugin):
         late = self.trials.expire(ctx)
         for token in late:
             if token in self.states:
-                self.states[token].overdue = True
-                yield from self._sample(token, "find the unanswered joins, to destroy them")
-        yield from self._end_demotions(ctx)
+                yield from self.reconciler.find_unanswered(token)
         yield from self.trials.due(ctx)
 
     def wake_connection(self, ctx: Context, connection: Connection) -> Iterator[Command]:
         state = self._state(connection.token)
-        late = [ip for ip, at in state.joins.items() if at <= ctx.now]
-        for ip in late:
-            del state.joins[ip]
-        if late:
-            state.overdue = True
-            reason = "find the unanswered joins, to destroy them"
-            yield from self._sample(connection.token, reason)
-        due = [ip for ip, at in state.retries.items() if at <= ctx.now]
-        for ip in due:
-            del state.retries[ip]
-        if due:
-            yield from self._join_missing(ctx, connection)
+        compares = any(demotion.comparison is not None for demotion in state.demotions.values())
+        if compares or (state.reading_at and state.reading_at <= ctx.now):
+            yield from self._sample(connection.token, "how much does each path carry?")
+        yield from self._end_demotions(ctx, connection)
+        yield from super().wake_connection(ctx, connection)
         yield from self._end_moves(ctx, connection)
 
     def sampled(self, ctx: Context) -> Iterator[Command]:
+        yield from super().sampled(ctx)
         tokens, self.sampled_for = self.sampled_for, {}
         for token in tokens:
             connection = ctx.connections.get(token)
             if connection is None:
                 continue
             yield from self._move_slower_ones(ctx, connection)
-            state = self._state(token)
-            if state.overdue:
-                state.overdue = False
-                yield from self._give_up_joins(ctx, connection)
-
-    def _give_up_joins(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        state = self._state(connection.token)
-        for subflow in list(connection.subflows.values()):
-            name = path_name(subflow)
-            waiting = subflow.local.ip in state.joins or self.trials.under_way(name)
-            if subflow.state is not State.OPENING or waiting:
-                continue
-            away = name in self.trials
-            yield self._destroy(subflow, "the join was not answered", routine=away)
-            if not away:
-                yield from self.trials.put(ctx, subflow, "a join was not answered", needed=1)
+            yield from self._read(ctx, connection)
+            yield from self._end_comparisons(ctx, connection)
 
 
 def _wake(token: int, at: int) -> WakeAt:
-    return WakeAt(at=at, token=token, reason="a join or a move is due")
+    return WakeAt(at=at, token=token, reason="a change of a path's role is due")
 
 
-def _mark(
-    subflow: Subflow, reason: str, *, backup: bool = True, routine: bool = False
-) -> SetBackup:
-    return SetBackup(
-        token=subflow.token,
-        local=subflow.local,
-        remote=subflow.remote,
-        backup=backup,
-        reason=reason,
-        routine=routine,
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _is_slower(alarm: AlarmRaised, others: list[Subflow]) -> bool:
+    """Whether the RTT of an alarm is above that of the other subflows: else it does no harm."""
+    best = min(
+        (o.measured.srtt_us for o in others if o.measured and o.measured.srtt_us), default=None
     )
+    return best is None or alarm.value > best
+
+
+def _mbit(goodput: float) -> str:
+    return f"{goodput * 8 / 1e6:.1f} Mbit/s"
 
 
 def _closing_words(subflow: Subflow) -> str:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from mptcpd_ebpf.core.configuration import CoreConfig
 from mptcpd_ebpf.core.model import Connection, World
 from mptcpd_ebpf.core.plugin import Plugin
+from mptcpd_ebpf.core.roles import Preset
 from mptcpd_ebpf.core.serving import Undecided, choose
 
 _NONE: Mapping[int, Connection] = MappingProxyType({})
@@ -23,6 +24,7 @@ class Assignments:
         self._served: dict[str, dict[int, Connection]] = {}
         self._undecided: dict[int, None] = {}
         """Connections whose plugin depends on a pending owner lookup."""
+        self._presets: dict[int, Preset] = {}
 
     def configure(self, config: CoreConfig, plugins: Mapping[str, Plugin]) -> None:
         """Assigns every live connection anew."""
@@ -31,6 +33,7 @@ class Assignments:
         self._plugin_of.clear()
         self._served.clear()
         self._undecided.clear()
+        self._presets.clear()
         for connection in self._world.connections.values():
             self.assign(connection)
 
@@ -40,7 +43,7 @@ class Assignments:
         for token, name in self._plugin_of.items():
             connection = self._world.connections[token]
             wanted = choose(config.rules, config.default_plugin, connection, self._world)
-            if name is not None and wanted != name:
+            if name is not None and (isinstance(wanted, Undecided) or wanted.plugin != name):
                 found[name] = None
         return list(found)
 
@@ -52,6 +55,11 @@ class Assignments:
     def plugin_of(self, token: int) -> Plugin | None:
         return self._plugins.get(self._plugin_of.get(token) or "")
 
+    @property
+    def presets(self) -> Mapping[int, Preset]:
+        """By token: the presets that rules name for connections."""
+        return self._presets
+
     def served(self, plugin: str) -> Mapping[int, Connection]:
         """By token: the connections that a plugin serves."""
         return self._served.get(plugin, _NONE)
@@ -61,10 +69,14 @@ class Assignments:
         token = connection.token
         self.remove(token)
         config = self._config
-        name = choose(config.rules, config.default_plugin, connection, self._world)
-        if isinstance(name, Undecided):
+        rule = choose(config.rules, config.default_plugin, connection, self._world)
+        name = None
+        if isinstance(rule, Undecided):
             self._undecided[token] = None
-            name = None
+        else:
+            name = rule.plugin
+            if rule.preset is not None:
+                self._presets[token] = rule.preset
         if name is not None and self._kernel_has_it(name, connection):
             name = None
         self._plugin_of[token] = name
@@ -80,6 +92,7 @@ class Assignments:
             if not served:
                 del self._served[name]
         self._undecided.pop(token, None)
+        self._presets.pop(token, None)
 
     def take_from_userspace(self, connection: Connection) -> Plugin | None:
         """Leaves a connection to the in-kernel path manager, if that turned out to have it.

@@ -339,7 +339,8 @@ class Engine:
         if silent or (self._stopping and not while_stopping):
             return
         served = self._assignments.served(name)
-        ctx = Context(self.world, turn.now, self._host.random(name), served, keep)
+        random, presets = self._host.random(name), self._assignments.presets
+        ctx = Context(self.world, turn.now, random, served, presets, keep)
         try:
             commands = self._host.call(plugin, handler, ctx, args)
         except HandlerFailed as failed:

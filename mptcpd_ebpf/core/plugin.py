@@ -20,6 +20,7 @@ from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import Command, Decision, KernelCommand
 from mptcpd_ebpf.core.events import AlarmRaised
 from mptcpd_ebpf.core.model import Connection, DefaultRoute, Link, LocalAddress, Subflow, World
+from mptcpd_ebpf.core.roles import Preset
 
 Commands = Iterable[Command]
 """What a handler returns: a list, or what a generator yields."""
@@ -38,6 +39,8 @@ class Context(NamedTuple):
     """Seeded by the engine: the only random numbers that a replay repeats."""
     connections: Mapping[int, Connection]
     """By token: the live connections that this plugin serves."""
+    presets: Mapping[int, Preset]
+    """By token: what a rule of the configuration says that the connection needs."""
     keep: bool = False
     """In `exit`: what the plugin made stays, since it or the next daemon adopts it."""
 

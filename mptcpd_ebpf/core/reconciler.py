@@ -84,6 +84,8 @@ class _Slot:
     next_at: int = 0
     declined: int = 0
     """How many of the wanted ones the operator has destroyed."""
+    unrouted: bool = False
+    """The join under way was requested while its interface had no default route."""
     renewed: bool = False
     """A join was requested beside one that is not answered yet."""
 
@@ -99,6 +101,8 @@ class _State:
     """Subflows that may never carry data again, and since when."""
     pinned: dict[SubflowKey, None] = field(default_factory=dict)
     """Subflows whose backup flag an operator set."""
+    flagging: dict[SubflowKey, bool] = field(default_factory=dict)
+    """Flags that were sent to the kernel and are not answered yet."""
 
 
 class Reconciler:
@@ -163,21 +167,20 @@ class Reconciler:
         sets the backup flags that differ."""
         if connection.state is not State.ESTABLISHED:
             return
-        state = self._state(connection.token)
-        flags: list[tuple[Subflow, Want]] = []
-        for want in wants:
-            if is_ipv6(want.local_ip) != is_ipv6(want.remote.ip):
-                continue
-            existing = [
-                subflow
-                for subflow in connection.subflows.values()
-                if subflow.local.ip == want.local_ip
-                and subflow.remote == want.remote
-                and self.counts(ctx.world, subflow)
-            ]
-            flags += [(subflow, want) for subflow in existing if want.backup is not None]
+        wanted = [want for want in wants if is_ipv6(want.local_ip) == is_ipv6(want.remote.ip)]
+        for want in wanted:
+            existing = self._existing(ctx.world, connection, want)
             yield from self._join_missing(ctx, connection, want, len(existing))
-        yield from self._set_flags(ctx, connection, state, flags)
+        yield from self.set_flags(ctx, connection, wanted)
+
+    def _existing(self, world: World, connection: Connection, want: Want) -> list[Subflow]:
+        return [
+            subflow
+            for subflow in connection.subflows.values()
+            if subflow.local.ip == want.local_ip
+            and subflow.remote == want.remote
+            and self.counts(world, subflow)
+        ]
 
     def _join_missing(
         self, ctx: Context, connection: Connection, want: Want, existing: int
@@ -198,6 +201,8 @@ class Reconciler:
         if next_at > ctx.now:
             yield _wake(connection.token, next_at)
             return
+        if_index = ctx.world.interface_of(want.local_ip)
+        slot.unrouted = if_index is None or not ctx.world.has_default_route(if_index, want.local_ip)
         slot.under_way += missing
         slot.deadline = ctx.now + ANSWER_WITHIN
         again = f" (failed {slot.failures} time(s) before)" if slot.failures else ""
@@ -207,27 +212,34 @@ class Reconciler:
                 local_ip=want.local_ip,
                 local_id=self._ids.for_connection(connection, want.local_ip),
                 remote=want.remote,
-                if_index=ctx.world.interface_of(want.local_ip) or 0,
+                if_index=if_index or 0,
                 backup=bool(want.backup),
                 reason=want.reason + again,
             )
         yield _wake(connection.token, slot.deadline)
 
-    def _set_flags(
-        self,
-        ctx: Context,
-        connection: Connection,
-        state: _State,
-        flags: list[tuple[Subflow, Want]],
+    def set_flags(
+        self, ctx: Context, connection: Connection, wants: Iterable[Want]
     ) -> Iterator[Command]:
-        """Clears flags first: a subflow is demoted only while a regular one carries the data."""
+        """Sets and clears the backup flags that differ from those wanted.
+
+        Clears first: a subflow is demoted only while a regular one carries the data.
+        """
+        state = self._state(connection.token)
+        flags = [
+            (subflow, want)
+            for want in wants
+            if want.backup is not None
+            for subflow in self._existing(ctx.world, connection, want)
+        ]
         regular = {
             subflow.key: None
             for subflow in self.carrying(ctx.world, connection)
             if not subflow.backup and not subflow.backup_by_peer
         }
         for subflow, want in sorted(flags, key=lambda each: bool(each[1].backup)):
-            if subflow.backup == want.backup or subflow.key in state.pinned:
+            flag = state.flagging.get(subflow.key, subflow.backup)
+            if flag == want.backup or subflow.key in state.pinned:
                 continue
             if want.backup:
                 if not any(key != subflow.key for key in regular):
@@ -235,6 +247,7 @@ class Reconciler:
                 regular.pop(subflow.key, None)
             elif not subflow.backup_by_peer:
                 regular[subflow.key] = None
+            state.flagging[subflow.key] = bool(want.backup)
             yield mark(subflow, want.reason, backup=bool(want.backup))
 
     def destroy(self, subflow: Subflow, reason: str, *, routine: bool = False) -> DestroySubflow:
@@ -295,15 +308,23 @@ class Reconciler:
     # --- what happened
 
     def route_came(self, ctx: Context, if_index: int) -> None:
-        """Joins from this interface may be tried at once; those under way count as unanswered."""
+        """Joins from this interface may be tried at once; those that left without a default route
+        count as unanswered."""
         for state in self._states.values():
             for (ip, _), slot in state.slots.items():
                 if ctx.world.interface_of(ip) != if_index:
                     continue
                 slot.next_at = slot.failures = 0
-                if slot.under_way:
+                if slot.under_way and slot.unrouted:
                     slot.under_way = 0
                     slot.renewed = True
+
+    def path_works(self, local_ip: str, remote_ip: str) -> None:
+        """Joins over this path may be tried at once."""
+        for state in self._states.values():
+            for (ip, remote), slot in state.slots.items():
+                if ip == local_ip and remote.ip == remote_ip:
+                    slot.next_at = slot.failures = 0
 
     def opened(self, ctx: Context, connection: Connection, subflow: Subflow) -> Iterator[Command]:
         """A join succeeded: the suspects of its connection are replaced."""
@@ -313,7 +334,7 @@ class Reconciler:
             slot.under_way -= 1
         if slot is not None and slot.renewed and not slot.under_way:
             slot.renewed = False
-            yield from self._find_unanswered(connection.token)
+            yield from self.find_unanswered(connection.token)
         if not self.counts(ctx.world, subflow):
             return
         for key in list(state.suspects):
@@ -333,6 +354,7 @@ class Reconciler:
         state = self._state(subflow.token)
         state.suspects.pop(subflow.key, None)
         state.pinned.pop(subflow.key, None)
+        state.flagging.pop(subflow.key, None)
         if subflow.key in state.leaving:
             del state.leaving[subflow.key]
             return
@@ -350,6 +372,8 @@ class Reconciler:
     def answered(self, ctx: Context, decision: Decision, errno: int) -> Iterator[Command]:
         """The kernel's answer to one of our commands."""
         command = decision.command
+        if isinstance(command, SetBackup):
+            self._state(command.token).flagging.pop((command.local, command.remote), None)
         if errno and isinstance(command, DestroySubflow):
             self.refused(decision)
         if errno and isinstance(command, CreateSubflow):
@@ -362,9 +386,11 @@ class Reconciler:
 
     def refused(self, decision: Decision) -> None:
         """The guard kept a command from the kernel."""
-        command = decision.command
-        if isinstance(command, DestroySubflow) and command.token in self._states:
-            self._states[command.token].leaving.pop((command.local, command.remote), None)
+        match decision.command:
+            case DestroySubflow(token=token, local=local, remote=remote) if token in self._states:
+                self._states[token].leaving.pop((local, remote), None)
+            case SetBackup(token=token, local=local, remote=remote) if token in self._states:
+                self._states[token].flagging.pop((local, remote), None)
 
     def expire(self, ctx: Context, connection: Connection) -> Iterator[Command]:
         """Time has passed: unanswered joins of the connection have failed.
@@ -379,9 +405,9 @@ class Reconciler:
             slot.under_way = 0
             yield self._back_off(ctx, connection.token, slot, None)
         if late:
-            yield from self._find_unanswered(connection.token)
+            yield from self.find_unanswered(connection.token)
 
-    def _find_unanswered(self, token: int) -> Iterator[RequestSample]:
+    def find_unanswered(self, token: int) -> Iterator[RequestSample]:
         """One sample serves all connections that wait for one."""
         if not self._overdue:
             yield RequestSample(reason="find the unanswered joins, to destroy them")
@@ -426,7 +452,7 @@ class Reconciler:
             pause = min(self._first << min(slot.failures, 20), self._longest)
             connection = ctx.world.connections.get(token)
             if connection is not None and not self.carrying(ctx.world, connection):
-                pause = min(pause, FORSAKEN_PAUSE)
+                pause = min(pause, FORSAKEN_PAUSE) if slot.failures else 0
         slot.failures += 1
         slot.next_at = ctx.now + pause - int(pause * ctx.random.random() / 4)
         return _wake(token, slot.next_at)

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from mptcpd_ebpf.core.address import Network, SockAddr
 from mptcpd_ebpf.core.measurement import Owner
 from mptcpd_ebpf.core.model import Connection, World
+from mptcpd_ebpf.core.roles import Preset
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
@@ -32,6 +33,8 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     plugin: str | None
     """None leaves the connection to the kernel."""
+    preset: Preset | None = None
+    """What its connections need from their paths; None: what the plugin's options say."""
     local: Network | None = None
     """Our address at the start of the connection: one, or a network."""
     local_port: Port | list[Port] | None = None
@@ -87,12 +90,12 @@ def _pattern_fits(pattern: str | None, name: str | None) -> bool:
 
 def choose(
     rules: Sequence[Rule], default: str | None, connection: Connection, world: World
-) -> str | Undecided | None:
-    """The name of the plugin for a connection; None leaves it to the kernel."""
+) -> Rule | Undecided:
+    """The first rule that fits; if none does, one that names the default plugin."""
     for rule in rules:
         fits = rule.fits(connection, world)
         if isinstance(fits, Undecided):
             return fits
         if fits:
-            return rule.plugin
-    return default
+            return rule
+    return Rule(plugin=default)

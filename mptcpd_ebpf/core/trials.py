@@ -133,6 +133,11 @@ class Trials:
     def __contains__(self, name: PathName) -> bool:
         return name in self._away
 
+    def forget(self, local_ip: str) -> None:
+        """Our address is gone: its paths are no longer away when it returns."""
+        for name in [name for name in self._away if name[0] == local_ip]:
+            del self._away[name]
+
     def under_way(self, name: PathName) -> bool:
         """Whether a trial of the path is pending."""
         path = self._away.get(name)

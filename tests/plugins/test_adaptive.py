@@ -80,14 +80,31 @@ def test_an_id_that_destroying_removed_is_announced_to_the_kernel_before_its_wit
     assert create.local_id == withdraw.address_id != 0
 
 
-def test_the_last_usable_subflow_stays() -> None:
+@pytest.mark.parametrize("kind", [AlarmKind.RTT, AlarmKind.LOSS, AlarmKind.STALL, AlarmKind.HOLE])
+def test_the_last_usable_subflow_stays(kind: AlarmKind) -> None:
     simulation = Simulation(mobile=False)
     simulation.wait(SECOND)
-    for kind in AlarmKind:
+    for _ in range(3):
         simulation.alarm(FIBRE, kind)
         simulation.wait(SECOND)
     assert simulation.regular(FIBRE)
     assert not simulation.actions()
+
+
+@pytest.mark.parametrize("kind", [AlarmKind.NO_PROGRESS, AlarmKind.TIMEOUTS])
+def test_a_silent_last_subflow_is_replaced_once_another_handshake_is_answered(
+    kind: AlarmKind,
+) -> None:
+    simulation = Simulation(mobile=False)
+    simulation.answers[FIBRE] = DEAD
+    (silent,) = simulation.regular(FIBRE)
+    simulation.alarm(FIBRE, kind)
+    simulation.wait(20 * SECOND)
+    assert simulation.connection.usable_subflows() == [silent], "nothing else carries the data"
+    simulation.answers[FIBRE] = FINE
+    simulation.wait(3 * SECOND)
+    (found,) = simulation.connection.usable_subflows()
+    assert found is not silent
 
 
 @pytest.mark.parametrize("kind", [AlarmKind.LOSS, AlarmKind.RTT])
@@ -310,24 +327,6 @@ def test_a_connection_that_lost_all_subflows_gets_them_again(
     assert two_paths.regular(MOBILE)
 
 
-def test_a_trial_that_had_to_stay_is_over_once_another_subflow_is_there(
-    two_paths: Simulation,
-) -> None:
-    two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
-    two_paths.wait(405 * MS)  # a trial is under way, and will be answered
-    two_paths.answers[MOBILE] = DEAD
-    (last,) = two_paths.regular(MOBILE)
-    two_paths.tell(ev.SubflowClosed(token=TOKEN, local=last.local, remote=last.remote, error=104))
-    two_paths.wait(SECOND)
-    (kept,) = two_paths.connection.usable_subflows()
-    assert (kept.local.ip, kept.backup) == (FIBRE, True)
-    two_paths.answers[MOBILE] = FINE
-    two_paths.wait(10 * SECOND)
-    assert two_paths.regular(FIBRE)
-    assert two_paths.regular(MOBILE)
-    assert kept not in two_paths.connection.usable_subflows()
-
-
 def test_carrier_loss_and_its_return(two_paths: Simulation) -> None:
     two_paths.tell(ev.LinkChanged(if_index=2, name="mobile", up=True, running=False))
     two_paths.wait(MS)
@@ -430,7 +429,8 @@ def test_a_join_that_the_kernel_refuses_is_tried_again_with_pauses() -> None:
     tried = [each.at - since for each in simulation.actions(since)]
     assert len(tried) == 5
     pauses = [later - earlier for earlier, later in pairwise(tried)]
-    assert pauses == [SECOND // 2, SECOND, 2 * SECOND, 4 * SECOND]
+    for pause, longest in zip(pauses, (1, 2, 4, 8), strict=True):
+        assert 3 * longest * SECOND // 8 <= pause <= longest * SECOND // 2
     simulation.errno = 0
     # A route is an occasion that does not wait for the pause's end.
     simulation.tell(ev.DefaultRouteAdded(if_index=2, ipv6=False))
