@@ -201,7 +201,11 @@ class Adaptive(JoiningPlugin):
             elif there:
                 yield Want(local_ip, target, f"{interface} carries data", backup=False)
             else:
-                yield Want(local_ip, target, f"{interface} is usable and has no subflow", False)
+                why = f"{interface} is usable and has no subflow"
+                if not carrying:
+                    left = "works" if connection.usable_subflows() else "left"
+                    why = f"the connection has no subflow {left}; {interface} is usable"
+                yield Want(local_ip, target, why, False)
 
     def _places(
         self, ctx: Context, connection: Connection, carrying: list[Subflow], remote: SockAddr

@@ -50,8 +50,8 @@ class Sspi(JoiningPlugin):
             yield Want(address.ip, remote, f"{name} has no subflow")
 
     def keep(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        yield from self._withdraw(ctx, connection)
         yield from super().keep(ctx, connection)
+        yield from self._withdraw(ctx, connection)
         if connection.server_side and connection.state is State.ESTABLISHED:
             yield from self._announce(ctx, connection)
 

@@ -42,9 +42,9 @@ class JoiningPlugin(Plugin):
         raise NotImplementedError
 
     def keep(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        """Joins what is missing, and destroys what cannot carry data any more."""
-        yield from self.reconciler.keep(ctx, connection, self.wants(ctx, connection))
+        """Destroys what cannot carry data any more, and joins what is missing."""
         yield from self._leave_dead(ctx, connection)
+        yield from self.reconciler.keep(ctx, connection, self.wants(ctx, connection))
 
     def keep_all(self, ctx: Context) -> Iterator[Command]:
         for connection in ctx.served():

@@ -16,7 +16,8 @@ Special cases:
   the sockets and destroyed.
 * A suspect is a subflow that may never carry data again although nothing has closed it: its
   address or carrier was gone for a while, or nothing comes back on it.  It counts as missing, so
-  that another is joined beside it, and is destroyed when a join of its connection is answered.
+  that another is joined beside it, and is destroyed when a join of its connection is answered
+  and nothing has come back on it meanwhile.
 * What an operator destroyed is not created again, and a flag that an operator set is not changed.
 
 State is kept per connection, and each connection has timers of its own, so that an event costs
@@ -54,6 +55,9 @@ ROUTE_WITHIN = SECOND
 
 FORSAKEN_PAUSE = 2 * SECOND
 """Nanoseconds between tries at most, while nothing carries a connection's data."""
+
+TRUST = 10 * SECOND
+"""Nanoseconds for which a suspect that answered after all is no suspect again."""
 
 STRAY = "the configuration does not allow its interface"
 """Why a subflow that `World.strays` names is destroyed."""
@@ -99,6 +103,10 @@ class _State:
     """Subflows that were destroyed and are not closed yet."""
     suspects: dict[SubflowKey, int] = field(default_factory=dict)
     """Subflows that may never carry data again, and since when."""
+    replaced: bool = False
+    """Another subflow was established beside the suspects."""
+    trusted: dict[SubflowKey, int] = field(default_factory=dict)
+    """Subflows that answered after all, and until when they are no suspects again."""
     pinned: dict[SubflowKey, None] = field(default_factory=dict)
     """Subflows whose backup flag an operator set."""
     flagging: dict[SubflowKey, bool] = field(default_factory=dict)
@@ -274,7 +282,11 @@ class Reconciler:
     def suspect(self, ctx: Context, subflow: Subflow) -> bool:
         """Marks a subflow as a suspect; False if it is one already, or is being destroyed."""
         state = self._state(subflow.token)
-        if subflow.key in state.suspects or subflow.key in state.leaving:
+        if (
+            subflow.key in state.suspects
+            or subflow.key in state.leaving
+            or state.trusted.get(subflow.key, 0) > ctx.now
+        ):
             return False
         state.suspects[subflow.key] = ctx.now
         for (ip, _), slot in state.slots.items():
@@ -337,11 +349,9 @@ class Reconciler:
             yield from self.find_unanswered(connection.token)
         if not self.counts(ctx.world, subflow):
             return
-        for key in list(state.suspects):
-            del state.suspects[key]
-            suspect = connection.subflows.get(key)
-            if suspect is not None and suspect is not subflow:
-                yield self.destroy(suspect, "it is silent, and a new handshake was answered")
+        if state.suspects:
+            state.replaced = True
+            yield from self.find_unanswered(connection.token)
 
     def closed(
         self, ctx: Context, subflow: Subflow, *, pause: int | None = None
@@ -353,6 +363,7 @@ class Reconciler:
         """
         state = self._state(subflow.token)
         state.suspects.pop(subflow.key, None)
+        state.trusted.pop(subflow.key, None)
         state.pinned.pop(subflow.key, None)
         state.flagging.pop(subflow.key, None)
         if subflow.key in state.leaving:
@@ -414,8 +425,8 @@ class Reconciler:
         self._overdue[token] = None
 
     def give_up(self, ctx: Context) -> Iterator[Command]:
-        """After a sample: destroys joins that are still under way and have failed, and clears the
-        suspicion of subflows on which something has come back since."""
+        """After a sample: destroys joins that are still under way and have failed, and suspects
+        that are replaced, unless something has come back on them since."""
         overdue, self._overdue = self._overdue, {}
         for token in overdue:
             connection = ctx.connections.get(token)
@@ -432,10 +443,18 @@ class Reconciler:
                     and subflow.key not in state.leaving
                 ):
                     yield self.destroy(subflow, "the join was not answered")
-                elif subflow.key in state.suspects and _has_answered(
-                    subflow, state.suspects[subflow.key]
-                ):
-                    del state.suspects[subflow.key]
+            yield from self._end_suspicions(connection, state)
+
+    def _end_suspicions(self, connection: Connection, state: _State) -> Iterator[Command]:
+        for key, since in list(state.suspects.items()):
+            subflow = connection.subflows.get(key)
+            if subflow is None or _has_answered(subflow, since):
+                del state.suspects[key]
+                state.trusted[key] = since + TRUST
+            elif state.replaced:
+                del state.suspects[key]
+                yield self.destroy(subflow, "it is silent, and a new handshake was answered")
+        state.replaced = bool(state.suspects) and state.replaced
 
     def _state(self, token: int) -> _State:
         state = self._states.get(token)
