@@ -3,7 +3,6 @@
 
 from mptcpd_ebpf.core.address import Network, SockAddr
 from mptcpd_ebpf.core.address_ids import AddressIds
-from mptcpd_ebpf.core.assessment import WORSE, Comparison, Readings, compare
 from mptcpd_ebpf.core.commands import (
     AddEndpoint,
     AnnounceAddress,
@@ -22,6 +21,7 @@ from mptcpd_ebpf.core.commands import (
     WakeAt,
     WithdrawAddress,
 )
+from mptcpd_ebpf.core.demotions import Demotions
 from mptcpd_ebpf.core.endpoints import (
     CHANGEABLE,
     HIGHEST_LIMIT,
@@ -58,7 +58,6 @@ __all__ = [
     "SECOND",
     "SHORT_LIFE",
     "STRAY",
-    "WORSE",
     "AddEndpoint",
     "AddressIds",
     "AlarmKind",
@@ -69,12 +68,12 @@ __all__ = [
     "ChangeEndpoint",
     "Command",
     "Commands",
-    "Comparison",
     "Connection",
     "Context",
     "CreateSubflow",
     "Decision",
     "DefaultRoute",
+    "Demotions",
     "DestroySubflow",
     "Endpoint",
     "EndpointFlag",
@@ -92,7 +91,6 @@ __all__ = [
     "Plugin",
     "Preset",
     "ReadEndpoints",
-    "Readings",
     "Reconciler",
     "RemoveEndpoint",
     "RequestSample",
@@ -108,7 +106,6 @@ __all__ = [
     "WithdrawAddress",
     "World",
     "answer",
-    "compare",
     "endpoint_flags",
     "join_target",
     "mark",

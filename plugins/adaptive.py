@@ -25,24 +25,21 @@ from msgspec import Meta
 from mptcpd_ebpf.plugin import (
     MS,
     SECOND,
-    WORSE,
     AlarmKind,
     AlarmRaised,
     Answer,
     AwayPath,
     Command,
-    Comparison,
     Connection,
     Context,
     CreateSubflow,
     Decision,
+    Demotions,
     DestroySubflow,
     JoiningPlugin,
     LocalAddress,
     Options,
-    PathName,
     Preset,
-    Readings,
     RequestSample,
     SetBackup,
     SockAddr,
@@ -53,7 +50,6 @@ from mptcpd_ebpf.plugin import (
     WakeAt,
     Want,
     answer,
-    compare,
     join_target,
     mark,
     path_name,
@@ -65,12 +61,9 @@ Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 
 REPEATED = 3 * SECOND
-"""Nanoseconds within which a second hole alarm of a path is evidence.  A single one also occurs on
-useful paths, while the peer's congestion windows open after a join (docs/probes.md)."""
-READING_PAUSE = SECOND
-"""Nanoseconds between the readings of a connection that transfers data over several paths."""
-TRANSFERS = 125_000
-"""Bytes per second above which a connection transfers data."""
+"""Nanoseconds within which a second hole alarm of a path is evidence where the first was not plain.
+A single one also occurs on useful paths, while the peer's congestion windows open after a join
+(docs/probes.md)."""
 
 
 class AdaptiveOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,33 +91,9 @@ class AdaptiveOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 @dataclass(slots=True)
-class Hold:
-    """How long a path is kept in a role after the next change; doubles with each relapse."""
-
-    length: int
-    """Nanoseconds."""
-    forgotten_at: int
-
-
-@dataclass(slots=True)
-class Demotion:
-    """A path of one connection on standby because it blocked the others."""
-
-    until: int
-    reason: str
-    comparison: Comparison | None = None
-
-
-@dataclass(slots=True)
 class ConnectionState:
     """What the plugin remembers of one connection.  Times are nanoseconds."""
 
-    readings: Readings = field(default_factory=Readings)
-    reading_at: int = 0
-    """When the next reading is due; 0: none."""
-    demotions: dict[PathName, Demotion] = field(default_factory=dict)
-    useful_until: dict[PathName, int] = field(default_factory=dict)
-    """Paths without which the goodput was less: alarms of blocked data are ignored until then."""
     hole_at: dict[SubflowKey, int] = field(default_factory=dict)
     """When a subflow's last hole alarm was raised."""
     moving: dict[SubflowKey, int] = field(default_factory=dict)
@@ -145,8 +114,9 @@ class Adaptive(JoiningPlugin):
         """By token."""
         self.sampled_for: dict[int, None] = {}
         """Tokens of the connections that wait for a sample."""
-        self.holds: dict[PathName, Hold] = {}
-        """By path: how long its next demotion lasts."""
+        self.demotions = Demotions(
+            first=self.options.demotion_s * SECOND, longest=self.options.demotion_max_s * SECOND
+        )
         self.trials = Trials(
             self.ids,
             pause=self.options.trial_pause_ms * MS,
@@ -184,8 +154,10 @@ class Adaptive(JoiningPlugin):
         if carrying and self._is_young(ctx, connection):
             return
         places = self._places(ctx, connection, carrying, remote)
-        state = self._state(connection.token)
-        primary = next((p for p in places if (p[0], p[1].ip) not in state.demotions), None)
+        token = connection.token
+        primary = next(
+            (p for p in places if not self.demotions.why_standby(token, (p[0], p[1].ip))), None
+        )
         for place in places:
             local_ip, target = place
             name = (local_ip, target.ip)
@@ -193,13 +165,14 @@ class Adaptive(JoiningPlugin):
             there = any(s.local.ip == local_ip and s.remote == target for s in carrying)
             if not there and carrying and name in self.trials:
                 continue
-            demotion = state.demotions.get(name)
-            if demotion is not None:
-                yield Want(local_ip, target, demotion.reason, backup=True)
+            slow = self.demotions.why_standby(token, name)
+            if slow is not None:
+                yield Want(local_ip, target, slow, backup=True)
             elif self._stands_by(ctx, connection, interface, place == primary):
                 yield Want(local_ip, target, f"{interface} stands by", backup=True)
             elif there:
-                yield Want(local_ip, target, f"{interface} carries data", backup=False)
+                why = self.demotions.why_active(token, name) or f"{interface} carries data"
+                yield Want(local_ip, target, why, backup=False)
             else:
                 why = f"{interface} is usable and has no subflow"
                 if not carrying:
@@ -265,13 +238,13 @@ class Adaptive(JoiningPlugin):
 
     def _flags(self, connection: Connection) -> list[Want]:
         """On the server side: the flags of the subflows that the peer made."""
-        demotions = self._state(connection.token).demotions
         wants: dict[tuple[str, SockAddr], Want] = {}
         for subflow in connection.usable_subflows():
-            demotion = demotions.get(path_name(subflow))
-            reason = demotion.reason if demotion is not None else "it carries data"
+            name = path_name(subflow)
+            slow = self.demotions.why_standby(connection.token, name)
+            why = slow or self.demotions.why_active(connection.token, name) or "it carries data"
             pair = (subflow.local.ip, subflow.remote)
-            wants[pair] = Want(*pair, reason, backup=demotion is not None)
+            wants[pair] = Want(*pair, why, backup=slow is not None)
         return list(wants.values())
 
     def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
@@ -317,6 +290,7 @@ class Adaptive(JoiningPlugin):
 
     def connection_closed(self, ctx: Context, connection: Connection) -> Iterator[Command]:
         self.states.pop(connection.token, None)
+        self.demotions.connection_closed(connection.token)
         self.sampled_for.pop(connection.token, None)
         yield from super().connection_closed(ctx, connection)
         yield from self.trials.connection_closed(ctx, connection.token)
@@ -337,10 +311,7 @@ class Adaptive(JoiningPlugin):
         if isinstance(command, DestroySubflow):
             yield from self._stays(command)
         if isinstance(command, SetBackup) and command.backup:
-            # It was not carried out: the path has not relapsed.
-            state = self._state(command.token)
-            if state.demotions.pop((command.local.ip, command.remote.ip), None) is not None:
-                self.holds.pop((command.local.ip, command.remote.ip), None)
+            self.demotions.undo(command.token, (command.local.ip, command.remote.ip))
 
     def _stays(self, command: DestroySubflow) -> Iterator[Command]:
         """A subflow was not destroyed after all."""
@@ -370,23 +341,21 @@ class Adaptive(JoiningPlugin):
         if not others:
             yield from super().alarm(ctx, connection, subflow, alarm)
             return
-        state = self._state(connection.token)
         thin = (alarm.measurement.in_flight or 0) <= self.options.thin_segments
         if alarm.kind is AlarmKind.HOLE:
-            if not self._is_repeated(ctx, subflow):
-                return
             thin = False  # what is received shows in no congestion window of ours
+        regular = any(not other.backup for other in others)
         match answer(self._preset(ctx, connection), alarm.kind, thin=thin):
             case Answer.AWAY if alarm.kind is not AlarmKind.RTT or _is_slower(alarm, others):
-                if connection.server_side:
-                    yield from self._demote(ctx, connection, subflow, alarm)
-                else:
+                if not connection.server_side:
                     yield from self._leave(ctx, connection, subflow, alarm, len(others))
-            case Answer.STANDBY if any(not other.backup for other in others):
+                elif regular:
+                    yield from self._demote(ctx, connection, subflow, alarm)
+            case Answer.STANDBY if regular:
                 yield from self._demote(ctx, connection, subflow, alarm)
-            case Answer.COMPARED if any(not other.backup for other in others):
-                if state.useful_until.get(path_name(subflow), 0) <= ctx.now:
-                    yield from self._compare(ctx, connection, subflow, alarm)
+            case Answer.COMPARED if regular:
+                if alarm.kind is not AlarmKind.HOLE or self._is_plain(ctx, connection, subflow):
+                    yield from self._demote(ctx, connection, subflow, alarm, compared=True)
             case _:
                 pass
         yield from self._read_soon(ctx, connection)
@@ -404,28 +373,16 @@ class Adaptive(JoiningPlugin):
         yield from self.trials.put(ctx, subflow, why, self.options.trials_to_return)
         yield from self.trials.tell_peer(ctx, connection, subflow)
 
-    def _is_repeated(self, ctx: Context, subflow: Subflow) -> bool:
-        """Whether the subflow had another hole alarm within `REPEATED`."""
+    def _is_plain(self, ctx: Context, connection: Connection, subflow: Subflow) -> bool:
+        """Whether a hole alarm is evidence: the second within `REPEATED`, or of a path that costs
+        far more than it carries."""
         hole_at = self._state(subflow.token).hole_at
         before = hole_at.get(subflow.key)
         hole_at[subflow.key] = ctx.now
-        return before is not None and ctx.now - before <= REPEATED
-
-    def _compare(
-        self, ctx: Context, connection: Connection, subflow: Subflow, alarm: AlarmRaised
-    ) -> Iterator[Command]:
-        """Demotes a path that costs more than it carries; measures the effect where that is not
-        clear."""
-        readings = self._state(connection.token).readings
-        worth = readings.worth(connection, subflow, ctx.now)
-        if worth is not None and worth.helps:
-            return
-        if worth is None or worth.harms:
-            yield from self._demote(ctx, connection, subflow, alarm)
-            return
-        slowest = max(usual_rtt(each) for each in connection.usable_subflows())
-        comparison = compare(worth.goodput, ctx.now, slowest)
-        yield from self._demote(ctx, connection, subflow, alarm, comparison)
+        worth = self.demotions.worth(ctx, connection, subflow)
+        return (worth is not None and worth.harms) or (
+            before is not None and ctx.now - before <= REPEATED
+        )
 
     def _demote(
         self,
@@ -433,45 +390,17 @@ class Adaptive(JoiningPlugin):
         connection: Connection,
         subflow: Subflow,
         alarm: AlarmRaised,
-        comparison: Comparison | None = None,
+        *,
+        compared: bool = False,
     ) -> Iterator[Command]:
-        name = path_name(subflow)
-        hold = self._next_hold(ctx, name)
-        reason = f"{_alarm_words(alarm)}; on backup for {hold // SECOND} s"
-        state = self._state(connection.token)
-        state.demotions[name] = Demotion(ctx.now + hold, reason, comparison)
+        words = _alarm_words(alarm)
+        yield from self.demotions.demote(ctx, connection, subflow, words, compared=compared)
         yield from self.keep(ctx, connection)
-        yield _wake(connection.token, ctx.now + hold)
-        if comparison is not None:
-            yield _wake(connection.token, comparison.begins)
-            yield _wake(connection.token, comparison.ends)
 
-    def _next_hold(self, ctx: Context, name: PathName) -> int:
-        """Nanoseconds for which the path is demoted now."""
-        longest = self.options.demotion_max_s * SECOND
-        length = self.options.demotion_s * SECOND
-        held = self.holds.get(name)
-        if held is not None and ctx.now < held.forgotten_at:
-            length = min(held.length * 2, longest)
-        self.holds[name] = Hold(length, ctx.now + 11 * length)
-        return length
-
-    def _end_demotions(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        state = self._state(connection.token)
-        over = [name for name, held in state.demotions.items() if held.until <= ctx.now]
-        for name in over:
-            del state.demotions[name]
-        if over:
-            yield from self.keep(ctx, connection)
-
-    # --- readings of the goodput, and what they show
+    # --- readings of the goodput
 
     def _read_soon(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        """Reads the counters of a connection, which then go on being read while data flows."""
-        state = self._state(connection.token)
-        state.readings.note(connection, ctx.now)
-        if not state.reading_at:
-            state.reading_at = ctx.now + READING_PAUSE
+        if self.demotions.read_soon(ctx, connection):
             yield from self._sample(connection.token, "how much does each path carry?")
 
     def _sample(self, token: int, reason: str) -> Iterator[RequestSample]:
@@ -479,36 +408,6 @@ class Adaptive(JoiningPlugin):
         if not self.sampled_for:
             yield RequestSample(reason=reason, routine=True)
         self.sampled_for[token] = None
-
-    def _read(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        """A sample was taken: notes it, and plans the next while the connection transfers data."""
-        state = self._state(connection.token)
-        state.readings.note(connection, ctx.now)
-        goodput = state.readings.goodput(ctx.now - 2 * READING_PAUSE)
-        several = len(connection.usable_subflows()) > 1
-        state.reading_at = 0
-        if several and (goodput is None or goodput > TRANSFERS):
-            state.reading_at = ctx.now + READING_PAUSE
-            yield _wake(connection.token, state.reading_at)
-
-    def _end_comparisons(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        """Undoes demotions that made the goodput worse."""
-        state = self._state(connection.token)
-        for name, demotion in list(state.demotions.items()):
-            comparison = demotion.comparison
-            if comparison is None or comparison.ends > ctx.now:
-                continue
-            demotion.comparison = None
-            after = comparison.verdict(state.readings)
-            if after is None or after >= WORSE * comparison.before:
-                continue
-            del state.demotions[name]
-            hold = self._next_hold(ctx, name)
-            state.useful_until[name] = ctx.now + hold
-            reason = f"without it the goodput is {_mbit(after)}, with it {_mbit(comparison.before)}"
-            for subflow in connection.usable_subflows():
-                if subflow.backup and path_name(subflow) == name:
-                    yield mark(subflow, reason, backup=False)
 
     # --- paths that have recovered
 
@@ -573,11 +472,9 @@ class Adaptive(JoiningPlugin):
         yield from self.trials.due(ctx)
 
     def wake_connection(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        state = self._state(connection.token)
-        compares = any(demotion.comparison is not None for demotion in state.demotions.values())
-        if compares or (state.reading_at and state.reading_at <= ctx.now):
+        if self.demotions.needs_sample(ctx.now, connection.token):
             yield from self._sample(connection.token, "how much does each path carry?")
-        yield from self._end_demotions(ctx, connection)
+        self.demotions.end_due(ctx.now, connection)
         yield from super().wake_connection(ctx, connection)
         yield from self._end_moves(ctx, connection)
 
@@ -589,8 +486,9 @@ class Adaptive(JoiningPlugin):
             if connection is None:
                 continue
             yield from self._move_slower_ones(ctx, connection)
-            yield from self._read(ctx, connection)
-            yield from self._end_comparisons(ctx, connection)
+            yield from self.demotions.read(ctx, connection)
+            yield from self.demotions.end_comparisons(ctx, connection)
+            yield from self.keep(ctx, connection)
 
 
 def _wake(token: int, at: int) -> WakeAt:
@@ -607,10 +505,6 @@ def _is_slower(alarm: AlarmRaised, others: list[Subflow]) -> bool:
         (o.measured.srtt_us for o in others if o.measured and o.measured.srtt_us), default=None
     )
     return best is None or alarm.value > best
-
-
-def _mbit(goodput: float) -> str:
-    return f"{goodput * 8 / 1e6:.1f} Mbit/s"
 
 
 def _closing_words(subflow: Subflow) -> str:

@@ -6,9 +6,9 @@ readings give a subflow's `share` of the connection's data and the part of the t
 connection was `blocked` by it: the sender's stalls and the receiver's holes (docs/probes.md).
 
 With the share s2 of a slow path and the blocked part b, the other paths would carry about
-(1 - s2) / (1 - b) of the present goodput if they were never blocked.  So the slow path harms where
-b > s2 and helps where b < s2.  Near that line only a comparison tells: the goodput with the path
-against the goodput without it (`Comparison`).
+(1 - s2) / (1 - b) of the present goodput if they were never blocked.  So the slow path helps where
+b is well below s2.  Elsewhere a comparison tells: the goodput with the path against the goodput
+without it (`Comparison`).
 
 Both directions count: bytes acknowledged and bytes received.
 """
@@ -23,13 +23,20 @@ SHORTEST_WINDOW = 200 * MS
 """Nanoseconds between two readings that are compared, at least."""
 WINDOW = 1500 * MS
 """Nanoseconds into the past that an assessment reaches, where readings allow."""
+COMPARED = SECOND
+"""Nanoseconds over which the goodput after a change is measured."""
+LONGEST_DRAIN = 4
+"""So many times a comparison is extended at most."""
 KEPT = 8
 """Readings of one connection."""
 
-HARMS = 1.5
-"""`blocked` beyond so many times `share`: the path harms."""
-HELPS = 0.75
-"""`blocked` below so many times `share`: the path helps."""
+HARMS = 3.0
+"""`blocked` beyond so many times `share`: the path plainly harms."""
+HELPS = 1.2
+"""`blocked` below so many times `share`: the path helps, or costs next to nothing.  Not 1, because
+data that waits in the receive buffer does not stop the other paths before the buffer is full."""
+DRAINED = 0.1
+"""A demoted path that blocks less than this part of the time has delivered what was in flight."""
 WORSE = 0.95
 """A goodput below so many times another one is worse."""
 
@@ -128,15 +135,28 @@ class Comparison:
     """When the effect has settled, CLOCK_MONOTONIC nanoseconds."""
     ends: int
 
-    def verdict(self, readings: Readings) -> float | None:
-        """The goodput after the change, bytes per second; None: not known."""
+    extensions: int = 0
+
+    def verdict(
+        self, readings: Readings, connection: Connection, subflow: Subflow | None, now: int
+    ) -> float | None:
+        """The goodput after the change, bytes per second; None: not known.
+
+        While the demoted subflow still blocks the connection with what was in flight on it, the
+        comparison goes on: `ends` is then later than `now`.
+        """
+        worth = readings.worth(connection, subflow, now) if subflow is not None else None
+        if worth is not None and worth.blocked > DRAINED and self.extensions < LONGEST_DRAIN:
+            self.extensions += 1
+            self.begins, self.ends = now, now + COMPARED
+            return None
         return readings.goodput(self.begins)
 
 
 def compare(before: float, now: int, rtt: int) -> Comparison:
     """Starts a comparison; `rtt` is that of the slowest path, nanoseconds."""
     begins = now + min(200 * MS + 2 * rtt, SECOND)
-    return Comparison(before, begins, begins + SECOND)
+    return Comparison(before, begins, begins + COMPARED)
 
 
 def counters(subflow: Subflow) -> Counters:
