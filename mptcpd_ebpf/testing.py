@@ -18,7 +18,7 @@ from typing import Any
 from msgspec import to_builtins
 
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.address import SockAddr
+from mptcpd_ebpf.core.address import SockAddr, is_ipv6
 from mptcpd_ebpf.core.commands import (
     AnyCommand,
     Command,
@@ -168,13 +168,16 @@ class PluginTest:
     # --- the host
 
     def add_address(self, interface: str, ip: str) -> list[Decision]:
-        """An address of ours; the interface is created, with carrier, if it does not exist."""
+        """An address of ours, with a default route; the interface is created, with carrier, if it
+        does not exist."""
         world = self.engine.world
         known = {link.name: link.if_index for link in world.links.values()}
         if interface not in known:
             known[interface] = next(self._indexes)
             self.set_carrier(interface, if_index=known[interface])
-        return self.handle(ev.LocalAddressChanged(if_index=known[interface], ip=ip, prefix_len=24))
+        if_index = known[interface]
+        self.handle(ev.DefaultRouteAdded(if_index=if_index, ipv6=is_ipv6(ip)))
+        return self.handle(ev.LocalAddressChanged(if_index=if_index, ip=ip, prefix_len=24))
 
     def remove_address(self, ip: str) -> list[Decision]:
         index = self.engine.world.interface_of(ip)

@@ -154,31 +154,31 @@ class Adaptive(JoiningPlugin):
         if carrying and self._is_young(ctx, connection):
             return
         places = self._places(ctx, connection, carrying, remote)
-        token = connection.token
-        primary = next(
-            (p for p in places if not self.demotions.why_standby(token, (p[0], p[1].ip))), None
-        )
-        for place in places:
+        there = {(s.local.ip, s.remote) for s in carrying}
+        open_places = [
+            place
+            for place in places
+            if place in there or not carrying or (place[0], place[1].ip) not in self.trials
+        ]
+        slow = {p: self.demotions.why_standby(connection.token, (p[0], p[1].ip)) for p in places}
+        primary = next((place for place in open_places if not slow[place]), None)
+        for place in open_places:
             local_ip, target = place
             name = (local_ip, target.ip)
             interface = ctx.world.interface_name(ctx.world.interface_of(local_ip)) or local_ip
-            there = any(s.local.ip == local_ip and s.remote == target for s in carrying)
-            if not there and carrying and name in self.trials:
-                continue
-            slow = self.demotions.why_standby(token, name)
-            if slow is not None:
-                yield Want(local_ip, target, slow, backup=True)
+            if (why := slow[place]) is not None:
+                yield Want(local_ip, target, why, backup=True)
             elif self._stands_by(ctx, connection, interface, place == primary):
                 yield Want(local_ip, target, f"{interface} stands by", backup=True)
-            elif there:
-                why = self.demotions.why_active(token, name) or f"{interface} carries data"
-                yield Want(local_ip, target, why, backup=False)
+            elif place in there:
+                why = self.demotions.why_active(connection.token, name)
+                yield Want(local_ip, target, why or f"{interface} carries data", backup=False)
             else:
                 why = f"{interface} is usable and has no subflow"
                 if not carrying:
                     left = "works" if connection.usable_subflows() else "left"
                     why = f"the connection has no subflow {left}; {interface} is usable"
-                yield Want(local_ip, target, why, False)
+                yield Want(local_ip, target, why, backup=False)
 
     def _places(
         self, ctx: Context, connection: Connection, carrying: list[Subflow], remote: SockAddr
@@ -372,6 +372,7 @@ class Adaptive(JoiningPlugin):
         yield self.reconciler.destroy(subflow, why)
         yield from self.trials.put(ctx, subflow, why, self.options.trials_to_return)
         yield from self.trials.tell_peer(ctx, connection, subflow)
+        yield from self.keep(ctx, connection)
 
     def _is_plain(self, ctx: Context, connection: Connection, subflow: Subflow) -> bool:
         """Whether a hole alarm is evidence: the second within `REPEATED`, or of a path that costs

@@ -225,7 +225,7 @@ plugins:
         "F:2:6: rules[0].local: 10.0.0.1/8 has host bits set",
         "F:2:25: rules[0].remote: 'nowhere' does not appear to be an IPv4 or IPv6 network",
         "F:3:6: rules[1].remote: '1.2.3.4.5' does not appear to be an IPv4 or IPv6 network",
-        "F:3:41: rules[1].color: unknown key; known: plugin, local, local_port, remote, "
+        "F:3:41: rules[1].color: unknown key; known: plugin, preset, local, local_port, remote, "
         "remote_port, interface, server_side, uid, cgroup, command",
         "F:6:5: plugins.addr_adv.flags: signal and fullmesh exclude each other: fullmesh is for "
         "subflows",

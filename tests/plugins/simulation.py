@@ -7,6 +7,9 @@ alarms of a bad path.
 import heapq
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
 
 from mptcpd_ebpf.config.plugin_loader import load
 from mptcpd_ebpf.core import events as ev
@@ -28,6 +31,16 @@ SERVER = SockAddr("10.0.9.1", 443)
 FIBRE, MOBILE = "10.0.1.2", "10.0.2.2"
 RTT = {FIBRE: 20 * MS, MOBILE: 80 * MS}
 
+
+class Flow(NamedTuple):
+    """What a path carries of a bulk upload."""
+
+    rate: float
+    """Bytes per second."""
+    blocked: float = 0.0
+    """Part of the time in which the others wait for it."""
+
+
 Answers = Callable[[], bool]
 """Whether a join sent now is answered."""
 
@@ -35,12 +48,19 @@ Answers = Callable[[], bool]
 class Simulation:
     """One client connection from `FIBRE`, and a second interface with `MOBILE`."""
 
-    def __init__(self, *, mobile: bool = True, server_side: bool = False) -> None:
-        plugin = load("adaptive")()
+    def __init__(
+        self, *, mobile: bool = True, server_side: bool = False, options: str = ""
+    ) -> None:
+        adaptive = load("adaptive")
+        plugin = adaptive(msgspec.yaml.decode(options or "{}", type=adaptive.Options))
         self.engine = StartedEngine(plugin, default_plugin="adaptive")
         self.now = START
         self.answers: dict[str, Answers] = {FIBRE: lambda: True, MOBILE: lambda: True}
         self.extra_rtt = {FIBRE: 0, MOBILE: 0}
+        self.rates: Callable[[list[str]], dict[str, Flow]] = lambda _: {}
+        """What each path carries while these addresses have regular subflows."""
+        self._carried = {FIBRE: 0.0, MOBILE: 0.0}
+        self._blocked_us = {FIBRE: 0.0, MOBILE: 0.0}
         self.errno = 0
         """What the kernel answers to joins."""
         self.crossing = False
@@ -84,12 +104,21 @@ class Simulation:
             moment = min((at for at in (deadline, next_event) if at is not None), default=None)
             if moment is None or moment > until:
                 break
-            self.now = max(self.now, moment)
+            self._advance(max(self.now, moment))
             if next_event is not None and next_event <= self.now:
                 self._deliver(heapq.heappop(self._due)[2])
             else:
                 self.tell(ev.Tick())
-        self.now = until
+        self._advance(until)
+
+    def _advance(self, to: int) -> None:
+        """Lets the time pass, and the data flow."""
+        elapsed = (to - self.now) / SECOND
+        regular = [ip for ip in self._carried if self.engine.world.connections and self.regular(ip)]
+        for ip, flow in self.rates(regular).items():
+            self._carried[ip] += flow.rate * elapsed
+            self._blocked_us[ip] += flow.blocked * elapsed * 1e6
+        self.now = to
 
     def alarm(self, ip: str, kind: AlarmKind, *, in_flight: int = 4, value: int = 120_000) -> None:
         """The path's subflow crosses a threshold."""
@@ -190,4 +219,7 @@ class Simulation:
             srtt_us=rtt_us,
             min_rtt_us=rtt_us,
             in_flight=in_flight,
+            bytes_acked=int(self._carried[subflow.local.ip]),
+            stalled_us=int(self._blocked_us[subflow.local.ip]),
+            connection_bytes_acked=int(sum(self._carried.values())),
         )

@@ -48,9 +48,12 @@ def test_the_tested_plugin_and_its_tests(folder: Path) -> None:
 
 
 def test_the_rules_of_the_guide_are_right() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
-    read = settings.parse(text, "guide", options_of=plugin_loader.options_of)
-    assert [rule.plugin for rule in read.rules] == ["ndiffports", "fullmesh", None, "backup"]
+    rules, presets = (
+        settings.parse(text, "guide", options_of=plugin_loader.options_of)
+        for text in re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
+    )
+    assert [rule.plugin for rule in rules.rules] == ["ndiffports", "fullmesh", None, "backup"]
+    assert [rule.preset for rule in presets.rules] == ["bulk", "interactive"]
 
 
 def test_the_guide_names_every_handler_and_every_shipped_plugin() -> None:
