@@ -35,6 +35,9 @@ HARMS = 3.0
 HELPS = 1.2
 """`blocked` below so many times `share`: the path helps, or costs next to nothing.  Not 1, because
 data that waits in the receive buffer does not stop the other paths before the buffer is full."""
+LARGE_SHARE = 0.4
+"""A path that carries so much of the data helps, whatever it costs: of the harmful paths that were
+measured (bench/), none carried a third."""
 DRAINED = 0.1
 """A demoted path that blocks less than this part of the time has delivered what was in flight."""
 WORSE = 0.95
@@ -76,7 +79,7 @@ class Worth(NamedTuple):
 
     @property
     def helps(self) -> bool:
-        return self.blocked < HELPS * self.share
+        return self.share >= LARGE_SHARE or self.blocked < HELPS * self.share
 
 
 @dataclass(slots=True)

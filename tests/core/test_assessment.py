@@ -73,7 +73,8 @@ def test_share_and_blocked_time_are_those_of_the_window(direction: str) -> None:
     [
         (0.02, 0.6, False, True),  # the anchors: almost nothing carried, most of the time blocked
         (0.25, 0.1, True, False),
-        (0.5, 0.55, True, False),
+        (0.35, 0.4, True, False),
+        (0.5, 0.9, True, False),
         (0.3, 0.6, False, False),
     ],
 )
