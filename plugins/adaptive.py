@@ -78,6 +78,8 @@ class AdaptiveOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=
     """Patterns of interfaces that carry data only while no other path works."""
     min_connection_age_ms: NotNegative = 0
     """Younger connections get no further subflow, unless their only path fails."""
+    min_bytes: NotNegative = 0
+    """The same for connections that have transferred fewer bytes."""
     trials_to_return: Positive = 10
     """Handshakes in a row that must be answered in time before a path is used again."""
     trial_pause_ms: Positive = 400
@@ -151,7 +153,7 @@ class Adaptive(JoiningPlugin):
         if remote is None:
             return
         carrying = self.reconciler.carrying(ctx.world, connection)
-        if carrying and self._is_young(ctx, connection):
+        if carrying and self._is_short(ctx, connection):
             return
         places = self._places(ctx, connection, carrying, remote)
         there = {(s.local.ip, s.remote) for s in carrying}
@@ -220,15 +222,25 @@ class Adaptive(JoiningPlugin):
         metered = _matches(interface, self.options.metered)
         return metered or self._preset(ctx, connection).one_active
 
-    def _is_young(self, ctx: Context, connection: Connection) -> bool:
-        least = self.options.min_connection_age_ms * MS
-        return bool(least) and ctx.now - (connection.opened_at or 0) < least
+    def _is_short(self, ctx: Context, connection: Connection) -> bool:
+        """Whether the options say that the connection may be too short for another subflow."""
+        age = ctx.now - (connection.opened_at or 0)
+        moved = (connection.bytes_acked or 0) + (connection.bytes_received or 0)
+        return (
+            age < self.options.min_connection_age_ms * MS or moved < self.options.min_bytes
+        ) and not connection.server_side
 
     def connection_established(self, ctx: Context, connection: Connection) -> Iterator[Command]:
-        if self._is_young(ctx, connection):
+        if self._is_short(ctx, connection):
             at = (connection.opened_at or 0) + self.options.min_connection_age_ms * MS
-            yield WakeAt(at=at, token=connection.token, reason="it is old enough to be joined")
+            yield _look_again(connection, max(at, ctx.now + 100 * MS))
         yield from super().connection_established(ctx, connection)
+
+    def _look_at_short(self, ctx: Context, connection: Connection) -> Iterator[Command]:
+        """Reads how much a connection has transferred, after pauses that double."""
+        if self._is_short(ctx, connection):
+            yield from self._sample(connection.token, "is the connection worth another subflow?")
+            yield _look_again(connection, 2 * ctx.now - (connection.opened_at or 0))
 
     def keep(self, ctx: Context, connection: Connection) -> Iterator[Command]:
         if not connection.server_side:
@@ -475,6 +487,7 @@ class Adaptive(JoiningPlugin):
     def wake_connection(self, ctx: Context, connection: Connection) -> Iterator[Command]:
         if self.demotions.needs_sample(ctx.now, connection.token):
             yield from self._sample(connection.token, "how much does each path carry?")
+        yield from self._look_at_short(ctx, connection)
         self.demotions.end_due(ctx.now, connection)
         yield from super().wake_connection(ctx, connection)
         yield from self._end_moves(ctx, connection)
@@ -494,6 +507,10 @@ class Adaptive(JoiningPlugin):
 
 def _wake(token: int, at: int) -> WakeAt:
     return WakeAt(at=at, token=token, reason="a change of a path's role is due")
+
+
+def _look_again(connection: Connection, at: int) -> WakeAt:
+    return WakeAt(at=at, token=connection.token, reason="is it worth another subflow?")
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

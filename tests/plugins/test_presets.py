@@ -5,7 +5,7 @@ import pytest
 
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.commands import CreateSubflow, DestroySubflow, SetBackup
+from mptcpd_ebpf.core.commands import CreateSubflow, DestroySubflow, RequestSample, SetBackup
 from mptcpd_ebpf.core.measurement import AlarmKind
 from mptcpd_ebpf.core.model import SECOND
 from mptcpd_ebpf.core.roles import Preset
@@ -144,6 +144,17 @@ def test_a_young_connection_gets_no_second_subflow() -> None:
     simulation.wait(SECOND * 4 // 10)
     assert not simulation.actions()
     simulation.wait(SECOND)
+    assert simulation.regular(MOBILE)
+
+
+def test_a_connection_that_transfers_little_gets_no_second_subflow() -> None:
+    simulation = Simulation(options="min_bytes: 1000000")
+    simulation.rates = lambda _: {FIBRE: Flow(100_000)}
+    simulation.wait(5 * SECOND)
+    assert not simulation.regular(MOBILE)
+    samples = sum(isinstance(each.command, RequestSample) for each in simulation.decisions)
+    assert samples < 10
+    simulation.wait(12 * SECOND)
     assert simulation.regular(MOBILE)
 
 
