@@ -3,6 +3,7 @@
 
 from mptcpd_ebpf.core.address import Network, SockAddr
 from mptcpd_ebpf.core.address_ids import AddressIds
+from mptcpd_ebpf.core.alarm_text import alarm_text
 from mptcpd_ebpf.core.commands import (
     AddEndpoint,
     AnnounceAddress,
@@ -105,6 +106,7 @@ __all__ = [
     "Want",
     "WithdrawAddress",
     "World",
+    "alarm_text",
     "answer",
     "endpoint_flags",
     "join_target",

@@ -49,6 +49,7 @@ from mptcpd_ebpf.plugin import (
     Trials,
     WakeAt,
     Want,
+    alarm_text,
     answer,
     join_target,
     mark,
@@ -380,7 +381,7 @@ class Adaptive(JoiningPlugin):
         alarm: AlarmRaised,
         others: int,
     ) -> Iterator[Command]:
-        why = f"{_alarm_words(alarm)}; {others} other subflow(s) can carry the data"
+        why = f"{alarm_text(alarm)}; {others} other subflow(s) can carry the data"
         yield self.reconciler.destroy(subflow, why)
         yield from self.trials.put(ctx, subflow, why, self.options.trials_to_return)
         yield from self.trials.tell_peer(ctx, connection, subflow)
@@ -406,7 +407,7 @@ class Adaptive(JoiningPlugin):
         *,
         compared: bool = False,
     ) -> Iterator[Command]:
-        words = _alarm_words(alarm)
+        words = alarm_text(alarm)
         yield from self.demotions.demote(ctx, connection, subflow, words, compared=compared)
         yield from self.keep(ctx, connection)
 
@@ -529,25 +530,3 @@ def _closing_words(subflow: Subflow) -> str:
     if subflow.reset_reason is not None:
         return f"MP_TCPRST reason {subflow.reset_reason}"
     return f"errno {subflow.error}" if subflow.error else "by the peer or the kernel"
-
-
-def _alarm_words(alarm: AlarmRaised) -> str:
-    """The alarm in one clause, with its numbers."""
-    measured = alarm.measurement
-    usual = f" (usual RTT {measured.min_rtt_us / 1000:.0f} ms)" if measured.min_rtt_us else ""
-    match alarm.kind:
-        case AlarmKind.NO_PROGRESS:
-            flight = f" with {measured.in_flight} segments in flight" if measured.in_flight else ""
-            return f"nothing came back for {alarm.value / 1000:.0f} ms{flight}{usual}"
-        case AlarmKind.TIMEOUTS:
-            return f"{alarm.value} retransmission timeouts in a row{usual}"
-        case AlarmKind.LOSS:
-            return f"{alarm.value} % of the last segments were lost"
-        case AlarmKind.RTT:
-            return f"RTT rose to {alarm.value / 1000:.0f} ms{usual}"
-        case AlarmKind.STALL:
-            return f"it held up the connection for {alarm.value / 1000:.0f} ms of the last second"
-        case AlarmKind.HOLE:
-            return f"received data waited for it for {alarm.value / 1000:.0f} ms of the last second"
-        case AlarmKind.SILENCE:
-            return f"nothing came on it for {alarm.value / 1000:.0f} ms while received data waits"

@@ -169,6 +169,12 @@ def _in_full(argument: str, names: list[str], context: click.Context) -> str:
     type=click.Path(path_type=Path),
     help="Write every event and decision to a new file, to be replayed.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Decide and do nothing: every decision is logged and shown, and none is sent to the "
+    "kernel.",
+)
 @click.option("-d", "--debug", is_flag=True, help="The same as --log-level=debug.")
 @click.pass_obj
 def command(
@@ -177,6 +183,7 @@ def command(
     file: Path | None,
     mptcpd_conf: Path | None,
     record: Path | None,
+    dry_run: bool,
     debug: bool,
     **options: Any,
 ) -> int:
@@ -197,6 +204,8 @@ def command(
     """
     if file is not None and mptcpd_conf is not None:
         raise click.UsageError("--config and --mptcpd-conf exclude each other")
+    if dry_run:
+        options["dry_run"] = True
     if debug:
         options["log_level"] = LogLevel.DEBUG.value
     # Writing to a closed connection is an error to handle, and must not end the process.

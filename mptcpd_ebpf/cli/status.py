@@ -48,4 +48,5 @@ def _deciding(status: Status) -> str:
         else plugin["name"]
         for plugin in status["plugins"]
     ]  # fmt: skip
-    return ("paused: " if status["paused"] else "") + ", ".join(plugins)
+    how = "paused: " if status["paused"] else "dry run, nothing is sent: " * status["dry_run"]
+    return how + ", ".join(plugins)

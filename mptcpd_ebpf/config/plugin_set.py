@@ -26,6 +26,11 @@ class PluginSet(NamedTuple):
         return next((p.mode for p in self.plugins.values() if p.mode != "any"), None)
 
 
+def path_manager(config: Config, plugins: PluginSet) -> Mode | None:
+    """The kernel path manager that a configuration needs for new connections; None: any."""
+    return None if config.dry_run else plugins.mode
+
+
 def build(config: Config) -> PluginSet:
     """The plugins, with their options.  Raises `Failure` (CONFIG) naming the plugin."""
     folder = Path(config.plugin_dir) if config.plugin_dir else None
@@ -85,5 +90,6 @@ def core_config(config: Config, plugins: PluginSet) -> CoreConfig:
         allowed_interfaces=config.interfaces.allow,
         denied_interfaces=config.interfaces.deny,
         addresses=config.addresses,
+        dry_run=config.dry_run,
         destructive_per_second=config.limits.destructive_per_second,
     )

@@ -134,6 +134,8 @@ class Config(_Section, frozen=True):
     control: str | None = None
     """Path of the control socket; None is `control_client.default_path`."""
     metrics: Metrics = Metrics()
+    dry_run: bool = False
+    """Decide, and send no plugin's command: nothing changes in the kernel."""
     on_exit: OnExit = OnExit.REMOVE
     log: LogDestination = LogDestination.STDERR
     log_level: LogLevel = LogLevel.INFO

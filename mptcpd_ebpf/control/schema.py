@@ -139,6 +139,34 @@ class Decisions(TypedDict):
     decisions: list[DecisionView]
 
 
+class StoryEntry(TypedDict):
+    """One thing that was seen or done."""
+
+    t: float
+    """Seconds since 1970 (UTC)."""
+    kind: str
+    """``connection``, ``subflow``, ``address``, ``alarm``, ``network``, ``daemon`` or
+    ``decision``."""
+    token: str | None
+    """Of the connection that it is about; null: of none."""
+    path: str | None
+    """Name of the interface, or the local address if the interface is not known."""
+    local_ip: str | None
+    text: str
+    """In words, with numbers and units."""
+    outcome: str | None
+    """What came of a decision."""
+    data: dict[str, Any]
+    """The fields of the event or of the decision."""
+
+
+class Story(TypedDict):
+    """``GET /v1/story`` and ``mptcpd-ebpf explain --json``: oldest first."""
+
+    schema: int
+    entries: list[StoryEntry]
+
+
 class CarriedOut(TypedDict):
     """``POST /v1/command``, and ``--json`` of the commands that change something."""
 
@@ -215,6 +243,8 @@ class Status(TypedDict):
     started_at: float
     """Seconds since 1970 (UTC)."""
     paused: bool
+    dry_run: bool
+    """Plugins decide, and none of their commands is sent."""
     pending_restart: list[str]
     """Changed keys of the configuration that take effect only after a restart."""
     path_manager: str | None

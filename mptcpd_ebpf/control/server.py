@@ -32,6 +32,7 @@ from mptcpd_ebpf.control.schema import (
     Endpoints,
     LimitsView,
     Status,
+    Story,
 )
 from mptcpd_ebpf.control.socket_file import SocketFile
 from mptcpd_ebpf.core.commands import ReadEndpoints, RequestSample
@@ -63,6 +64,9 @@ class ControlSource(Protocol):
 
     def decisions(self) -> list[DecisionView]:
         """The newest decisions, oldest first, at most 1000 (`views.decision`)."""
+
+    def story(self) -> Story:
+        """What was seen and done lately (`story.tell`)."""
 
     async def endpoints(self) -> Endpoints:
         """The table of the in-kernel path manager (`operator_commands.endpoints`)."""
@@ -97,6 +101,7 @@ class ControlServer:
             ("GET", "/v1/connections"): self._connections,
             ("GET", "/v1/status"): self._status,
             ("GET", "/v1/decisions"): self._decisions,
+            ("GET", "/v1/story"): self._story,
             ("GET", "/v1/events"): STREAM,
             ("GET", "/v1/endpoints"): self._endpoints,
             ("GET", "/v1/limits"): self._limits,
@@ -170,6 +175,9 @@ class ControlServer:
 
     async def _decisions(self, _body: bytes) -> Response:
         return json_response({"schema": SCHEMA, "decisions": self._source.decisions()})
+
+    async def _story(self, _body: bytes) -> Response:
+        return json_response(self._source.story())
 
     async def _endpoints(self, _body: bytes) -> Response:
         return json_response(await self._source.endpoints())

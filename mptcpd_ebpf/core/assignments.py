@@ -108,4 +108,6 @@ class Assignments:
 
     def _kernel_has_it(self, name: str, connection: Connection) -> bool:
         plugin = self._plugins.get(name)
+        if self._config.dry_run:
+            return False  # plugins decide on them, and nothing is sent
         return bool(connection.in_kernel and plugin is not None and plugin.mode == "userspace")

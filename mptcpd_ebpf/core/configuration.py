@@ -31,5 +31,7 @@ class CoreConfig(Struct, frozen=True, kw_only=True):
     denied_interfaces: list[str] = []
     """Patterns of those that may not, which beat the former."""
     addresses: AddressPolicy = AddressPolicy()
+    dry_run: bool = False
+    """Plugins decide, and none of their commands is sent."""
     destructive_per_second: int = 200
     """Subflows destroyed or demoted and endpoints removed, per second, over all connections."""

@@ -24,6 +24,7 @@ from mptcpd_ebpf.core.commands import (
     Cause,
     Decision,
     DestroySubflow,
+    KernelCommand,
     ReadEndpoints,
     RequestSample,
     SetBackup,
@@ -48,6 +49,9 @@ RULES = "rules"
 """The author of decisions that serve the choice of plugins."""
 MARKER = "backup flag"
 """The author of decisions that set the backup flag of a join where the kernel does not."""
+
+DRY_RUN = "dry run"
+"""Why a command of a plugin is not sent while the configuration says dry_run."""
 
 SHORTEST_SLEEP = 1_000_000
 """Nanoseconds: a plugin that asks to be woken at once, again and again, leaves time for others."""
@@ -93,6 +97,7 @@ class Engine:
         self._assignments = Assignments(self._tracker.world)
         self._timers = Timers()
         self._joins_marked = True
+        self._dry_run = False
         self._seq = 0
         self._next_id = 1
         self._unanswered: dict[int, Decision] = {}
@@ -181,6 +186,7 @@ class Engine:
         """
         self._read_table(turn, event.endpoints)
         self._tracker.apply(event, turn.now)
+        self._dry_run = event.config.dry_run
         self._guard.set_rate(event.config.destructive_per_second)
         kept = {} if self.paused else self._host.survivors(event.plugins)
         for name in self._assignments.losing(event.config):
@@ -304,6 +310,11 @@ class Engine:
             if connection.state is State.ESTABLISHED:
                 self._call(turn, plugin, Plugin.connection_established, (connection,))
 
+    def _refusal(self, author: str, command: AnyCommand, now: int) -> str | None:
+        if self._dry_run and author != MANUAL and isinstance(command, KernelCommand):
+            return DRY_RUN
+        return self._guard.refusal(command, self.world, now)
+
     def _ask_for_owners(self, turn: _Turn) -> None:
         reason = "the rules for a connection depend on its owner"
         self._decide(turn, RULES, "owner-lookup", RequestSample(with_owners=True, reason=reason))
@@ -361,7 +372,7 @@ class Engine:
             plugin=author,
             cause=Cause(seq=turn.outcome.seq, event=turn.event, rule=rule),
             command=command,
-            refused=self._guard.refusal(command, self.world, turn.now),
+            refused=self._refusal(author, command, turn.now),
         )
         self._next_id += 1
         if decision.refused is None and not isinstance(command, RequestSample | ReadEndpoints):

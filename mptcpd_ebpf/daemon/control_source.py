@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from mptcpd_ebpf import __version__
-from mptcpd_ebpf.control import operator_commands, views
+from mptcpd_ebpf.control import operator_commands, story, views
 from mptcpd_ebpf.control.schema import (
     SCHEMA,
     CarriedOut,
@@ -19,13 +19,14 @@ from mptcpd_ebpf.control.schema import (
     Endpoints,
     LimitsView,
     Status,
+    Story,
 )
 from mptcpd_ebpf.control.server import epoch_ns
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import Decision, TableCommand
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.loop import Loop
-from mptcpd_ebpf.daemon.observers import Statistics
+from mptcpd_ebpf.daemon.observers import Memory, Statistics
 from mptcpd_ebpf.daemon.reload import Reloader
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
@@ -41,6 +42,7 @@ class DaemonControl:
         sources: EventSources,
         pm: PmClient,
         statistics: Statistics,
+        memory: Memory,
         path_manager: PathManagerSetting,
     ) -> None:
         self._loop = loop
@@ -48,6 +50,7 @@ class DaemonControl:
         self._sources = sources
         self._pm = pm
         self._statistics = statistics
+        self._memory = memory
         self._path_manager = path_manager
         self._started_at = time.time()
 
@@ -64,6 +67,7 @@ class DaemonControl:
             "netns": self._sources.netns,
             "started_at": self._started_at,
             "paused": engine.paused,
+            "dry_run": self._loop.config.dry_run,
             "pending_restart": self._reloader.pending_restart,
             "path_manager": self._path_manager.current(),
             "plugins": [
@@ -85,6 +89,17 @@ class DaemonControl:
     def decisions(self) -> list[DecisionView]:
         shift = epoch_ns()
         return [views.decision(decision, shift) for decision in self._statistics.decisions]
+
+    def story(self) -> Story:
+        world = self._loop.engine.world
+        interfaces = {
+            address.ip: world.interface_name(address.if_index) or address.ip
+            for address in world.addresses.values()
+        }
+        return {
+            "schema": SCHEMA,
+            "entries": story.tell(self._memory.records, epoch_ns(), interfaces),
+        }
 
     async def carry_out(self, fields: dict[str, Any]) -> CarriedOut:
         command = operator_commands.parse(fields, self._pm)

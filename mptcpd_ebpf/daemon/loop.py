@@ -82,7 +82,7 @@ class Loop:
 
         Raises KernelError, and the path manager is as before.
         """
-        self._path_manager.use(self._plugins.mode)
+        self._path_manager.use(plugin_set.path_manager(self.config, self._plugins))
         try:
             self._begin()
         except BaseException:
@@ -124,6 +124,8 @@ class Loop:
         log.info("stopped")
 
     def _plugins_at_work(self) -> str:
+        if self.config.dry_run and self.engine.installed:
+            return f"dry run of {', '.join(self.engine.plugins)}: nothing is sent to the kernel"
         if not self.engine.installed:
             return "observing only, no plugin is configured (choose one with --path-manager)"
         names = self.engine.plugins
@@ -138,7 +140,7 @@ class Loop:
         self.config, self._plugins = config, plugins
         self._sources.set_thresholds(config.probes.thresholds)
         self.dispatch(self._sources.waiting())
-        userspace = plugins.mode == "userspace"
+        userspace = plugin_set.path_manager(config, plugins) == "userspace"
         if userspace or self._manages_endpoints():
             self.dispatch(self._read_modes())
         if userspace:

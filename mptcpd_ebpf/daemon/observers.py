@@ -156,6 +156,28 @@ class Statistics:
             self._decisions[decision.id] = replace(decision, command=command)
 
 
+class Memory:
+    """Keeps the newest records that are part of the story (`control.story`)."""
+
+    KEPT = 5000
+
+    def __init__(self) -> None:
+        self.records: deque[Record] = deque(maxlen=self.KEPT)
+
+    def publish(self, record: Record) -> None:
+        event = record.event
+        if isinstance(event, _NO_STORY):
+            decisions = [each for each in record.decisions if not each.command.routine]
+            if not decisions:
+                return
+            # Without the event, which may hold the measurements of every subflow.
+            record = replace(record, event=ev.Tick(), decisions=decisions)
+        self.records.append(record)
+
+
+_NO_STORY = (ev.Tick, ev.Sampled, ev.SubflowEnded, ev.EndpointsRead, ev.ModesRead)
+
+
 class Recorder:
     """Writes every record into a file that `core.recording` reads (``daemon --record FILE``)."""
 

@@ -56,7 +56,7 @@ class Reloader:
         plugins = plugin_set.build(config)
         switch_log = self._prepare_log(config.log, config.log_level)
         try:
-            self._path_manager.use(plugins.mode)
+            self._path_manager.use(plugin_set.path_manager(config, plugins))
         except KernelError as error:
             switch_log.cancel()
             raise Failure(str(error), ExitCode.PRIVILEGE) from None

@@ -25,7 +25,7 @@ from mptcpd_ebpf.daemon.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
 from mptcpd_ebpf.daemon.loop import Loop
-from mptcpd_ebpf.daemon.observers import LogObserver, Observers, Recorder, Statistics
+from mptcpd_ebpf.daemon.observers import LogObserver, Memory, Observers, Recorder, Statistics
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
 from mptcpd_ebpf.daemon.reload import Reloader
 from mptcpd_ebpf.daemon.sd_notify import feed_watchdog, notify
@@ -68,7 +68,8 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
     stopping = asyncio.Event()
     plugins = plugin_set.build(config)
     statistics = Statistics()
-    observers = Observers(LogObserver(), statistics)
+    memory = Memory()
+    observers = Observers(LogObserver(), statistics, memory)
     folder = run_folder.own()
     with ExitStack() as stack:
         if settings.record is not None:
@@ -91,7 +92,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             if signal.SIGHUP in came and not stopping.is_set():
                 reloader.reload_or_log()
 
-        source = DaemonControl(loop, reloader, sources, pm, statistics, setting)
+        source = DaemonControl(loop, reloader, sources, pm, statistics, memory, setting)
         control = ControlServer(source, config.metrics)
         observers.add(control)
         await control.start(config.control or str(run_folder.here(SOCKET)))

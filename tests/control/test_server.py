@@ -27,6 +27,7 @@ from mptcpd_ebpf.control.schema import (
     Endpoints,
     LimitsView,
     Status,
+    Story,
 )
 from mptcpd_ebpf.control.server import ControlServer
 from mptcpd_ebpf.control.socket_file import SocketFile
@@ -83,6 +84,7 @@ class Source:
             "netns": 2,
             "started_at": 3.5,
             "paused": self.paused,
+            "dry_run": False,
             "pending_restart": [],
             "path_manager": None,
             "plugins": [],
@@ -96,6 +98,9 @@ class Source:
 
     def decisions(self) -> list[DecisionView]:
         return []
+
+    def story(self) -> Story:
+        return {"schema": 1, "entries": []}
 
     async def endpoints(self) -> Endpoints:
         return operator_commands.endpoints([Endpoint(ip="10.0.0.1", address_id=3, if_index=1)])

@@ -15,7 +15,7 @@ from mptcpd_ebpf.control import metrics
 from mptcpd_ebpf.core.commands import FlushEndpoints
 from mptcpd_ebpf.core.plugin import Commands
 from mptcpd_ebpf.daemon.control_source import DaemonControl
-from mptcpd_ebpf.daemon.observers import Statistics
+from mptcpd_ebpf.daemon.observers import Memory, Statistics
 from mptcpd_ebpf.daemon.reload import Reloader
 from tests.core.scenario import FIBRE, TOKEN, created, established, joined, measured
 from tests.daemon.fakes import FakePm, FakeProbes, Host, Scripted
@@ -43,6 +43,8 @@ class Controlled:
         self.pm = FakePm()
         self.statistics = Statistics()
         self.host.observers.add(self.statistics)
+        self.memory = Memory()
+        self.host.observers.add(self.memory)
         reloader = Reloader(Settings(), self.host.config, self.host.loop, self.host.path_manager)
         self.control = DaemonControl(
             self.host.loop,
@@ -50,6 +52,7 @@ class Controlled:
             self.host.sources,
             self.pm,
             self.statistics,
+            self.memory,
             self.host.setting,
         )
 

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``mptcpd-ebpf explain``: what was seen, what was done and what came of it."""
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from mptcpd_ebpf.cli import _options
+from mptcpd_ebpf.control import client, story
+from mptcpd_ebpf.control.schema import SCHEMA, Story, StoryEntry
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@click.command()
+@click.argument("token", required=False)
+@click.option("--path", metavar="NAME", help="Of this interface, or of this address of ours.")
+@click.option("--since", metavar="TIME", help="Only what is not older than this: 90s, 10m, 2h.")
+@click.option(
+    "--recording",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Of a run that 'daemon --record FILE' wrote, instead of the running daemon's.",
+)
+@_options.control
+@_options.as_json
+def command(
+    token: str | None,
+    path: str | None,
+    since: str | None,
+    recording: Path | None,
+    control: str | None,
+    as_json: bool,
+) -> None:
+    """Tell the story of a connection or a path, in order: seen, done, and what came of it.
+
+    TOKEN is a connection's token as 'ls' shows it, or its first digits; connections that are
+    closed are known too. Without TOKEN and --path, everything is told. The daemon remembers the
+    newest 5000 events that matter.
+    """
+    if recording is not None:
+        told = _of_recording(recording)
+    else:
+        told = client.get(control or client.default_path(), "/v1/story")
+    entries = story.about(told["entries"], token=token, path=path)
+    if since is not None:
+        begin = time.time() - _duration(since)
+        entries = [each for each in entries if each["t"] >= begin]
+    if token is not None and not entries:
+        raise Failure(
+            f"nothing is known of connection {token}; 'mptcpd-ebpf ls' lists the open ones",
+            ExitCode.CHECK_FAILED,
+        )
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "entries": entries}))
+    elif not entries:
+        click.echo("nothing has happened")
+    else:
+        click.echo("\n".join(lines(entries)))
+
+
+def _of_recording(file: Path) -> Story:
+    from mptcpd_ebpf.core.recording import RecordingError, read
+
+    try:
+        with file.open("rb") as text:
+            head, records = read(text)
+            return {"schema": SCHEMA, "entries": story.tell(records, head.epoch_ns)}
+    except OSError as error:
+        raise Failure(f"{file}: {error.strerror}", ExitCode.USAGE) from None
+    except RecordingError as error:
+        raise Failure(f"{file}: {error}", ExitCode.CHECK_FAILED) from None
+
+
+def _duration(text: str) -> float:
+    number, unit = text[:-1], text[-1:]
+    if unit not in _SECONDS or not number.isdecimal():
+        raise click.BadParameter(f"{text!r}: write it as 90s, 10m, 2h or 1d", param_hint="--since")
+    return int(number) * _SECONDS[unit]
+
+
+def lines(entries: list[StoryEntry]) -> list[str]:
+    """One line an entry, and one more for what came of a decision."""
+    shown = []
+    day = None
+    for entry in entries:
+        at = time.localtime(entry["t"])
+        if (today := time.strftime("%Y-%m-%d", at)) != day:
+            shown.append(today)
+            day = today
+        clock = time.strftime("%H:%M:%S", at) + f".{int(entry['t'] % 1 * 1000):03d}"
+        where = " ".join(filter(None, (entry["path"], entry["token"])))
+        shown.append(f"{clock}  {entry['kind']:<10}  {where:<16}  {entry['text']}")
+        if entry["outcome"] is not None:
+            shown.append(f"{'':12}  {'':10}  {'':16}  → {entry['outcome']}")
+    return shown

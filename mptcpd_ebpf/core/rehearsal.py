@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Replays a recording with another configuration, to see what would have been decided.
+
+An open loop: the events are those that the recorded decisions led to, so only the first decision
+that differs is certain; what follows shows the tendency.  Answers of the kernel reach the equal
+command of the rehearsal; a command that the recorded run did not send counts as carried out.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import AnyCommand, Decision, KernelCommand
+from mptcpd_ebpf.core.engine import Engine
+from mptcpd_ebpf.core.plugin_host import MakePlugin
+from mptcpd_ebpf.core.recording import Record
+
+Change = Callable[[ev.Configured], ev.Configured]
+
+
+class Step(NamedTuple):
+    """One recorded event, with the decisions of both runs."""
+
+    record: Record
+    decided: list[Decision]
+    """By the changed configuration."""
+    only_recorded: list[Decision]
+    only_rehearsed: list[Decision]
+    """Decisions without an equal one in the other run, without routine."""
+
+
+def rehearse(records: Iterable[Record], make: MakePlugin, change: Change) -> Iterator[Step]:
+    """Each record with what differs when `change` is applied to every configuration."""
+    engine = Engine(make)
+    recorded: dict[int, Decision] = {}
+    waiting: dict[AnyCommand, list[int]] = {}
+    for record in records:
+        for decision in record.decisions:
+            recorded[decision.id] = decision
+        event = record.event
+        if isinstance(event, ev.PluginExcluded):
+            continue  # another plugin, or another configuration of it, has not failed
+        if isinstance(event, ev.Configured):
+            event = change(event)
+        elif isinstance(event, ev.CommandAnswered):
+            answered = recorded.pop(event.decision_id, None)
+            ids = waiting.get(_bare(answered.command)) if answered is not None else None
+            if not ids:
+                continue
+            event = replace(event, decision_id=ids.pop(0))
+        decided = engine.handle(event, record.now).decisions
+        theirs, ours = _differences(record.decisions, decided)
+        for decision in decided:
+            if decision.refused is None and isinstance(decision.command, KernelCommand):
+                if decision in ours:
+                    answer = ev.CommandAnswered(decision_id=decision.id)
+                    decided += engine.handle(answer, record.now).decisions
+                else:
+                    waiting.setdefault(_bare(decision.command), []).append(decision.id)
+        yield Step(record, decided, _telling(theirs), _telling(ours))
+
+
+def _bare(command: AnyCommand) -> AnyCommand:
+    """A command without its reason, whose numbers depend on the moment."""
+    return replace(command, reason="")
+
+
+def _differences(
+    recorded: list[Decision], decided: list[Decision]
+) -> tuple[list[Decision], list[Decision]]:
+    unmatched = list(decided)
+    only_recorded = []
+    for each in recorded:
+        equal = next(
+            (
+                other
+                for other in unmatched
+                if _bare(other.command) == _bare(each.command)
+                and (other.refused is None) == (each.refused is None)
+            ),
+            None,
+        )
+        if equal is None:
+            only_recorded.append(each)
+        else:
+            unmatched.remove(equal)
+    return only_recorded, unmatched
+
+
+def _telling(decisions: list[Decision]) -> list[Decision]:
+    return [
+        each
+        for each in decisions
+        if isinstance(each.command, KernelCommand) and not each.command.routine
+    ]

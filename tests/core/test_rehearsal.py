@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A recording under another configuration: what is equal, and what differs."""
+
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import CreateSubflow
+from mptcpd_ebpf.core.configuration import CoreConfig, PluginSpec
+from mptcpd_ebpf.core.engine import Engine
+from mptcpd_ebpf.core.model import Connection
+from mptcpd_ebpf.core.plugin import Commands, Context, Plugin
+from mptcpd_ebpf.core.recording import Record
+from mptcpd_ebpf.core.rehearsal import Step, rehearse
+from tests.core.scenario import SERVER, START, TOKEN, created, established
+
+
+class Joiner(Plugin):
+    """Joins from the address that its options name."""
+
+    name = "joiner"
+
+    def __init__(self, ip: str) -> None:
+        super().__init__()
+        self.ip = ip
+        self.answers: list[int] = []
+
+    def connection_established(self, ctx: Context, connection: Connection) -> Commands:
+        yield CreateSubflow(
+            token=TOKEN, local_ip=self.ip, local_id=1, remote=SERVER, reason=f"at {ctx.now}"
+        )
+
+    def answered(self, ctx: Context, decision: object, errno: int, explanation: str) -> Commands:
+        self.answers.append(errno)
+        return ()
+
+
+def recorded(ip: str) -> list[Record]:
+    """A run in which the kernel refused the join."""
+    engine = Engine(lambda spec: Joiner(spec.options["ip"]))
+    spec = PluginSpec(name="joiner", options={"ip": ip})
+    events: list[ev.AnyEvent] = [
+        ev.Started(seed=1),
+        ev.Configured(config=CoreConfig(default_plugin="joiner"), plugins=[spec]),
+        created(),
+        established(),
+        ev.CommandAnswered(decision_id=1, errno=101),
+    ]
+    records = []
+    for number, event in enumerate(events, start=1):
+        made = engine.handle(event, START + number)
+        records.append(
+            Record(seq=number, now=START + number, event=event, decisions=made.decisions)
+        )
+    return records
+
+
+def rehearsed(records: list[Record], ip: str) -> tuple[list[Step], Joiner]:
+    made: list[Joiner] = []
+
+    def make(spec: PluginSpec) -> Plugin:
+        made.append(Joiner(spec.options["ip"]))
+        return made[-1]
+
+    def change(event: ev.Configured) -> ev.Configured:
+        spec = PluginSpec(name="joiner", options={"ip": ip})
+        return ev.Configured(config=event.config, plugins=[spec])
+
+    return list(rehearse(records, make, change)), made[-1]
+
+
+def test_an_equal_configuration_differs_in_nothing_and_gets_the_recorded_answers() -> None:
+    steps, plugin = rehearsed(recorded("10.0.2.2"), "10.0.2.2")
+    assert not [step for step in steps if step.only_recorded or step.only_rehearsed]
+    assert plugin.answers == [101]
+
+
+def test_another_configuration_shows_what_is_in_one_run_only() -> None:
+    steps, plugin = rehearsed(recorded("10.0.2.2"), "10.0.3.2")
+    (step,) = [step for step in steps if step.only_recorded or step.only_rehearsed]
+    (before,), (after,) = step.only_recorded, step.only_rehearsed
+    assert isinstance(before.command, CreateSubflow)
+    assert isinstance(after.command, CreateSubflow)
+    assert (before.command.local_ip, after.command.local_ip) == ("10.0.2.2", "10.0.3.2")
+    assert plugin.answers == [0], "a command that was not sent counts as carried out"
