@@ -80,7 +80,7 @@ def run(quick: bool) -> str:
         f"{plan.injections} injections of {plan.fault_s:g} s of each kind on the faster path for "
         "each path manager.  *Alone* is the slower path alone, measured before each injection; "
         "*settled* are the messages sent from 500 ms after the fault until it heals, the "
-        "trials of the lost path among them.\n\n" + table(lines)
+        "probes of the lost path among them.\n\n" + table(lines)
     )
 
 

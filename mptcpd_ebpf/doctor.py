@@ -146,14 +146,20 @@ def _capabilities() -> Iterator[Finding]:
             f"{' and '.join(sorted(wanted - held))} missing: no probes, alarms never come",
             "run as root, or grant them (systemd: AmbientCapabilities=)",
         )
+    if "CAP_NET_RAW" not in held:
+        yield (
+            Status.WARN,
+            "CAP_NET_RAW missing: a path that was left cannot be probed, and is tried with data",
+            "run as root, or grant it (systemd: AmbientCapabilities=)",
+        )
     if Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
         yield (
             Status.WARN,
             "in a user namespace: the kernel loads no probes from here",
             "start the daemon from the host",
         )
-    if held >= wanted | {"CAP_NET_ADMIN"}:
-        yield Status.OK, "CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON", None
+    if held >= wanted | {"CAP_NET_ADMIN", "CAP_NET_RAW"}:
+        yield Status.OK, "CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON", None
 
 
 def _netlink() -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from mptcpd_ebpf.core.commands import (
     DestroySubflow,
     FlushEndpoints,
     KernelCommand,
+    ProbePath,
     ReadEndpoints,
     RemoveEndpoint,
     RequestSample,
@@ -50,7 +51,15 @@ from mptcpd_ebpf.core.model import (
 from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
 from mptcpd_ebpf.core.reconciler import SHORT_LIFE, STRAY, Reconciler, Want, mark, tell_peer
 from mptcpd_ebpf.core.roles import Answer, Preset, answer
-from mptcpd_ebpf.core.trials import AwayPath, PathName, Trials, join_target, path_name, usual_rtt
+from mptcpd_ebpf.core.trials import (
+    AwayPath,
+    PathName,
+    Trials,
+    join_target,
+    path_name,
+    patience,
+    usual_rtt,
+)
 
 __all__ = [
     "CHANGEABLE",
@@ -91,6 +100,7 @@ __all__ = [
     "PathName",
     "Plugin",
     "Preset",
+    "ProbePath",
     "ReadEndpoints",
     "Reconciler",
     "RemoveEndpoint",
@@ -112,6 +122,7 @@ __all__ = [
     "join_target",
     "mark",
     "path_name",
+    "patience",
     "same_family",
     "tell_peer",
     "usual_rtt",

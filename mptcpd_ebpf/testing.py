@@ -11,6 +11,7 @@ Commands are answered at once, with success or with what the test says.  What a 
 raised in the test.
 """
 
+import errno
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ from mptcpd_ebpf.core.commands import (
     Command,
     Decision,
     KernelCommand,
+    ProbePath,
     ReadEndpoints,
     RequestSample,
     WakeAt,
@@ -126,9 +128,29 @@ class PluginTest:
             if isinstance(command, RequestSample):
                 answers.append(ev.Sampled(measurements=self.sample()))
                 continue
-            errno = self.answer(command)
-            answers.append(ev.CommandAnswered(decision_id=decision.id, errno=errno))
+            if isinstance(command, ProbePath):
+                answers += self._probe(decision.id, command)
+                continue
+            refusal = self.answer(command)
+            answers.append(ev.CommandAnswered(decision_id=decision.id, errno=refusal))
         return answers
+
+    def _probe(self, number: int, command: ProbePath) -> list[ev.Event]:
+        try:
+            rtt_us = self.probe(command)
+        except OSError as error:
+            return [ev.CommandAnswered(decision_id=number, errno=error.errno or errno.EIO)]
+        sent = ev.CommandAnswered(decision_id=number)
+        if rtt_us is None:
+            return [sent]
+        return [sent, ev.PathProbed(decision_id=number, rtt_us=rtt_us, size=1500)]
+
+    def probe(self, command: ProbePath) -> int | None:
+        """The RTT in microseconds with which a path probe is answered, or None; override it.
+
+        An OSError that it raises is the kernel's answer: the probe was not sent.
+        """
+        return 10_000
 
     def sample(self) -> list[Measurement]:
         """What a RequestSample is answered with; override it to measure something."""

@@ -32,7 +32,6 @@ from mptcpd_ebpf.plugin import (
     Command,
     Connection,
     Context,
-    CreateSubflow,
     Decision,
     Demotions,
     DestroySubflow,
@@ -40,6 +39,7 @@ from mptcpd_ebpf.plugin import (
     LocalAddress,
     Options,
     Preset,
+    ProbePath,
     RequestSample,
     SetBackup,
     SockAddr,
@@ -54,6 +54,7 @@ from mptcpd_ebpf.plugin import (
     join_target,
     mark,
     path_name,
+    patience,
     same_family,
     usual_rtt,
 )
@@ -81,11 +82,11 @@ class AdaptiveOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=
     """Younger connections get no further subflow, unless their only path fails."""
     min_bytes: NotNegative = 0
     """The same for connections that have transferred fewer bytes."""
-    trials_to_return: Positive = 10
-    """Handshakes in a row that must be answered in time before a path is used again."""
-    trial_pause_ms: Positive = 400
-    """Pause after a failed trial; grows by half with each up to `trial_pause_max_ms`."""
-    trial_pause_max_ms: Positive = 1500
+    probes_to_return: Positive = 10
+    """Path probes in a row that must be answered in time before a path is used again."""
+    probe_pause_ms: Positive = 400
+    """Pause after a lost probe; grows by half with each up to `probe_pause_max_ms`."""
+    probe_pause_max_ms: Positive = 1500
     demotion_s: Positive = 10
     """How long a path that blocks others stays backup at first; doubles with each relapse."""
     demotion_max_s: Positive = 320
@@ -121,9 +122,8 @@ class Adaptive(JoiningPlugin):
             first=self.options.demotion_s * SECOND, longest=self.options.demotion_max_s * SECOND
         )
         self.trials = Trials(
-            self.ids,
-            pause=self.options.trial_pause_ms * MS,
-            longest_pause=self.options.trial_pause_max_ms * MS,
+            pause=self.options.probe_pause_ms * MS,
+            longest_pause=self.options.probe_pause_max_ms * MS,
             take_back=self._take_back,
         )
         yield from super().init(ctx)
@@ -276,11 +276,15 @@ class Adaptive(JoiningPlugin):
         if self.reconciler.is_leaving(subflow):
             return
         yield from super().new_subflow(ctx, connection, subflow)
+        was_away = path_name(subflow) in self.trials
         for command in self.trials.joined(ctx, subflow):
             if isinstance(command, DestroySubflow):
                 yield self.reconciler.destroy(subflow, command.reason, routine=True)
             else:
                 yield command
+        if was_away and path_name(subflow) not in self.trials:
+            for other in ctx.served():
+                yield from self.keep(ctx, other)
         yield from self._read_soon(ctx, connection)
 
     def subflow_closed(
@@ -306,7 +310,7 @@ class Adaptive(JoiningPlugin):
         self.demotions.connection_closed(connection.token)
         self.sampled_for.pop(connection.token, None)
         yield from super().connection_closed(ctx, connection)
-        yield from self.trials.connection_closed(ctx, connection.token)
+        yield from self.trials.due(ctx)
 
     def answered(
         self, ctx: Context, decision: Decision, errno: int, explanation: str
@@ -315,14 +319,21 @@ class Adaptive(JoiningPlugin):
         if errno and isinstance(command, DestroySubflow):
             yield from self._stays(command)
         yield from super().answered(ctx, decision, errno, explanation)
-        if errno and isinstance(command, CreateSubflow):
-            yield from self.trials.refused(ctx, command)
+        if errno and isinstance(command, ProbePath):
+            yield from self.trials.unsent(ctx, command, errno)
+
+    def path_probed(
+        self, ctx: Context, decision: Decision, rtt_us: int | None
+    ) -> Iterator[Command]:
+        yield from self.trials.probed(ctx, decision, rtt_us)
 
     def refused(self, ctx: Context, decision: Decision) -> Iterator[Command]:
         command = decision.command
         yield from super().refused(ctx, decision)
         if isinstance(command, DestroySubflow):
             yield from self._stays(command)
+        if isinstance(command, ProbePath):
+            yield from self.trials.unsent(ctx, command)
         if isinstance(command, SetBackup) and command.backup:
             self.demotions.undo(command.token, (command.local.ip, command.remote.ip))
 
@@ -383,8 +394,10 @@ class Adaptive(JoiningPlugin):
     ) -> Iterator[Command]:
         why = f"{alarm_text(alarm)}; {others} other subflow(s) can carry the data"
         yield self.reconciler.destroy(subflow, why)
-        yield from self.trials.put(ctx, subflow, why, self.options.trials_to_return)
-        yield from self.trials.tell_peer(ctx, connection, subflow)
+        yield from self.trials.put(ctx, subflow, why, self.options.probes_to_return)
+        yield from self.reconciler.withdraw_destroyed(
+            ctx, connection, subflow, within=patience(usual_rtt(subflow))
+        )
         yield from self.keep(ctx, connection)
 
     def _is_plain(self, ctx: Context, connection: Connection, subflow: Subflow) -> bool:
@@ -431,7 +444,7 @@ class Adaptive(JoiningPlugin):
         local_ip, _ = path.name
         away_s = (ctx.now - path.fell_at) / SECOND
         interface = ctx.world.interface_name(ctx.world.interface_of(local_ip)) or local_ip
-        recovered = f"{interface} is back after {away_s:.1f} s ({path.needed} probes answered)"
+        recovered = f"{interface} is back after {away_s:.1f} s ({path.proof})"
         self._state(connection.token).returned_rtt = path.usual_rtt
         self.reconciler.path_works(*path.name)
         yield from self.reconciler.keep(
@@ -479,10 +492,6 @@ class Adaptive(JoiningPlugin):
     # --- time
 
     def wake(self, ctx: Context) -> Iterator[Command]:
-        late = self.trials.expire(ctx)
-        for token in late:
-            if token in self.states:
-                yield from self.reconciler.find_unanswered(token)
         yield from self.trials.due(ctx)
 
     def wake_connection(self, ctx: Context, connection: Connection) -> Iterator[Command]:

@@ -10,6 +10,7 @@ from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
     FlushEndpoints,
+    ProbePath,
     ReadEndpoints,
     RemoveEndpoint,
     RequestSample,
@@ -54,6 +55,9 @@ def action(command: AnyCommand) -> str:
                 f"set limits to {command.subflows} subflows, "
                 f"{command.add_addr_accepted} accepted addresses"
             )
+        case ProbePath():
+            size = "full-size" if command.full_size else "small"
+            return f"probe {command.local_ip} → {command.remote} ({size})"
         case RequestSample():
             return "sample"
         case ReadEndpoints():

@@ -30,7 +30,7 @@ class Command(Struct, frozen=True, kw_only=True, tag=True, tag_field="command"):
     reason: str
     """Why, in one line."""
     routine: bool = False
-    """One of many, such as a trial: logged only for debugging."""
+    """One of many, such as a path probe: logged only for debugging."""
 
 
 # --- the kernel's path managers: one connection (userspace mode)
@@ -202,6 +202,26 @@ class ReadEndpoints(Command, frozen=True):
     """Asks for an EndpointsRead event: the in-kernel path manager's table as it is now."""
 
 
+class ProbePath(Command, frozen=True):
+    """Sends one SYN over a path, whose answer shows that the path works; no subflow is created.
+
+    The plugin's `path_probed` handler gets the RTT, or None if nothing came within `within`.
+    `answered` tells that it could not be sent: EPERM without CAP_NET_RAW, ENETUNREACH without a
+    route. See docs/kernel.md for what the packet looks like.
+    """
+
+    local_ip: str
+    remote: SockAddr
+    """A connection's peer, where a SYN is answered."""
+    within: Annotated[int, Meta(ge=1, le=10_000_000_000)]
+    """Nanoseconds after which it counts as unanswered."""
+    if_index: IfIndex = 0
+    """0: the routes choose the interface."""
+    full_size: bool = False
+    """As large as the path's largest data segments, and not to be fragmented; otherwise without
+    payload."""
+
+
 class WakeAt(Command, frozen=True):
     """Asks for the plugin's `wake` handler at `at` (CLOCK_MONOTONIC nanoseconds).
 
@@ -218,7 +238,7 @@ ConnectionCommand = CreateSubflow | DestroySubflow | SetBackup | AnnounceAddress
 
 KernelCommand = ConnectionCommand | TableCommand
 
-AnyCommand = KernelCommand | RequestSample | ReadEndpoints | WakeAt
+AnyCommand = KernelCommand | RequestSample | ReadEndpoints | ProbePath | WakeAt
 
 
 class Cause(Struct, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
     KernelCommand,
+    ProbePath,
     ReadEndpoints,
     RequestSample,
     SetBackup,
@@ -32,6 +33,7 @@ from mptcpd_ebpf.core.commands import (
 )
 from mptcpd_ebpf.core.guard import Guard
 from mptcpd_ebpf.core.model import State, Subflow, World
+from mptcpd_ebpf.core.path_probes import PathProbes
 from mptcpd_ebpf.core.plugin import Context, Notice, Plugin
 from mptcpd_ebpf.core.plugin_host import (
     Fault,
@@ -101,6 +103,7 @@ class Engine:
         self._seq = 0
         self._next_id = 1
         self._unanswered: dict[int, Decision] = {}
+        self._probes = PathProbes()
         self._stopping = False
         self.paused = False
 
@@ -126,7 +129,7 @@ class Engine:
     @property
     def deadline(self) -> int | None:
         """When a Tick is due, CLOCK_MONOTONIC nanoseconds; None if nothing waits."""
-        times = (self._tracker.deadline, self._timers.deadline)
+        times = (self._tracker.deadline, self._timers.deadline, self._probes.deadline)
         return min((at for at in times if at is not None), default=None)
 
     def plugin_of(self, token: int) -> str | None:
@@ -142,6 +145,8 @@ class Engine:
         if not self._stopping:
             for change in self._tracker.expire(now):
                 self._notify(turn, change)
+            for decision in self._probes.due(now):
+                self._path_probed(turn, decision, None)
             self._wake(turn)
             self._report_refusals(turn)
         return turn.outcome
@@ -251,7 +256,11 @@ class Engine:
             return
         command = decision.command
         assert not isinstance(command, RequestSample | ReadEndpoints | WakeAt)
-        self._tracker.answered(command, event.errno, turn.now)
+        if isinstance(command, ProbePath):
+            if event.errno:
+                self._probes.take(decision.id)
+        else:
+            self._tracker.answered(command, event.errno, turn.now)
         if isinstance(command, SetBackup) or (event.errno and isinstance(command, DestroySubflow)):
             # A destruction that succeeded counts until netlink reports it.
             self._guard.settled(command.token, (command.local, command.remote))
@@ -262,6 +271,16 @@ class Engine:
         if plugin is not None:
             args = (decision, event.errno, event.explanation)
             self._call(turn, plugin, Plugin.answered, args)
+
+    def _probe_answered(self, turn: _Turn, event: ev.PathProbed) -> None:
+        decision = self._probes.take(event.decision_id)
+        if decision is not None:
+            self._path_probed(turn, decision, event.rtt_us)
+
+    def _path_probed(self, turn: _Turn, decision: Decision, rtt_us: int | None) -> None:
+        plugin = self._host.plugins.get(decision.plugin)
+        if plugin is not None:
+            self._call(turn, plugin, Plugin.path_probed, (decision, rtt_us))
 
     # --- notices to plugins
 
@@ -377,6 +396,8 @@ class Engine:
         self._next_id += 1
         if decision.refused is None and not isinstance(command, RequestSample | ReadEndpoints):
             self._unanswered[decision.id] = decision
+            if isinstance(command, ProbePath):
+                self._probes.add(decision, turn.now + command.within)
         turn.outcome.decisions.append(decision)
 
 
@@ -391,6 +412,7 @@ _HANDLE: dict[type[ev.Event], Callable[[Engine, _Turn, Any], None]] = {
     ev.Stopped: Engine._stopped,
     ev.CommandAsked: Engine._command_asked,
     ev.CommandAnswered: Engine._command_answered,
+    ev.PathProbed: Engine._probe_answered,
 }
 """All other events change the model alone."""
 

@@ -297,6 +297,15 @@ class CommandAnswered(Event, frozen=True):
     """The port that was chosen for an announcement, if any."""
 
 
+class PathProbed(Event, frozen=True):
+    """The peer answered a decision's `ProbePath`; the engine itself sees that none came in time."""
+
+    decision_id: int
+    rtt_us: int
+    size: int
+    """Bytes of the IP packet that was answered."""
+
+
 class EventsLost(Event, frozen=True):
     """A source overflowed; a Resynchronised follows."""
 
@@ -399,6 +408,7 @@ AnyEvent = (
     | Tick
     | CommandAsked
     | CommandAnswered
+    | PathProbed
     | EventsLost
     | Resynchronised
     | Started

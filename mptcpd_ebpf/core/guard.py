@@ -20,6 +20,7 @@ from mptcpd_ebpf.core.commands import (
     Command,
     DestroySubflow,
     FlushEndpoints,
+    ProbePath,
     RemoveEndpoint,
     SetBackup,
     WithdrawAddress,
@@ -66,6 +67,9 @@ class Guard:
                 return self._refusal_for_all(command, world, now)
             case ChangeEndpoint() if EndpointFlag.BACKUP in command.flags:
                 return self._refusal_for_all(command, world, now)
+            case ProbePath():
+                led = any(_leads_to(each, command.remote.ip) for each in world.connections.values())
+                return None if led else "no connection leads there"
             case _:
                 return None
 
@@ -166,6 +170,14 @@ class Guard:
             return False
         self._tokens -= 1
         return True
+
+
+def _leads_to(connection: Connection, ip: str) -> bool:
+    return (
+        connection.remote.ip == ip
+        or any(address.ip == ip for address in connection.announced.values())
+        or any(remote.ip == ip for _, remote in connection.subflows)
+    )
 
 
 def _of_endpoints(

@@ -211,6 +211,10 @@ class Plugin:
         """The engine did not send one of the plugin's commands; `decision.refused` says why."""
         return ()
 
+    def path_probed(self, ctx: Context, decision: Decision, rtt_us: int | None) -> Commands:
+        """A ProbePath of the plugin was answered after `rtt_us` microseconds, or not in time."""
+        return ()
+
     # --- the operator's commands
 
     def manual_command(self, ctx: Context, command: KernelCommand) -> Commands:

@@ -279,6 +279,36 @@ class Reconciler:
             for subflow in of_one:
                 yield self.destroy(subflow, reason)
 
+    def withdraw_destroyed(
+        self, ctx: Context, connection: Connection, subflow: Subflow, *, within: int
+    ) -> Iterator[Command]:
+        """Withdraws a destroyed subflow's address id over another path, so that the peer closes it.
+
+        The FIN goes over the bad path and may take seconds, while the peer continues to send
+        there. The kernel withdraws only ids that it knows, and destroying removed any but 0
+        (mptcp_pm_nl_subflow_destroy_doit): a join, whose answer does not matter, adds it again.  It
+        is destroyed if it is not answered `within` nanoseconds.
+        """
+        reason = "tell the peer over another path"
+        if subflow.local_id != 0:
+            slot = self._state(connection.token).slots.setdefault(_pair(subflow), _Slot())
+            slot.under_way += 1
+            slot.deadline = ctx.now + within
+            yield CreateSubflow(
+                token=connection.token,
+                local_ip=subflow.local.ip,
+                local_id=self._ids.for_connection(connection, subflow.local.ip),
+                remote=subflow.remote,
+                if_index=ctx.world.interface_of(subflow.local.ip) or 0,
+                backup=True,
+                reason=reason,
+                routine=True,
+            )
+            yield _wake(connection.token, slot.deadline)
+        yield WithdrawAddress(
+            token=connection.token, address_id=subflow.local_id or 0, reason=reason, routine=True
+        )
+
     def suspect(self, ctx: Context, subflow: Subflow) -> bool:
         """Marks a subflow as a suspect; False if it is one already, or is being destroyed."""
         state = self._state(subflow.token)

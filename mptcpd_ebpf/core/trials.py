@@ -1,34 +1,38 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Measures a path without putting data on it, until it may be used again.
+"""Probes paths that were left, until they may be used again.
 
-A join marked backup carries no data while a regular subflow is usable, but its handshake crosses
-the path both ways: a trial.  It is clean when it is answered within twice the path's usual RTT and
-a little.  Enough clean trials in a row bring the path back: under 30 % loss each way one trial is
-clean in half of the cases, ten in a row in one of a thousand.  Pauses grow after failed trials;
-clean trials follow each other at once. So a path that recovers is used again within seconds,
-regardless of how long it was away.
+A path probe is one SYN that is answered and opens nothing (`ProbePath`), so no connection is
+touched before the path has recovered.  It counts when it is answered within twice the path's usual
+RTT and a little.  Enough answers in a row bring the path back: under 30 % loss each way one probe
+is answered in half of the cases, ten in a row are in one of a thousand.  Pauses grow after lost
+probes; answered ones follow each other at once.  So a path that recovers is used again within
+seconds, regardless of how long it was away.  Small probes alternate with probes of full size, and
+the last ones are of full size: a path that has lost the ability to carry large packets passes
+small ones.
 
-A connection without a subflow stays open for net.mptcp.close_timeout (a minute) and can be joined
-again. There the trial is a regular join, and an answered one ends the path's absence.
+Some networks drop every SYN with payload, and without CAP_NET_RAW nothing is sent.  There the path
+is used again after a long pause that doubles with each relapse.
 
-A path is identified by the local and the peer's address; one connection at a time tries it for
-all. Plain data and generators of commands: the plugin that owns a `Trials` passes its events in
-and yields the resulting commands.
+A connection without a subflow is joined again at once, over a path that is away too; its answer
+ends the path's absence.
+
+A path is identified by the local and the peer's address.  Plain data and generators of commands:
+the plugin that owns a `Trials` passes its events in and yields the resulting commands.
 """
 
+import errno
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.address_ids import AddressIds
 from mptcpd_ebpf.core.commands import (
     Command,
-    CreateSubflow,
+    Decision,
     DestroySubflow,
+    ProbePath,
     WakeAt,
-    WithdrawAddress,
 )
-from mptcpd_ebpf.core.model import MS, SECOND, Connection, State, Subflow, SubflowKey
+from mptcpd_ebpf.core.model import MS, SECOND, Connection, State, Subflow
 from mptcpd_ebpf.core.plugin import Context
 
 PathName = tuple[str, str]
@@ -38,19 +42,16 @@ SOON = 10 * SECOND
 """Nanoseconds: a path that fails again so soon after its return has relapsed."""
 UNMEASURED_RTT = 100 * MS
 LONGEST_PATIENCE = 3 * SECOND
-"""Nanoseconds to wait for a join when the connection has no other subflow."""
-
-
-@dataclass(slots=True)
-class Trial:
-    """A pending join marked backup."""
-
-    token: int
-    started_at: int
-    deadline: int
-    counts: bool = True
-    """False for a join that only adds an address id to the kernel's list, so that it can be
-    withdrawn."""
+"""Nanoseconds to wait for an answer at most."""
+BETWEEN = 20 * MS
+"""Nanoseconds from an answer to the next probe."""
+UNSENT, LONGEST_UNSENT = 10 * SECOND, 320 * SECOND
+"""Nanoseconds after which a path is used again where no probe can be sent; doubles with each
+relapse."""
+SMALL_ONLY = 300 * SECOND
+"""The same for a path that answers small probes and no full-size ones, since the first of those."""
+LAST_FULL = 2
+"""So many probes at the end of a row are of full size."""
 
 
 @dataclass(slots=True)
@@ -58,32 +59,33 @@ class AwayPath:
     """A path that is away."""
 
     name: PathName
+    remote: SockAddr
+    """Where probes go."""
     why: str
     fell_at: int
     usual_rtt: int
     """Nanoseconds, measured before the path failed."""
     needed: int
-    """Consecutive clean trials after which it is used again."""
+    """Consecutive answers after which it is used again."""
+    full_size: bool
+    """Probes of full size are among them."""
     pause: int
     next_at: int
     relapses: int
     """Number of consecutive failures soon after its return."""
-    clean: int = 0
-    failed: int = 0
-    """Consecutive failed trials."""
-    trial: Trial | None = None
-    answered: dict[tuple[int, SubflowKey], None] = field(default_factory=dict)
-    """Subflows that trials have established: destroyed at once, or later if one was the last."""
+    answered: int = 0
+    """Consecutive answers."""
+    probe_at: int | None = None
+    """When the probe that is under way was sent."""
+    unproven_at: int | None = None
+    """When it is used again without enough answers; None as long as probes can show more."""
 
     @property
-    def patience(self) -> int:
-        """Nanoseconds after which an unanswered trial has failed."""
-        return 2 * self.usual_rtt + 60 * MS
-
-    @property
-    def last_patience(self) -> int:
-        """The same for a connection without another subflow: it grows with each failure."""
-        return min(self.patience << min(self.failed, 10), max(self.patience, LONGEST_PATIENCE))
+    def proof(self) -> str:
+        """Why it is used again, in a few words."""
+        if self.answered >= self.needed:
+            return f"{self.needed} probes answered" if self.needed > 1 else "a probe was answered"
+        return "without enough answered probes, to see whether it carries data"
 
 
 def path_name(subflow: Subflow) -> PathName:
@@ -96,6 +98,11 @@ def usual_rtt(subflow: Subflow) -> int:
     if measured is None or not measured.min_rtt_us:
         return UNMEASURED_RTT
     return measured.min_rtt_us * 1000
+
+
+def patience(rtt: int) -> int:
+    """Nanoseconds after which a probe of a path with that RTT counts as unanswered."""
+    return min(2 * rtt + 60 * MS, LONGEST_PATIENCE)
 
 
 def join_target(connection: Connection) -> SockAddr | None:
@@ -115,14 +122,11 @@ join."""
 class Trials:
     """The paths that are away.
 
-    `pause` and `longest_pause` are nanoseconds between failed trials, at first and at
-    most; `take_back` is called when a path has recovered.
+    `pause` and `longest_pause` are nanoseconds after a lost probe, at first and at most;
+    `take_back` is called when a path has recovered.
     """
 
-    def __init__(
-        self, ids: AddressIds, *, pause: int, longest_pause: int, take_back: Return
-    ) -> None:
-        self._ids = ids
+    def __init__(self, *, pause: int, longest_pause: int, take_back: Return) -> None:
         self._pause = pause
         self._longest_pause = longest_pause
         self._take_back = take_back
@@ -138,190 +142,146 @@ class Trials:
         for name in [name for name in self._away if name[0] == local_ip]:
             del self._away[name]
 
-    def under_way(self, name: PathName) -> bool:
-        """Whether a trial of the path is pending."""
-        path = self._away.get(name)
-        return path is not None and path.trial is not None
-
     def put(self, ctx: Context, subflow: Subflow, why: str, needed: int) -> Iterator[Command]:
-        """Marks the subflow's path as away; it is used again after `needed` clean trials."""
+        """Marks the subflow's path as away; it is used again after `needed` answered probes.
+
+        A single one is small: then nothing says that the path does not carry data.
+        """
         name = path_name(subflow)
         usual = usual_rtt(subflow)
         lately = {n: was for n, was in self._returned.items() if ctx.now - was[0] < SOON}
         relapses = lately.pop(name)[1] + 1 if name in lately else 0
         self._returned = lately
         pause = self._pause if relapses < 2 else min(self._pause << relapses, 60 * SECOND)
-        connection = ctx.world.connections.get(subflow.token)
-        bare = connection is not None and not connection.usable_subflows()
-        next_at = ctx.now if bare else ctx.now + pause
-        # A path with a long RTT must also return within seconds: fewer trials fit.
-        needed = max(1, min(needed, 3 * SECOND // (usual + 50 * MS)))
-        self._away[name] = AwayPath(name, why, ctx.now, usual, needed, pause, next_at, relapses)
-        yield WakeAt(at=next_at, reason="the next trial")
-
-    def tell_peer(
-        self, ctx: Context, connection: Connection, subflow: Subflow
-    ) -> Iterator[Command]:
-        """Withdraws a destroyed subflow's address id over another path, so that the peer closes it.
-
-        The FIN goes over the bad path and may take seconds, while the peer continues to send
-        there. The kernel withdraws only ids that it knows, and destroying removed any but 0
-        (mptcp_pm_nl_subflow_destroy_doit): a join, whose answer does not matter, adds it again.
-        """
-        reason = "tell the peer over another path"
-        if subflow.local_id != 0:
-            path = self._away[path_name(subflow)]
-            path.trial = Trial(connection.token, ctx.now, ctx.now + path.patience, counts=False)
-            yield self._join(ctx, path, connection, subflow.remote, reason)
-        yield WithdrawAddress(
-            token=connection.token, address_id=subflow.local_id or 0, reason=reason, routine=True
+        next_at = ctx.now + pause
+        before = self._away.get(name)
+        self._away[name] = AwayPath(
+            name=name,
+            remote=subflow.remote,
+            why=why,
+            fell_at=ctx.now if before is None else before.fell_at,
+            usual_rtt=usual,
+            # A path with a long RTT must also return within seconds: fewer probes fit.
+            needed=max(1, min(needed, 3 * SECOND // (usual + 50 * MS))),
+            full_size=needed > 1,
+            pause=pause,
+            next_at=next_at,
+            relapses=relapses,
         )
+        yield WakeAt(at=next_at, reason="the next probe")
+
+    # --- what happened
+
+    def probed(self, ctx: Context, decision: Decision, rtt_us: int | None) -> Iterator[WakeAt]:
+        """A probe was answered, or not in time."""
+        probe = decision.command
+        assert isinstance(probe, ProbePath)
+        path = self._away.get((probe.local_ip, probe.remote.ip))
+        if path is None or path.probe_at != decision.at:
+            return
+        path.probe_at = None
+        if rtt_us is not None and rtt_us * 1000 <= patience(path.usual_rtt):
+            path.answered += 1
+            path.next_at = ctx.now + BETWEEN
+            if probe.full_size:
+                path.unproven_at = None
+        else:
+            if not probe.full_size:
+                path.unproven_at = None
+            elif path.answered and path.unproven_at is None:
+                path.unproven_at = ctx.now + (SMALL_ONLY << path.relapses)
+            self._failed(ctx, path)
+        yield WakeAt(at=path.next_at, reason="the next probe")
+
+    def unsent(self, ctx: Context, probe: ProbePath, error: int = 0) -> Iterator[WakeAt]:
+        """A probe could not be sent, for an errno or because the guard refused it."""
+        path = self._away.get((probe.local_ip, probe.remote.ip))
+        if path is None or path.probe_at is None:
+            return
+        path.probe_at = None
+        if error == errno.EPERM:
+            path.unproven_at = path.fell_at + min(UNSENT << path.relapses, LONGEST_UNSENT)
+        self._failed(ctx, path)
+        yield WakeAt(at=path.next_at, reason="the next probe")
 
     def joined(self, ctx: Context, subflow: Subflow) -> Iterator[Command]:
-        """A subflow was established: if its path is away, judges the trial and destroys the
-        subflow."""
+        """A subflow was established: if its path is away, it stays only where it is needed.
+
+        That is where it is its connection's only one, or where a path that was reset needs no
+        further proof.
+        """
         path = self._away.get(path_name(subflow))
         if path is None:
             return
         connection = ctx.world.connections[subflow.token]
-        if not subflow.backup and connection.usable_subflows() == [subflow]:
-            del self._away[path.name]
-            return
-        trial = path.trial
-        if trial is None or trial.token != subflow.token:
-            # A trial that counted as unanswered is answered after all.
+        alone = connection.usable_subflows() == [subflow]
+        if not alone and (subflow.backup or path.full_size):
             yield _end(subflow, "the path is away")
             return
-        path.trial = None
-        path.answered[subflow.token, subflow.key] = None
-        took = f"{(ctx.now - trial.started_at) / MS:.0f} ms"
-        if not trial.counts:
-            path.next_at = ctx.now + path.pause
-            verdict = "it is not needed any more"
-        elif ctx.now <= trial.deadline:
-            path.clean += 1
-            path.failed = 0
-            path.next_at = ctx.now + 20 * MS
-            verdict = f"the trial was answered in {took}"
-        else:
-            self._failed(ctx, path)
-            verdict = f"the trial took {took}, the path has not recovered"
-        yield _end(subflow, verdict)
-        yield WakeAt(at=path.next_at, reason="the next trial")
+        del self._away[path.name]
 
-    def refused(self, ctx: Context, command: CreateSubflow) -> Iterator[WakeAt]:
-        """The kernel refused a join: if it was a trial, it has failed."""
-        path = self._away.get((command.local_ip, command.remote.ip))
-        if path is not None and path.trial is not None and path.trial.token == command.token:
-            self._failed(ctx, path)
-            yield WakeAt(at=path.next_at, reason="the next trial")
-
-    def connection_closed(self, ctx: Context, token: int) -> Iterator[Command]:
-        for path in self._away.values():
-            if path.trial is not None and path.trial.token == token:
-                path.trial = None
-                path.next_at = ctx.now
-        yield from self.due(ctx)
-
-    def expire(self, ctx: Context) -> list[int]:
-        """Ends trials that were not answered in time; returns the tokens of their connections."""
-        late: dict[int, None] = {}
-        for path in self._away.values():
-            if path.trial is not None and path.trial.deadline <= ctx.now:
-                late[path.trial.token] = None
-                self._failed(ctx, path)
-        return list(late)
+    # --- what is due
 
     def due(self, ctx: Context) -> Iterator[Command]:
-        """Starts the trials that are due, and returns recovered paths to use."""
+        """Sends the probes that are due, and returns recovered paths to use."""
         for path in list(self._away.values()):
-            if path.trial is not None:
-                yield WakeAt(at=path.trial.deadline, reason="the trial's end")
-            elif path.next_at > ctx.now:
-                yield WakeAt(at=path.next_at, reason="the next trial")
+            if path.probe_at is not None:
+                continue
+            if path.next_at > ctx.now:
+                yield WakeAt(at=path.next_at, reason="the next probe")
             else:
                 yield from self._try(ctx, path)
 
     def _try(self, ctx: Context, path: AwayPath) -> Iterator[Command]:
-        if not any(_could_join(connection, path) for connection in ctx.served()):
-            # No connection can try the path any more: the next one starts without its history.
+        able = [connection for connection in ctx.served() if _could_join(connection, path)]
+        if not able:
+            # No connection can use the path any more: the next one starts without its history.
             del self._away[path.name]
             return
-        yield from self._end_answered(ctx, path)
-        choice = self._choose(ctx, path)
-        if choice is None:
-            path.next_at = ctx.now + self._pause
-            yield WakeAt(at=path.next_at, reason="a connection may be free to try it then")
-            return
-        connection, remote = choice
-        if path.clean >= path.needed:
-            del self._away[path.name]
-            self._returned[path.name] = (ctx.now, path.relapses)
-            yield from self._take_back(ctx, path, connection, remote)
-            return
-        bare = not connection.usable_subflows()
-        patience = path.last_patience if bare else path.patience
-        path.trial = Trial(connection.token, ctx.now, ctx.now + patience)
-        if not bare:
-            which = f"trial {path.clean + 1} of {path.needed}"
-            yield self._join(ctx, path, connection, remote, f"{which}: does it answer in time?")
-        else:
-            reason = f"the connection has no subflow left; {path.why}"
-            yield self._join(ctx, path, connection, remote, reason, trial=False)
-        yield WakeAt(at=path.trial.deadline, reason="the trial's end")
-
-    def _end_answered(self, ctx: Context, path: AwayPath) -> Iterator[Command]:
-        """A trial that was answered while its connection had no other subflow had to stay."""
-        for token, key in list(path.answered):
-            connection = ctx.connections.get(token)
-            subflow = connection.subflows.get(key) if connection is not None else None
-            if subflow is None:
-                del path.answered[token, key]
-            elif subflow.usable and subflow.backup:
-                yield _end(subflow, "its trial is over")
-
-    def _choose(self, ctx: Context, path: AwayPath) -> tuple[Connection, SockAddr] | None:
-        """A connection that can try the path without risk, and where it would join."""
         local_ip, _ = path.name
         if not any(address.ip == local_ip for address in ctx.world.usable_addresses()):
-            return None
-        for connection in reversed(ctx.served()):
+            yield from self._wait(ctx, path)
+        elif path.answered >= path.needed or (path.unproven_at or ctx.now + 1) <= ctx.now:
+            yield from self._return(ctx, path, able)
+        else:
+            yield self._probe(ctx, path)
+
+    def _wait(self, ctx: Context, path: AwayPath) -> Iterator[WakeAt]:
+        path.next_at = ctx.now + self._pause
+        yield WakeAt(at=path.next_at, reason="the path may be free or usable then")
+
+    def _probe(self, ctx: Context, path: AwayPath) -> ProbePath:
+        local_ip, _ = path.name
+        left = path.needed - path.answered
+        path.probe_at = ctx.now
+        return ProbePath(
+            local_ip=local_ip,
+            remote=path.remote,
+            if_index=ctx.world.interface_of(local_ip) or 0,
+            full_size=path.full_size and (left <= LAST_FULL or left % 2 == 1),
+            within=patience(path.usual_rtt),
+            reason=f"probe {path.answered + 1} of {path.needed}: is it answered in time?",
+            routine=True,
+        )
+
+    def _return(self, ctx: Context, path: AwayPath, able: list[Connection]) -> Iterator[Command]:
+        """Uses the path again, with a connection that can join over it."""
+        local_ip, _ = path.name
+        for connection in reversed(able):
             remote = join_target(connection)
             if (
                 remote is not None
-                and _could_join(connection, path)
                 and connection.state is State.ESTABLISHED
                 and not any(s.local.ip == local_ip for s in connection.subflows.values())
             ):
-                return connection, remote
-        return None
-
-    def _join(
-        self,
-        ctx: Context,
-        path: AwayPath,
-        connection: Connection,
-        remote: SockAddr,
-        reason: str,
-        *,
-        trial: bool = True,
-    ) -> CreateSubflow:
-        local_ip, _ = path.name
-        return CreateSubflow(
-            token=connection.token,
-            local_ip=local_ip,
-            local_id=self._ids.for_connection(connection, local_ip),
-            remote=remote,
-            if_index=ctx.world.interface_of(local_ip) or 0,
-            backup=trial,
-            reason=reason,
-            routine=trial,
-        )
+                del self._away[path.name]
+                self._returned[path.name] = (ctx.now, path.relapses)
+                yield from self._take_back(ctx, path, connection, remote)
+                return
+        yield from self._wait(ctx, path)
 
     def _failed(self, ctx: Context, path: AwayPath) -> None:
-        path.trial = None
-        path.clean = 0
-        path.failed += 1
+        path.answered = 0
         path.next_at = ctx.now + path.pause
         path.pause = min(path.pause * 3 // 2, max(self._longest_pause, path.pause))
 
@@ -331,11 +291,11 @@ def _could_join(connection: Connection, path: AwayPath) -> bool:
     return target is not None and target.ip == path.name[1] and not connection.server_side
 
 
-def _end(subflow: Subflow, verdict: str) -> DestroySubflow:
+def _end(subflow: Subflow, reason: str) -> DestroySubflow:
     return DestroySubflow(
         token=subflow.token,
         local=subflow.local,
         remote=subflow.remote,
-        reason=verdict,
+        reason=reason,
         routine=True,
     )

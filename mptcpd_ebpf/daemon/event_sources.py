@@ -20,6 +20,7 @@ from mptcpd_ebpf.core.measurement import Measurement, Thresholds
 from mptcpd_ebpf.kernel import diag, owners, resync
 from mptcpd_ebpf.kernel.event_source import EventSource
 from mptcpd_ebpf.kernel.fdinfo import skipped_runs
+from mptcpd_ebpf.kernel.path_probe import PathProber
 from mptcpd_ebpf.kernel.pm_events import PmEvents
 from mptcpd_ebpf.kernel.rtnetlink import RouteEvents
 from mptcpd_ebpf.runtime import netns
@@ -27,7 +28,6 @@ from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 if TYPE_CHECKING:
     from mptcpd_ebpf.probes.interface import AnyProbes
-
 
 _ROUNDS = 100
 """Most reads to empty one source: a read returns 256 events, a full socket holds 8192."""
@@ -49,6 +49,7 @@ class EventSources:
         choice: str,
         closing: ExitStack,
         *,
+        prober: PathProber,
         list_subflows: Callable[[bool], list[Measurement]] = _list_subflows,
         read_all: Callable[[list[Measurement] | None], Resynchronised] = resync.snapshot,
     ) -> None:
@@ -61,6 +62,8 @@ class EventSources:
         """The probes in use and the reason, in one line."""
         self._probes = probes
         self._closing = closing
+        self.prober = prober
+        """Sends path probes; an answer comes as an event with the decision's number."""
         self._list_subflows = list_subflows
         self._read_all = read_all
 
@@ -75,12 +78,13 @@ class EventSources:
         with ExitStack() as stack:
             events = stack.enter_context(PmEvents.open())
             routes = stack.enter_context(RouteEvents.open())
-            sources: list[EventSource] = [events, routes]
+            prober = stack.enter_context(PathProber())
+            sources: list[EventSource] = [events, routes, prober]
             probes, backend, choice = _open_probes(settings, here)
             if probes is not None:
                 stack.callback(probes.close)
                 sources.append(probes)
-            return cls(here, sources, probes, backend, choice, stack.pop_all())
+            return cls(here, sources, probes, backend, choice, stack.pop_all(), prober=prober)
 
     def __enter__(self) -> Self:
         return self

@@ -30,6 +30,7 @@ from mptcpd_ebpf.core.commands import (
     ConnectionCommand,
     Decision,
     KernelCommand,
+    ProbePath,
     ReadEndpoints,
     RequestSample,
     WakeAt,
@@ -251,6 +252,8 @@ class Loop:
     def _tick(self) -> None:
         self._timer = None
         self.dispatch([ev.Tick()])
+        # The deadline of a path probe may have come.
+        self._sources.prober.tidy(time.monotonic_ns())
 
     # --- commands out
 
@@ -262,6 +265,9 @@ class Loop:
         if isinstance(command, ReadEndpoints):
             self._queue.extend(self.read_table())
             return
+        if isinstance(command, ProbePath):
+            self._answer(decision, self._sources.prober.send(decision.id, command))
+            return
         assert not isinstance(command, WakeAt)
         manual = decision.plugin == MANUAL
         done, answer = self._executor.execute(command, manual=manual)
@@ -270,12 +276,15 @@ class Loop:
         if answer.errno and isinstance(command, ConnectionCommand):
             # Before the answer: a plugin first learns whether it serves the connection at all.
             self._queue.append(self._executor.read_modes([command.token]))
+        self._answer(decision, answer, done.port if isinstance(done, AnnounceAddress) else 0)
+
+    def _answer(self, decision: Decision, answer: CommandAnswer, port: int = 0) -> None:
         self._queue.append(
             ev.CommandAnswered(
                 decision_id=decision.id,
                 errno=answer.errno,
                 explanation=answer.explanation,
-                port=done.port if isinstance(done, AnnounceAddress) else 0,
+                port=port,
             )
         )
 

@@ -16,7 +16,13 @@ from msgspec.structs import replace
 
 from mptcpd_ebpf.control import describe
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.commands import AnnounceAddress, Decision, ReadEndpoints, RequestSample
+from mptcpd_ebpf.core.commands import (
+    AnnounceAddress,
+    Decision,
+    ProbePath,
+    ReadEndpoints,
+    RequestSample,
+)
 from mptcpd_ebpf.core.recording import Head, Record, encode
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
@@ -76,7 +82,9 @@ class LogObserver:
             return
         command = decision.command
         if event.errno:
-            log.warning("not done: %s: %s", describe.action(command), event.explanation)
+            # A path that is gone for good would fill the log.
+            level = logging.DEBUG if isinstance(command, ProbePath) else logging.WARNING
+            log.log(level, "not done: %s: %s", describe.action(command), event.explanation)
         elif isinstance(command, AnnounceAddress) and command.listen:
             log.info("announce %s: listening on port %d", command.ip, event.port)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mptcpd_ebpf import __version__
 from mptcpd_ebpf.config import plugin_loader, plugin_set
+from mptcpd_ebpf.config.plugin_set import PluginSet
 from mptcpd_ebpf.config.settings import Config, Settings
 from mptcpd_ebpf.control.client import SOCKET
 from mptcpd_ebpf.control.server import ControlServer, epoch_ns
@@ -38,6 +39,7 @@ from mptcpd_ebpf.kernel.pm import joins_marked
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.runtime import logging_setup, netns, run_folder, startup_signals
+from mptcpd_ebpf.runtime.capabilities import Capability, effective
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.runtime.signals import PendingSignals
 
@@ -97,7 +99,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
         observers.add(control)
         await control.start(config.control or str(run_folder.here(SOCKET)))
         try:
-            _log_surroundings(sources)
+            _log_surroundings(sources, plugins)
             loop.start()
             # The objects of the start stay: the garbage collector need not visit them again.
             gc.freeze()
@@ -125,7 +127,7 @@ def _executor(pm: PmClient, folder: Path) -> CommandExecutor:
     return CommandExecutor(pm, ledger, listeners, None if joins_marked() else detour)
 
 
-def _log_surroundings(sources: EventSources) -> None:
+def _log_surroundings(sources: EventSources, plugins: PluginSet) -> None:
     """Logs what the daemon finds in its network namespace.
 
     Also removes the files of namespaces that do not exist any more.
@@ -133,6 +135,11 @@ def _log_surroundings(sources: EventSources) -> None:
     for file in run_folder.sweep():
         log.info("removed %s: its network namespace does not exist any more", file)
     log.info("probes: %s", sources.choice)
+    if plugins.specs and Capability.CAP_NET_RAW not in effective():
+        log.warning(
+            "CAP_NET_RAW is missing: a path that a plugin left cannot be probed, and is used again "
+            "after a while without knowing whether it has recovered"
+        )
     if not sysctl.enabled():
         log.warning(
             "net.mptcp.enabled is 0: new sockets of this network namespace cannot use MPTCP; "

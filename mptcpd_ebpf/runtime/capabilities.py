@@ -8,6 +8,7 @@ class Capability(IntEnum):
     """Bit numbers of include/uapi/linux/capability.h."""
 
     CAP_NET_ADMIN = 12
+    CAP_NET_RAW = 13
     CAP_SYS_PTRACE = 19
     CAP_SYS_ADMIN = 21
     CAP_PERFMON = 38

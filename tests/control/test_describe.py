@@ -18,6 +18,7 @@ from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
     FlushEndpoints,
+    ProbePath,
     ReadEndpoints,
     RemoveEndpoint,
     RequestSample,
@@ -65,6 +66,14 @@ TEXTS: list[tuple[AnyCommand, str]] = [
     ),
     (RequestSample(reason=""), "sample"),
     (ReadEndpoints(reason=""), "read endpoints"),
+    (
+        ProbePath(local_ip="10.0.1.2", remote=FAR, within=1, reason=""),
+        "probe 10.0.1.2 → [2001:db8::1]:80 (small)",
+    ),
+    (
+        ProbePath(local_ip="10.0.1.2", remote=FAR, within=1, full_size=True, reason=""),
+        "probe 10.0.1.2 → [2001:db8::1]:80 (full-size)",
+    ),
     (WakeAt(at=1, reason=""), "wait"),
 ]
 

@@ -22,6 +22,7 @@ from mptcpd_ebpf.core.commands import (
     ChangeEndpoint,
     FlushEndpoints,
     KernelCommand,
+    ProbePath,
     RemoveEndpoint,
     SetLimits,
 )
@@ -36,6 +37,7 @@ from mptcpd_ebpf.daemon.observers import Observers
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
 from mptcpd_ebpf.kernel.errors import KernelError, NotPermitted
 from mptcpd_ebpf.kernel.listeners import Listeners
+from mptcpd_ebpf.kernel.path_probe import PathProber
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer, PmClient
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 from mptcpd_ebpf.probes.core_probes import HookReport, ProbeReport
@@ -294,6 +296,18 @@ class FakeProbes:
         self.closed = True
 
 
+class FakeProber(PathProber):
+    """Sends nothing, and records each probe in `steps`."""
+
+    def __init__(self, steps: list[str]) -> None:
+        super().__init__()
+        self._steps = steps
+
+    def send(self, decision_id: int, command: ProbePath) -> CommandAnswer:
+        self._steps.append(f"probe {command.local_ip}")
+        return DONE
+
+
 # --- the loop
 
 
@@ -380,6 +394,7 @@ class Host:
             ProbeBackend.CORE if probes else ProbeBackend.NETLINK,
             "as the test says",
             closing,
+            prober=FakeProber(self.steps),
             list_subflows=self._list,
             read_all=self._read_all,
         )

@@ -11,6 +11,7 @@ from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.measurement import Measurement, Owner, Thresholds
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.kernel import owners
+from mptcpd_ebpf.kernel.path_probe import PathProber
 from tests.core.scenario import FIBRE, RADIO, TOKEN, created, measured, truth
 from tests.daemon.fakes import FakeProbes, FakeSource
 
@@ -48,6 +49,7 @@ def sources(kernel: Kernel, probes: FakeProbes | None = None, *fakes: FakeSource
         ProbeBackend.CORE if probes else ProbeBackend.NETLINK,
         "as the test says",
         closing,
+        prober=PathProber(),
         list_subflows=kernel.list_subflows,
         read_all=kernel.read_all,
     )

@@ -17,6 +17,7 @@ from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
+    ProbePath,
     ReadEndpoints,
     RequestSample,
     SetBackup,
@@ -93,6 +94,26 @@ def test_commands_leave_before_observers_see_them_and_the_answer_follows(tmp_pat
     answer = host.records[4].event
     assert answer == ev.CommandAnswered(decision_id=decision.id)
     assert plugin.calls[-1] == "answered"
+
+
+def test_a_path_probe_is_sent_and_ends_at_its_deadline(tmp_path: Path) -> None:
+    results: list[int | None] = []
+    probe = ProbePath(local_ip=RADIO[0].ip, remote=RADIO[1], within=20 * MS, reason="test")
+
+    def path_probed(_ctx: Context, _decision: Decision, rtt_us: int | None) -> Commands:
+        results.append(rtt_us)
+        return ()
+
+    plugin = Scripted(new_subflow=lambda *_: [probe], path_probed=path_probed)
+
+    async def use(host: Host) -> None:
+        host.loop.dispatch(CONNECTED)
+        await until_async(lambda: results, "the probe's end")
+
+    host = Host(tmp_path, plugin).run(use)
+    assert results == [None]
+    assert f"probe {RADIO[0].ip}" in host.steps
+    assert host.events[-2:] == ["CommandAnswered", "Tick"]
 
 
 def test_a_refusal_by_the_kernel_is_answered_after_the_connection_s_mode(tmp_path: Path) -> None:

@@ -36,6 +36,17 @@ def daemon_in(
         yield running
 
 
+@contextlib.contextmanager
+def kept_alive(host: Host) -> Iterator[None]:
+    """Another program stays subscribed, so that the kernel allows joins without a daemon."""
+    holder = host.popen(["ip", "mptcp", "monitor"], stdout=-3)
+    try:
+        yield
+    finally:
+        holder.kill()
+        holder.wait()
+
+
 def make_room_behind_holes(lab: Lab) -> None:
     """Enlarges the receive buffers of later connections, in which a fault may leave holes.
 

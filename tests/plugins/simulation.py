@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """An engine with `adaptive`, and a model of the kernel's answers to its commands. Time is a
-number. A path answers a join after its RTT or never, as the test sets it; the test sends the
-alarms of a bad path.
+number. A path answers joins and probes after its RTT or never, as the test sets it; the test sends
+the alarms of a bad path.
 """
 
 import heapq
@@ -18,6 +18,7 @@ from mptcpd_ebpf.core.commands import (
     CreateSubflow,
     Decision,
     DestroySubflow,
+    ProbePath,
     RequestSample,
 )
 from mptcpd_ebpf.core.engine import Outcome
@@ -42,7 +43,7 @@ class Flow(NamedTuple):
 
 
 Answers = Callable[[], bool]
-"""Whether a join sent now is answered."""
+"""Whether a join or probe sent now is answered."""
 
 
 class Simulation:
@@ -56,6 +57,10 @@ class Simulation:
         self.engine = StartedEngine(plugin, default_plugin="adaptive")
         self.now = START
         self.answers: dict[str, Answers] = {FIBRE: lambda: True, MOBILE: lambda: True}
+        self.small_only: dict[str, None] = {}
+        """Addresses from which no large packet arrives."""
+        self.unsendable = 0
+        """What the kernel answers to probes."""
         self.extra_rtt = {FIBRE: 0, MOBILE: 0}
         self.rates: Callable[[list[str]], dict[str, Flow]] = lambda _: {}
         """What each path carries while these addresses have regular subflows."""
@@ -154,6 +159,9 @@ class Simulation:
         if isinstance(decision.command, RequestSample):
             self._later(0, ev.Sampled(measurements=self._sample()))
             return
+        if isinstance(decision.command, ProbePath):
+            self._probe(decision.id, decision.command)
+            return
         refused = self.errno if isinstance(decision.command, CreateSubflow) else 0
         self._later(0, ev.CommandAnswered(decision_id=decision.id, errno=refused))
         if refused:
@@ -174,6 +182,14 @@ class Simulation:
                     token=destroy.token, local=destroy.local, remote=destroy.remote
                 )
                 self._later(0, closed)
+
+    def _probe(self, number: int, probe: ProbePath) -> None:
+        self._later(0, ev.CommandAnswered(decision_id=number, errno=self.unsendable))
+        lost = probe.full_size and probe.local_ip in self.small_only
+        if self.unsendable or lost or not self.answers[probe.local_ip]():
+            return
+        rtt = RTT[probe.local_ip] + self.extra_rtt[probe.local_ip]
+        self._later(rtt, ev.PathProbed(decision_id=number, rtt_us=rtt // 1000, size=1500))
 
     def _join(self, create: CreateSubflow) -> None:
         local = SockAddr(create.local_ip, next(self._ports))

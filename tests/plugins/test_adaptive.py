@@ -14,6 +14,7 @@ from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     CreateSubflow,
     DestroySubflow,
+    ProbePath,
     SetBackup,
     WithdrawAddress,
 )
@@ -155,10 +156,21 @@ def test_rtt_is_no_harm_where_the_others_are_slower(two_paths: Simulation) -> No
     assert not two_paths.regular(FIBRE)
 
 
-def test_trials_carry_no_data_and_a_recovered_path_returns_within_five_seconds(
+def probes(simulation: Simulation, ip: str) -> list[ProbePath]:
+    commands = [each.command for each in simulation.decisions]
+    return [each for each in commands if isinstance(each, ProbePath) and each.local_ip == ip]
+
+
+def joins(simulation: Simulation, ip: str, since: int) -> list[CreateSubflow]:
+    commands = [each.command for each in simulation.decisions if each.at >= since]
+    return [each for each in commands if isinstance(each, CreateSubflow) and each.local_ip == ip]
+
+
+def test_probes_open_nothing_and_a_recovered_path_returns_within_five_seconds(
     two_paths: Simulation,
 ) -> None:
     two_paths.answers[FIBRE] = DEAD
+    fell = two_paths.now
     two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
     for _ in range(60):
         two_paths.wait(SECOND)
@@ -167,15 +179,9 @@ def test_trials_carry_no_data_and_a_recovered_path_returns_within_five_seconds(
     healed = two_paths.now
     two_paths.wait(5 * SECOND)
     assert two_paths.regular(FIBRE)
-    trials = [
-        each.command
-        for each in two_paths.decisions
-        if isinstance(each.command, CreateSubflow)
-        and each.command.local_ip == FIBRE
-        and each.at < healed
-    ]
-    assert len(trials) > 20
-    assert all(each.backup for each in trials)
+    assert len(probes(two_paths, FIBRE)) > 40
+    (join,) = joins(two_paths, FIBRE, fell)
+    assert not join.backup
     returned = next(
         each.command.reason
         for each in two_paths.decisions
@@ -184,21 +190,74 @@ def test_trials_carry_no_data_and_a_recovered_path_returns_within_five_seconds(
     assert re.fullmatch(r"\w+ is back after 6\d\.\d s \(10 probes answered\)", returned)
 
 
-def test_nothing_is_left_of_trials_that_were_not_answered(two_paths: Simulation) -> None:
-    two_paths.answers[FIBRE] = DEAD
+def test_small_and_full_size_probes_alternate_and_the_last_ones_are_of_full_size(
+    two_paths: Simulation,
+) -> None:
     two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
-    two_paths.wait(30 * SECOND)
-    assert len(two_paths._opening) <= 1
+    two_paths.wait(5 * SECOND)
+    assert two_paths.regular(FIBRE)
+    sizes = "".join("F" if each.full_size else "s" for each in probes(two_paths, FIBRE))
+    assert sizes == "sFsFsFsFFF"
 
 
-def test_a_slow_answer_is_no_clean_trial(two_paths: Simulation) -> None:
+def test_a_path_that_passes_small_packets_only_does_not_return(two_paths: Simulation) -> None:
+    two_paths.small_only[FIBRE] = None
+    two_paths.alarm(FIBRE, AlarmKind.TIMEOUTS)
+    two_paths.wait(240 * SECOND)
+    assert not two_paths.regular(FIBRE)
+    del two_paths.small_only[FIBRE]
+    two_paths.wait(5 * SECOND)
+    assert two_paths.regular(FIBRE)
+
+
+def seconds_away(simulation: Simulation) -> int:
+    """Lets the path fail, and tells when it is used again."""
+    simulation.alarm(FIBRE, AlarmKind.TIMEOUTS)
+    failed = simulation.now
+    simulation.wait(MS)
+    assert not simulation.regular(FIBRE)
+    while not simulation.regular(FIBRE):
+        simulation.wait(SECOND)
+    simulation.wait(SECOND)  # the slower one moves behind it
+    return (simulation.now - failed) // SECOND
+
+
+def test_where_no_large_syn_arrives_a_path_is_tried_with_data_at_growing_intervals(
+    two_paths: Simulation,
+) -> None:
+    two_paths.small_only[FIBRE] = None
+    fell = two_paths.now
+    waited = [seconds_away(two_paths) for _ in range(3)]
+    assert [each // 300 for each in waited] == [1, 2, 4]
+    assert "without enough answered probes" in joins(two_paths, FIBRE, fell)[0].reason
+
+
+def test_without_the_capability_a_path_is_tried_with_data_at_growing_intervals(
+    two_paths: Simulation,
+) -> None:
+    two_paths.unsendable = errno.EPERM
+    waited = [seconds_away(two_paths) for _ in range(3)]
+    assert [each // 10 for each in waited] == [1, 2, 4]
+
+
+def test_a_path_without_a_route_is_probed_until_there_is_one(two_paths: Simulation) -> None:
+    two_paths.unsendable = errno.ENETUNREACH
+    two_paths.alarm(FIBRE, AlarmKind.TIMEOUTS)
+    two_paths.wait(60 * SECOND)
+    assert not two_paths.regular(FIBRE)
+    two_paths.unsendable = 0
+    two_paths.wait(5 * SECOND)
+    assert two_paths.regular(FIBRE)
+
+
+def test_a_slow_answer_does_not_count(two_paths: Simulation) -> None:
     two_paths.extra_rtt[FIBRE] = 580 * MS
     two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
     two_paths.wait(30 * SECOND)
     assert not two_paths.regular(FIBRE)
 
 
-def test_thirty_per_cent_loss_each_way_does_not_pass_trials(two_paths: Simulation) -> None:
+def test_thirty_per_cent_loss_each_way_brings_no_path_back(two_paths: Simulation) -> None:
     chance = Random(7)
     two_paths.answers[FIBRE] = lambda: chance.random() < 0.7 * 0.7
     two_paths.alarm(FIBRE, AlarmKind.LOSS)
@@ -248,8 +307,7 @@ def test_a_reload_keeps_bad_paths_and_demotions(two_paths: Simulation) -> None:
     two_paths.reload()
     reloaded = two_paths.now
     two_paths.wait(10 * SECOND)
-    joins = [d for d in two_paths.actions(reloaded) if isinstance(d.command, CreateSubflow)]
-    assert joins == [], "it is still away: there are trials, which carry nothing"
+    assert not joins(two_paths, FIBRE, reloaded), "it is still away"
     two_paths.answers[FIBRE] = FINE
     two_paths.wait(10 * SECOND)
     assert two_paths.regular(FIBRE)
@@ -316,7 +374,7 @@ def test_a_connection_that_lost_all_subflows_gets_them_again(
 ) -> None:
     two_paths.answers = {FIBRE: DEAD, MOBILE: DEAD}
     two_paths.alarm(FIBRE, AlarmKind.NO_PROGRESS)
-    two_paths.wait(450 * MS)  # a trial is under way
+    two_paths.wait(450 * MS)  # a probe is under way
     (last,) = two_paths.regular(MOBILE)
     two_paths.tell(ev.SubflowClosed(token=TOKEN, local=last.local, remote=last.remote, error=104))
     two_paths.wait(20 * SECOND)
@@ -325,6 +383,29 @@ def test_a_connection_that_lost_all_subflows_gets_them_again(
     two_paths.wait(5 * SECOND)
     assert two_paths.regular(FIBRE)
     assert two_paths.regular(MOBILE)
+
+
+def test_a_join_that_only_announces_an_id_carries_data_where_it_is_the_only_one(
+    two_paths: Simulation,
+) -> None:
+    two_paths.alarm(MOBILE, AlarmKind.NO_PROGRESS)  # the join that adds its id will be answered
+    two_paths.answers[FIBRE] = DEAD
+    (last,) = two_paths.regular(FIBRE)
+    two_paths.tell(ev.SubflowClosed(token=TOKEN, local=last.local, remote=last.remote, error=104))
+    two_paths.wait(SECOND)
+    assert two_paths.regular(MOBILE)
+    two_paths.answers[FIBRE] = FINE
+    two_paths.wait(10 * SECOND)
+    assert two_paths.regular(FIBRE)
+    assert len(two_paths.connection.usable_subflows()) == 2
+
+
+def test_a_join_that_only_announces_an_id_is_ended_when_it_is_answered(
+    two_paths: Simulation,
+) -> None:
+    two_paths.alarm(MOBILE, AlarmKind.NO_PROGRESS)
+    two_paths.wait(2 * RTT[MOBILE])
+    assert [each.local.ip for each in two_paths.connection.usable_subflows()] == [FIBRE]
 
 
 def test_carrier_loss_and_its_return(two_paths: Simulation) -> None:

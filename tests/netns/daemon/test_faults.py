@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mptcpd_ebpf.kernel.pm import joins_marked
+from mptcpd_ebpf.kernel.probe_packet import SMALLEST
 from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
 from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
@@ -138,18 +138,24 @@ def test_a_bad_path_is_abandoned_and_rejoined_when_it_has_recovered(
             token=traffic.token,
             since=left.at,
         )
-        # The rejoin follows answered trials, which are joins that carry no data.  On a slow host
-        # the rejoin itself may have been repeated meanwhile.
+        # The rejoin follows answered probes, SYNs with a token that the server does not know.  On a
+        # slow host the rejoin itself may have been repeated meanwhile.
         listed = subflows(running, traffic.token)
         established = [s["local"] for s in listed if s["state"] == "established"]
         (rejoin,) = [join for join in joins if str(join.flow.source) in established]
-        assert not rejoin.carries(MPJoinSyn(backup=1))
-        assert joins.index(rejoin) > 0
-        created = decisions(running, "CreateSubflow", ip=bad.client_ip)
-        why = [made["reason"] for made in created]
-        assert not joins_marked() or joins[0].carries(MPJoinSyn(backup=1)), why
+        assert not any(join.carries(MPJoinSyn(backup=1)) for join in joins)
+        probes = [
+            probe
+            for probe in wire.matching(MPJoinSyn(backup=1), direction="out", since=left.at)
+            if probe.at < rejoin.at
+        ]
+        assert {probe.interface for probe in probes} == {bad.client_if}
         first = until_decided(running, "CreateSubflow", bad.client_ip, decision["id"])
-        assert "trial" in " ".join(made["reason"] for made in created if made["id"] >= first["id"])
+        answered = re.search(r" is back after \d+\.\d s \((\d+) probes answered\)", first["reason"])
+        assert answered is not None, first["reason"]
+        assert len(probes) >= int(answered[1])
+        assert {probe.payload_length for probe in probes[-2:]} == {1500 - SMALLEST[False]}
+        assert f"adaptive: create subflow {bad.client_ip} → " in running.log
         assert traffic.stop().unanswered == 0
 
 

@@ -84,7 +84,7 @@ def test_a_replay_makes_the_same_decisions_byte_for_byte(lab: Lab, tmp_path: Pat
     recording, config = tmp_path / "run.jsonl", tmp_path / "c.yaml"
     config.write_text(
         f"path_manager: adaptive\nload_plugins: [slow]\nplugin_dir: {folder}\n"
-        "plugins: {adaptive: {trial_pause_ms: 300}}\n"
+        "plugins: {adaptive: {probe_pause_ms: 300}}\n"
     )
     arguments = ("--config", str(config), "--record", str(recording))
     first, second = lab.paths
@@ -100,9 +100,15 @@ def test_a_replay_makes_the_same_decisions_byte_for_byte(lab: Lab, tmp_path: Pat
         config.write_text(config.read_text().replace("300", "200"))
         assert running.ask("reload").returncode == 0
         until_carried_by(running, talk.token, first, second)
+        assert second.inject_resets() == 1
+        probed = until_decided(running, "ProbePath", second.client_ip, after=left["id"])
+        until_decided(running, "CreateSubflow", second.client_ip, after=probed["id"])
+        until_carried_by(running, talk.token, first, second)
         with stopped(running):
             change_addresses_until_dropped(lab, running)
         until(lambda: "events lost" in running.log, "the socket overflowed", PATIENCE_S)
+        # While the daemon was stopped, a path may have seemed dead.
+        until_carried_by(running, talk.token, first, second)
         (second_subflow,) = [
             each for each in subflows(running, talk.token) if each["interface"] == second.client_if
         ]
@@ -120,7 +126,8 @@ def test_a_replay_makes_the_same_decisions_byte_for_byte(lab: Lab, tmp_path: Pat
     kinds = {type(record.event) for record in records}
     wanted = {ev.Started, ev.Configured, ev.PluginExcluded, ev.Paused, ev.Resumed, ev.CommandAsked}
     assert (
-        wanted | {ev.AlarmRaised, ev.EventsLost, ev.Resynchronised, ev.Stopping, ev.Stopped}
+        wanted
+        | {ev.PathProbed, ev.AlarmRaised, ev.EventsLost, ev.Resynchronised, ev.Stopping, ev.Stopped}
         <= kinds
     )
     assert any(decision.plugin == MANUAL for each in records for decision in each.decisions)

@@ -80,6 +80,13 @@ def test_without_probes_it_runs_and_names_the_reason(
         assert running.stop() == 0
 
 
+def test_without_cap_net_raw_it_runs_and_says_once_what_is_lost(tmp_path: Path) -> None:
+    prefix = bounded("net_admin", "bpf", "perfmon")
+    with daemon(tmp_path, "--path-manager=adaptive", prefix=prefix) as running:
+        assert running.log.count("CAP_NET_RAW is missing") == 1
+        assert running.stop() == 0
+
+
 def test_a_second_daemon_in_the_namespace(tmp_path: Path) -> None:
     with daemon(tmp_path) as first:
         code, message = refusal(

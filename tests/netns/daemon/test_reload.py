@@ -127,7 +127,7 @@ def test_a_pending_join_is_neither_lost_nor_repeated(
 
 
 def test_an_abandoned_path_stays_abandoned(make_mptcp_lab: MakeLab, tmp_path: Path) -> None:
-    """A reload keeps what was learnt: a bad path carries no data before a trial was answered."""
+    """A reload keeps what was learnt: a bad path carries no data before probes were answered."""
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=10)])
     raise_limits(lab.server)
     bad, good = lab.paths
@@ -139,13 +139,10 @@ def test_an_abandoned_path_stays_abandoned(make_mptcp_lab: MakeLab, tmp_path: Pa
         until_carried_by(running, traffic.token, good)
         before = newest(running)
         reloaded(running)
-        until_decided(running, "CreateSubflow", bad.client_ip, before)
-        reasons = [
-            made["reason"]
-            for made in decisions(running, "CreateSubflow", ip=bad.client_ip)
-            if made["id"] > before
-        ]
-        assert all("trial" in reason for reason in reasons), reasons
+        until_decided(running, "ProbePath", bad.client_ip, before)
+        assert decisions(running, "CreateSubflow", ip=bad.client_ip) == []
         bad.heal()
+        back = until_decided(running, "CreateSubflow", bad.client_ip, before)
+        assert "probes answered" in back["reason"]
         until_carried_by(running, traffic.token, bad, good)
         assert traffic.stop().unanswered == 0

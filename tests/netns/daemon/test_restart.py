@@ -22,6 +22,7 @@ from tests.netns.daemon_host import (
     bpf_programs,
     connections,
     daemon_in,
+    kept_alive,
     subflows,
     until_carried_by,
     until_decided,
@@ -57,17 +58,6 @@ def loaded(program: int) -> bool:
     if fd >= 0:
         os.close(fd)
     return bool(fd >= 0)
-
-
-@contextlib.contextmanager
-def kept_alive(lab: Lab) -> Iterator[None]:
-    """Another program stays subscribed, so that the kernel allows joins without a daemon."""
-    holder = lab.client.popen(["ip", "mptcp", "monitor"], stdout=-3)
-    try:
-        yield
-    finally:
-        holder.kill()
-        holder.wait()
 
 
 def test_connections_older_than_the_daemon_are_known_and_served(lab: Lab, tmp_path: Path) -> None:
@@ -132,7 +122,7 @@ def test_a_signal_stops_it_and_nothing_is_left(
 
 
 def test_after_sigkill_the_next_daemon_restores_everything(lab: Lab, tmp_path: Path) -> None:
-    with kept_alive(lab), contextlib.ExitStack() as stack:
+    with kept_alive(lab.client), contextlib.ExitStack() as stack:
         first = stack.enter_context(adaptive_in(lab.client, tmp_path))
         traffic = lab.start(TALK)
         until_carried_by(first, traffic.token, *lab.paths)
