@@ -3,7 +3,8 @@
 
 An open loop: the events are those that the recorded decisions led to, so only the first decision
 that differs is certain; what follows shows the tendency.  Answers of the kernel reach the equal
-command of the rehearsal; a command that the recorded run did not send counts as carried out.
+command of the rehearsal; a command that the recorded run did not send counts as carried out, and a
+path probe as not answered.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.commands import AnyCommand, Decision, KernelCommand
+from mptcpd_ebpf.core.commands import AnyCommand, Decision, KernelCommand, ProbePath
 from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.plugin_host import MakePlugin
 from mptcpd_ebpf.core.recording import Record
@@ -44,15 +45,19 @@ def rehearse(records: Iterable[Record], make: MakePlugin, change: Change) -> Ite
             continue  # another plugin, or another configuration of it, has not failed
         if isinstance(event, ev.Configured):
             event = change(event)
-        elif isinstance(event, ev.CommandAnswered):
-            answered = recorded.pop(event.decision_id, None)
-            ids = waiting.get(_bare(answered.command)) if answered is not None else None
-            if not ids:
+        elif isinstance(event, ev.CommandAnswered | ev.PathProbed):
+            answered = recorded.get(event.decision_id)
+            if answered is None or not (ids := waiting.get(_bare(answered.command))):
                 continue
-            event = replace(event, decision_id=ids.pop(0))
+            event = replace(event, decision_id=ids[0])
+            if not _is_sent_probe(event, answered):
+                del ids[0], recorded[answered.id]
         decided = engine.handle(event, record.now).decisions
         theirs, ours = _differences(record.decisions, decided)
         for decision in decided:
+            if decision.refused is None and isinstance(decision.command, ProbePath):
+                # One that was not answered waits no more.
+                waiting[_bare(decision.command)] = [decision.id]
             if decision.refused is None and isinstance(decision.command, KernelCommand):
                 if decision in ours:
                     answer = ev.CommandAnswered(decision_id=decision.id)
@@ -60,6 +65,11 @@ def rehearse(records: Iterable[Record], make: MakePlugin, change: Change) -> Ite
                 else:
                     waiting.setdefault(_bare(decision.command), []).append(decision.id)
         yield Step(record, decided, _telling(theirs), _telling(ours))
+
+
+def _is_sent_probe(event: ev.Event, answered: Decision) -> bool:
+    """Whether the result of a path probe is still to come."""
+    return isinstance(event, ev.CommandAnswered) and isinstance(answered.command, ProbePath)
 
 
 def _bare(command: AnyCommand) -> AnyCommand:

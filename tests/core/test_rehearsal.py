@@ -2,10 +2,10 @@
 """A recording under another configuration: what is equal, and what differs."""
 
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.commands import CreateSubflow
+from mptcpd_ebpf.core.commands import CreateSubflow, Decision, ProbePath, RequestSample
 from mptcpd_ebpf.core.configuration import CoreConfig, PluginSpec
 from mptcpd_ebpf.core.engine import Engine
-from mptcpd_ebpf.core.model import Connection
+from mptcpd_ebpf.core.model import SECOND, Connection
 from mptcpd_ebpf.core.plugin import Commands, Context, Plugin
 from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.core.rehearsal import Step, rehearse
@@ -36,12 +36,17 @@ def recorded(ip: str) -> list[Record]:
     """A run in which the kernel refused the join."""
     engine = Engine(lambda spec: Joiner(spec.options["ip"]))
     spec = PluginSpec(name="joiner", options={"ip": ip})
+    return run(engine, spec, ev.CommandAnswered(decision_id=1, errno=101))
+
+
+def run(engine: Engine, spec: PluginSpec, *then: ev.AnyEvent) -> list[Record]:
+    """One connection, and what followed."""
     events: list[ev.AnyEvent] = [
         ev.Started(seed=1),
-        ev.Configured(config=CoreConfig(default_plugin="joiner"), plugins=[spec]),
+        ev.Configured(config=CoreConfig(default_plugin=spec.name), plugins=[spec]),
         created(),
         established(),
-        ev.CommandAnswered(decision_id=1, errno=101),
+        *then,
     ]
     records = []
     for number, event in enumerate(events, start=1):
@@ -80,3 +85,44 @@ def test_another_configuration_shows_what_is_in_one_run_only() -> None:
     assert isinstance(after.command, CreateSubflow)
     assert (before.command.local_ip, after.command.local_ip) == ("10.0.2.2", "10.0.3.2")
     assert plugin.answers == [0], "a command that was not sent counts as carried out"
+
+
+class Prober(Plugin):
+    """Probes a path; with the option `sample` it asks for something else before."""
+
+    name = "prober"
+
+    def __init__(self, *, sample: bool) -> None:
+        super().__init__()
+        self.sample = sample
+        self.results: list[int | None] = []
+
+    def connection_established(self, ctx: Context, connection: Connection) -> Commands:
+        if self.sample:
+            yield RequestSample(reason="a test")
+        yield ProbePath(local_ip="10.0.2.2", remote=SERVER, within=SECOND, reason="a test")
+
+    def path_probed(self, ctx: Context, decision: Decision, rtt_us: int | None) -> Commands:
+        self.results.append(rtt_us)
+        return ()
+
+
+def test_the_answer_of_a_probe_reaches_the_equal_one() -> None:
+    """Their decisions have other numbers."""
+    made: list[Prober] = []
+
+    def make(spec: PluginSpec) -> Plugin:
+        made.append(Prober(sample=spec.options["sample"]))
+        return made[-1]
+
+    spec = PluginSpec(name="prober", options={"sample": False})
+    records = run(
+        Engine(make),
+        spec,
+        ev.CommandAnswered(decision_id=1),
+        ev.PathProbed(decision_id=1, rtt_us=1234, size=56),
+    )
+    changed = PluginSpec(name="prober", options={"sample": True})
+    list(rehearse(records, make, lambda e: ev.Configured(config=e.config, plugins=[changed])))
+    before, after = made
+    assert before.results == after.results == [1234]
