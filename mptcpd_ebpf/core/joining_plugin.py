@@ -156,7 +156,12 @@ class JoiningPlugin(Plugin):
         yield from self.keep(ctx, connection)
 
     def sampled(self, ctx: Context) -> Iterable[Command]:
+        tokens = self.reconciler.sampled_for
         yield from self.reconciler.give_up(ctx)
+        for token in tokens:
+            connection = ctx.connections.get(token)
+            if connection is not None:
+                yield from self.keep(ctx, connection)
 
     def answered(
         self, ctx: Context, decision: Decision, errno: int, explanation: str

@@ -90,6 +90,8 @@ class _Slot:
     """How many of the wanted ones the operator has destroyed."""
     unrouted: bool = False
     """The join under way was requested while its interface had no default route."""
+    beside: bool = False
+    """A join was requested beside a suspect; if that one answers after all, one is too many."""
     renewed: bool = False
     """A join was requested beside one that is not answered yet."""
 
@@ -178,8 +180,19 @@ class Reconciler:
         wanted = [want for want in wants if is_ipv6(want.local_ip) == is_ipv6(want.remote.ip)]
         for want in wanted:
             existing = self._existing(ctx.world, connection, want)
+            yield from self._end_surplus(connection, want, existing)
             yield from self._join_missing(ctx, connection, want, len(existing))
         yield from self.set_flags(ctx, connection, wanted)
+
+    def _end_surplus(
+        self, connection: Connection, want: Want, existing: list[Subflow]
+    ) -> Iterator[Command]:
+        """Destroys what was joined beside a suspect that answered after all."""
+        slot = self._slot(connection.token, (want.local_ip, want.remote))
+        if slot is not None and slot.beside and len(existing) > want.number:
+            slot.beside = False
+            for subflow in existing[want.number :]:
+                yield self.destroy(subflow, "the one beside it answers again", routine=True)
 
     def _existing(self, world: World, connection: Connection, want: Want) -> list[Subflow]:
         return [
@@ -211,6 +224,9 @@ class Reconciler:
             return
         if_index = ctx.world.interface_of(want.local_ip)
         slot.unrouted = if_index is None or not ctx.world.has_default_route(if_index, want.local_ip)
+        slot.beside = any(
+            key[0].ip == want.local_ip and key[1] == want.remote for key in state.suspects
+        )
         slot.under_way += missing
         slot.deadline = ctx.now + ANSWER_WITHIN
         again = f" (failed {slot.failures} time(s) before)" if slot.failures else ""
@@ -453,6 +469,11 @@ class Reconciler:
         if not self._overdue:
             yield RequestSample(reason="find the unanswered joins, to destroy them")
         self._overdue[token] = None
+
+    @property
+    def sampled_for(self) -> list[int]:
+        """Tokens of the connections for which a sample was requested."""
+        return list(self._overdue)
 
     def give_up(self, ctx: Context) -> Iterator[Command]:
         """After a sample: destroys joins that are still under way and have failed, and suspects

@@ -64,6 +64,8 @@ class Simulation:
         self.extra_rtt = {FIBRE: 0, MOBILE: 0}
         self.rates: Callable[[list[str]], dict[str, Flow]] = lambda _: {}
         """What each path carries while these addresses have regular subflows."""
+        self.idle_us: int | None = None
+        """For how long nothing has come back on a subflow, as samples show it."""
         self._carried = {FIBRE: 0.0, MOBILE: 0.0}
         self._blocked_us = {FIBRE: 0.0, MOBILE: 0.0}
         self.errno = 0
@@ -235,6 +237,7 @@ class Simulation:
             srtt_us=rtt_us,
             min_rtt_us=rtt_us,
             in_flight=in_flight,
+            idle_us=self.idle_us,
             bytes_acked=int(self._carried[subflow.local.ip]),
             stalled_us=int(self._blocked_us[subflow.local.ip]),
             connection_bytes_acked=int(sum(self._carried.values())),

@@ -531,3 +531,16 @@ def test_routes_that_come_together_make_one_join() -> None:
     simulation.tell(ev.DefaultRouteAdded(if_index=2, ipv6=False, table=102))
     simulation.wait(SECOND)
     assert len(simulation.regular(MOBILE)) == 1
+
+
+def test_a_suspect_that_answers_after_all_stays_and_the_one_beside_it_goes() -> None:
+    simulation = Simulation(mobile=False)
+    (suspect,) = simulation.regular(FIBRE)
+    simulation.alarm(FIBRE, AlarmKind.TIMEOUTS)
+    simulation.idle_us = 0
+    simulation.wait(2 * SECOND)
+    assert simulation.connection.usable_subflows() == [suspect]
+    simulation.alarm(FIBRE, AlarmKind.TIMEOUTS)
+    simulation.wait(2 * SECOND)
+    joins = [d for d in simulation.decisions if isinstance(d.command, CreateSubflow)]
+    assert len(joins) == 1, "it is trusted for a while"
