@@ -41,10 +41,14 @@ _FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
 _IP_MTU, _IPV6_MTU = 14, 24
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
-_SO_ATTACH_FILTER, _SO_BINDTOIFINDEX = 26, 62
+_SO_ATTACH_FILTER, _SO_TIMESTAMPNS, _SO_BINDTOIFINDEX = 26, 35, 62
 _EXTENDED_ERROR = 16
 _OFFENDER = {socket.AF_INET: (4, 4), socket.AF_INET6: (8, 16)}
 """Where a sockaddr holds its address, and its length."""
+
+
+Ancillary = list[tuple[int, int, bytes]]
+"""What recvmsg returns beside the data."""
 
 
 class _Sent(NamedTuple):
@@ -54,8 +58,9 @@ class _Sent(NamedTuple):
     remote: SockAddr
     size: int
     at: int
+    """CLOCK_REALTIME, nanoseconds: the kernel's clock for received packets."""
     until: int
-    """When it does not wait any more; CLOCK_MONOTONIC nanoseconds like `at`."""
+    """When it does not wait any more; CLOCK_MONOTONIC nanoseconds."""
 
 
 @dataclass(slots=True)
@@ -132,9 +137,9 @@ class PathProber:
         packet = probe_packet.segment(path.local, remote, identity, size)
         # An ICMP error for an earlier segment would fail this one; reading it clears it.
         path.raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        now = time.monotonic_ns()
+        at = time.time_ns()
         path.raw.sendto(packet, _address(remote.ip, 0, command.if_index))
-        sent = _Sent(decision_id, remote, size, now, now + command.within)
+        sent = _Sent(decision_id, remote, size, at, time.monotonic_ns() + command.within)
         path.sent[identity.sequence] = sent
         # RST acknowledges the payload too, SYN/ACK does not.
         payload = probe_packet.payload_of(size, ipv6=ipv6)
@@ -147,7 +152,7 @@ class PathProber:
         for path in self._paths.values():
             if path.raw is None:
                 continue
-            for answer in [*_returned(path.raw), *_answers(path.raw)]:
+            for answer, at in [*_returned(path.raw), *_answers(path.raw)]:
                 sent = path.sent.get(answer.sequence)
                 expected = (path.local.port, sent.remote.port if sent is not None else None)
                 if sent is None or (answer.port, answer.remote_port) != expected:
@@ -156,7 +161,7 @@ class PathProber:
                 events.append(
                     PathProbed(
                         decision_id=sent.decision_id,
-                        rtt_us=max(1, (now - sent.at) // 1000),
+                        rtt_us=max(1, (at - sent.at) // 1000),
                         size=sent.size,
                     )
                 )
@@ -205,6 +210,7 @@ def _open_raw(command: ProbePath, port: int) -> socket.socket:
     raw = socket.socket(family, socket.SOCK_RAW | _FLAGS, socket.IPPROTO_TCP)
     try:
         _attach_filter(raw, family, port)
+        raw.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         if command.if_index:
             raw.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, command.if_index)
         raw.bind(_address(command.local_ip, 0, command.if_index))
@@ -258,11 +264,15 @@ def _address(ip: str, port: int, if_index: int) -> tuple[str, int] | tuple[str, 
     return ip, port, 0, if_index if ip.startswith("fe80:") else 0
 
 
-def _answers(raw: socket.socket) -> list[Answer]:
+Answered = tuple[Answer, int]
+"""An answer, and when it arrived: CLOCK_REALTIME nanoseconds."""
+
+
+def _answers(raw: socket.socket) -> list[Answered]:
     found = []
     for _ in range(_BATCH):
         try:
-            packet = raw.recv(256)
+            packet, ancillary, *_ = raw.recvmsg(256, 64)
         except BlockingIOError:
             break
         except OSError:
@@ -270,11 +280,20 @@ def _answers(raw: socket.socket) -> list[Answer]:
         tcp = probe_packet.without_ip_header(packet) if raw.family == socket.AF_INET else packet
         answer = probe_packet.parse_answer(tcp)
         if answer is not None:
-            found.append(answer)
+            found.append((answer, _arrival(ancillary)))
     return found
 
 
-def _returned(raw: socket.socket) -> list[Answer]:
+def _arrival(ancillary: Ancillary) -> int:
+    """When the kernel received a packet, however late it is read; now if that is not said."""
+    for level, kind, data in ancillary:
+        if (level, kind, len(data)) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS, 16):
+            seconds, nanoseconds = struct.unpack("=qq", data)
+            return int(seconds * 1_000_000_000 + nanoseconds)
+    return time.time_ns()
+
+
+def _returned(raw: socket.socket) -> list[Answered]:
     """Probes that the peer itself answered with an ICMP error; a router's mean that the path does
     not reach the peer."""
     found = []
@@ -288,7 +307,7 @@ def _returned(raw: socket.socket) -> list[Answer]:
             continue
         for _level, _kind, data in ancillary:
             if _offender(raw.family, data) == unmapped(destination[0].partition("%")[0]):
-                found.append(answer)
+                found.append((answer, time.time_ns()))
     return found
 
 
