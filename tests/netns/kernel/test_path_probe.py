@@ -169,6 +169,27 @@ def test_only_the_peer_s_own_icmp_errors_are_answers(lab: Lab, *, ipv6: bool) ->
     assert probe(lab, path, 80, ipv6=ipv6, waiting_s=LATE_S).answers == []
 
 
+def test_the_rtt_is_that_of_the_path_however_late_the_answer_is_read(lab: Lab) -> None:
+    _, path = lab.paths
+
+    def late(answers_after_s: float) -> int:
+        with PathProber() as prober:
+            remote = SockAddr(path.server_ip, 80)
+            command = ProbePath(
+                local_ip=path.client_ip, remote=remote, within=WITHIN_NS, reason="a test"
+            )
+            assert prober.send(1, command).errno == 0
+            select.select([prober], [], [], WITHIN_S)
+            arrived_us = time.monotonic_ns() // 1000
+            time.sleep(answers_after_s)
+            (answer,) = prober.read()
+            assert isinstance(answer, PathProbed)
+            read_us = time.monotonic_ns() // 1000
+            return read_us - arrived_us - answer.rtt_us
+
+    assert lab.client.call(late, LATE_S) > 0, "the time until it was read is not counted"
+
+
 def test_other_traffic_of_the_same_address_wakes_nobody(lab: Lab) -> None:
     first, _ = lab.paths
     with lab.server.entered():
