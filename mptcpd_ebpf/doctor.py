@@ -210,6 +210,21 @@ def _probes() -> Iterator[Finding]:
             )
 
 
+def _initial_path() -> Iterator[Finding]:
+    from mptcpd_ebpf.probes import BpfUnavailable
+    from mptcpd_ebpf.probes.start_steering import StartSteering
+
+    try:
+        StartSteering.check()
+        yield Status.OK, "'initial_path: steer' can start new connections on another path", None
+    except BpfUnavailable as error:
+        yield (
+            Status.UNKNOWN if os.geteuid() != 0 else Status.WARN,
+            f"'initial_path: steer' has no effect: {error}",
+            "without it new connections start where the routes say",
+        )
+
+
 def _daemon() -> Iterator[Finding]:
     holder = lock.holder()
     if holder is None:
@@ -267,6 +282,7 @@ _CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "btf": _btf,
     "lockdown": _lockdown,
     "probes": _probes,
+    "initial path": _initial_path,
     "daemon": _daemon,
     "other managers": _others,
 }

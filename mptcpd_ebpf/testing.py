@@ -28,6 +28,7 @@ from mptcpd_ebpf.core.commands import (
     ProbePath,
     ReadEndpoints,
     RequestSample,
+    SteerNewConnections,
     WakeAt,
 )
 from mptcpd_ebpf.core.configuration import CoreConfig, PluginSpec
@@ -131,7 +132,7 @@ class PluginTest:
             if isinstance(command, ProbePath):
                 answers += self._probe(decision.id, command)
                 continue
-            refusal = self.answer(command)
+            refusal = 0 if isinstance(command, SteerNewConnections) else self.answer(command)
             answers.append(ev.CommandAnswered(decision_id=decision.id, errno=refusal))
         return answers
 

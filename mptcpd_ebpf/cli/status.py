@@ -8,7 +8,7 @@ import click
 
 from mptcpd_ebpf.cli import _options
 from mptcpd_ebpf.control import client
-from mptcpd_ebpf.control.schema import Status
+from mptcpd_ebpf.control.schema import NewConnectionsView, Status
 
 
 @click.command()
@@ -32,12 +32,25 @@ def text(status: Status) -> str:
         ("pending restart", ", ".join(status["pending_restart"]) or "none"),
         ("kernel's path manager", status["path_manager"] or "unknown"),
         ("probes", f"{status['probes']['backend']}: {status['probes']['reason']}"),
+        ("new connections", _new_connections(status["new_connections"], status["dry_run"])),
         ("connections", f"{status['connections']} with {status['subflows']} subflows"),
         ("decisions", f"{status['decisions']}, {status['decisions_refused']} of them refused"),
         ("lost", ", ".join(f"{n} {cause}" for cause, n in lost.items()) or "nothing"),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _new_connections(view: NewConnectionsView, dry_run: bool) -> str:
+    if not view["steers"]:
+        return f"start where the routes say ({view['reason']})"
+    steered = [
+        f"{each['family']} start on {each['interface']} ({each['local']}) since "
+        f"{time.strftime('%H:%M:%S', time.localtime(each['since']))}: {each['reason']}"
+        for each in view["steered"]
+    ]
+    how = "dry run, nothing is sent: " * dry_run
+    return how + ("; ".join(steered) or "start on the default route, which works")
 
 
 def _deciding(status: Status) -> str:

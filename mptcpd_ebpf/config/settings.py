@@ -74,6 +74,15 @@ class OnExit(StrEnum):
     KEEP = "keep"
 
 
+class InitialPath(StrEnum):
+    """Where new connections start."""
+
+    ROUTES = "routes"
+    """Where the routes say."""
+    STEER = "steer"
+    """On another path while that of the default route does not work."""
+
+
 class LogLevel(StrEnum):
     DEBUG = "debug"
     INFO = "info"
@@ -131,6 +140,9 @@ class Config(_Section, frozen=True):
     interfaces: Interfaces = Interfaces()
     addresses: AddressPolicy = AddressPolicy()
     probes: ProbeSettings = ProbeSettings()
+    initial_path: InitialPath = InitialPath.ROUTES
+    initial_path_cgroups: list[str] = []
+    """The folders of cgroup v2 whose processes' connections are steered; empty: its root, all."""
     control: str | None = None
     """Path of the control socket; None is `control_client.default_path`."""
     metrics: Metrics = Metrics()
@@ -162,13 +174,19 @@ class Config(_Section, frozen=True):
         return tuple(dict.fromkeys([*self.path_managers, *self.load_plugins, *named]))
 
 
+FIXED_AT_START = (
+    "control",
+    "metrics",
+    "probes.backend",
+    "probes.cgroup",
+    "initial_path",
+    "initial_path_cgroups",
+)
+
+
 def fixed_at_start(running: Config, wanted: Config) -> list[str]:
     """The keys that differ and that a reload cannot change: their sockets and probes are open."""
-    return [
-        key
-        for key in ("control", "metrics", "probes.backend", "probes.cgroup")
-        if attrgetter(key)(running) != attrgetter(key)(wanted)
-    ]
+    return [key for key in FIXED_AT_START if attrgetter(key)(running) != attrgetter(key)(wanted)]
 
 
 class ConfigError(Failure):

@@ -16,6 +16,7 @@ from mptcpd_ebpf.core.commands import (
     RequestSample,
     SetBackup,
     SetLimits,
+    SteerNewConnections,
     WithdrawAddress,
 )
 
@@ -58,6 +59,12 @@ def action(command: AnyCommand) -> str:
         case ProbePath():
             size = "full-size" if command.full_size else "small"
             return f"probe {command.local_ip} → {command.remote} ({size})"
+        case SteerNewConnections(local_ip=None):
+            return f"start new IPv{6 if command.ipv6 else 4} connections on the default route"
+        case SteerNewConnections():
+            family = 6 if command.ipv6 else 4
+            where = f"{command.interface} ({command.local_ip})"
+            return f"start new IPv{family} connections on {where}"
         case RequestSample():
             return "sample"
         case ReadEndpoints():

@@ -64,6 +64,19 @@ def _daemon(status: Status) -> Iterator[Family]:
     for source, count in status["events_lost"].items():
         lost.add_metric([source], count)
     yield lost
+    new = status["new_connections"]
+    if new["count"] is not None:
+        steered = GaugeMetricFamily(
+            "mptcpd_ebpf_steering",
+            "1 while new connections start here, and not on the default route.",
+            labels=["family", "interface"],
+        )
+        for each in new["steered"]:
+            steered.add_metric([each["family"], each["interface"]], 1.0)
+        yield steered
+        yield CounterMetricFamily(
+            "mptcpd_ebpf_connections_steered", "New connections that were steered.", new["count"]
+        )
     if status["probes"]["lost"] is not None:
         records = CounterMetricFamily(
             "mptcpd_ebpf_probe_records_lost", "Records that the probes lost.", labels=["cause"]

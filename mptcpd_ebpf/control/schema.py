@@ -232,6 +232,33 @@ class ProbesView(TypedDict):
     """Lost records and inserts, by cause; null without probes."""
 
 
+class SteeredView(TypedDict):
+    """Where new connections of one family start instead of the default route."""
+
+    family: str
+    """``IPv4`` or ``IPv6``."""
+    interface: str
+    local: str
+    """Their local address."""
+    since: float
+    """Seconds since 1970 (UTC)."""
+    reason: str
+    """What is wrong with the default route, in one line."""
+
+
+class NewConnectionsView(TypedDict):
+    """Where new connections start (`initial_path`)."""
+
+    steers: bool
+    """Whether the daemon can start them elsewhere than on the default route."""
+    reason: str
+    """Why, in one line."""
+    steered: list[SteeredView]
+    """Empty while they start on the default route.  In a dry run, where they would start."""
+    count: int | None
+    """Connections steered since the start; null where `steers` is false."""
+
+
 class Status(TypedDict):
     """``GET /v1/status`` and ``mptcpd-ebpf status --json``."""
 
@@ -251,6 +278,7 @@ class Status(TypedDict):
     """The path manager of new connections: ``kernel``, ``userspace``; null if unreadable."""
     plugins: list[PluginView]
     probes: ProbesView
+    new_connections: NewConnectionsView
     connections: int
     subflows: int
     events_lost: dict[str, int]

@@ -232,13 +232,29 @@ class WakeAt(Command, frozen=True):
     token: Token | None = None
 
 
+class SteerNewConnections(Command, frozen=True):
+    """Starts new TCP and MPTCP connections of one family on another path than the default route's.
+
+    Only to destinations that the default route leads to, and not those whose application bound
+    its socket. Connections that exist stay where they are.
+    """
+
+    ipv6: bool
+    local_ip: str | None = None
+    """Where they start; None: the routes choose, as without the daemon."""
+    interface: str = ""
+    """The name of the interface of `local_ip`, to which their sockets are bound."""
+
+
 TableCommand = AddEndpoint | RemoveEndpoint | ChangeEndpoint | FlushEndpoints | SetLimits
 
 ConnectionCommand = CreateSubflow | DestroySubflow | SetBackup | AnnounceAddress | WithdrawAddress
 
 KernelCommand = ConnectionCommand | TableCommand
 
-AnyCommand = KernelCommand | RequestSample | ReadEndpoints | ProbePath | WakeAt
+AnyCommand = (
+    KernelCommand | RequestSample | ReadEndpoints | ProbePath | SteerNewConnections | WakeAt
+)
 
 
 class Cause(Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ from mptcpd_ebpf.core.commands import (
     ReadEndpoints,
     RequestSample,
     SetBackup,
+    SteerNewConnections,
     WakeAt,
 )
 from mptcpd_ebpf.core.guard import Guard
@@ -44,11 +45,14 @@ from mptcpd_ebpf.core.plugin_host import (
     RunHandler,
     run_handler,
 )
+from mptcpd_ebpf.core.steering import Steering
 from mptcpd_ebpf.core.timers import Timers
 from mptcpd_ebpf.core.tracker import Change, ModeRead, SubflowFinal, Tracker
 
 RULES = "rules"
 """The author of decisions that serve the choice of plugins."""
+STEERING = "new connections"
+"""The author of decisions on where new connections start."""
 MARKER = "backup flag"
 """The author of decisions that set the backup flag of a join where the kernel does not."""
 
@@ -100,10 +104,12 @@ class Engine:
         self._timers = Timers()
         self._joins_marked = True
         self._dry_run = False
+        self._steers = False
         self._seq = 0
         self._next_id = 1
         self._unanswered: dict[int, Decision] = {}
         self._probes = PathProbes()
+        self.steering = Steering()
         self._stopping = False
         self.paused = False
 
@@ -129,7 +135,8 @@ class Engine:
     @property
     def deadline(self) -> int | None:
         """When a Tick is due, CLOCK_MONOTONIC nanoseconds; None if nothing waits."""
-        times = (self._tracker.deadline, self._timers.deadline, self._probes.deadline)
+        parts = (self._tracker, self._timers, self._probes, self.steering)
+        times = [part.deadline for part in parts]
         return min((at for at in times if at is not None), default=None)
 
     def plugin_of(self, token: int) -> str | None:
@@ -148,6 +155,7 @@ class Engine:
             for decision in self._probes.due(now):
                 self._path_probed(turn, decision, None)
             self._wake(turn)
+            self._steer(turn, event)
             self._report_refusals(turn)
         return turn.outcome
 
@@ -182,6 +190,7 @@ class Engine:
     def _started(self, _turn: _Turn, event: ev.Started) -> None:
         self._host.seed(event.seed)
         self._joins_marked = event.joins_marked
+        self._steers = event.steers
 
     def _configured(self, turn: _Turn, event: ev.Configured) -> None:
         """Replaces the plugins; the new ones start from the live connections.
@@ -191,7 +200,11 @@ class Engine:
         """
         self._read_table(turn, event.endpoints)
         self._tracker.apply(event, turn.now)
+        if event.config.dry_run is not self._dry_run:
+            self.steering.steered.clear()  # the daemon did not carry it out, or has taken it back
         self._dry_run = event.config.dry_run
+        # Not before: which interfaces may be used is known from here on.
+        self.steering.enabled = self._steers
         self._guard.set_rate(event.config.destructive_per_second)
         kept = {} if self.paused else self._host.survivors(event.plugins)
         for name in self._assignments.losing(event.config):
@@ -259,6 +272,11 @@ class Engine:
         if isinstance(command, ProbePath):
             if event.errno:
                 self._probes.take(decision.id)
+                if decision.plugin == STEERING:
+                    self.steering.unsent(command, event.errno, self.world, turn.now)
+        elif isinstance(command, SteerNewConnections):
+            if event.errno:
+                self.steering.refused(command, turn.now)
         else:
             self._tracker.answered(command, event.errno, turn.now)
         if isinstance(command, SetBackup) or (event.errno and isinstance(command, DestroySubflow)):
@@ -278,9 +296,20 @@ class Engine:
             self._path_probed(turn, decision, event.rtt_us)
 
     def _path_probed(self, turn: _Turn, decision: Decision, rtt_us: int | None) -> None:
+        if decision.plugin == STEERING:
+            assert isinstance(decision.command, ProbePath)
+            self.steering.probed(decision.command, rtt_us is not None, self.world, turn.now)
+            return
         plugin = self._host.plugins.get(decision.plugin)
         if plugin is not None:
             self._call(turn, plugin, Plugin.path_probed, (decision, rtt_us))
+
+    def _steer(self, turn: _Turn, event: ev.Event) -> None:
+        if self.paused or not self.steering.enabled:
+            return
+        away = self._host.away()
+        for rule, command in self.steering.turn(event, self.world, away, turn.now):
+            self._decide(turn, STEERING, rule, command)
 
     # --- notices to plugins
 
@@ -330,8 +359,12 @@ class Engine:
                 self._call(turn, plugin, Plugin.connection_established, (connection,))
 
     def _refusal(self, author: str, command: AnyCommand, now: int) -> str | None:
-        if self._dry_run and author != MANUAL and isinstance(command, KernelCommand):
+        acts = isinstance(command, KernelCommand | SteerNewConnections)
+        if self._dry_run and author != MANUAL and acts:
             return DRY_RUN
+        if author == STEERING:
+            # It takes nothing from a connection, and probes where applications connect to.
+            return None
         return self._guard.refusal(command, self.world, now)
 
     def _ask_for_owners(self, turn: _Turn) -> None:

@@ -246,6 +246,20 @@ class Sampled(Event, frozen=True):
     with_owners: bool = False
 
 
+# --- new connections, where they are steered
+
+
+class StartUnanswered(Event, frozen=True):
+    """A SYN from an address of ours was sent again, and none from there was answered meanwhile."""
+
+    local_ip: str
+    remote: SockAddr
+    began_at: int
+    """When the first SYN was sent (CLOCK_MONOTONIC nanoseconds)."""
+    last_answered: SockAddr | None = None
+    """The last destination that answered a SYN from this address, None: none has so far."""
+
+
 # --- the in-kernel path manager's table
 
 
@@ -341,6 +355,8 @@ class Started(Event, frozen=True):
     """Of the plugins' random numbers."""
     joins_marked: bool = True
     """The kernel sets the backup flag of a join itself (not on Linux 6.1)."""
+    steers: bool = False
+    """New connections can be started on another path (`initial_path: steer`)."""
 
 
 class Configured(Event, frozen=True):
@@ -403,6 +419,7 @@ AnyEvent = (
     | AlarmRaised
     | SubflowEnded
     | Sampled
+    | StartUnanswered
     | EndpointsRead
     | ModesRead
     | Tick

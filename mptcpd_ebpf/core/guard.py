@@ -23,6 +23,7 @@ from mptcpd_ebpf.core.commands import (
     ProbePath,
     RemoveEndpoint,
     SetBackup,
+    SteerNewConnections,
     WithdrawAddress,
 )
 from mptcpd_ebpf.core.endpoints import EndpointFlag
@@ -67,6 +68,8 @@ class Guard:
                 return self._refusal_for_all(command, world, now)
             case ChangeEndpoint() if EndpointFlag.BACKUP in command.flags:
                 return self._refusal_for_all(command, world, now)
+            case SteerNewConnections():
+                return "no plugin decides where new connections start"
             case ProbePath():
                 led = any(_leads_to(each, command.remote.ip) for each in world.connections.values())
                 return None if led else "no connection leads there"

@@ -14,6 +14,7 @@ from msgspec import Struct, ValidationError, convert, to_builtins
 from mptcpd_ebpf.core.commands import AnyCommand, Command
 from mptcpd_ebpf.core.configuration import PluginSpec
 from mptcpd_ebpf.core.plugin import Commands, Context, Plugin
+from mptcpd_ebpf.core.trials import AwayPath, Trials
 
 Handler = Callable[..., Commands]
 """A function of `Plugin`, by which notices name the handler of a plugin."""
@@ -110,6 +111,15 @@ class PluginHost:
 
     def overrides(self, plugin: Plugin, handler: Handler) -> bool:
         return handler in self._handlers.get(plugin.name, ())
+
+    def away(self) -> list[AwayPath]:
+        """The paths that plugins have abandoned: those of a plugin's attribute `trials`."""
+        found = [
+            getattr(plugin, "trials", None)
+            for name, plugin in self.plugins.items()
+            if name not in self.excluded
+        ]
+        return [path for each in found if isinstance(each, Trials) for path in each.away()]
 
     def random(self, name: str) -> Random:
         if name not in self._random:

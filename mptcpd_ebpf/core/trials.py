@@ -142,6 +142,10 @@ class Trials:
         for name in [name for name in self._away if name[0] == local_ip]:
             del self._away[name]
 
+    def away(self) -> list[AwayPath]:
+        """The paths that are away, in the order in which they failed."""
+        return list(self._away.values())
+
     def put(self, ctx: Context, subflow: Subflow, why: str, needed: int) -> Iterator[Command]:
         """Marks the subflow's path as away; it is used again after `needed` answered probes.
 

@@ -75,6 +75,7 @@ class DaemonControl:
                 for plugin in engine.installed
             ],
             "probes": self._sources.status(),
+            "new_connections": self._loop.new_connections.status(engine.steering, epoch_ns()),
             "connections": len(connections),
             "subflows": sum(len(c.subflows) for c in connections.values()),
             "events_lost": self._statistics.events_lost,

@@ -33,6 +33,7 @@ from mptcpd_ebpf.core.commands import (
     ProbePath,
     ReadEndpoints,
     RequestSample,
+    SteerNewConnections,
     WakeAt,
 )
 from mptcpd_ebpf.core.engine import Engine
@@ -40,6 +41,7 @@ from mptcpd_ebpf.core.plugin_host import RunHandler
 from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.daemon.command_executor import CommandExecutor
 from mptcpd_ebpf.daemon.event_sources import EventSources
+from mptcpd_ebpf.daemon.new_connections import NewConnections
 from mptcpd_ebpf.daemon.observers import Observers
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
 from mptcpd_ebpf.daemon.resync_scheduler import ResyncScheduler
@@ -62,6 +64,7 @@ class Loop:
         executor: CommandExecutor,
         path_manager: PathManagerSysctl,
         observers: Observers,
+        new_connections: NewConnections,
         run_handler: RunHandler,
     ) -> None:
         self.config = config
@@ -71,6 +74,7 @@ class Loop:
         self._executor = executor
         self._path_manager = path_manager
         self._observers = observers
+        self.new_connections = new_connections
         self.engine = Engine(lambda spec: self._plugins.plugins[spec.name], run_handler)
         self._queue: deque[ev.Event] = deque()
         self._resync_due = False
@@ -93,7 +97,11 @@ class Loop:
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         # The plugins start after the snapshot, so that their `init` sees every live connection.
-        started = ev.Started(seed=int.from_bytes(os.urandom(4)), joins_marked=joins_marked())
+        started = ev.Started(
+            seed=int.from_bytes(os.urandom(4)),
+            joins_marked=joins_marked(),
+            steers=self.new_connections.steers,
+        )
         self.dispatch([started, replace(self._sources.snapshot(), at_start=True)])
         self._executor.reopen_listeners(self.engine.world.connections)
         self.configure(self.config, self._plugins)
@@ -140,6 +148,8 @@ class Loop:
         """Puts a configuration in force; its plugins start from the present model."""
         self.config, self._plugins = config, plugins
         self._sources.set_thresholds(config.probes.thresholds)
+        if config.dry_run:
+            self.new_connections.release()
         self.dispatch(self._sources.waiting())
         userspace = plugin_set.path_manager(config, plugins) == "userspace"
         if userspace or self._manages_endpoints():
@@ -267,6 +277,9 @@ class Loop:
             return
         if isinstance(command, ProbePath):
             self._answer(decision, self._sources.prober.send(decision.id, command))
+            return
+        if isinstance(command, SteerNewConnections):
+            self._answer(decision, self.new_connections.execute(command))
             return
         assert not isinstance(command, WakeAt)
         manual = decision.plugin == MANUAL

@@ -26,6 +26,7 @@ from mptcpd_ebpf.daemon.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
 from mptcpd_ebpf.daemon.loop import Loop
+from mptcpd_ebpf.daemon.new_connections import NewConnections
 from mptcpd_ebpf.daemon.observers import LogObserver, Memory, Observers, Recorder, Statistics
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
 from mptcpd_ebpf.daemon.reload import Reloader
@@ -77,12 +78,21 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
         if settings.record is not None:
             observers.add(_recorder(settings.record, stack))
         sources = stack.enter_context(EventSources.open(config.probes))
+        new_connections = stack.enter_context(NewConnections.open(config))
+        sources.sources += new_connections.sources
         pm = stack.enter_context(PmClient())
         signals = stack.enter_context(PendingSignals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         setting = PathManagerSetting()
         path_manager = PathManagerSysctl(folder, setting)
         loop = Loop(
-            config, plugins, sources, _executor(pm, folder), path_manager, observers, budget
+            config,
+            plugins,
+            sources,
+            _executor(pm, folder),
+            path_manager,
+            observers,
+            new_connections,
+            budget,
         )
         reloader = Reloader(settings, config, loop, path_manager)
 

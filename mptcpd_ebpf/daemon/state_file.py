@@ -5,17 +5,13 @@ The next start restores what a killed daemon could not.  A file names the namesp
 and the boot by its id, because the kernel uses inode numbers again.
 """
 
-import socket
-import struct
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
 
 from mptcpd_ebpf.kernel.errors import NotPermitted
-from mptcpd_ebpf.runtime import run_folder
-
-_SO_NETNS_COOKIE = 71
+from mptcpd_ebpf.runtime import netns, run_folder
 
 T = TypeVar("T")
 
@@ -34,7 +30,7 @@ class StateFile(Generic[T]):
     def __init__(self, folder: Path, kind: str, content: type[T]) -> None:
         self._path = folder / run_folder.here(kind).name
         self._content = content
-        self._here = (_boot_id(), _netns_cookie())
+        self._here = (_boot_id(), netns.cookie())
 
     def read(self) -> T | None:
         """The record of this namespace and boot; None if there is none that is valid."""
@@ -69,13 +65,3 @@ class StateFile(Generic[T]):
 
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _netns_cookie() -> int:
-    """A number that no other namespace of this boot has; 0 before Linux 5.14."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
-            raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        except OSError:
-            return 0
-    return int(struct.unpack("=Q", raw)[0])

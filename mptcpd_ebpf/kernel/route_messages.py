@@ -130,6 +130,14 @@ def address(data: Buffer, start: int, end: int) -> tuple[AddressKey, LocalAddres
     )
 
 
+def destination(data: Buffer, start: int, end: int) -> tuple[str, int] | None:
+    """The prefix that a route leads to, as address and bits; None for a default route."""
+    family, dst_len, *_, flags = RTMSG.unpack_from(data, start)
+    if not dst_len or flags & _RTM_F_CLONED or family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    return socket.inet_ntop(family, attributes(data, start + RTMSG.size, end)[_RTA_DST]), dst_len
+
+
 def default_route(data: Buffer, start: int, end: int) -> list[DefaultRouteAdded]:
     """The next hops of a default route; empty for every other route."""
     family, dst_len, _src_len, _tos, table, _protocol, _scope, kind, flags = RTMSG.unpack_from(
@@ -195,10 +203,10 @@ def dump_addresses() -> Request:
     return Request(RTM_GETADDR, body, dump=True, fixed=IFADDRMSG.size)
 
 
-def dump_routes(*, ipv6: bool, if_index: int = 0) -> Request:
-    """All tables' unicast routes, or those through one interface."""
+def dump_routes(*, ipv6: bool, if_index: int = 0, kind: int = _RTN_UNICAST) -> Request:
+    """All tables' unicast routes, or those through one interface; `kind` 0: of every kind."""
     family = socket.AF_INET6 if ipv6 else socket.AF_INET
-    body = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, _RTN_UNICAST, 0)
+    body = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, kind, 0)
     if if_index:
         body += u32(_RTA_OIF, if_index)
     return Request(RTM_GETROUTE, body, dump=True, fixed=RTMSG.size)

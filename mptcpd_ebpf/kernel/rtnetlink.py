@@ -59,6 +59,14 @@ def default_routes(requester: Requester) -> list[DefaultRouteAdded]:
     return _routes(requester, ipv6=False) + _routes(requester, ipv6=True)
 
 
+def specific_routes(requester: Requester, *, ipv6: bool) -> list[tuple[str, int]]:
+    """The prefixes, as address and bits, to which a route of any table or kind leads that is not a
+    default route: subnets of ours, our own addresses, multicast.  Raises NetlinkRefused."""
+    parts = _dump(requester, rt.dump_routes(ipv6=ipv6, kind=0))
+    found = (rt.destination(part, 0, len(part)) for part in parts)
+    return list(dict.fromkeys(each for each in found if each is not None))
+
+
 def _addresses(requester: Requester) -> list[tuple[rt.AddressKey, LocalAddressChanged]]:
     found = (rt.address(part, 0, len(part)) for part in _dump(requester, rt.dump_addresses()))
     return [address for address in found if address is not None]

@@ -140,6 +140,14 @@ class BpfObject:
         """Raises OSError."""
         self._links.append(self.libbpf.pointer("bpf_program__attach", self._program(program)))
 
+    def attach_cgroup(self, program: str, folder: int) -> None:
+        """Attaches to a cgroup v2, beside other programs; `folder` is its descriptor.
+
+        Raises OSError.
+        """
+        link = self.libbpf.pointer("bpf_program__attach_cgroup", self._program(program), folder)
+        self._links.append(link)
+
     def attach_iterator(self, program: str) -> int:
         """Returns the link's descriptor, from which ``bpf_iter_create`` makes readers."""
         link = self.libbpf.pointer("bpf_program__attach_iter", self._program(program), None)

@@ -50,6 +50,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_program__section_name": (c_char_p, [c_void_p]),
     "bpf_program__fd": (_INT, [c_void_p]),
     "bpf_program__attach": (_POINTER, [c_void_p]),
+    "bpf_program__attach_cgroup": (_POINTER, [c_void_p, c_int]),
     "bpf_program__attach_iter": (_POINTER, [c_void_p, c_void_p]),
     "bpf_program__attach_kprobe_opts": (_POINTER, [c_void_p, c_char_p, c_void_p]),
     "bpf_program__set_attach_target": (_INT, [c_void_p, c_int, c_char_p]),

@@ -8,15 +8,28 @@ always stays in the namespace in which its thread created it.  So all code reads
 
 import os
 import re
+import socket
+import sys
 from collections.abc import Iterable, Iterator
 
 THREAD_NET = "/proc/thread-self/net"
 """The calling thread's view of /proc/net."""
+_SO_NETNS_COOKIE = 71
 
 
 def inode() -> int:
     """Inode of the calling thread's network namespace: its name in every record (``ns.inum``)."""
     return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def cookie() -> int:
+    """A number that no other network namespace of this boot has; 0 before Linux 5.14."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError:
+            return 0
+    return int.from_bytes(raw, sys.byteorder)
 
 
 def inode_of(pid: int) -> int | None:

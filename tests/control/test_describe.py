@@ -24,6 +24,7 @@ from mptcpd_ebpf.core.commands import (
     RequestSample,
     SetBackup,
     SetLimits,
+    SteerNewConnections,
     WakeAt,
     WithdrawAddress,
 )
@@ -66,6 +67,14 @@ TEXTS: list[tuple[AnyCommand, str]] = [
     ),
     (RequestSample(reason=""), "sample"),
     (ReadEndpoints(reason=""), "read endpoints"),
+    (
+        SteerNewConnections(ipv6=False, local_ip="10.0.2.2", interface="lte", reason=""),
+        "start new IPv4 connections on lte (10.0.2.2)",
+    ),
+    (
+        SteerNewConnections(ipv6=True, reason=""),
+        "start new IPv6 connections on the default route",
+    ),
     (
         ProbePath(local_ip="10.0.1.2", remote=FAR, within=1, reason=""),
         "probe 10.0.1.2 → [2001:db8::1]:80 (small)",

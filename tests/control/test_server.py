@@ -89,6 +89,20 @@ class Source:
             "path_manager": None,
             "plugins": [],
             "probes": {"backend": "netlink", "reason": "asked for", "lost": {"ring": 4}},
+            "new_connections": {
+                "steers": True,
+                "reason": "attached",
+                "steered": [
+                    {
+                        "family": "IPv4",
+                        "interface": "lte",
+                        "local": "10.2.1.2",
+                        "since": 4.0,
+                        "reason": "no route",
+                    }
+                ],
+                "count": 7,
+            },
             "connections": 0,
             "subflows": 0,
             "events_lost": {"mptcp_pm": 1},
@@ -417,6 +431,8 @@ def test_metrics_are_served_when_enabled(path: Path) -> None:
         assert 'mptcpd_ebpf_event_overflows_total{source="mptcp_pm"} 1.0' in answer
         assert 'mptcpd_ebpf_probe_records_lost_total{cause="ring"} 4.0' in answer
         assert "mptcpd_ebpf_decisions_total 5.0" in answer
+        assert 'mptcpd_ebpf_steering{family="IPv4",interface="lte"} 1.0' in answer
+        assert "mptcpd_ebpf_connections_steered_total 7.0" in answer
 
     serve(path, use, ON)
 

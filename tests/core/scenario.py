@@ -95,12 +95,13 @@ class StartedEngine(Engine):
         *plugins: Plugin,
         seed: int = 0,
         joins_marked: bool = True,
+        steers: bool = False,
         run: RunHandler = run_handler,
         **config: Any,
     ) -> None:
         self._known: dict[str, Plugin] = {}
         super().__init__(lambda spec: self._known[spec.name], run)
-        self.handle(ev.Started(seed=seed, joins_marked=joins_marked), START)
+        self.handle(ev.Started(seed=seed, joins_marked=joins_marked, steers=steers), START)
         self.configure(*plugins, **config)
 
     def configure(self, *plugins: Plugin, now: int = START, **config: Any) -> Outcome:

@@ -13,6 +13,7 @@ from mptcpd_ebpf.core.commands import (
     RemoveEndpoint,
     RequestSample,
     SetBackup,
+    SteerNewConnections,
     WithdrawAddress,
 )
 from mptcpd_ebpf.core.guard import SETTLE, Guard
@@ -251,3 +252,8 @@ def test_what_is_put_back_at_the_end_is_not_rationed() -> None:
         [None],
         ["more than 1 destructive commands a second"],
     ]
+
+
+def test_no_plugin_decides_where_new_connections_start() -> None:
+    command = SteerNewConnections(ipv6=False, local_ip=RADIO[0].ip, reason="test")
+    assert verdicts(world(FIBRE), command) == ["no plugin decides where new connections start"]

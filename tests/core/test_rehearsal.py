@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A recording under another configuration: what is equal, and what differs."""
 
+from msgspec.structs import replace
+
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.commands import CreateSubflow, Decision, ProbePath, RequestSample
+from mptcpd_ebpf.core.commands import (
+    CreateSubflow,
+    Decision,
+    ProbePath,
+    RequestSample,
+    SteerNewConnections,
+)
 from mptcpd_ebpf.core.configuration import CoreConfig, PluginSpec
 from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.model import SECOND, Connection
@@ -126,3 +134,43 @@ def test_the_answer_of_a_probe_reaches_the_equal_one() -> None:
     list(rehearse(records, make, lambda e: ev.Configured(config=e.config, plugins=[changed])))
     before, after = made
     assert before.results == after.results == [1234]
+
+
+def test_where_new_connections_start_differs_when_an_interface_is_denied() -> None:
+    """Recorded: the default route's link goes down, and connections start on the other one."""
+    events: list[ev.AnyEvent] = [
+        ev.Started(seed=1, steers=True),
+        ev.Configured(config=CoreConfig(), plugins=[]),
+        *(
+            ev.LinkChanged(if_index=number, name=name, up=True, running=True)
+            for number, name in ((2, "fibre"), (3, "radio"))
+        ),
+        ev.LocalAddressChanged(if_index=3, ip="10.0.2.2", prefix_len=24),
+        ev.DefaultRouteAdded(if_index=2, ipv6=False, metric=100),
+        ev.DefaultRouteAdded(if_index=3, ipv6=False, metric=600),
+        ev.LinkChanged(if_index=2, name="fibre", up=True, running=False),
+        ev.CommandAnswered(decision_id=1),
+    ]
+    engine = Engine()
+    records = [
+        Record(
+            seq=number,
+            now=START,
+            event=event,
+            decisions=engine.handle(event, START).decisions,
+        )
+        for number, event in enumerate(events, start=1)
+    ]
+    equal = rehearse(records, _none, lambda event: event)
+    assert not any(step.only_recorded or step.only_rehearsed for step in equal)
+    denied = rehearse(
+        records,
+        _none,
+        lambda event: replace(event, config=CoreConfig(denied_interfaces=["radio"])),
+    )
+    (lost,) = [made for step in denied for made in step.only_recorded]
+    assert isinstance(lost.command, SteerNewConnections)
+
+
+def _none(spec: PluginSpec) -> Plugin:
+    raise AssertionError(f"no plugin is configured, but {spec}")

@@ -33,6 +33,7 @@ from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.daemon.command_executor import CommandExecutor
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.loop import Loop
+from mptcpd_ebpf.daemon.new_connections import NewConnections
 from mptcpd_ebpf.daemon.observers import Observers
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
 from mptcpd_ebpf.kernel.errors import KernelError, NotPermitted
@@ -411,6 +412,7 @@ class Host:
             self.executor,
             self.path_manager,
             self.observers,
+            NewConnections("not steered, as configured"),
             lambda _call, handler: handler(),
         )
 

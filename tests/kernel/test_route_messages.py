@@ -136,6 +136,21 @@ def test_what_leads_nowhere_or_not_everywhere_is_no_default_route() -> None:
         assert route(False, oif, **fields) == []
 
 
+@given(st.one_of(st.tuples(IP4, st.integers(0, 32)), st.tuples(IP6, st.integers(0, 128))))
+def test_destinations(prefix: tuple[str, int]) -> None:
+    ip, bits = prefix
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    body = encoded(rtmsg(), [["RTA_DST", ip]], family=family, dst_len=bits, type=2)
+    expected = (canonical(ip), bits) if bits else None
+    assert rt.destination(body, 0, len(body)) == expected
+
+
+def test_a_cached_route_and_that_of_another_protocol_have_no_destination() -> None:
+    for fields in ({"flags": 0x200}, {"family": 129}):
+        body = encoded(rtmsg(), [], **{"family": socket.AF_INET, "dst_len": 8} | fields)
+        assert rt.destination(body, 0, len(body)) is None
+
+
 @given(st.lists(st.tuples(INDEX, IP4, st.booleans()), min_size=1, max_size=4))
 def test_next_hops(hops: list[tuple[int, str, bool]]) -> None:
     multipath = [

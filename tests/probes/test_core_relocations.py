@@ -31,6 +31,8 @@ def relocated(program: Path, folder: Path) -> set[str]:
     btf, raw = Btf(types.read_bytes()), ext.read_bytes()
     # struct btf_ext_header: magic, version, flags, header length, three (offset, length).
     header, *_, offset, length = struct.unpack_from("=4xIIIIIII", raw)
+    if not length:
+        return set()  # its programs read their context only
     position, end = header + offset, header + offset + length
     (record_size,) = struct.unpack_from("=I", raw, position)
     position += 4
@@ -44,6 +46,7 @@ def relocated(program: Path, folder: Path) -> set[str]:
             named = btf._types[type_id]
             if kind <= 5 and named.kind in (STRUCT, UNION):  # BPF_CORE_FIELD_*
                 found.add(named.name.partition("___")[0])
+    assert found
     return found
 
 
@@ -52,5 +55,4 @@ def relocated(program: Path, folder: Path) -> set[str]:
 def test_relocations_concern_the_kernels_structures_only(program: Path, tmp_path: Path) -> None:
     kernel = {each.name for each in Btf(KERNEL.read_bytes())._types if each.kind in (STRUCT, UNION)}
     found = relocated(program, tmp_path)
-    assert found
     assert found - kernel == set()
