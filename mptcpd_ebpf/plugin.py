@@ -17,6 +17,7 @@ from mptcpd_ebpf.core.commands import (
     ProbePath,
     ReadEndpoints,
     RemoveEndpoint,
+    ReportPath,
     RequestSample,
     SetBackup,
     SetLimits,
@@ -43,17 +44,18 @@ from mptcpd_ebpf.core.model import (
     DefaultRoute,
     Link,
     LocalAddress,
+    PathName,
     State,
     Subflow,
     SubflowKey,
     World,
 )
+from mptcpd_ebpf.core.paths import report_path
 from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
 from mptcpd_ebpf.core.reconciler import SHORT_LIFE, STRAY, Reconciler, Want, mark, tell_peer
-from mptcpd_ebpf.core.roles import Answer, Preset, answer
+from mptcpd_ebpf.core.roles import Answer, Preset, Role, answer
 from mptcpd_ebpf.core.trials import (
     AwayPath,
-    PathName,
     Trials,
     join_target,
     path_name,
@@ -104,7 +106,9 @@ __all__ = [
     "ReadEndpoints",
     "Reconciler",
     "RemoveEndpoint",
+    "ReportPath",
     "RequestSample",
+    "Role",
     "SetBackup",
     "SetLimits",
     "SockAddr",
@@ -123,6 +127,7 @@ __all__ = [
     "mark",
     "path_name",
     "patience",
+    "report_path",
     "same_family",
     "tell_peer",
     "usual_rtt",

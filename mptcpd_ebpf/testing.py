@@ -25,8 +25,10 @@ from mptcpd_ebpf.core.commands import (
     Command,
     Decision,
     KernelCommand,
+    OwnCommand,
     ProbePath,
     ReadEndpoints,
+    ReportPath,
     RequestSample,
     SteerNewConnections,
     WakeAt,
@@ -96,7 +98,7 @@ class PluginTest:
         return [
             each.command
             for each in self.decisions
-            if each.refused is None and not isinstance(each.command, RequestSample | ReadEndpoints)
+            if each.refused is None and not isinstance(each.command, OwnCommand)
         ]
 
     def _run(self, _call: int, handler: Callable[[], list[AnyCommand]]) -> list[AnyCommand]:
@@ -124,7 +126,7 @@ class PluginTest:
         for decision in outcome.decisions:
             command = decision.command
             assert not isinstance(command, WakeAt)
-            if decision.refused is not None or isinstance(command, ReadEndpoints):
+            if decision.refused is not None or isinstance(command, ReadEndpoints | ReportPath):
                 continue
             if isinstance(command, RequestSample):
                 answers.append(ev.Sampled(measurements=self.sample()))

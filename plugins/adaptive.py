@@ -38,9 +38,11 @@ from mptcpd_ebpf.plugin import (
     JoiningPlugin,
     LocalAddress,
     Options,
+    PathName,
     Preset,
     ProbePath,
     RequestSample,
+    Role,
     SetBackup,
     SockAddr,
     State,
@@ -55,6 +57,7 @@ from mptcpd_ebpf.plugin import (
     mark,
     path_name,
     patience,
+    report_path,
     same_family,
     usual_rtt,
 )
@@ -261,7 +264,7 @@ class Adaptive(JoiningPlugin):
         return list(wants.values())
 
     def delete_local_address(self, ctx: Context, address: LocalAddress) -> Iterator[Command]:
-        self.trials.forget(address.ip)
+        yield from self.trials.forget(ctx, address.ip)
         yield from super().delete_local_address(ctx, address)
 
     # --- subflows open and close
@@ -308,6 +311,7 @@ class Adaptive(JoiningPlugin):
     def connection_closed(self, ctx: Context, connection: Connection) -> Iterator[Command]:
         self.states.pop(connection.token, None)
         self.demotions.connection_closed(connection.token)
+        yield from self._report_restored(ctx, "the connection was closed")
         self.sampled_for.pop(connection.token, None)
         yield from super().connection_closed(ctx, connection)
         yield from self.trials.due(ctx)
@@ -336,6 +340,7 @@ class Adaptive(JoiningPlugin):
             yield from self.trials.unsent(ctx, command)
         if isinstance(command, SetBackup) and command.backup:
             self.demotions.undo(command.token, (command.local.ip, command.remote.ip))
+            yield from self._report_restored(ctx, "the daemon did not mark it backup")
 
     def _stays(self, command: DestroySubflow) -> Iterator[Command]:
         """A subflow was not destroyed after all."""
@@ -422,7 +427,21 @@ class Adaptive(JoiningPlugin):
     ) -> Iterator[Command]:
         words = alarm_text(alarm)
         yield from self.demotions.demote(ctx, connection, subflow, words, compared=compared)
+        yield from self._report_demotion(ctx, connection, path_name(subflow))
         yield from self.keep(ctx, connection)
+
+    def _report_demotion(
+        self, ctx: Context, connection: Connection, name: PathName
+    ) -> Iterator[Command]:
+        reason = self.demotions.why_standby(connection.token, name)
+        if reason is not None and name not in self.trials:
+            yield from report_path(ctx, name, Role.STANDBY, reason)
+
+    def _report_restored(self, ctx: Context, why: str) -> Iterator[Command]:
+        """Reports paths that no connection has on standby any more."""
+        for name, report in list(ctx.world.paths.items()):
+            if report.state is Role.STANDBY and not self.demotions.is_standby(name):
+                yield from report_path(ctx, name, Role.ACTIVE, why)
 
     # --- readings of the goodput
 
@@ -499,6 +518,7 @@ class Adaptive(JoiningPlugin):
             yield from self._sample(connection.token, "how much does each path carry?")
         yield from self._look_at_short(ctx, connection)
         self.demotions.end_due(ctx.now, connection)
+        yield from self._report_restored(ctx, "the pause is over, another try")
         yield from super().wake_connection(ctx, connection)
         yield from self._end_moves(ctx, connection)
 
@@ -512,6 +532,7 @@ class Adaptive(JoiningPlugin):
             yield from self._move_slower_ones(ctx, connection)
             yield from self.demotions.read(ctx, connection)
             yield from self.demotions.end_comparisons(ctx, connection)
+            yield from self._report_restored(ctx, "without it the goodput is lower")
             yield from self.keep(ctx, connection)
 
 

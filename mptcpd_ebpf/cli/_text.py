@@ -32,6 +32,16 @@ def size(count: int | None) -> str:
     return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
 
 
+def duration(seconds: float) -> str:
+    """A duration in the unit that people would use."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     """Lines with the columns of `rows` aligned: the first `left` of them left, the rest right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -2,12 +2,14 @@
 """``mptcpd-ebpf ls``: connections and their subflows, as a table or as JSON."""
 
 import json
+import time
 
 import click
 
-from mptcpd_ebpf.cli import _options, _text
+from mptcpd_ebpf.cli import _filters, _options, _text
 from mptcpd_ebpf.control import client
 from mptcpd_ebpf.control.schema import Connections, ConnectionView, SubflowView
+from mptcpd_ebpf.core.filters import Filter, Network
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 _HEADINGS = ("", "SUBFLOW", "IF", "STATE", "RTT ms", "MIN", "VAR", "SENT", "ACKED", "RECEIVED",
@@ -16,11 +18,28 @@ _LEFT = 4
 """Columns of text, aligned to the left; the others are numbers."""
 
 
+_WATCH_S = 1.0
+
+
 @click.command()
+@_filters.token
+@_filters.connections
+@click.option("--watch", is_flag=True, help="Show them anew every second, until Ctrl-C.")
+@_options.netns_option
 @_options.control
 @_options.direct
 @_options.as_json
-def command(control: str | None, direct: bool, as_json: bool) -> None:
+def command(
+    token: str | None,
+    address: Network | None,
+    interface: str | None,
+    process: str | None,
+    state: str | None,
+    watch: bool,
+    control: str | None,
+    direct: bool,
+    as_json: bool,
+) -> None:
     """Show the MPTCP connections and what their subflows measure.
 
     \b
@@ -37,13 +56,39 @@ def command(control: str | None, direct: bool, as_json: bool) -> None:
     runs. Without a daemon they come from the kernel's socket diagnosis, which has neither LOST,
     HOLES and stalled, which only probes measure, nor the age of a subflow.
     """
-    answer = _asked(control, direct)
-    if as_json:
-        click.echo(json.dumps(answer))
-    elif not answer["connections"]:
-        click.echo("no MPTCP connections")
-    else:
-        click.echo(table(answer))
+    only = Filter(token=token, address=address, interface=interface, process=process, state=state)
+    while True:
+        answer = filtered(_asked(control, direct), only)
+        if as_json:
+            click.echo(json.dumps(answer))
+        else:
+            if watch:
+                click.clear()
+            click.echo(table(answer) if answer["connections"] else "no MPTCP connections")
+        if not watch:
+            return
+        time.sleep(_WATCH_S)
+
+
+def filtered(answer: Connections, only: Filter) -> Connections:
+    """The connections and subflows that a filter leaves."""
+    by_subflow = any((only.address, only.interface, only.state))
+    shown: list[ConnectionView] = []
+    for connection in answer["connections"]:
+        if not only.fits_token(connection["token"]) or not only.fits_process(
+            connection["pid"], connection["comm"]
+        ):
+            continue
+        subflows = [
+            subflow
+            for subflow in connection["subflows"]
+            if only.fits_address((subflow["local"], subflow["remote"]))
+            and only.fits_interface(subflow["interface"])
+            and only.fits_state(_state(subflow))
+        ]
+        if subflows or not by_subflow:
+            shown.append({**connection, "subflows": subflows})
+    return {"schema": answer["schema"], "connections": shown}
 
 
 def _asked(control: str | None, direct: bool) -> Connections:
@@ -103,13 +148,17 @@ def _connection(connection: ConnectionView) -> str:
     return "  ".join(facts)
 
 
+def _state(subflow: SubflowView) -> str:
+    return "backup" if subflow["backup"] else subflow["state"]
+
+
 def _subflow(subflow: SubflowView) -> tuple[str, ...]:
     ids = f"{_text.number(subflow['local_id'])}>{_text.number(subflow['remote_id'])}"
     return (
         f"  {ids}",
         f"{subflow['local']} → {subflow['remote']}",
         subflow["interface"] or _text.UNKNOWN,
-        "backup" if subflow["backup"] else subflow["state"],
+        _state(subflow),
         _text.milliseconds(subflow["srtt_us"]),
         _text.milliseconds(subflow["min_rtt_us"]),
         _text.milliseconds(subflow["rttvar_us"]),

@@ -6,36 +6,44 @@ kernel's path managers and the local network.
 """
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from mptcpd_ebpf.cli import _operator
+from mptcpd_ebpf.cli import _filters, _operator, _options
 from mptcpd_ebpf.control import client, dispatch, views
 from mptcpd_ebpf.control.schema import SCHEMA
+from mptcpd_ebpf.core.filters import Filter, Network
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 
 @click.command()
-@click.option(
-    "--token",
-    metavar="TOKEN",
-    type=_operator.hexadecimal_token,
-    help="Only events of this connection.",
-)
+@_filters.token
+@_filters.address
+@_filters.interface
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, each with a schema.")
+@_options.netns_option
 @_operator.reaching
-def command(token: str | None, as_json: bool, control: str | None, direct: bool) -> None:
+def command(
+    token: str | None,
+    address: Network | None,
+    interface: str | None,
+    as_json: bool,
+    control: str | None,
+    direct: bool,
+) -> None:
     """Show events as they happen, until Ctrl-C.
 
     Connections, subflows and announced addresses; links, addresses and default routes;
     from a daemon also alarms, what its plugins decide and why.
     """
     path = dispatch.control_path(control, direct)
+    only = Filter(token=token, address=address, interface=interface)
     for record in _from_kernel() if path is None else _from_daemon(path):
-        if token is not None and record.get("token") != token:
+        if not fits(record, only):
             continue
         at = time.time()
         if as_json:
@@ -71,6 +79,34 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     if isinstance(measurement, dict):
         return {**record, **{name: measurement[name] for name in ("token", "local", "remote")}}
     return record
+
+
+def fits(record: dict[str, Any], only: Filter) -> bool:
+    """Whether an event or decision is asked for; a decision names its parts in `command`."""
+    command = record.get("command")
+    named = {**record, **(command if isinstance(command, dict) else {})}
+    addresses = [named.get(name) for name in _ADDRESSES]
+    return (
+        only.fits_token(named.get("token"))
+        and only.fits_address(each for each in addresses if isinstance(each, str))
+        and (only.interface is None or only.fits_interface(_interface(named)))
+    )
+
+
+_ADDRESSES = ("local", "remote", "ip", "local_ip", "remote_ip", "gateway")
+
+
+def _interface(named: dict[str, Any]) -> str | None:
+    """The interface that an event is about, by its name or index."""
+    if named.get("event") == "LinkChanged":
+        return str(named["name"])
+    if named.get("interface"):
+        return str(named["interface"])
+    index = named.get("if_index") or (named.get("measurement") or {}).get("if_index")
+    try:
+        return socket.if_indextoname(index) if index else None
+    except OSError:
+        return None  # it is gone
 
 
 # --- the picture

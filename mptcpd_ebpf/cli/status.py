@@ -6,12 +6,13 @@ import time
 
 import click
 
-from mptcpd_ebpf.cli import _options
+from mptcpd_ebpf.cli import _options, _text
 from mptcpd_ebpf.control import client
-from mptcpd_ebpf.control.schema import NewConnectionsView, Status
+from mptcpd_ebpf.control.schema import JournalView, NewConnectionsView, PathSummary, Status
 
 
 @click.command()
+@_options.netns_option
 @_options.control
 @_options.as_json
 def command(control: str | None, as_json: bool) -> None:
@@ -35,6 +36,8 @@ def text(status: Status) -> str:
         ("new connections", _new_connections(status["new_connections"], status["dry_run"])),
         ("connections", f"{status['connections']} with {status['subflows']} subflows"),
         ("decisions", f"{status['decisions']}, {status['decisions_refused']} of them refused"),
+        *(("path", path(each)) for each in status["paths"]),
+        ("journal", _journal(status["journal"])),
         ("lost", ", ".join(f"{n} {cause}" for cause, n in lost.items()) or "nothing"),
     ]
     width = max(len(name) for name, _ in lines)
@@ -51,6 +54,28 @@ def _new_connections(view: NewConnectionsView, dry_run: bool) -> str:
     ]
     how = "dry run, nothing is sent: " * dry_run
     return how + ("; ".join(steered) or "start on the default route, which works")
+
+
+def path(summary: PathSummary) -> str:
+    """``fibre (10.0.1.2 → 10.0.9.1) away since 03:25:04, probe 3 of 10: nothing came back …``."""
+    ends = f"{summary['local_ip']} → {summary['remote_ip']}"
+    name = f"{summary['interface']} ({ends})" if summary["interface"] else ends
+    since = time.strftime("%H:%M:%S", time.localtime(summary["since"]))
+    probes = ""
+    if summary["state"] == "away":
+        answered, needed = summary["probes_answered"], summary["probes_needed"]
+        probes = f", {answered} of {needed} probes answered"
+    return f"{name} {summary['state']} since {since}{probes}: {summary['reason']}"
+
+
+def _journal(journal: JournalView | None) -> str:
+    if journal is None:
+        return "off (journal.enabled)"
+    if journal["problem"] is not None:
+        return journal["problem"].removeprefix("journal: ")
+    dropped = journal["records_dropped"]
+    lost = f", {dropped} events could not be written" if dropped else ""
+    return f"{journal['path']}, {_text.size(journal['bytes'])}{lost}"
 
 
 def _deciding(status: Status) -> str:

@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import functools
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from mptcpd_ebpf.trace.frame import Summary, Trace
     from mptcpd_ebpf.trace.scope import Scope
 
-_CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 
 Tool = Callable[..., "Summary"]
 
@@ -132,7 +128,8 @@ def _run(
     from mptcpd_ebpf.trace.instead import WITHOUT_PROGRAMS, with_alternative
 
     scope = _scope(**chosen)
-    _enter(netns)
+    if netns is not None:
+        namespaces.enter(netns)
     if name not in WITHOUT_PROGRAMS and not may_load_bpf():
         refusal = f"trace {name} needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root"
         raise Failure(with_alternative(name, refusal), ExitCode.PRIVILEGE)
@@ -168,28 +165,6 @@ def _scope(
     except ValueError as error:
         raise Failure(f"{option}: {error}", ExitCode.USAGE) from None
     return Scope(pid=pid, comm=comm, cgroups=cgroups, token=wanted_token, address=wanted_address)
-
-
-def _enter(netns: str | None) -> None:
-    """Moves this thread into a namespace.  Raises Failure."""
-    if netns is None:
-        return
-    fix = "give a name that 'ip netns' lists, or a pid"
-    if netns in ("", ".", "..") or "/" in netns:
-        raise Failure(f"--netns {netns!r} is not a name: {fix}", ExitCode.USAGE)
-    path = f"/proc/{netns}/ns/net" if netns.isdecimal() else f"/run/netns/{netns}"
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Failure(f"--netns {netns}: {path}: {error.strerror}; {fix}", ExitCode.USAGE) from None
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.setns(descriptor, _CLONE_NEWNET)
-    os.close(descriptor)
-    if result and ctypes.get_errno() == errno.EINVAL:
-        raise Failure(f"--netns {netns}: {path} is not a network namespace; {fix}", ExitCode.USAGE)
-    if result:
-        cause = os.strerror(ctypes.get_errno())
-        raise Failure(f"--netns {netns}: cannot enter it: {cause}", ExitCode.PRIVILEGE)
 
 
 def _tool(name: str, module: str, text: str) -> None:
@@ -279,7 +254,10 @@ def doctor(
         from mptcpd_ebpf.trace.frame import Trace
         from mptcpd_ebpf.trace.scope import Scope
 
-        _enter(netns)
+        if netns is not None:
+            from mptcpd_ebpf.runtime import netns as namespaces
+
+            namespaces.enter(netns)
         try:
             trace = Trace("doctor", Scope(), as_json=as_json, file=output, overwrite=overwrite)
             with trace:

@@ -117,6 +117,19 @@ class Metrics(_Section, frozen=True):
     """Also answer it on this TCP address, ``ip:port``; needs `enabled`."""
 
 
+class JournalSettings(_Section, frozen=True):
+    """What is kept of what happened, for ``mptcpd-ebpf history`` (docs/journal.md)."""
+
+    enabled: bool = True
+    path: str | None = None
+    """The file; None is `journal.location.default_path`."""
+    max_mb: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    """Size of the file, 10^6 bytes; the oldest rows are deleted for newer ones."""
+    max_age_days: Annotated[int, Meta(ge=1, le=3650)] = 30
+    sample_s: Annotated[int, Meta(ge=1, le=3600)] = 10
+    """Seconds between samples of every subflow; with thousands of subflows they are rarer."""
+
+
 class RateLimits(_Section, frozen=True):
     destructive_per_second: Annotated[int, Meta(ge=0, le=1000)] = 10
     """Subflows destroyed or demoted and endpoints removed, per second, over all plugins."""
@@ -148,6 +161,7 @@ class Config(_Section, frozen=True):
     metrics: Metrics = Metrics()
     dry_run: bool = False
     """Decide, and send no plugin's command: nothing changes in the kernel."""
+    journal: JournalSettings = JournalSettings()
     on_exit: OnExit = OnExit.REMOVE
     log: LogDestination = LogDestination.STDERR
     log_level: LogLevel = LogLevel.INFO
@@ -177,6 +191,7 @@ class Config(_Section, frozen=True):
 FIXED_AT_START = (
     "control",
     "metrics",
+    "journal",
     "probes.backend",
     "probes.cgroup",
     "initial_path",
@@ -185,7 +200,7 @@ FIXED_AT_START = (
 
 
 def fixed_at_start(running: Config, wanted: Config) -> list[str]:
-    """The keys that differ and that a reload cannot change: their sockets and probes are open."""
+    """The keys that differ and that a reload cannot change: what they name is open."""
     return [key for key in FIXED_AT_START if attrgetter(key)(running) != attrgetter(key)(wanted)]
 
 

@@ -13,12 +13,14 @@ from mptcpd_ebpf.core.commands import (
     ProbePath,
     ReadEndpoints,
     RemoveEndpoint,
+    ReportPath,
     RequestSample,
     SetBackup,
     SetLimits,
     SteerNewConnections,
     WithdrawAddress,
 )
+from mptcpd_ebpf.core.roles import Role
 
 
 def decision(made: Decision) -> str:
@@ -65,12 +67,28 @@ def action(command: AnyCommand) -> str:
             family = 6 if command.ipv6 else 4
             where = f"{command.interface} ({command.local_ip})"
             return f"start new IPv{family} connections on {where}"
+        case ReportPath():
+            return path_state(command)
         case RequestSample():
             return "sample"
         case ReadEndpoints():
             return "read endpoints"
         case _:
             return "wait"
+
+
+def path_state(report: ReportPath) -> str:
+    """``fibre (10.0.1.2 → 10.0.9.1) is away, probe 3 of 10``."""
+    path = f"{report.local_ip} → {report.remote_ip}"
+    name = f"{report.interface} ({path})" if report.interface else path
+    if report.state is None:
+        return f"{name} is not probed any more after {report.lasted / 1e9:.1f} s"
+    if report.state is Role.ACTIVE:
+        return f"{name} is back after {report.lasted / 1e9:.1f} s"
+    if report.routine:
+        probes = f"{report.probes_answered} of {report.probes_needed} probes answered"
+        return f"{name} is {report.state}, {probes}"
+    return f"{name} is {report.state}"
 
 
 def _of(token: int) -> str:

@@ -6,6 +6,7 @@ interface, because a label for the connection would create a time series for eve
 Names follow https://prometheus.io/docs/practices/naming/.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
@@ -76,6 +77,25 @@ def _daemon(status: Status) -> Iterator[Family]:
         yield steered
         yield CounterMetricFamily(
             "mptcpd_ebpf_connections_steered", "New connections that were steered.", new["count"]
+        )
+    states = GaugeMetricFamily(
+        "mptcpd_ebpf_paths_not_active",
+        "Paths that a plugin keeps away or on standby.",
+        labels=["interface", "state"],
+    )
+    counts = Counter((path["interface"] or "", path["state"]) for path in status["paths"])
+    for (interface, state), number in counts.items():
+        states.add_metric([interface, state], number)
+    yield states
+    journal = status["journal"]
+    if journal is not None:
+        yield GaugeMetricFamily(
+            "mptcpd_ebpf_journal_size_bytes", "Size of the journal.", journal["bytes"]
+        )
+        yield CounterMetricFamily(
+            "mptcpd_ebpf_journal_records_dropped",
+            "Events that could not be written to the journal.",
+            journal["records_dropped"],
         )
     if status["probes"]["lost"] is not None:
         records = CounterMetricFamily(

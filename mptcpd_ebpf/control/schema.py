@@ -100,6 +100,79 @@ class Connections(TypedDict):
     connections: list[ConnectionView]
 
 
+class PeerView(TypedDict):
+    """A path to one peer."""
+
+    ip: str
+    state: str
+    """``active``, ``standby``, ``away``, ``opening`` (a join is under way) or ``unused``."""
+    reason: str
+    """Why it is in this state, in one line; empty if there is nothing to say."""
+    since: float | None
+    """Since when, seconds since 1970 (UTC), if a plugin reported it."""
+    plugin: str | None
+    """The plugin that reported it."""
+    probes_answered: int | None
+    """Consecutive probes answered in time, while it is away…"""
+    probes_needed: int | None
+    """…and how many end its absence."""
+    subflows: int
+    """Established ones."""
+
+
+class PathView(TypedDict):
+    """A local address and its peers.  Figures are of the established subflows."""
+
+    interface: str | None
+    local_ip: str
+    state: str
+    """That of the peer that needs most attention; ``down`` without a carrier, ``unused`` if no
+    connection uses it."""
+    reason: str
+    since: float | None
+    connections: int
+    subflows: int
+    backup_subflows: int
+    """Of them marked as backup by either side."""
+    srtt_us: int | None
+    """Mean smoothed round-trip time, microseconds."""
+    srtt_max_us: int | None
+    """The greatest of them."""
+    retransmits: int | None
+    """Segments retransmitted, of…"""
+    segments_out: int | None
+    """…data segments sent, retransmissions included."""
+    sent_bytes_per_s: float | None
+    """Rates since the last reading; null at the first."""
+    received_bytes_per_s: float | None
+    peer_count: int
+    peers: list[PeerView]
+    """At most 50, those that need most attention first."""
+
+
+class Paths(TypedDict):
+    """``GET /v1/paths`` and ``mptcpd-ebpf paths --json``."""
+
+    schema: int
+    paths: list[PathView]
+
+
+class PathSummary(TypedDict):
+    """A path that a plugin does not use at present, or only as a backup."""
+
+    interface: str | None
+    local_ip: str
+    remote_ip: str
+    state: str
+    """``away`` or ``standby``."""
+    reason: str
+    since: float
+    """Seconds since 1970 (UTC)."""
+    plugin: str
+    probes_answered: int
+    probes_needed: int
+
+
 class CauseView(TypedDict):
     """What led to a decision."""
 
@@ -259,6 +332,19 @@ class NewConnectionsView(TypedDict):
     """Connections steered since the start; null where `steers` is false."""
 
 
+class JournalView(TypedDict):
+    """The journal of a running daemon (docs/journal.md)."""
+
+    path: str
+    """Its file."""
+    bytes: int
+    """Size in use."""
+    records_dropped: int
+    """Events that could not be written since the start."""
+    problem: str | None
+    """Why nothing is written; null while all is well."""
+
+
 class Status(TypedDict):
     """``GET /v1/status`` and ``mptcpd-ebpf status --json``."""
 
@@ -286,3 +372,7 @@ class Status(TypedDict):
     decisions: int
     """Since the start."""
     decisions_refused: int
+    paths: list[PathSummary]
+    """Those that are away or on standby, the newest last."""
+    journal: JournalView | None
+    """Null if it is switched off."""

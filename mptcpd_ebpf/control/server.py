@@ -31,6 +31,7 @@ from mptcpd_ebpf.control.schema import (
     DecisionView,
     Endpoints,
     LimitsView,
+    Paths,
     Status,
     Story,
 )
@@ -59,6 +60,9 @@ class ControlSource(Protocol):
 
     async def connections(self) -> Connections:
         """Every connection, measured now (`views.connections`)."""
+
+    async def paths(self) -> Paths:
+        """Every path, measured now (`paths_view.paths`)."""
 
     def status(self) -> Status: ...
 
@@ -99,6 +103,7 @@ class ControlServer:
         self._file: SocketFile | None = None
         self._routes: Routes = {
             ("GET", "/v1/connections"): self._connections,
+            ("GET", "/v1/paths"): self._paths,
             ("GET", "/v1/status"): self._status,
             ("GET", "/v1/decisions"): self._decisions,
             ("GET", "/v1/story"): self._story,
@@ -169,6 +174,9 @@ class ControlServer:
 
     async def _connections(self, _body: bytes) -> Response:
         return json_response(await self._source.connections())
+
+    async def _paths(self, _body: bytes) -> Response:
+        return json_response(await self._source.paths())
 
     async def _status(self, _body: bytes) -> Response:
         return json_response(self._source.status())

@@ -44,17 +44,24 @@ def connections(world: World, epoch_ns: int, measured: Iterable[Measurement] = (
     `measured`: newer measurements, which are shown in place of the model's.  The model stays as it
     is.
     """
-    newer: dict[int, list[Measurement]] = {}
-    for each in measured:
-        newer.setdefault(each.token, []).append(each)
     return {
         "schema": SCHEMA,
         "connections": [
-            _connection(world, _with(newer.get(token, ()), connection, world), epoch_ns)
-            for token, connection in world.connections.items()
-            if connection.state is not State.CLOSED
+            _connection(world, connection, epoch_ns) for connection in at_present(world, measured)
         ],
     }
+
+
+def at_present(world: World, measured: Iterable[Measurement] = ()) -> list[Connection]:
+    """The live connections with newer measurements, as copies where these change something."""
+    newer: dict[int, list[Measurement]] = {}
+    for each in measured:
+        newer.setdefault(each.token, []).append(each)
+    return [
+        _with(newer.get(token, ()), connection, world)
+        for token, connection in world.connections.items()
+        if connection.state is not State.CLOSED
+    ]
 
 
 def _with(newer: Sequence[Measurement], connection: Connection, world: World) -> Connection:

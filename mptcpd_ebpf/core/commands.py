@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.endpoints import EndpointFlag
+from mptcpd_ebpf.core.roles import Role
 
 Token = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 AddressId = Annotated[int, Meta(ge=0, le=255)]
@@ -246,15 +247,37 @@ class SteerNewConnections(Command, frozen=True):
     """The name of the interface of `local_ip`, to which their sockets are bound."""
 
 
+class ReportPath(Command, frozen=True):
+    """Records in the model what the plugin uses a path for (`World.paths`).
+
+    Nothing is sent to the kernel. `core.paths.report_path` makes one for each change. `reason` is
+    the cause of the state, not of the report.
+    """
+
+    local_ip: str
+    remote_ip: str
+    state: Role | None
+    """None: the plugin does not know any more, and probes it no longer."""
+    interface: str | None = None
+    """Name of the interface that has the local address; None if none has it any more."""
+    probes_answered: int = 0
+    """Consecutive probes that were answered in time, while it is away…"""
+    probes_needed: int = 0
+    """…and how many end its absence."""
+    lasted: int = 0
+    """How long the former state lasted, nanoseconds; 0 if the report does not change the state."""
+
+
 TableCommand = AddEndpoint | RemoveEndpoint | ChangeEndpoint | FlushEndpoints | SetLimits
 
 ConnectionCommand = CreateSubflow | DestroySubflow | SetBackup | AnnounceAddress | WithdrawAddress
 
 KernelCommand = ConnectionCommand | TableCommand
 
-AnyCommand = (
-    KernelCommand | RequestSample | ReadEndpoints | ProbePath | SteerNewConnections | WakeAt
-)
+OwnCommand = RequestSample | ReadEndpoints | ReportPath
+"""Commands that become decisions and never leave the daemon: no `CommandAnswered` follows."""
+
+AnyCommand = KernelCommand | OwnCommand | ProbePath | SteerNewConnections | WakeAt
 
 
 class Cause(Struct, frozen=True, kw_only=True):

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 from mptcpd_ebpf.core.assessment import WORSE, Comparison, Readings, Worth, compare
 from mptcpd_ebpf.core.commands import WakeAt
-from mptcpd_ebpf.core.model import MS, SECOND, Connection, Subflow
+from mptcpd_ebpf.core.model import MS, SECOND, Connection, PathName, Subflow
 from mptcpd_ebpf.core.plugin import Context
-from mptcpd_ebpf.core.trials import PathName, path_name, usual_rtt
+from mptcpd_ebpf.core.trials import path_name, usual_rtt
 
 READING_PAUSE = SECOND
 """Nanoseconds between the readings of a connection that transfers data over several paths."""
@@ -77,6 +77,10 @@ class Demotions:
         state = self._states.get(token)
         demotion = state.demoted.get(name) if state is not None else None
         return demotion.reason if demotion is not None else None
+
+    def is_standby(self, name: PathName) -> bool:
+        """Whether a path is on standby for some connection."""
+        return any(name in state.demoted for state in self._states.values())
 
     def why_active(self, token: int, name: PathName) -> str | None:
         """Why a path is active again; None: it was not demoted."""

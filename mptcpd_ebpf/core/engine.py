@@ -25,8 +25,9 @@ from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
     KernelCommand,
+    OwnCommand,
     ProbePath,
-    ReadEndpoints,
+    ReportPath,
     RequestSample,
     SetBackup,
     SteerNewConnections,
@@ -213,6 +214,7 @@ class Engine:
         for plugin in self.installed:
             if plugin.name not in kept:
                 self._exit(turn, plugin, keep=plugin.name in staying)
+                self._tracker.forget_paths(plugin.name)
         self._host.install(event.plugins, kept)
         turn.failed.clear()
         self._timers.keep_plugins(list(kept))
@@ -226,6 +228,7 @@ class Engine:
             plugin=event.plugin, handler=event.handler, error=event.error, call=event.call
         )
         self._timers.keep_plugins(self.plugins)
+        self._tracker.forget_paths(event.plugin)
 
     def _paused(self, _turn: _Turn, _event: ev.Paused) -> None:
         self.paused = True
@@ -234,6 +237,8 @@ class Engine:
         if self.paused:
             self.paused = False
             self._timers.clear()
+            for name in self._host.plugins:
+                self._tracker.forget_paths(name)
             self._begin(turn, {})
 
     def _stop(self, _turn: _Turn, _event: ev.Stopping) -> None:
@@ -268,7 +273,7 @@ class Engine:
         if decision is None:
             return
         command = decision.command
-        assert not isinstance(command, RequestSample | ReadEndpoints | WakeAt)
+        assert not isinstance(command, OwnCommand | WakeAt)
         if isinstance(command, ProbePath):
             if event.errno:
                 self._probes.take(decision.id)
@@ -427,7 +432,9 @@ class Engine:
             refused=self._refusal(author, command, turn.now),
         )
         self._next_id += 1
-        if decision.refused is None and not isinstance(command, RequestSample | ReadEndpoints):
+        if isinstance(command, ReportPath):
+            self._tracker.path_reported(author, command, turn.now)
+        elif decision.refused is None and not isinstance(command, OwnCommand):
             self._unanswered[decision.id] = decision
             if isinstance(command, ProbePath):
                 self._probes.add(decision, turn.now + command.within)

@@ -15,9 +15,13 @@ from msgspec import Struct
 from mptcpd_ebpf.core.address import SockAddr, is_ipv6
 from mptcpd_ebpf.core.endpoints import HIGHEST_LIMIT, Endpoint, Limits
 from mptcpd_ebpf.core.measurement import Measurement, Owner
+from mptcpd_ebpf.core.roles import Role
 
 SubflowKey = tuple[SockAddr, SockAddr]
 """Local and remote address of a subflow; with the token, its name within a namespace."""
+
+PathName = tuple[str, str]
+"""A path: the local address and the peer's."""
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -177,6 +181,19 @@ class DefaultRoute:
     table: int = 254
 
 
+@dataclass(slots=True, frozen=True)
+class PathReport:
+    """What a plugin uses a path for, as it last reported (`ReportPath`)."""
+
+    plugin: str
+    state: Role
+    reason: str
+    since: int
+    """CLOCK_MONOTONIC nanoseconds."""
+    probes_answered: int = 0
+    probes_needed: int = 0
+
+
 @dataclass
 class World:
     """The whole model."""
@@ -189,6 +206,9 @@ class World:
     routes: dict[DefaultRoute, None] = field(default_factory=dict)
     listeners: dict[SockAddr, int] = field(default_factory=dict)
     """MPTCP listeners and how often each was opened."""
+
+    paths: dict[PathName, PathReport] = field(default_factory=dict)
+    """What plugins reported of paths that are or were not active; the last report is the newest."""
 
     allowed_interfaces: list[str] = field(default_factory=list)
     """Patterns of the interfaces that may carry subflows, as configured; none means all."""
@@ -289,12 +309,13 @@ class World:
                 and self.interface_allowed(link.name)
                 and not address.tentative
                 and (deprecated or not address.deprecated)
-                and self._lets_in(address)
+                and self.lets_in(address)
             ):
                 usable.append(address)
         return usable
 
-    def _lets_in(self, address: LocalAddress) -> bool:
+    def lets_in(self, address: LocalAddress) -> bool:
+        """Whether the configuration's `AddressPolicy` allows an address."""
         policy = self.address_policy
         # 169.254/16 is link-local (RFC 3927) even where it was configured with global scope.
         link_local = address.scope == SCOPE_LINK or address.ip.startswith("169.254.")

@@ -29,12 +29,14 @@ from mptcpd_ebpf.core.commands import (
     ConnectionCommand,
     CreateSubflow,
     KernelCommand,
+    ReportPath,
     SetBackup,
 )
 from mptcpd_ebpf.core.measurement import Measurement
-from mptcpd_ebpf.core.model import Connection, State, Subflow, SubflowKey, World
+from mptcpd_ebpf.core.model import Connection, PathReport, State, Subflow, SubflowKey, World
 from mptcpd_ebpf.core.pairing import Closing, Pairing
 from mptcpd_ebpf.core.plugin import Notice, Plugin
+from mptcpd_ebpf.core.roles import Role
 from mptcpd_ebpf.core.sighting import (
     SubflowName,
     add_up,
@@ -47,6 +49,9 @@ from mptcpd_ebpf.core.sighting import (
     state_of,
     take_over,
 )
+
+PATHS_REMEMBERED = 256
+"""Above this number of reported paths, those that are active again are forgotten."""
 
 
 class SubflowFinal(NamedTuple):
@@ -127,6 +132,34 @@ class Tracker:
                 if subflow is not None:
                     # The kernel reports only the peer's MP_PRIO, never ours.
                     subflow.backup, subflow.backup_set_at = command.backup, now
+
+    # --- what plugins report
+
+    def path_reported(self, plugin: str, report: ReportPath, now: int) -> None:
+        """Records what a plugin uses a path for."""
+        paths = self.world.paths
+        name = (report.local_ip, report.remote_ip)
+        held = paths.pop(name, None)
+        if report.state is None:
+            return
+        since = held.since if held is not None and held.state is report.state else now
+        paths[name] = PathReport(
+            plugin,
+            report.state,
+            report.reason,
+            since,
+            report.probes_answered,
+            report.probes_needed,
+        )
+        recovered = [each for each, path in paths.items() if path.state is Role.ACTIVE]
+        for each in recovered[: len(paths) - PATHS_REMEMBERED]:
+            del paths[each]
+
+    def forget_paths(self, plugin: str) -> None:
+        """A plugin has ended: what it reported is not true any more."""
+        paths = self.world.paths
+        for name in [name for name, report in paths.items() if report.plugin == plugin]:
+            del paths[name]
 
     # --- connections
 

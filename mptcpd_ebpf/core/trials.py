@@ -30,13 +30,13 @@ from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
     ProbePath,
+    ReportPath,
     WakeAt,
 )
-from mptcpd_ebpf.core.model import MS, SECOND, Connection, State, Subflow
+from mptcpd_ebpf.core.model import MS, SECOND, Connection, PathName, State, Subflow
+from mptcpd_ebpf.core.paths import report_path
 from mptcpd_ebpf.core.plugin import Context
-
-PathName = tuple[str, str]
-"""The local address and the peer's."""
+from mptcpd_ebpf.core.roles import Role
 
 SOON = 10 * SECOND
 """Nanoseconds: a path that fails again so soon after its return has relapsed."""
@@ -137,10 +137,11 @@ class Trials:
     def __contains__(self, name: PathName) -> bool:
         return name in self._away
 
-    def forget(self, local_ip: str) -> None:
+    def forget(self, ctx: Context, local_ip: str) -> Iterator[ReportPath]:
         """Our address is gone: its paths are no longer away when it returns."""
         for name in [name for name in self._away if name[0] == local_ip]:
             del self._away[name]
+            yield from report_path(ctx, name, None, "its address was removed")
 
     def away(self) -> list[AwayPath]:
         """The paths that are away, in the order in which they failed."""
@@ -159,10 +160,11 @@ class Trials:
         pause = self._pause if relapses < 2 else min(self._pause << relapses, 60 * SECOND)
         next_at = ctx.now + pause
         before = self._away.get(name)
-        self._away[name] = AwayPath(
+        path = self._away[name] = AwayPath(
             name=name,
             remote=subflow.remote,
-            why=why,
+            # Another connection may report the same fault later.
+            why=why if before is None else before.why,
             fell_at=ctx.now if before is None else before.fell_at,
             usual_rtt=usual,
             # A path with a long RTT must also return within seconds: fewer probes fit.
@@ -172,11 +174,12 @@ class Trials:
             next_at=next_at,
             relapses=relapses,
         )
+        yield from _report(ctx, path)
         yield WakeAt(at=next_at, reason="the next probe")
 
     # --- what happened
 
-    def probed(self, ctx: Context, decision: Decision, rtt_us: int | None) -> Iterator[WakeAt]:
+    def probed(self, ctx: Context, decision: Decision, rtt_us: int | None) -> Iterator[Command]:
         """A probe was answered, or not in time."""
         probe = decision.command
         assert isinstance(probe, ProbePath)
@@ -195,9 +198,10 @@ class Trials:
             elif path.answered and path.unproven_at is None:
                 path.unproven_at = ctx.now + (SMALL_ONLY << path.relapses)
             self._failed(ctx, path)
+        yield from _report(ctx, path)
         yield WakeAt(at=path.next_at, reason="the next probe")
 
-    def unsent(self, ctx: Context, probe: ProbePath, error: int = 0) -> Iterator[WakeAt]:
+    def unsent(self, ctx: Context, probe: ProbePath, error: int = 0) -> Iterator[Command]:
         """A probe could not be sent, for an errno or because the guard refused it."""
         path = self._away.get((probe.local_ip, probe.remote.ip))
         if path is None or path.probe_at is None:
@@ -206,6 +210,7 @@ class Trials:
         if error == errno.EPERM:
             path.unproven_at = path.fell_at + min(UNSENT << path.relapses, LONGEST_UNSENT)
         self._failed(ctx, path)
+        yield from _report(ctx, path)
         yield WakeAt(at=path.next_at, reason="the next probe")
 
     def joined(self, ctx: Context, subflow: Subflow) -> Iterator[Command]:
@@ -223,6 +228,7 @@ class Trials:
             yield _end(subflow, "the path is away")
             return
         del self._away[path.name]
+        yield from report_path(ctx, path.name, Role.ACTIVE, "a join was answered")
 
     # --- what is due
 
@@ -241,6 +247,8 @@ class Trials:
         if not able:
             # No connection can use the path any more: the next one starts without its history.
             del self._away[path.name]
+            reason = "no connection is left that could use it; the next one does"
+            yield from report_path(ctx, path.name, None, reason)
             return
         local_ip, _ = path.name
         if not any(address.ip == local_ip for address in ctx.world.usable_addresses()):
@@ -280,6 +288,7 @@ class Trials:
             ):
                 del self._away[path.name]
                 self._returned[path.name] = (ctx.now, path.relapses)
+                yield from report_path(ctx, path.name, Role.ACTIVE, path.proof)
                 yield from self._take_back(ctx, path, connection, remote)
                 return
         yield from self._wait(ctx, path)
@@ -288,6 +297,12 @@ class Trials:
         path.answered = 0
         path.next_at = ctx.now + path.pause
         path.pause = min(path.pause * 3 // 2, max(self._longest_pause, path.pause))
+
+
+def _report(ctx: Context, path: AwayPath) -> Iterator[ReportPath]:
+    yield from report_path(
+        ctx, path.name, Role.AWAY, path.why, answered=path.answered, needed=path.needed
+    )
 
 
 def _could_join(connection: Connection, path: AwayPath) -> bool:

@@ -10,14 +10,17 @@ import time
 from typing import Any
 
 from mptcpd_ebpf import __version__
-from mptcpd_ebpf.control import operator_commands, story, views
+from mptcpd_ebpf.control import operator_commands, paths_view, story, views
+from mptcpd_ebpf.control.paths_view import Rates
 from mptcpd_ebpf.control.schema import (
     SCHEMA,
     CarriedOut,
     Connections,
     DecisionView,
     Endpoints,
+    JournalView,
     LimitsView,
+    Paths,
     Status,
     Story,
 )
@@ -28,6 +31,7 @@ from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.loop import Loop
 from mptcpd_ebpf.daemon.observers import Memory, Statistics
 from mptcpd_ebpf.daemon.reload import Reloader
+from mptcpd_ebpf.journal.writer import Writer
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
 
@@ -44,6 +48,7 @@ class DaemonControl:
         statistics: Statistics,
         memory: Memory,
         path_manager: PathManagerSetting,
+        journal: Writer | None = None,
     ) -> None:
         self._loop = loop
         self._reloader = reloader
@@ -52,10 +57,20 @@ class DaemonControl:
         self._statistics = statistics
         self._memory = memory
         self._path_manager = path_manager
+        self._journal = journal
+        self._rates = Rates()
         self._started_at = time.time()
 
     async def connections(self) -> Connections:
         return views.connections(self._loop.engine.world, epoch_ns(), self._sources.sample())
+
+    async def paths(self) -> Paths:
+        measured = self._sources.sample()
+        self._rates.read(measured, time.monotonic_ns())
+        world = self._loop.engine.world
+        connections = views.at_present(world, measured)
+        subflows = [subflow for each in connections for subflow in each.subflows.values()]
+        return paths_view.paths(world, subflows, self._rates, epoch_ns())
 
     def status(self) -> Status:
         engine = self._loop.engine
@@ -81,6 +96,19 @@ class DaemonControl:
             "events_lost": self._statistics.events_lost,
             "decisions": self._statistics.decided,
             "decisions_refused": self._statistics.refused,
+            "paths": paths_view.not_active(engine.world, epoch_ns()),
+            "journal": self._journal_view(),
+        }
+
+    def _journal_view(self) -> JournalView | None:
+        journal = self._journal
+        if journal is None:
+            return None
+        return {
+            "path": str(journal.path.absolute()),
+            "bytes": journal.size,
+            "records_dropped": journal.dropped,
+            "problem": journal.problem,
         }
 
     def _why_excluded(self, name: str) -> str | None:

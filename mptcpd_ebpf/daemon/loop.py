@@ -32,6 +32,7 @@ from mptcpd_ebpf.core.commands import (
     KernelCommand,
     ProbePath,
     ReadEndpoints,
+    ReportPath,
     RequestSample,
     SteerNewConnections,
     WakeAt,
@@ -281,6 +282,8 @@ class Loop:
         if isinstance(command, SteerNewConnections):
             self._answer(decision, self.new_connections.execute(command))
             return
+        if isinstance(command, ReportPath):
+            return  # the engine has recorded it
         assert not isinstance(command, WakeAt)
         manual = decision.plugin == MANUAL
         done, answer = self._executor.execute(command, manual=manual)

@@ -19,11 +19,14 @@ from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     AnnounceAddress,
     Decision,
+    OwnCommand,
     ProbePath,
     ReadEndpoints,
+    ReportPath,
     RequestSample,
 )
 from mptcpd_ebpf.core.recording import Head, Record, encode
+from mptcpd_ebpf.core.roles import Role
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 log = logging.getLogger("mptcpd-ebpf")
@@ -57,19 +60,72 @@ class Observers:
                 log.exception("%s failed; the daemon continues without it", type(observer).__name__)
 
 
+class PathLines:
+    """Logs the states of paths: one line, and one more for all that follow within `BURST`.
+
+    An interface that fails may lead to hundreds of peers, each of which is a path.
+    """
+
+    BURST = 2_000_000_000
+    """Nanoseconds."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[str, Role | None], int] = {}
+        """By interface and state: when the burst ends."""
+        self._more: dict[tuple[str, Role | None], int] = {}
+        """How many of its lines were left out."""
+
+    def log(self, report: ReportPath, now: int) -> None:
+        if report.routine:
+            log.debug("%s", describe.path_state(report))
+            return
+        key = (report.interface or report.local_ip, report.state)
+        if now < self._until.get(key, 0):
+            self._more[key] = self._more.get(key, 0) + 1
+            return
+        self._until[key] = now + self.BURST
+        level = _level(report.state)
+        log.log(level, "%s: %s", describe.path_state(report), report.reason)
+
+    def summarise(self, now: int) -> None:
+        """Logs what was left out of the bursts that have ended."""
+        if not self._until:
+            return
+        for key in [key for key, until in self._until.items() if until <= now]:
+            del self._until[key]
+            more = self._more.pop(key, 0)
+            if more:
+                name, state = key
+                words = "not probed any more" if state is None else _STATES[state]
+                peers = "peer" if more == 1 else "peers"
+                log.log(_level(state), "%s: paths to %d more %s are %s", name, more, peers, words)
+
+
+_STATES = {Role.ACTIVE: "back", Role.STANDBY: "standby", Role.AWAY: "away"}
+
+
+def _level(state: Role | None) -> int:
+    return logging.WARNING if state in (Role.STANDBY, Role.AWAY) else logging.INFO
+
+
 class LogObserver:
     """Logs decisions, the kernel's refusals, and changes of the daemon's state."""
 
     def __init__(self) -> None:
         self._unanswered: dict[int, Decision] = {}
         self._lost: dict[str, int] = {}
+        self._paths = PathLines()
 
     def publish(self, record: Record) -> None:
+        self._paths.summarise(record.now)
         line = _LINES.get(type(record.event))
         if line is not None:
             line(self, record.event)
         for decision in record.decisions:
             if isinstance(decision.command, RequestSample | ReadEndpoints):
+                continue
+            if isinstance(decision.command, ReportPath):
+                self._paths.log(decision.command, record.now)
                 continue
             level = logging.DEBUG if decision.command.routine else logging.INFO
             log.log(level, "%s", describe.decision(decision))
@@ -145,9 +201,11 @@ class Statistics:
         elif isinstance(event, ev.CommandAnswered) and event.port:
             self._fill_in_port(event)
         for decision in record.decisions:
+            if isinstance(decision.command, ReportPath):
+                continue  # in the model
             self.decided += 1
             self.refused += decision.refused is not None
-            if not isinstance(decision.command, RequestSample | ReadEndpoints):
+            if not isinstance(decision.command, OwnCommand):
                 self._remember(decision)
 
     def _remember(self, decision: Decision) -> None:

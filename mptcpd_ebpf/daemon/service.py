@@ -16,8 +16,10 @@ from mptcpd_ebpf import __version__
 from mptcpd_ebpf.config import plugin_loader, plugin_set
 from mptcpd_ebpf.config.plugin_set import PluginSet
 from mptcpd_ebpf.config.settings import Config, Settings
+from mptcpd_ebpf.control import describe
 from mptcpd_ebpf.control.client import SOCKET
 from mptcpd_ebpf.control.server import ControlServer, epoch_ns
+from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.core.recording import Head
 from mptcpd_ebpf.daemon.announced_listeners import AnnouncedListeners
 from mptcpd_ebpf.daemon.command_executor import CommandExecutor
@@ -31,6 +33,8 @@ from mptcpd_ebpf.daemon.observers import LogObserver, Memory, Observers, Recorde
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
 from mptcpd_ebpf.daemon.reload import Reloader
 from mptcpd_ebpf.daemon.sd_notify import feed_watchdog, notify
+from mptcpd_ebpf.journal import location
+from mptcpd_ebpf.journal.writer import Bounds, Writer
 from mptcpd_ebpf.kernel import others, sysctl
 from mptcpd_ebpf.kernel.detour import detour
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NamespaceTaken
@@ -104,7 +108,10 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             if signal.SIGHUP in came and not stopping.is_set():
                 reloader.reload_or_log()
 
-        source = DaemonControl(loop, reloader, sources, pm, statistics, memory, setting)
+        journal = _journal(config, sources, stack)
+        if journal is not None:
+            observers.add(journal)
+        source = DaemonControl(loop, reloader, sources, pm, statistics, memory, setting, journal)
         control = ControlServer(source, config.metrics)
         observers.add(control)
         await control.start(config.control or str(run_folder.here(SOCKET)))
@@ -129,6 +136,30 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             control.close()
             startup_signals.shut()
     return ExitCode.OK
+
+
+def _journal(config: Config, sources: EventSources, stack: ExitStack) -> Writer | None:
+    """The journal, if it is enabled; its thread opens the file while the daemon starts."""
+    wanted = config.journal
+    if not wanted.enabled:
+        return None
+
+    def sample() -> list[Measurement]:
+        try:
+            return sources.sample()
+        except KernelError as error:
+            raise OSError(str(error)) from None
+
+    journal = Writer(
+        Path(wanted.path) if wanted.path is not None else location.default_path(),
+        Bounds(max_mb=wanted.max_mb, max_age_days=wanted.max_age_days, sample_s=wanted.sample_s),
+        __version__,
+        describe=lambda decision: describe.action(decision.command),
+        sample=sample,
+    )
+    journal.start()
+    stack.callback(journal.close)
+    return journal
 
 
 def _executor(pm: PmClient, folder: Path) -> CommandExecutor:

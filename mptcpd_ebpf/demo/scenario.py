@@ -109,9 +109,9 @@ def stage(manager: ManagerName, paths: Sequence[Path] = (FAST, SLOW)) -> Iterato
 
 
 @contextmanager
-def daemon(lab: Lab, manager: ManagerName, control: str) -> Iterator[str]:
+def daemon(lab: Lab, manager: ManagerName, control: str, *options: str) -> Iterator[str]:
     """A daemon in the client's namespace, ready; yields the path of its control socket."""
-    argv = [sys.executable, "-m", "mptcpd_ebpf", "daemon", "--control", control]
+    argv = [sys.executable, "-m", "mptcpd_ebpf", "daemon", "--control", control, *options]
     if manager != "kernel":
         argv.append(f"--path-manager={manager}")
     with tempfile.TemporaryFile("w+") as log:

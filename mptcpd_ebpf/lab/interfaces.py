@@ -55,7 +55,7 @@ def _changed(ends: frozenset[End], end: End, member: bool) -> frozenset[End]:
     return ends | {end} if member else ends - {end}
 
 
-class PathState(Struct, frozen=True, kw_only=True):
+class Role(Struct, frozen=True, kw_only=True):
     """The state of a path's interfaces."""
 
     interface: bool
@@ -70,14 +70,14 @@ class PathState(Struct, frozen=True, kw_only=True):
     """The hosts that have the path's addresses; the first host also has their rules."""
 
 
-def state_under(faults: Faults, *, bottleneck: bool) -> PathState:
+def state_under(faults: Faults, *, bottleneck: bool) -> Role:
     """The state of a path's interfaces while these faults last."""
     interface = not faults.interface_removed
     powered = not faults.router_off
     served = "server" not in faults.carrier_off
     far = powered and (bottleneck or served)
     gone = faults.address_removed | (frozenset() if interface else {"client"})
-    return PathState(
+    return Role(
         interface=interface,
         near=interface and powered and "client" not in faults.carrier_off,
         far=far,
@@ -132,7 +132,7 @@ class PathInterfaces:
         self._faults = faults
         self._far_end.off = "server" in faults.carrier_off
 
-    def _change(self, old: PathState, new: PathState) -> None:
+    def _change(self, old: Role, new: Role) -> None:
         for end in ENDS:
             if end in old.addresses and end not in new.addresses:
                 self._take_address(end, new)
@@ -156,7 +156,7 @@ class PathInterfaces:
             plug.host.wait_until_running([plug.interface])
             plug.other.wait_until_running([plug.its])
 
-    def _take_address(self, end: End, new: PathState) -> None:
+    def _take_address(self, end: End, new: Role) -> None:
         host = self._host(end)
         lines = []
         if end == "server" or new.interface:  # the kernel removes them with the interface
@@ -175,7 +175,7 @@ class PathInterfaces:
         self._client().batch("ip", [self.plan.host_link_line(self._client().label, self.index)])
 
     def _plugs(self) -> dict[str, _Plug]:
-        """The ends that can be taken down, by the field of `PathState`."""
+        """The ends that can be taken down, by the field of `Role`."""
         server = self._host("server")
         far_interface = self.plan.far_interface(self.index)
         plugs = {

@@ -76,8 +76,17 @@ def _handler(destination: LogDestination) -> logging.Handler:
             return syslog
         case LogDestination.STDERR:
             stderr = logging.StreamHandler(sys.stderr)
-            stderr.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+            stderr.setFormatter(_formatter(sys.stderr.fileno()))
             return stderr
+
+
+def _formatter(descriptor: int) -> logging.Formatter:
+    """With the time, unless the descriptor is a stream of the systemd journal, which adds it."""
+    status = os.fstat(descriptor)
+    if os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
+        return logging.Formatter("%(levelname)s %(message)s")
+    form = "%(asctime)s.%(msecs)03d %(levelname)s %(message)s"
+    return logging.Formatter(form, "%Y-%m-%d %H:%M:%S")
 
 
 class JournalHandler(logging.Handler):

@@ -6,11 +6,15 @@ always stays in the namespace in which its thread created it.  So all code reads
 ``/proc/thread-self`` and never ``/proc/self``, which is the process's first thread.
 """
 
+import ctypes
+import errno
 import os
 import re
 import socket
 import sys
 from collections.abc import Iterable, Iterator
+
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 THREAD_NET = "/proc/thread-self/net"
 """The calling thread's view of /proc/net."""
@@ -38,6 +42,33 @@ def inode_of(pid: int) -> int | None:
         return os.stat(f"/proc/{pid}/ns/net").st_ino
     except OSError:
         return None
+
+
+_CLONE_NEWNET = 0x40000000
+
+
+def enter(name: str) -> None:
+    """Moves the calling thread into a namespace: a name of ``ip netns``, or a process id.
+
+    Raises `Failure`.
+    """
+    fix = "give a name that 'ip netns' lists, or a pid"
+    if name in ("", ".", "..") or "/" in name:
+        raise Failure(f"--netns {name!r} is not a name: {fix}", ExitCode.USAGE)
+    path = f"/proc/{name}/ns/net" if name.isdecimal() else f"/run/netns/{name}"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Failure(f"--netns {name}: {path}: {error.strerror}; {fix}", ExitCode.USAGE) from None
+    # os.setns is new in Python 3.12.
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.setns(descriptor, _CLONE_NEWNET)
+    os.close(descriptor)
+    if result and ctypes.get_errno() == errno.EINVAL:
+        raise Failure(f"--netns {name}: {path} is not a network namespace; {fix}", ExitCode.USAGE)
+    if result:
+        cause = os.strerror(ctypes.get_errno())
+        raise Failure(f"--netns {name}: cannot enter it: {cause}", ExitCode.PRIVILEGE)
 
 
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC

@@ -47,6 +47,20 @@ _IDLE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptPath:
+    """A path that the daemon keeps away or on standby."""
+
+    name: str
+    state: str
+    """``away`` or ``standby``."""
+    reason: str
+    for_s: float
+    """For how long, seconds."""
+    probes: str = ""
+    """How its probes go, as ``3 of 10 probes answered``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PathFigures:
     """One subflow: first and last measurement, and sums over the samples between."""
 
@@ -171,6 +185,8 @@ class Observation:
     """Time in which data waited because the peer's window was closed, microseconds."""
     endings: list[str] = field(default_factory=list)
     """Why subflows ended during the observation."""
+    kept: list[KeptPath] = field(default_factory=list)
+    """Paths to the connection's peers that a daemon does not use."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +210,22 @@ def diagnose(seen: Observation) -> list[Finding]:
         *(finding for path in seen.paths for finding in _of_path(path, seen)),
         *_window(seen),
         *_only_backups(seen),
+        *map(_kept, seen.kept),
     ]
     if not findings:
         findings.append(_nothing_wrong(seen))
     findings += _one_path(seen)
     return sorted(findings, key=lambda finding: -finding.weight)
+
+
+def _kept(path: KeptPath) -> Finding:
+    """The daemon's own decision, with its reason."""
+    evidence = [f"for {path.for_s:.1f} s: {path.reason}", *([path.probes] if path.probes else [])]
+    if path.state == "away":
+        words = f"the daemon keeps {path.name} away: nothing is sent on it until it has recovered"
+        return Finding("path-away", 0.7, words, evidence)
+    words = f"the daemon keeps {path.name} on standby: it carries data only if no other can"
+    return Finding("path-standby", 0.5, words, evidence)
 
 
 def _ended(seen: Observation) -> list[Finding]:

@@ -6,15 +6,20 @@ scheduler's rounds, resets and ends.  `diagnosis` evaluates the sums.
 """
 
 import struct
+import time
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 
+from mptcpd_ebpf.control import client
+from mptcpd_ebpf.control.schema import Status
 from mptcpd_ebpf.core.events import SubflowEnded
 from mptcpd_ebpf.core.measurement import Measurement, Owner
 from mptcpd_ebpf.core.token import token_text
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from mptcpd_ebpf.trace.diagnosis import (
+    KeptPath,
     Observation,
     PathFigures,
     came_back,
@@ -100,6 +105,28 @@ def _received(token: int) -> Counter[int]:
         if each.token == token and each.cookie:
             counts[each.cookie] += each.bytes_received or 0
     return counts
+
+
+def _kept_paths(remotes: Container[str]) -> list[KeptPath]:
+    """The paths to these peers that a daemon of this namespace does not use; none without one."""
+    try:
+        status: Status = client.get(client.default_path(), "/v1/status")
+    except Failure:
+        return []
+    return [
+        KeptPath(
+            name=f"{each['interface'] or each['local_ip']} ({each['local_ip']} → "
+            f"{each['remote_ip']})",
+            state=each["state"],
+            reason=each["reason"],
+            for_s=max(0.0, time.time() - each["since"]),
+            probes=f"{each['probes_answered']} of {each['probes_needed']} probes answered"
+            if each["state"] == "away"
+            else "",
+        )
+        for each in status["paths"]
+        if each["remote_ip"] in remotes
+    ]
 
 
 def list_connections(trace: Trace) -> None:
@@ -195,6 +222,7 @@ def trace_doctor(trace: Trace, constants: dict[str, int]) -> Summary:
             paths=[entry.path(received[cookie]) for cookie, entry in watched.items()],
             window_us=window_ns // 1000,
             endings=endings,
+            kept=_kept_paths({entry.last.remote.ip for entry in watched.values()}),
         )
         findings = diagnose(seen)
         rows = [

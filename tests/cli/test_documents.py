@@ -4,6 +4,7 @@
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from mptcpd_ebpf.cli import group
 from mptcpd_ebpf.config import plugin_loader
 from mptcpd_ebpf.config.settings import Config
 from mptcpd_ebpf.control import schema
+from mptcpd_ebpf.journal.entries import Entry
+from mptcpd_ebpf.journal.schema import TABLES
 from mptcpd_ebpf.runtime.exit_codes import ExitCode
 from tests.tree import ROOT
 
@@ -25,6 +28,8 @@ MANUAL = ROOT / "docs" / "man" / "mptcpd-ebpf.8"
 FILE_MANUAL = ROOT / "docs" / "man" / "mptcpd-ebpf.yaml.5"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 CONTROL = ROOT / "docs" / "control.md"
+JOURNAL = ROOT / "docs" / "journal.md"
+ANSWERS = ROOT / "docs" / "what-happened.md"
 UNIT = ROOT / "systemd" / "mptcpd-ebpf.service"
 
 
@@ -107,9 +112,45 @@ def test_control_md_has_every_field() -> None:
     text = CONTROL.read_text()
     shapes = (schema.ConnectionView, schema.SubflowView, schema.Announced, schema.DecisionView)
     by_hand = (schema.CarriedOut, schema.EndpointView, schema.LimitsView)
-    for shape in (*shapes, *by_hand, schema.Status, schema.ProbesView, schema.PluginView):
+    for shape in (
+        *shapes,
+        *by_hand,
+        schema.Status,
+        schema.ProbesView,
+        schema.PluginView,
+        schema.JournalView,
+        schema.PathView,
+        schema.PeerView,
+        schema.PathSummary,
+    ):
         for field in shape.__annotations__:
             assert f"`{field}`" in text, f"{shape.__name__}.{field}"
+
+
+def test_journal_md_has_every_table_column_and_line() -> None:
+    text = JOURNAL.read_text()
+    db = sqlite3.connect(":memory:")
+    db.executescript(TABLES)
+    for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        section = text.partition(f"\n### {table}\n")[2].partition("\n##")[0]
+        assert section, table
+        for column in db.execute(f"PRAGMA table_info({table})").fetchall():
+            assert f"`{column[1]}`" in section, f"{table}.{column[1]}"
+    db.close()
+    lines = text.partition("\n## Lines of history --json\n")[2]
+    for kind in Entry.__subclasses__():
+        for field in structs.fields(kind):
+            assert f"`{field.name}`" in lines, f"{kind.__name__}.{field.name}"
+
+
+def test_the_queries_of_journal_md_work() -> None:
+    db = sqlite3.connect(":memory:")
+    db.executescript(TABLES)
+    queries = re.findall(r"```sql\n(.*?)```", JOURNAL.read_text() + ANSWERS.read_text(), re.DOTALL)
+    assert queries
+    for query in queries:
+        db.execute(query).fetchall()
+    db.close()
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")

@@ -21,6 +21,7 @@ from mptcpd_ebpf.core.commands import (
     ProbePath,
     ReadEndpoints,
     RemoveEndpoint,
+    ReportPath,
     RequestSample,
     SetBackup,
     SetLimits,
@@ -29,12 +30,15 @@ from mptcpd_ebpf.core.commands import (
     WithdrawAddress,
 )
 from mptcpd_ebpf.core.endpoints import EndpointFlag
+from mptcpd_ebpf.core.roles import Role
 
 TOKEN = 0x1A2B3C4D
 NEAR, FAR = SockAddr("10.0.1.2", 4000), SockAddr("2001:db8::1", 80)
 SUBFLOW: dict[str, Any] = {"token": TOKEN, "local": NEAR, "remote": FAR, "reason": "why"}
 JOIN: dict[str, Any] = {"token": TOKEN, "local_ip": "10.0.1.2", "local_id": 3, "remote": FAR}
 BOTH = EndpointFlag.SUBFLOW | EndpointFlag.BACKUP
+
+PATH: dict[str, Any] = {"local_ip": "10.0.1.2", "remote_ip": "10.0.9.1", "reason": "silent"}
 
 TEXTS: list[tuple[AnyCommand, str]] = [
     (CreateSubflow(**JOIN, reason=""), "create subflow 10.0.1.2 → [2001:db8::1]:80 of 1a2b3c4d"),
@@ -64,6 +68,22 @@ TEXTS: list[tuple[AnyCommand, str]] = [
     (
         SetLimits(subflows=3, add_addr_accepted=2, reason=""),
         "set limits to 3 subflows, 2 accepted addresses",
+    ),
+    (
+        ReportPath(**PATH, state=Role.AWAY, interface="fibre", probes_needed=10),
+        "fibre (10.0.1.2 → 10.0.9.1) is away",
+    ),
+    (
+        ReportPath(**PATH, state=Role.AWAY, probes_answered=3, probes_needed=10, routine=True),
+        "10.0.1.2 → 10.0.9.1 is away, 3 of 10 probes answered",
+    ),
+    (
+        ReportPath(**PATH, state=Role.ACTIVE, interface="fibre", lasted=47_700_000_000),
+        "fibre (10.0.1.2 → 10.0.9.1) is back after 47.7 s",
+    ),
+    (
+        ReportPath(**PATH, state=None, lasted=47_700_000_000),
+        "10.0.1.2 → 10.0.9.1 is not probed any more after 47.7 s",
     ),
     (RequestSample(reason=""), "sample"),
     (ReadEndpoints(reason=""), "read endpoints"),

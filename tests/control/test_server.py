@@ -26,6 +26,7 @@ from mptcpd_ebpf.control.schema import (
     DecisionView,
     Endpoints,
     LimitsView,
+    Paths,
     Status,
     Story,
 )
@@ -76,6 +77,9 @@ class Source:
         await self.hold.wait()
         return {"schema": 1, "connections": []}
 
+    async def paths(self) -> Paths:
+        return {"schema": 1, "paths": []}
+
     def status(self) -> Status:
         return {
             "schema": 1,
@@ -108,6 +112,8 @@ class Source:
             "events_lost": {"mptcp_pm": 1},
             "decisions": 5,
             "decisions_refused": 1,
+            "paths": [],
+            "journal": None,
         }
 
     def decisions(self) -> list[DecisionView]:

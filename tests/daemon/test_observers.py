@@ -7,6 +7,7 @@ import os
 import resource
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,13 @@ from mptcpd_ebpf.core.commands import (
     Cause,
     Decision,
     ReadEndpoints,
+    ReportPath,
     RequestSample,
     SetBackup,
 )
+from mptcpd_ebpf.core.model import SECOND
 from mptcpd_ebpf.core.recording import Head, Record, read
+from mptcpd_ebpf.core.roles import Role
 from mptcpd_ebpf.daemon.observers import LogObserver, Observers, Recorder, Statistics
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 from tests.core.scenario import RADIO, TOKEN
@@ -294,3 +298,49 @@ def fill_the_disk_of(file: Path) -> None:
             full = os.open("/dev/full", os.O_WRONLY)
             os.dup2(full, int(name))
             os.close(full)
+
+
+# --- the states of paths
+
+
+def path(state: Role, remote_ip: str = "10.0.9.1", **more: Any) -> AnyCommand:
+    fields = {"local_ip": "10.0.1.2", "interface": "fibre", "reason": "silent", **more}
+    return ReportPath(remote_ip=remote_ip, state=state, **fields)
+
+
+def published(*commands: tuple[int, AnyCommand]) -> None:
+    observer = LogObserver()
+    for now, command in commands:
+        made = Record(seq=1, now=now, event=ev.Tick(), decisions=[decision(1, command)])
+        observer.publish(made)
+    observer.publish(Record(seq=1, now=10 * SECOND, event=ev.Tick(), decisions=[]))
+
+
+def test_a_path_that_is_left_is_a_warning_and_its_return_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    published(
+        (1, path(Role.AWAY)),
+        (2, path(Role.AWAY, routine=True, probes_answered=1, probes_needed=10)),
+        (3, path(Role.ACTIVE, lasted=1_500_000_000, reason="10 probes answered")),
+    )
+    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
+        ("WARNING", "fibre (10.0.1.2 → 10.0.9.1) is away: silent"),
+        ("INFO", "fibre (10.0.1.2 → 10.0.9.1) is back after 1.5 s: 10 probes answered"),
+    ]
+
+
+def test_a_burst_of_paths_is_one_line_and_a_summary(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    published(*[(number, path(Role.AWAY, f"10.0.9.{number}")) for number in range(1, 50)])
+    assert [each.getMessage() for each in caplog.records] == [
+        "fibre (10.0.1.2 → 10.0.9.1) is away: silent",
+        "fibre: paths to 48 more peers are away",
+    ]
+
+
+def test_states_of_paths_are_no_decisions_to_count() -> None:
+    statistics = Statistics()
+    statistics.publish(record(ev.Tick(), decision(1, path(Role.AWAY))))
+    assert (statistics.decided, statistics.decisions) == (0, [])

@@ -19,6 +19,7 @@ from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
     ProbePath,
+    ReportPath,
     RequestSample,
 )
 from mptcpd_ebpf.core.engine import Outcome
@@ -73,6 +74,8 @@ class Simulation:
         self.crossing = False
         """Whether a join's answer crosses the command that gives it up."""
         self.decisions: list[Decision] = []
+        self.reports: list[ReportPath] = []
+        """What the plugin reported of its paths; not among `decisions`."""
         self.faults: list[str] = []
         self._due: list[tuple[int, int, ev.Event]] = []
         self._order = itertools.count()
@@ -152,6 +155,9 @@ class Simulation:
     def _outcome(self, outcome: Outcome) -> None:
         self.faults += [f"{fault.handler}: {fault.error}" for fault in outcome.faults]
         for decision in outcome.decisions:
+            if isinstance(decision.command, ReportPath):
+                self.reports.append(decision.command)
+                continue
             self.decisions.append(decision)
             if decision.refused is None:
                 self._carry_out(decision)

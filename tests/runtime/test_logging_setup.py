@@ -2,7 +2,11 @@
 """Log entries have the journal's format."""
 
 import logging
+import os
+import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +41,19 @@ def test_the_handler_sends_one_datagram_per_message(tmp_path: Path) -> None:
         handler.handle(logging.LogRecord("x", logging.INFO, "", 0, "%d paths", (2,), None))
         assert journal.recv(4096) == journal_entry("2 paths", logging.INFO)
         handler.close()
+
+
+@pytest.mark.parametrize("to_journal", [False, True])
+def test_stderr_has_the_time_unless_the_journal_adds_it(tmp_path: Path, to_journal: bool) -> None:
+    log = tmp_path / "log"
+    code = (
+        "import logging; from mptcpd_ebpf.runtime import logging_setup as s; "
+        "s.prepare(s.LogDestination.STDERR, 'info').apply(); logging.warning('full')"
+    )
+    with log.open("w") as stderr:
+        status = os.fstat(stderr.fileno())
+        stream = f"{status.st_dev}:{status.st_ino if to_journal else 0}"
+        environment = {**os.environ, "JOURNAL_STREAM": stream}
+        subprocess.run([sys.executable, "-c", code], stderr=stderr, env=environment, check=True)
+    time = "" if to_journal else r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} "
+    assert re.fullmatch(f"{time}WARNING full\n", log.read_text())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.trace.diagnosis import (
+    KeptPath,
     Observation,
     PathFigures,
     came_back,
@@ -189,3 +190,16 @@ def test_there_is_always_a_finding_and_weights_descend(
     assert weights == sorted(weights, reverse=True)
     assert all(0 <= weight <= 1 for weight in weights)
     assert all(finding.evidence for finding in findings)
+
+
+def test_a_path_that_the_daemon_keeps_away_is_a_finding_with_its_reason() -> None:
+    kept = [
+        KeptPath(name="fibre", state="away", reason="silent", for_s=9, probes="3 of 10 probes"),
+        KeptPath(name="radio", state="standby", reason="slow", for_s=1),
+    ]
+    seen = Observation(lasted_us=SECOND, paths=[path()], kept=kept)
+    away, standby = [each for each in diagnose(seen) if each.cause.startswith("path-")]
+    assert "keeps fibre away" in away.words
+    assert away.evidence == ["for 9.0 s: silent", "3 of 10 probes"]
+    assert "keeps radio on standby" in standby.words
+    assert standby.evidence == ["for 1.0 s: slow"]

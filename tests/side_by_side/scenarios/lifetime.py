@@ -86,7 +86,7 @@ def names(name: str) -> Callable[[Stage], tuple[str, ...]]:
     """Whether the log has a warning with that name."""
     return lambda stage: (
         (f"log: {name} is named",)
-        if any(name in line for line in stage.log.splitlines() if line.startswith("WARNING"))
+        if any(name in line for line in stage.log.splitlines() if " WARNING " in line)
         else ()
     )
 
