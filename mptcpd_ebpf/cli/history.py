@@ -89,6 +89,8 @@ def _file(control: str | None) -> Path:
             "file with --journal",
             ExitCode.CONFIG,
         )
+    if status["journal"]["problem"] is not None:
+        click.echo(f"mptcpd-ebpf: incomplete: {status['journal']['problem']}", err=True)
     return Path(status["journal"]["path"])
 
 

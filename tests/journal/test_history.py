@@ -187,12 +187,10 @@ def test_without_a_connection_it_is_about_paths_and_the_network(file: Path) -> N
     assert [entry.t for entry in found] == sorted(entry.t for entry in found)
 
 
-def test_the_line_of_an_incident(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
+def test_the_line_of_an_incident(file: Path) -> None:
     (path,) = [entry for entry in asked(file) if isinstance(entry, PathEntry)]
     assert path.ended is not None
-    began, back = time.gmtime(path.t), time.gmtime(path.ended)
+    began, back = time.localtime(path.t), time.localtime(path.ended)
     assert line(path) == (
         f"{time.strftime('%Y-%m-%d %H:%M:%S', began)}  fibre: away ({WHY} (usual RTT 20 ms)), "
         f"1 connection moved in 0 ms, back {time.strftime('%H:%M:%S', back)} after 47.0 s "
