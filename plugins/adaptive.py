@@ -121,6 +121,8 @@ class Adaptive(JoiningPlugin):
         """By token."""
         self.sampled_for: dict[int, None] = {}
         """Tokens of the connections that wait for a sample."""
+        self.standby: dict[PathName, None] = {}
+        """Paths that were reported as on standby."""
         self.demotions = Demotions(
             first=self.options.demotion_s * SECOND, longest=self.options.demotion_max_s * SECOND
         )
@@ -435,12 +437,14 @@ class Adaptive(JoiningPlugin):
     ) -> Iterator[Command]:
         reason = self.demotions.why_standby(connection.token, name)
         if reason is not None and name not in self.trials:
+            self.standby[name] = None
             yield from report_path(ctx, name, Role.STANDBY, reason)
 
     def _report_restored(self, ctx: Context, why: str) -> Iterator[Command]:
         """Reports paths that no connection has on standby any more."""
-        for name, report in list(ctx.world.paths.items()):
-            if report.state is Role.STANDBY and not self.demotions.is_standby(name):
+        for name in [name for name in self.standby if not self.demotions.is_standby(name)]:
+            del self.standby[name]
+            if name not in self.trials:
                 yield from report_path(ctx, name, Role.ACTIVE, why)
 
     # --- readings of the goodput

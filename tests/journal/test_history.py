@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The history: incidents of paths, and what filters leave of it."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ LINKS: list[ev.AnyEvent] = [
     ev.LinkChanged(if_index=3, name="radio", up=True, running=True),
     ev.LocalAddressChanged(if_index=3, ip=RADIO[0].ip, prefix_len=24),
 ]
+PROGRAM = str(Path(sys.executable).parent / "mptcpd-ebpf")
 CAUSE = Cause(seq=1, event="AlarmRaised", rule="alarm")
 WHY = "nothing came back for 262 ms with 4 segments in flight"
 
@@ -269,3 +272,20 @@ def test_every_entry_has_a_line_and_a_schema(file: Path) -> None:
 def test_incidents_together_are_defined_by_time() -> None:
     far = [change(1, "away", "a"), change(1 + 2 * TOGETHER_S, "away", "b")]
     assert len(incidents(far, [])) == 2
+
+
+def test_watch_continues_with_what_is_new(file: Path) -> None:
+    argv = [PROGRAM, "history", "--journal", str(file), "--path", "fibre", "--watch"]
+    watching = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    try:
+        assert watching.stdout is not None
+        before = [watching.stdout.readline() for _ in range(3)]
+        assert "fibre: away" in before[-1]
+        down = ev.LinkChanged(if_index=2, name="fibre", up=False, running=False)
+        written(file, [record(down)])
+        assert watching.stdout.readline().endswith("fibre: link down\n")
+    finally:
+        watching.kill()
+        watching.wait()
+        if watching.stdout is not None:
+            watching.stdout.close()
