@@ -27,6 +27,7 @@ from mptcpd_ebpf.control.schema import (
     Endpoints,
     LimitsView,
     Paths,
+    PathSummary,
     Status,
     Story,
 )
@@ -61,6 +62,19 @@ DECISION = Decision(
 
 def record(event: ConnectionClosed, *decisions: Decision) -> Record:
     return Record(seq=1, now=1, event=event, decisions=list(decisions))
+
+
+AWAY: PathSummary = {
+    "interface": "fibre",
+    "local_ip": "10.0.1.2",
+    "remote_ip": "10.0.9.1",
+    "state": "away",
+    "reason": "silent",
+    "since": 3.5,
+    "plugin": "adaptive",
+    "probes_answered": 3,
+    "probes_needed": 10,
+}
 
 
 class Source:
@@ -112,8 +126,8 @@ class Source:
             "events_lost": {"mptcp_pm": 1},
             "decisions": 5,
             "decisions_refused": 1,
-            "paths": [],
-            "journal": None,
+            "paths": [AWAY, {**AWAY, "remote_ip": "10.0.9.2"}],
+            "journal": {"path": "/j.db", "bytes": 4096, "records_dropped": 6, "problem": None},
         }
 
     def decisions(self) -> list[DecisionView]:
@@ -439,6 +453,9 @@ def test_metrics_are_served_when_enabled(path: Path) -> None:
         assert "mptcpd_ebpf_decisions_total 5.0" in answer
         assert 'mptcpd_ebpf_steering{family="IPv4",interface="lte"} 1.0' in answer
         assert "mptcpd_ebpf_connections_steered_total 7.0" in answer
+        assert 'mptcpd_ebpf_paths_not_active{interface="fibre",state="away"} 2.0' in answer
+        assert "mptcpd_ebpf_journal_size_bytes 4096.0" in answer
+        assert "mptcpd_ebpf_journal_records_dropped_total 6.0" in answer
 
     serve(path, use, ON)
 
