@@ -50,7 +50,7 @@ from mptcpd_ebpf.core.model import (
 )
 from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
 from mptcpd_ebpf.core.reconciler import SHORT_LIFE, STRAY, Reconciler, Want, mark, tell_peer
-from mptcpd_ebpf.core.roles import Answer, Preset, answer
+from mptcpd_ebpf.core.roles import EVIDENCE, Answer, Evidence, Preset, answer
 from mptcpd_ebpf.core.trials import (
     AwayPath,
     PathName,
@@ -63,6 +63,7 @@ from mptcpd_ebpf.core.trials import (
 
 __all__ = [
     "CHANGEABLE",
+    "EVIDENCE",
     "HIGHEST_LIMIT",
     "MS",
     "SECOND",
@@ -87,6 +88,7 @@ __all__ = [
     "DestroySubflow",
     "Endpoint",
     "EndpointFlag",
+    "Evidence",
     "FlagNames",
     "FlushEndpoints",
     "JoiningPlugin",

@@ -23,6 +23,7 @@ from typing import Annotated, ClassVar
 from msgspec import Meta
 
 from mptcpd_ebpf.plugin import (
+    EVIDENCE,
     MS,
     SECOND,
     AlarmKind,
@@ -35,6 +36,7 @@ from mptcpd_ebpf.plugin import (
     Decision,
     Demotions,
     DestroySubflow,
+    Evidence,
     JoiningPlugin,
     LocalAddress,
     Options,
@@ -355,7 +357,9 @@ class Adaptive(JoiningPlugin):
     def alarm(
         self, ctx: Context, connection: Connection, subflow: Subflow, alarm: AlarmRaised
     ) -> Iterator[Command]:
-        if subflow.backup or subflow.backup_by_peer or not subflow.usable:
+        # On backup it carries what was in flight, which a dead path never delivers.
+        on_backup = subflow.backup or subflow.backup_by_peer
+        if not subflow.usable or (on_backup and EVIDENCE[alarm.kind] is not Evidence.DEAD):
             return
         others = [
             other
