@@ -16,10 +16,10 @@ from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.alarm_text import alarm_text
 from mptcpd_ebpf.core.commands import (
+    ChangingCommand,
     ConnectionCommand,
     CreateSubflow,
     Decision,
-    KernelCommand,
 )
 from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.core.token import token_text
@@ -57,7 +57,7 @@ class _Teller:
         if handler is not None:
             handler(self, record.event)
         for decision in record.decisions:
-            if isinstance(decision.command, KernelCommand) and not decision.command.routine:
+            if isinstance(decision.command, ChangingCommand) and not decision.command.routine:
                 self._decided(decision)
 
     def _add(
@@ -184,6 +184,10 @@ class _Teller:
             "alarm", text, token=measured.token, local_ip=measured.local.ip, data=views.event(event)
         )
 
+    def _unanswered(self, event: ev.StartUnanswered) -> None:
+        text = f"a new connection to {event.remote} got no answer"
+        self._add("alarm", text, local_ip=event.local_ip, data=views.event(event))
+
     def _link(self, event: ev.LinkChanged) -> None:
         known = event.if_index in self._links
         self._links[event.if_index] = event.name
@@ -249,6 +253,7 @@ _TELL: dict[type[ev.Event], Callable[[_Teller, Any], None]] = {
     ev.SubflowClosed: _Teller._closed,
     ev.SubflowPriority: _Teller._priority,
     ev.AlarmRaised: _Teller._alarm,
+    ev.StartUnanswered: _Teller._unanswered,
     ev.LinkChanged: _Teller._link,
     ev.LinkRemoved: _Teller._link_removed,
     ev.LocalAddressChanged: _Teller._address,

@@ -252,9 +252,10 @@ ConnectionCommand = CreateSubflow | DestroySubflow | SetBackup | AnnounceAddress
 
 KernelCommand = ConnectionCommand | TableCommand
 
-AnyCommand = (
-    KernelCommand | RequestSample | ReadEndpoints | ProbePath | SteerNewConnections | WakeAt
-)
+ChangingCommand = KernelCommand | SteerNewConnections
+"""What changes something outside the daemon."""
+
+AnyCommand = ChangingCommand | RequestSample | ReadEndpoints | ProbePath | WakeAt
 
 
 class Cause(Struct, frozen=True, kw_only=True):

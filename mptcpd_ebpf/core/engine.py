@@ -22,9 +22,9 @@ from mptcpd_ebpf.core.commands import (
     MANUAL,
     AnyCommand,
     Cause,
+    ChangingCommand,
     Decision,
     DestroySubflow,
-    KernelCommand,
     ProbePath,
     ReadEndpoints,
     RequestSample,
@@ -359,8 +359,7 @@ class Engine:
                 self._call(turn, plugin, Plugin.connection_established, (connection,))
 
     def _refusal(self, author: str, command: AnyCommand, now: int) -> str | None:
-        acts = isinstance(command, KernelCommand | SteerNewConnections)
-        if self._dry_run and author != MANUAL and acts:
+        if self._dry_run and author != MANUAL and isinstance(command, ChangingCommand):
             return DRY_RUN
         if author == STEERING:
             # It takes nothing from a connection, and probes where applications connect to.

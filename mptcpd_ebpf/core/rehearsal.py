@@ -13,19 +13,10 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.commands import (
-    AnyCommand,
-    Decision,
-    KernelCommand,
-    ProbePath,
-    SteerNewConnections,
-)
+from mptcpd_ebpf.core.commands import AnyCommand, ChangingCommand, Decision, ProbePath
 from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.plugin_host import MakePlugin
 from mptcpd_ebpf.core.recording import Record
-
-CarriedOut = KernelCommand | SteerNewConnections
-"""What changes something in the kernel, and is answered at once."""
 
 Change = Callable[[ev.Configured], ev.Configured]
 
@@ -67,7 +58,7 @@ def rehearse(records: Iterable[Record], make: MakePlugin, change: Change) -> Ite
             if decision.refused is None and isinstance(decision.command, ProbePath):
                 # One that was not answered waits no more.
                 waiting[_bare(decision.command)] = [decision.id]
-            if decision.refused is None and isinstance(decision.command, CarriedOut):
+            if decision.refused is None and isinstance(decision.command, ChangingCommand):
                 if decision in ours:
                     answer = ev.CommandAnswered(decision_id=decision.id)
                     decided += engine.handle(answer, record.now).decisions
@@ -112,5 +103,5 @@ def _telling(decisions: list[Decision]) -> list[Decision]:
     return [
         each
         for each in decisions
-        if isinstance(each.command, CarriedOut) and not each.command.routine
+        if isinstance(each.command, ChangingCommand) and not each.command.routine
     ]

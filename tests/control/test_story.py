@@ -5,7 +5,13 @@ from mptcpd_ebpf.cli import explain
 from mptcpd_ebpf.control import story
 from mptcpd_ebpf.control.schema import StoryEntry
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.commands import Cause, CreateSubflow, Decision, DestroySubflow
+from mptcpd_ebpf.core.commands import (
+    Cause,
+    CreateSubflow,
+    Decision,
+    DestroySubflow,
+    SteerNewConnections,
+)
 from mptcpd_ebpf.core.measurement import AlarmKind
 from mptcpd_ebpf.core.recording import Record
 from tests.core.scenario import (
@@ -30,7 +36,9 @@ DESTROY = DestroySubflow(token=TOKEN, local=RADIO[0], remote=SERVER, reason="not
 
 
 def decided(
-    number: int, command: CreateSubflow | DestroySubflow, refused: str | None = None
+    number: int,
+    command: CreateSubflow | DestroySubflow | SteerNewConnections,
+    refused: str | None = None,
 ) -> Decision:
     cause = Cause(seq=number, event="AlarmRaised", rule="alarm")
     return Decision(
@@ -120,3 +128,24 @@ def test_each_entry_is_a_line_and_each_outcome_one_more() -> None:
     outcomes = [each for each in entries if each["outcome"] is not None]
     assert len(shown) == 1 + len(entries) + len(outcomes)
     assert sum(line.endswith("→ established after 41 ms") for line in shown) == 1
+
+
+def test_where_new_connections_start_belongs_to_the_story_of_the_path() -> None:
+    steer = SteerNewConnections(
+        ipv6=False, local_ip=RADIO[0].ip, interface="radio", reason="fibre does not work"
+    )
+    entries = told(
+        (0, ev.LinkChanged(if_index=2, name="radio", up=True, running=True), []),
+        (0, ev.LocalAddressChanged(if_index=2, ip=RADIO[0].ip, prefix_len=24), []),
+        (1, ev.StartUnanswered(local_ip=FIBRE[0].ip, remote=SERVER, began_at=START), []),
+        (2, ev.Tick(), [decided(1, steer)]),
+        (3, ev.CommandAnswered(decision_id=1), []),
+    )
+    assert [each["text"] for each in story.about(entries, path=FIBRE[0].ip)] == [
+        f"a new connection to {SERVER} got no answer"
+    ]
+    chosen = story.about(entries, path="radio")[-1]
+    assert chosen["text"].startswith(
+        "start new IPv4 connections on radio (10.0.2.2): fibre does not work (adaptive, rule "
+    )
+    assert chosen["outcome"] == "done"
