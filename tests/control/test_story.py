@@ -6,7 +6,7 @@ from mptcpd_ebpf.control import story
 from mptcpd_ebpf.control.schema import StoryEntry
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import Cause, CreateSubflow, Decision, DestroySubflow
-from mptcpd_ebpf.core.measurement import AlarmKind
+from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
 from mptcpd_ebpf.core.recording import Record
 from tests.core.scenario import (
     FIBRE,
@@ -108,6 +108,57 @@ def test_the_story_of_a_connection_includes_its_paths() -> None:
     by_path = story.about(entries, path="radio")
     assert [each["text"] for each in by_path][-1] == "radio has no carrier"
     assert all(each["path"] == "radio" for each in by_path)
+
+
+def counted(at: int, carried: int, stalled_us: int = 0) -> Measurement:
+    return measured(
+        RADIO, at=START + at * MS, connection_bytes_acked=carried, stalled_us=stalled_us
+    )
+
+
+def test_a_decision_tells_what_was_measured_before_and_after_it() -> None:
+    entries = told(
+        (0, ev.Sampled(measurements=[counted(0, 0)]), []),
+        (1000, ev.Sampled(measurements=[counted(1000, 250_000, 400_000)]), [decided(1, DESTROY)]),
+        (1001, ev.CommandAnswered(decision_id=1), []),
+        (3000, ev.Sampled(measurements=[counted(3000, 1_500_000, 400_000)]), []),
+    )
+    (destroy,) = [each for each in entries if each["kind"] == "decision"]
+    assert destroy["outcome"] == (
+        "done; 2.0 Mbit/s in the 1.0 s before, 5.0 Mbit/s in the 2.0 s after; the connection "
+        "waited for subflows 40% of the time before, 0% after"
+    )
+    assert destroy["data"]["effect"]["after"]["goodput_bit_s"] == 5e6
+
+
+def test_a_final_record_tells_what_the_closed_subflow_carried_in_any_order() -> None:
+    final = ev.SubflowEnded(
+        measurement=measured(
+            RADIO, bytes_acked=48_000, bytes_received=2_000, retransmits=9, segments_out=57
+        )
+    )
+    for entries in (
+        told((0, left(), []), (1, final, [])),
+        told((0, final, []), (1, left(), [])),
+    ):
+        (closed,) = [each for each in entries if each["kind"] == "subflow"]
+        assert closed["outcome"] is not None
+        assert closed["outcome"].startswith("sent 48 kB, received 2 kB")
+        assert closed["outcome"].endswith("9 of 57 segments retransmitted")
+
+
+def test_an_alarm_says_its_limit_and_that_its_subflow_was_closed_already() -> None:
+    late = ev.AlarmRaised(kind=AlarmKind.TIMEOUTS, measurement=measured(RADIO), value=3, limit=2)
+    texts = [each["text"] for each in told((0, late, []), (1, left(), []), (2, late, []))]
+    assert "limit 2" in texts[0]
+    assert "closed" not in texts[0]
+    assert texts[2].startswith("alarm timeouts of the closed subflow: 3 retransmission timeouts")
+
+
+def test_a_prefix_finds_each_connection_once() -> None:
+    entries = told((0, established(token=0xAB000001), []), (1, established(token=0xAB000002), []))
+    assert story.tokens(entries, "ab") == ["ab000001", "ab000002"]
+    assert story.tokens(entries + entries, "ab000001") == ["ab000001"]
 
 
 def test_samples_and_timers_tell_nothing() -> None:
