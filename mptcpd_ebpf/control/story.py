@@ -18,13 +18,14 @@ from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.alarm_text import alarm_text, limit_text
 from mptcpd_ebpf.core.commands import (
+    ActingCommand,
     ConnectionCommand,
     CreateSubflow,
     Decision,
     DestroySubflow,
-    KernelCommand,
     SetBackup,
 )
+from mptcpd_ebpf.core.engine import DRY_RUN
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.core.model import SubflowKey
 from mptcpd_ebpf.core.recording import Record
@@ -78,7 +79,7 @@ class Teller:
         if handler is not None:
             handler(self, record.event)
         for decision in record.decisions:
-            if isinstance(decision.command, KernelCommand):
+            if isinstance(decision.command, ActingCommand):
                 self._decided(decision)
 
     def _add(
@@ -114,9 +115,10 @@ class Teller:
         local = getattr(command, "local", None)
         local_ip = local.ip if local is not None else getattr(command, "local_ip", None)
         rule = f"{decision.plugin}, rule {decision.cause.rule}"
+        would = "dry run: would " if decision.refused == DRY_RUN else ""
         entry = self._add(
             "decision",
-            f"{describe.action(command)}: {command.reason} ({rule})",
+            f"{would}{describe.action(command)}: {command.reason} ({rule})",
             token=command.token if isinstance(command, ConnectionCommand) else None,
             local_ip=local_ip,
             data=dict(views.decision(decision, self._epoch_ns)),

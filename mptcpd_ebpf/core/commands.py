@@ -252,6 +252,9 @@ ConnectionCommand = CreateSubflow | DestroySubflow | SetBackup | AnnounceAddress
 
 KernelCommand = ConnectionCommand | TableCommand
 
+ActingCommand = KernelCommand | SteerNewConnections
+"""What changes something in the kernel, and is answered at once."""
+
 AnyCommand = (
     KernelCommand | RequestSample | ReadEndpoints | ProbePath | SteerNewConnections | WakeAt
 )

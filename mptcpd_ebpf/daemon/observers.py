@@ -17,9 +17,9 @@ from msgspec.structs import replace
 from mptcpd_ebpf.control import describe
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
+    ActingCommand,
     AnnounceAddress,
     Decision,
-    KernelCommand,
     ProbePath,
     ReadEndpoints,
     RequestSample,
@@ -191,7 +191,7 @@ class Memory:
             self._keep(record, event)
         if isinstance(event, _NO_STORY):
             decisions = [
-                each for each in record.decisions if isinstance(each.command, KernelCommand)
+                each for each in record.decisions if isinstance(each.command, ActingCommand)
             ]
             if not decisions:
                 return

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``mptcpd-ebpf replay``: recordings that cannot be read, and how differences are shown."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mptcpd_ebpf.cli import replay
+from mptcpd_ebpf.config import plugin_set
+from mptcpd_ebpf.config.recorded_plugin import recorded_plugin
+from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.configuration import CoreConfig, PluginSpec
+from mptcpd_ebpf.core.engine import Engine
+from mptcpd_ebpf.core.recording import Head, Record, encode
+from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+from tests.core.scenario import FIBRE, RADIO, START, TOKEN, created, established, truth
+
+HEAD = Head(version="0", epoch_ns=0, netns=1)
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """A connection that adaptive joins on a second interface."""
+    spec = PluginSpec(name="adaptive", options={}, digest=plugin_set.make("adaptive", {})[1])
+    events: list[ev.AnyEvent] = [
+        ev.Started(seed=1),
+        truth(
+            connections=[],
+            links=[
+                ev.LinkChanged(if_index=number, name=name, up=True, running=True)
+                for number, name in ((2, "fibre"), (3, "radio"))
+            ],
+            addresses=[
+                ev.LocalAddressChanged(if_index=number, ip=key[0].ip, prefix_len=24)
+                for number, key in ((2, FIBRE), (3, RADIO))
+            ],
+            routes=[ev.DefaultRouteAdded(if_index=number, ipv6=False) for number in (2, 3)],
+        ),
+        ev.Configured(config=CoreConfig(default_plugin="adaptive"), plugins=[spec]),
+        created(),
+        established(),
+        ev.CommandAnswered(decision_id=1),
+    ]
+    engine = Engine(recorded_plugin)
+    lines: list[Head | Record] = [HEAD]
+    for number, event in enumerate(events, start=1):
+        decisions = engine.handle(event, START + number).decisions
+        lines.append(Record(seq=number, now=START + number, event=event, decisions=decisions))
+    file = tmp_path / "run.jsonl"
+    file.write_bytes(b"".join(encode(line) + b"\n" for line in lines))
+    return file
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(replay.command, [str(each) for each in arguments])
+
+
+def failure(*arguments: object) -> Failure:
+    error = run(*arguments).exception
+    assert isinstance(error, Failure), error
+    return error
+
+
+def test_an_equal_replay_says_so(recording: Path) -> None:
+    assert run(recording).output.endswith("decisions: all as recorded\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new", "message"),
+    [
+        (1, b'"schema":1', b'"schema":9', "line 1: schema 9"),
+        (1, b"{", b"[", "line 1: not the head of a recording"),
+        (3, b'"seq":2', b'"seq":7', "line 3: event 7 where 2 was expected"),
+        (3, b'{"seq"', b'{"sEq"', "line 3: not a record"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_line(
+    recording: Path, line: int, old: bytes, new: bytes, message: str
+) -> None:
+    lines = recording.read_bytes().splitlines(keepends=True)
+    assert old in lines[line - 1]
+    lines[line - 1] = lines[line - 1].replace(old, new, 1)
+    recording.write_bytes(b"".join(lines))
+    error = failure(recording)
+    assert message in str(error)
+    assert error.exit_code == ExitCode.CHECK_FAILED
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_truncated_file_is_refused_with_the_line(recording: Path, kept: int) -> None:
+    lines = recording.read_bytes().splitlines(keepends=True)
+    recording.write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+    assert f"line {kept + 1}: " in str(failure(recording))
+
+
+def test_another_option_shows_the_differences_with_their_path_and_cause(recording: Path) -> None:
+    shown = run(recording, "--preset=backup").output.splitlines()
+    assert [line[0] for line in shown] == ["-", "+", "-", "+", "="]
+    assert "radio  adaptive: create subflow" in shown[0]
+    assert "radio  adaptive: create backup subflow" in shown[1]
+    assert "(ConnectionEstablished, rule connection_established)" in shown[1]
+    assert shown[2:] == [
+        "- in the recorded run only: 1 create subflow",
+        "+ in the replayed run only: 1 create backup subflow",
+        "= in both: 0",
+    ]
+
+
+def test_the_differences_as_json_are_one_object(recording: Path) -> None:
+    shown = json.loads(run(recording, "--preset=backup", "--json").output)
+    assert shown["options"] == {"preset": "backup"}
+    assert [each["only"] for each in shown["differences"]] == ["recorded", "replayed"]
+    assert {each["token"] for each in shown["differences"]} == {f"{TOKEN:08x}"}
+    assert shown["faults"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["--set=presett=bulk"], "did you mean 'preset'", ExitCode.CONFIG),
+        (["--set=preset=bulky"], "none of auto, interactive, bulk", ExitCode.CONFIG),
+        (["--plugin=adaptve"], "plugin adaptve: there is none of that name", ExitCode.CONFIG),
+        (["--set=preset"], "it is KEY=VALUE", ExitCode.USAGE),
+    ],
+)
+def test_wrong_options_are_refused_as_in_a_configuration(
+    recording: Path, arguments: list[str], message: str, code: ExitCode
+) -> None:
+    error = failure(recording, *arguments)
+    assert message in str(error)
+    assert error.exit_code == code
