@@ -115,11 +115,15 @@ class Teller:
         local = getattr(command, "local", None)
         local_ip = local.ip if local is not None else getattr(command, "local_ip", None)
         rule = f"{decision.plugin}, rule {decision.cause.rule}"
+        token = command.token if isinstance(command, ConnectionCommand) else None
+        action = describe.action(command)
+        if token is not None:
+            action = action.removesuffix(f" of {token_text(token)}")
         would = "dry run: would " if decision.refused == DRY_RUN else ""
         entry = self._add(
             "decision",
-            f"{would}{describe.action(command)}: {command.reason} ({rule})",
-            token=command.token if isinstance(command, ConnectionCommand) else None,
+            f"{would}{action}: {command.reason} ({rule})",
+            token=token,
             local_ip=local_ip,
             data=dict(views.decision(decision, self._epoch_ns)),
         )
