@@ -3,6 +3,7 @@
 
 import json
 import time
+from itertools import groupby
 from pathlib import Path
 
 import click
@@ -99,12 +100,14 @@ def _duration(text: str) -> float:
 def lines(entries: list[StoryEntry]) -> list[str]:
     """One line an entry, and one more for what came of a decision.
 
-    Times are those of the local clock, and seconds since the first entry.
+    Times are those of the local clock, and seconds since the first entry.  Of several alarms of one
+    kind and subflow in a row, the first is shown and the others are counted.
     """
     shown = []
     day = None
     start = entries[0]["t"] if entries else 0.0
-    for entry in entries:
+    for _, group in groupby(enumerate(entries), key=lambda each: _alike(*each)):
+        (_, entry), *others = group
         at = time.localtime(entry["t"])
         if (today := time.strftime("%Y-%m-%d", at)) != day:
             shown.append(today)
@@ -114,5 +117,22 @@ def lines(entries: list[StoryEntry]) -> list[str]:
         elapsed = f"{entry['t'] - start:+.3f}"
         shown.append(f"{clock} {elapsed:>9}  {entry['kind']:<10}  {where:<15}  {entry['text']}")
         if entry["outcome"]:
-            shown.append(f"{'':22}  {'':10}  {'':15}  → {entry['outcome']}")
+            shown.append(f"{_MARGIN}→ {entry['outcome']}")
+        if others:
+            last = others[-1][1]["t"] - start
+            shown.append(f"{_MARGIN}and {len(others)} more until {last:+.3f}")
     return shown
+
+
+_MARGIN = " " * 53
+
+
+def _alike(number: int, entry: StoryEntry) -> tuple[object, ...]:
+    """Equal for alarms that are shown together; an entry of another kind stands alone."""
+    if entry["kind"] != "alarm":
+        return (number,)
+    data = entry["data"]
+    return (data.get("kind"), *(data["measurement"].get(each) for each in _SUBFLOW))
+
+
+_SUBFLOW = ("token", "local", "remote")

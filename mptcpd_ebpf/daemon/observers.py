@@ -187,9 +187,9 @@ class Memory:
 
     def publish(self, record: Record) -> None:
         event = record.event
-        if isinstance(event, ev.Sampled):
-            self._keep(record, event)
-        if isinstance(event, _NO_STORY):
+        if type(event) in _NO_STORY:
+            if isinstance(event, ev.Sampled):
+                self._keep(record, event)
             decisions = [
                 each for each in record.decisions if isinstance(each.command, ActingCommand)
             ]
@@ -206,7 +206,7 @@ class Memory:
             self._measurements -= len(self._samples.popleft()[2].measurements)
 
 
-_NO_STORY = (ev.Tick, ev.Sampled, ev.EndpointsRead, ev.ModesRead)
+_NO_STORY = frozenset([ev.Tick, ev.Sampled, ev.EndpointsRead, ev.ModesRead])
 
 
 class Recorder:

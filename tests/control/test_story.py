@@ -171,3 +171,14 @@ def test_each_entry_is_a_line_and_each_outcome_one_more() -> None:
     outcomes = [each for each in entries if each["outcome"] is not None]
     assert len(shown) == 1 + len(entries) + len(outcomes)
     assert sum(line.endswith("→ established after 41 ms") for line in shown) == 1
+
+
+def test_equal_alarms_in_a_row_are_counted() -> None:
+    silent = alarm(measured(RADIO), AlarmKind.NO_PROGRESS)
+    slow = alarm(measured(RADIO), AlarmKind.RTT)
+    other = alarm(measured(FIBRE), AlarmKind.RTT)
+    events: list[ev.AnyEvent] = [silent, silent, silent, slow, other, silent]
+    entries = told(*((at * 1000, event, []) for at, event in enumerate(events)))
+    shown = explain.lines(entries)[1:]
+    assert len(shown) == 5
+    assert shown[1].strip() == "and 2 more until +2.000"
