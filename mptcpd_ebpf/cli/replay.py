@@ -17,7 +17,7 @@ from mptcpd_ebpf.config.recorded_plugin import recorded_plugin
 from mptcpd_ebpf.control import describe, views
 from mptcpd_ebpf.control.schema import SCHEMA
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.commands import Decision
+from mptcpd_ebpf.core.commands import AnyCommand, Decision
 from mptcpd_ebpf.core.configuration import PluginSpec
 from mptcpd_ebpf.core.model import World
 from mptcpd_ebpf.core.plugin_host import Fault
@@ -170,11 +170,18 @@ def _path(decision: Decision, world: World) -> str | None:
 
 def _print_text(differences: list[Difference], equal: int) -> None:
     width = max((len(each.path or "") for each in differences), default=0)
+    alike: dict[tuple[str, AnyCommand], list[Difference]] = {}
     for each in differences:
+        command = replace(each.decision.command, reason="")
+        alike.setdefault((each.only, command), []).append(each)
+    for each, *others in alike.values():
         sign = _SIGNS[each.only]
         rule = f"({each.decision.cause.event}, rule {each.decision.cause.rule})"
         text = describe.decision(each.decision)
         click.echo(f"{sign} {each.after_s:9.3f}  {each.path or '':<{width}}  {text} {rule}")
+        if others:
+            last = f"{others[-1].after_s:.3f}"
+            click.echo(f"{sign} {'':9}  {'':<{width}}  and {len(others)} more until {last}")
     for only, sign in _SIGNS.items():
         verbs = Counter(_verb(each.decision) for each in differences if each.only == only)
         shown = ", ".join(f"{count} {verb}" for verb, count in verbs.items()) or "none"

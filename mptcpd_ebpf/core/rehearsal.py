@@ -4,7 +4,8 @@
 An open loop: the events are those that the recorded decisions led to, so only the first decision
 that differs is certain; what follows shows the tendency.  Answers of the kernel reach the equal
 command of the rehearsal; a command that the recorded run did not send counts as carried out, and a
-path probe as not answered.  A plugin that fails is excluded, as by the daemon.
+path probe as not answered.  Probes of one path are equal whatever their size.  A plugin that fails
+is excluded, as by the daemon.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -107,7 +108,13 @@ def _is_sent_probe(event: ev.Event, answered: Decision) -> bool:
 
 
 def _bare(command: AnyCommand) -> AnyCommand:
-    """A command without its reason, whose numbers depend on the moment."""
+    """A command without its reason, whose numbers depend on the moment.
+
+    A path probe also without its size, which alternates, so that another number of probes gets the
+    answers of those on the same path.
+    """
+    if isinstance(command, ProbePath):
+        return replace(command, reason="", full_size=False, within=1)
     return replace(command, reason="")
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 from mptcpd_ebpf.cli import replay
 from mptcpd_ebpf.config import plugin_set
 from mptcpd_ebpf.config.recorded_plugin import recorded_plugin
 from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.commands import Cause, Decision, DestroySubflow
 from mptcpd_ebpf.core.configuration import CoreConfig, PluginSpec
 from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.recording import Head, Record, encode
@@ -131,3 +133,26 @@ def test_wrong_options_are_refused_as_in_a_configuration(
     error = failure(recording, *arguments)
     assert message in str(error)
     assert error.exit_code == code
+
+
+def test_equal_differences_are_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    cause = Cause(seq=1, event="Sampled", rule="sampled")
+    command = DestroySubflow(token=TOKEN, local=RADIO[0], remote=RADIO[1], reason="slow")
+    made = Decision(id=1, at=0, plugin="test", cause=cause, command=command)
+    again = replace(made, command=replace(command, reason="still slow"))
+    replay._print_text(
+        [
+            replay.Difference("replayed", 1.0, "radio", made),
+            replay.Difference("recorded", 1.5, "radio", made),
+            replay.Difference("replayed", 2.0, "radio", again),
+        ],
+        equal=0,
+    )
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in shown[:3]] == [
+        ["+", "1.000"],
+        ["+", "and"],
+        ["-", "1.500"],
+    ]
+    assert shown[1].endswith("and 1 more until 2.000")
+    assert shown[4] == "+ in the replayed run only: 2 destroy"

@@ -96,7 +96,8 @@ def test_another_configuration_shows_what_is_in_one_run_only() -> None:
 
 
 class Prober(Plugin):
-    """Probes a path; with the option `sample` it asks for something else before."""
+    """Probes a path; with the option `sample` it asks for something else before, and probes with
+    another size."""
 
     name = "prober"
 
@@ -108,7 +109,13 @@ class Prober(Plugin):
     def connection_established(self, ctx: Context, connection: Connection) -> Commands:
         if self.sample:
             yield RequestSample(reason="a test")
-        yield ProbePath(local_ip="10.0.2.2", remote=SERVER, within=SECOND, reason="a test")
+        yield ProbePath(
+            local_ip="10.0.2.2",
+            remote=SERVER,
+            within=SECOND,
+            full_size=self.sample,
+            reason="a test",
+        )
 
     def path_probed(self, ctx: Context, decision: Decision, rtt_us: int | None) -> Commands:
         self.results.append(rtt_us)
@@ -116,7 +123,7 @@ class Prober(Plugin):
 
 
 def test_the_answer_of_a_probe_reaches_the_equal_one() -> None:
-    """Their decisions have other numbers."""
+    """Their decisions have other numbers, and the size of a probe does not matter."""
     made: list[Prober] = []
 
     def make(spec: PluginSpec) -> Plugin:
