@@ -49,6 +49,11 @@ def command(
     if token is not None:
         token = _whole_token(told["entries"], token.lower().removeprefix("0x"))
     entries = story.about(told["entries"], token=token, path=path)
+    if path is not None and not entries:
+        raise Failure(
+            f"nothing is known of {path}; it is the name of an interface or an address of ours",
+            ExitCode.CHECK_FAILED,
+        )
     if since is not None:
         # A recording's story ends with its last entry, not now.
         end = time.time() if recording is None else max((e["t"] for e in entries), default=0.0)
