@@ -181,7 +181,7 @@ class Adaptive(JoiningPlugin):
             else:
                 why = f"{interface} is usable and has no subflow"
                 if not carrying:
-                    left = "works" if connection.usable_subflows() else "left"
+                    left = "that works" if connection.usable_subflows() else "left"
                     why = f"the connection has no subflow {left}; {interface} is usable"
                 yield Want(local_ip, target, why, backup=False)
 

@@ -19,10 +19,13 @@ from mptcpd_ebpf.core.commands import (
     SteerNewConnections,
     WithdrawAddress,
 )
+from mptcpd_ebpf.core.engine import DRY_RUN
 
 
 def decision(made: Decision) -> str:
     """``adaptive: destroy 10.0.1.1:4000 → 10.0.9.1:80 of 1a2b3c4d: nothing came back …``."""
+    if made.refused == DRY_RUN:
+        return f"dry run: {made.plugin} would {action(made.command)}: {made.command.reason}"
     text = f"{made.plugin}: {action(made.command)}: {made.command.reason}"
     return f"{text} [not done: {made.refused}]" if made.refused else text
 

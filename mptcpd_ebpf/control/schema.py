@@ -155,9 +155,11 @@ class StoryEntry(TypedDict):
     text: str
     """In words, with numbers and units."""
     outcome: str | None
-    """What came of a decision."""
+    """What came of a decision: the kernel's answer and the effect.  What a closed subflow
+    carried."""
     data: dict[str, Any]
-    """The fields of the event or of the decision."""
+    """The fields of the event or of the decision, with `effect` (`effects.Effect`) if it was
+    measured."""
 
 
 class Story(TypedDict):

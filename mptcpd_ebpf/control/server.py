@@ -65,7 +65,7 @@ class ControlSource(Protocol):
     def decisions(self) -> list[DecisionView]:
         """The newest decisions, oldest first, at most 1000 (`views.decision`)."""
 
-    def story(self) -> Story:
+    async def story(self) -> Story:
         """What was seen and done lately (`story.tell`)."""
 
     async def endpoints(self) -> Endpoints:
@@ -177,7 +177,7 @@ class ControlServer:
         return json_response({"schema": SCHEMA, "decisions": self._source.decisions()})
 
     async def _story(self, _body: bytes) -> Response:
-        return json_response(self._source.story())
+        return json_response(await self._source.story())
 
     async def _endpoints(self, _body: bytes) -> Response:
         return json_response(await self._source.endpoints())

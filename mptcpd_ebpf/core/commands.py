@@ -252,10 +252,12 @@ ConnectionCommand = CreateSubflow | DestroySubflow | SetBackup | AnnounceAddress
 
 KernelCommand = ConnectionCommand | TableCommand
 
-ChangingCommand = KernelCommand | SteerNewConnections
-"""What changes something outside the daemon."""
+ActingCommand = KernelCommand | SteerNewConnections
+"""What changes something in the kernel, and is answered at once."""
 
-AnyCommand = ChangingCommand | RequestSample | ReadEndpoints | ProbePath | WakeAt
+AnyCommand = (
+    KernelCommand | RequestSample | ReadEndpoints | ProbePath | SteerNewConnections | WakeAt
+)
 
 
 class Cause(Struct, frozen=True, kw_only=True):

@@ -20,9 +20,9 @@ from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.assignments import Assignments
 from mptcpd_ebpf.core.commands import (
     MANUAL,
+    ActingCommand,
     AnyCommand,
     Cause,
-    ChangingCommand,
     Decision,
     DestroySubflow,
     ProbePath,
@@ -359,7 +359,7 @@ class Engine:
                 self._call(turn, plugin, Plugin.connection_established, (connection,))
 
     def _refusal(self, author: str, command: AnyCommand, now: int) -> str | None:
-        if self._dry_run and author != MANUAL and isinstance(command, ChangingCommand):
+        if self._dry_run and author != MANUAL and isinstance(command, ActingCommand):
             return DRY_RUN
         if author == STEERING:
             # It takes nothing from a connection, and probes where applications connect to.

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from mptcpd_ebpf.control import describe
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
+    ActingCommand,
     AnnounceAddress,
     Decision,
     ProbePath,
@@ -168,22 +169,44 @@ class Memory:
     """Keeps the newest records that are part of the story (`control.story`)."""
 
     KEPT = 5000
+    MEASUREMENTS = 2000
+    """In samples, of some 2 kB each.  They show what a decision led to."""
 
     def __init__(self) -> None:
-        self.records: deque[Record] = deque(maxlen=self.KEPT)
+        self._records: deque[Record] = deque(maxlen=self.KEPT)
+        self._samples: deque[tuple[int, int, ev.Sampled]] = deque()
+        self._measurements = 0
+
+    @property
+    def records(self) -> list[Record]:
+        """In order; those of samples have no decisions of their own."""
+        samples = [
+            Record(seq=seq, now=now, event=event, decisions=[]) for seq, now, event in self._samples
+        ]
+        return sorted([*samples, *self._records], key=lambda each: each.seq)
 
     def publish(self, record: Record) -> None:
         event = record.event
-        if isinstance(event, _NO_STORY):
-            decisions = [each for each in record.decisions if not each.command.routine]
+        if type(event) in _NO_STORY:
+            if isinstance(event, ev.Sampled):
+                self._keep(record, event)
+            decisions = [
+                each for each in record.decisions if isinstance(each.command, ActingCommand)
+            ]
             if not decisions:
                 return
             # Without the event, which may hold the measurements of every subflow.
             record = replace(record, event=ev.Tick(), decisions=decisions)
-        self.records.append(record)
+        self._records.append(record)
+
+    def _keep(self, record: Record, event: ev.Sampled) -> None:
+        self._samples.append((record.seq, record.now, event))
+        self._measurements += len(event.measurements)
+        while self._measurements > self.MEASUREMENTS:
+            self._measurements -= len(self._samples.popleft()[2].measurements)
 
 
-_NO_STORY = (ev.Tick, ev.Sampled, ev.SubflowEnded, ev.EndpointsRead, ev.ModesRead)
+_NO_STORY = frozenset([ev.Tick, ev.Sampled, ev.EndpointsRead, ev.ModesRead])
 
 
 class Recorder:

@@ -29,6 +29,7 @@ from mptcpd_ebpf.core.commands import (
     WithdrawAddress,
 )
 from mptcpd_ebpf.core.endpoints import EndpointFlag
+from mptcpd_ebpf.core.engine import DRY_RUN
 
 TOKEN = 0x1A2B3C4D
 NEAR, FAR = SockAddr("10.0.1.2", 4000), SockAddr("2001:db8::1", 80)
@@ -103,3 +104,7 @@ def test_the_text_of_a_decision_has_author_reason_and_refusal() -> None:
     assert describe.decision(made) == text
     refused = replace(made, refused="the last one")
     assert describe.decision(refused) == f"{text} [not done: the last one]"
+    rehearsed = replace(made, refused=DRY_RUN)
+    assert describe.decision(rehearsed) == (
+        "dry run: adaptive would destroy 10.0.1.2:4000 → [2001:db8::1]:80 of 1a2b3c4d: why"
+    )

@@ -113,7 +113,7 @@ class Source:
     def decisions(self) -> list[DecisionView]:
         return []
 
-    def story(self) -> Story:
+    async def story(self) -> Story:
         return {"schema": 1, "entries": []}
 
     async def endpoints(self) -> Endpoints:

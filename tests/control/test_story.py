@@ -12,7 +12,7 @@ from mptcpd_ebpf.core.commands import (
     DestroySubflow,
     SteerNewConnections,
 )
-from mptcpd_ebpf.core.measurement import AlarmKind
+from mptcpd_ebpf.core.measurement import AlarmKind, Measurement
 from mptcpd_ebpf.core.recording import Record
 from tests.core.scenario import (
     FIBRE,
@@ -118,6 +118,57 @@ def test_the_story_of_a_connection_includes_its_paths() -> None:
     assert all(each["path"] == "radio" for each in by_path)
 
 
+def counted(at: int, carried: int, stalled_us: int = 0) -> Measurement:
+    return measured(
+        RADIO, at=START + at * MS, connection_bytes_acked=carried, stalled_us=stalled_us
+    )
+
+
+def test_a_decision_tells_what_was_measured_before_and_after_it() -> None:
+    entries = told(
+        (0, ev.Sampled(measurements=[counted(0, 0)]), []),
+        (1000, ev.Sampled(measurements=[counted(1000, 250_000, 400_000)]), [decided(1, DESTROY)]),
+        (1001, ev.CommandAnswered(decision_id=1), []),
+        (3000, ev.Sampled(measurements=[counted(3000, 1_500_000, 400_000)]), []),
+    )
+    (destroy,) = [each for each in entries if each["kind"] == "decision"]
+    assert destroy["outcome"] == (
+        "done; 2.0 Mbit/s in the 1.0 s before, 5.0 Mbit/s in the 2.0 s after; the connection "
+        "waited for subflows 40% of the time before, 0% after"
+    )
+    assert destroy["data"]["effect"]["after"]["goodput_bit_s"] == 5e6
+
+
+def test_a_final_record_tells_what_the_closed_subflow_carried_in_any_order() -> None:
+    final = ev.SubflowEnded(
+        measurement=measured(
+            RADIO, bytes_acked=48_000, bytes_received=2_000, retransmits=9, segments_out=57
+        )
+    )
+    for entries in (
+        told((0, left(), []), (1, final, [])),
+        told((0, final, []), (1, left(), [])),
+    ):
+        (closed,) = [each for each in entries if each["kind"] == "subflow"]
+        assert closed["outcome"] is not None
+        assert closed["outcome"].startswith("sent 48 kB, received 2 kB")
+        assert closed["outcome"].endswith("9 of 57 segments retransmitted")
+
+
+def test_an_alarm_says_its_limit_and_that_its_subflow_was_closed_already() -> None:
+    late = ev.AlarmRaised(kind=AlarmKind.TIMEOUTS, measurement=measured(RADIO), value=3, limit=2)
+    texts = [each["text"] for each in told((0, late, []), (1, left(), []), (2, late, []))]
+    assert "limit 2" in texts[0]
+    assert "closed" not in texts[0]
+    assert texts[2].startswith("alarm timeouts of the closed subflow: 3 retransmission timeouts")
+
+
+def test_a_prefix_finds_each_connection_once() -> None:
+    entries = told((0, established(token=0xAB000001), []), (1, established(token=0xAB000002), []))
+    assert story.tokens(entries, "ab") == ["ab000001", "ab000002"]
+    assert story.tokens(entries + entries, "ab000001") == ["ab000001"]
+
+
 def test_samples_and_timers_tell_nothing() -> None:
     assert told((0, ev.Tick(), []), (1, ev.Sampled(measurements=[measured()]), [])) == []
 
@@ -149,3 +200,14 @@ def test_where_new_connections_start_belongs_to_the_story_of_the_path() -> None:
         "start new IPv4 connections on radio (10.0.2.2): fibre does not work (adaptive, rule "
     )
     assert chosen["outcome"] == "done"
+
+
+def test_equal_alarms_in_a_row_are_counted() -> None:
+    silent = alarm(measured(RADIO), AlarmKind.NO_PROGRESS)
+    slow = alarm(measured(RADIO), AlarmKind.RTT)
+    other = alarm(measured(FIBRE), AlarmKind.RTT)
+    events: list[ev.AnyEvent] = [silent, silent, silent, slow, other, silent]
+    entries = told(*((at * 1000, event, []) for at, event in enumerate(events)))
+    shown = explain.lines(entries)[1:]
+    assert len(shown) == 5
+    assert shown[1].strip() == "and 2 more until +2.000"

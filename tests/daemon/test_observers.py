@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import stat
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ from mptcpd_ebpf.core.commands import (
     SetBackup,
 )
 from mptcpd_ebpf.core.recording import Head, Record, read
-from mptcpd_ebpf.daemon.observers import LogObserver, Observers, Recorder, Statistics
+from mptcpd_ebpf.daemon.observers import LogObserver, Memory, Observers, Recorder, Statistics
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
-from tests.core.scenario import RADIO, TOKEN
+from tests.core.scenario import RADIO, TOKEN, measured
 
 HEAD = Head(version="0", epoch_ns=1, netns=2)
 DEMOTE = SetBackup(token=TOKEN, local=RADIO[0], remote=RADIO[1], backup=True, reason="slow")
@@ -294,3 +295,23 @@ def fill_the_disk_of(file: Path) -> None:
             full = os.open("/dev/full", os.O_WRONLY)
             os.dup2(full, int(name))
             os.close(full)
+
+
+def test_the_memory_keeps_what_matters_in_order_and_forgets_the_oldest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Memory, "MEASUREMENTS", 3)
+    memory = Memory()
+    memory._records = deque(maxlen=2)
+    sample = ev.Sampled(measurements=[measured(), measured()])
+    asked = decision(1, RequestSample(reason="test"))
+    for each in (
+        record(ev.Paused(), seq=1),
+        record(sample, seq=2),
+        record(ev.Tick(), asked, seq=3),
+        record(sample, decision(2), seq=4),
+        record(ev.Resumed(), seq=5),
+    ):
+        memory.publish(each)
+    kept = [(each.seq, type(each.event), len(each.decisions)) for each in memory.records]
+    assert kept == [(4, ev.Sampled, 0), (4, ev.Tick, 1), (5, ev.Resumed, 0)]
