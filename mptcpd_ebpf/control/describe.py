@@ -10,6 +10,7 @@ from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
     FlushEndpoints,
+    HeldBack,
     ProbePath,
     ReadEndpoints,
     RemoveEndpoint,
@@ -24,7 +25,19 @@ from mptcpd_ebpf.core.commands import (
 def decision(made: Decision) -> str:
     """``adaptive: destroy 10.0.1.1:4000 → 10.0.9.1:80 of 1a2b3c4d: nothing came back …``."""
     text = f"{made.plugin}: {action(made.command)}: {made.command.reason}"
-    return f"{text} [not done: {made.refused}]" if made.refused else text
+    after = f" after {made.waited / 1e9:.1f} s" if made.waited else ""
+    if made.refused:
+        return f"{text} [not done{after}: {made.refused}]"
+    return f"{text} [held back, sent{after}]" if after else text
+
+
+def held_back(held: HeldBack) -> str:
+    """Commands that wait, in one line for one second and path."""
+    return (
+        f"{held.plugin}: {held.count} commands on {held.path} held back: more than "
+        f"{held.per_second} a second for which no measurement calls; {held.waiting} wait and are "
+        "retried"
+    )
 
 
 def action(command: AnyCommand) -> str:

@@ -229,7 +229,13 @@ class Loop:
                 self._manual = decision
         happened = cast(ev.AnyEvent, event)
         self._observers.publish(
-            Record(seq=outcome.seq, now=now, event=happened, decisions=outcome.decisions)
+            Record(
+                seq=outcome.seq,
+                now=now,
+                event=happened,
+                decisions=outcome.decisions,
+                held=outcome.held,
+            )
         )
         self._resync.look_at(outcome.finals, self.engine.world)
         if isinstance(event, ev.ConnectionClosed | ev.Resynchronised):
