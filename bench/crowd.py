@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A path dies for many connections at once: when the last one has left it, and what is logged.
+
+Each connection has a subflow on two paths and sends a request from time to time.  The path on which
+it began drops all packets.  A connection has left it when the kernel has answered the destruction
+of its subflow there.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path as File
+from typing import IO
+
+from bench._figures import Figure, table
+from bench._machine import resident_mib
+from bench._mptcpd import cpu_seconds
+from mptcpd_ebpf.control import client
+from mptcpd_ebpf.core import recording
+from mptcpd_ebpf.core.commands import DestroySubflow
+from mptcpd_ebpf.core.events import CommandAnswered
+from mptcpd_ebpf.lab import Lab, LabError, Path
+from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
+from mptcpd_ebpf.lab.waiting import wait_until
+from mptcpd_ebpf.runtime.exit_codes import Failure
+
+NAME = "A crowd leaves a path"
+
+CROWDS = {500: 1.0, 2500: 3.0, 5000: 5.0}
+"""Connections, and within how many seconds all should have left."""
+LINES = 10
+"""Lines that may be logged within one second."""
+REQUESTS = 1500
+"""Requests a second over all connections, so that the two processors of a small host suffice."""
+WATCHED_S = 20.0
+PORT = 4000
+SCRIPT = str(File(__file__).with_name("_crowd.py"))
+
+
+def run(quick: bool) -> str:
+    figures: list[Figure] = []
+    for number, within in list(CROWDS.items())[: 1 if quick else None]:
+        figures += _measure(number, within)
+    return (
+        f"{REQUESTS} requests a second in all; paths of 10 and 20 ms each way; the first one drops "
+        f"everything for {WATCHED_S:g} s.  The times count from the first packet that is lost.  A "
+        "connection notices a dead path when it sends: the last one does so after the time between "
+        "two of its requests.\n\n" + table(figures)
+    )
+
+
+def _measure(number: int, within: float) -> list[Figure]:
+    interval = max(0.2, number / REQUESTS)
+    paths = [Path(delay_ms=10, rate_mbit=500), Path(delay_ms=20, rate_mbit=500)]
+    with (
+        Lab(paths=paths) as lab,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        raise_limits(lab.server)
+        with (
+            _daemon(lab, folder) as (process, control, lines),
+            _crowd(lab, number, interval) as crowd,
+        ):
+            _wait_for_subflows(control, number)
+            time.sleep(2 * interval)
+            busy = cpu_seconds(process.pid)
+            begin = time.monotonic_ns()
+            lab.paths[0].blackhole()
+            time.sleep(WATCHED_S)
+            busy = cpu_seconds(process.pid) - busy
+            resident = resident_mib(process.pid)
+            assert crowd.stdin is not None
+            crowd.stdin.close()
+            assert crowd.stdout is not None
+            waits = json.loads(crowd.stdout.readline())
+        left = _left(File(folder) / "record", lab.paths[0].client_ip, begin)
+    rates = Counter(int((at - begin) / 1e9) for at in lines if at >= begin)
+    last = max(left, default=float("inf"))
+    most = max(rates.values(), default=0)
+    return [
+        Figure(
+            f"{number} connections: all have left after",
+            f"{last:.2f} s ({len(left)} of {number})",
+            f"≤ {within:g} s",
+            len(left) == number and last <= within,
+        ),
+        Figure(f"{number}: time between two requests of one connection", f"{interval:.2f} s"),
+        Figure(
+            f"{number}: longest wait for an answer",
+            f"{max(waits):.2f} s; median of the connections {sorted(waits)[number // 2]:.2f} s",
+        ),
+        Figure(
+            f"{number}: log lines in the busiest second", f"{most}", f"≤ {LINES}", most <= LINES
+        ),
+        Figure(
+            f"{number}: processor time of the daemon, resident",
+            f"{busy:.1f} s in {WATCHED_S:g} s; {resident:.0f} MiB",
+        ),
+    ]
+
+
+@contextmanager
+def _daemon(lab: Lab, folder: str) -> Iterator[tuple[subprocess.Popen[bytes], str, list[int]]]:
+    """A daemon with `adaptive`; its control socket and the times at which it logged a line."""
+    control = f"{folder}/control"
+    argv = [sys.executable, "-m", "mptcpd_ebpf", "daemon", "--control", control]
+    argv += ["--record", f"{folder}/record", "--path-manager=adaptive"]
+    process = lab.client.popen(argv, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    lines: list[int] = []
+    reader = threading.Thread(target=_stamp, args=(process.stderr, lines))
+    reader.start()
+    try:
+        if not wait_until(lambda: _answers(control), 20.0):
+            raise LabError("the daemon did not start")
+        yield process, control, lines
+    finally:
+        process.terminate()
+        process.wait()
+        reader.join()
+
+
+def _stamp(log: IO[bytes], lines: list[int]) -> None:
+    lines.extend(time.monotonic_ns() for _ in log)
+
+
+def _answers(control: str) -> bool:
+    try:
+        client.get(control, "/v1/status")
+    except Failure:
+        return False
+    return True
+
+
+@contextmanager
+def _crowd(lab: Lab, number: int, interval: float) -> Iterator[subprocess.Popen[bytes]]:
+    path = lab.paths[0]
+    server = lab.server.popen([sys.executable, SCRIPT, "server", path.server_ip, str(PORT)])
+    time.sleep(0.5)
+    asks = ["client", path.server_ip, str(PORT), path.client_ip, str(number), str(interval)]
+    process = lab.client.popen(
+        [sys.executable, SCRIPT, *asks], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline() != b"open\n":
+            raise LabError("the connections were not opened")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        server.kill()
+        server.wait()
+
+
+def _wait_for_subflows(control: str, number: int) -> None:
+    def both() -> bool:
+        found = client.get(control, "/v1/connections")["connections"]
+        return sum(len(each["subflows"]) >= 2 for each in found) >= number
+
+    if not wait_until(both, 60.0, pause_s=1.0):
+        raise LabError("not every connection got its second subflow")
+
+
+def _left(file: File, ip: str, begin: int) -> list[float]:
+    """When the connections left the path of an address, seconds after `begin`."""
+    destroyed: dict[int, int] = {}
+    left: dict[int, float] = {}
+    with file.open("rb") as recorded:
+        for record in recording.read(recorded)[1]:
+            event = record.event
+            if isinstance(event, CommandAnswered) and event.decision_id in destroyed:
+                token = destroyed.pop(event.decision_id)
+                if not event.errno:
+                    left.setdefault(token, (record.now - begin) / 1e9)
+            for made in record.decisions:
+                command = made.command
+                if (
+                    isinstance(command, DestroySubflow)
+                    and command.local.ip == ip
+                    and made.refused is None
+                    and record.now >= begin
+                ):
+                    destroyed[made.id] = command.token
+    return list(left.values())
