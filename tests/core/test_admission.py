@@ -439,3 +439,15 @@ def test_what_waited_for_room_is_checked_too() -> None:
     assert stage.samples == 2
     dead = [measured(s.key, stage.now, s.token, idle_us=5_000_000) for s in stage.subflows()]
     assert sent(stage.handle(ev.Sampled(measurements=dead))) == 2
+
+
+def test_a_withdrawal_does_not_overtake_its_destruction() -> None:
+    """Although an alarm calls for it meanwhile."""
+    stage = Stage(connections=5)
+    subflows = stage.subflows()
+    stage.ask(*(destroy(each) for each in subflows))
+    last = subflows[-1]
+    stage.handle(alarm(measured(last.key, stage.now, last.token, state=1), SILENT))
+    assert stage.ask(withdraw(last.token, 1)) == []
+    sent_later = [each.command for each in stage.wait(5 * SECOND)]
+    assert sent_later[-2:] == [destroy(last), withdraw(last.token, 1)]
