@@ -449,5 +449,7 @@ def test_a_withdrawal_does_not_overtake_its_destruction() -> None:
     last = subflows[-1]
     stage.handle(alarm(measured(last.key, stage.now, last.token, state=1), SILENT))
     assert stage.ask(withdraw(last.token, 1)) == []
-    sent_later = [each.command for each in stage.wait(5 * SECOND)]
-    assert sent_later[-2:] == [destroy(last), withdraw(last.token, 1)]
+    stage.wait(SECOND)
+    dead = measured(last.key, stage.now, last.token, idle_us=2_000_000)
+    decided = stage.handle(ev.Sampled(measurements=[dead]))
+    assert [each.command for each in decided] == [destroy(last), withdraw(last.token, 1)]
