@@ -357,6 +357,8 @@ class Adaptive(JoiningPlugin):
     ) -> Iterator[Command]:
         if subflow.backup or subflow.backup_by_peer or not subflow.usable:
             return
+        if self.reconciler.is_leaving(subflow):
+            return
         others = [
             other
             for other in self.reconciler.carrying(ctx.world, connection)

@@ -44,7 +44,7 @@ def kind(made: Decision) -> Hashable:
     """Equal for decisions that differ only in their connection and in numbers."""
     command = made.command
     texts = (_without_numbers(command.reason), _without_numbers(made.refused or ""))
-    return (made.plugin, type(command), _what(command), texts, bool(made.waited))
+    return (made.plugin, type(command), _what(command), texts)
 
 
 def held_back(held: HeldBack) -> str:

@@ -3,7 +3,7 @@
 
 Lines that differ only in their connection and numbers are of one kind.  At most `AT_ONCE` lines of
 all kinds are logged as they come within a second, and at most `SUMMARIES` at its end, so that five
-thousand connections that leave a path write ten lines and not five thousand.  With log level debug
+thousand connections that leave a path write six lines a second and not five thousand.  With log level debug
 every line is logged.
 """
 
@@ -15,8 +15,8 @@ from mptcpd_ebpf.core.model import SECOND
 
 log = logging.getLogger("mptcpd-ebpf")
 
-AT_ONCE = 6
-SUMMARIES = 4
+AT_ONCE = 3
+SUMMARIES = 3
 
 Later = Callable[[float, Callable[[], None]], object]
 """Calls a function after some seconds, as `asyncio.loop.call_later` does."""
