@@ -2,9 +2,8 @@
 """Keeps bursts of equal log lines short: a few lines at once, one line a second for the others.
 
 Lines that differ only in their connection and numbers are of one kind.  At most `AT_ONCE` lines of
-all kinds are logged as they come within a second, and at most `SUMMARIES` at its end, so that five
-thousand connections that leave a path write six lines a second and not five thousand.  With log level debug
-every line is logged.
+all kinds are logged as they come within a second, and at most `SUMMARIES` at its end: five thousand
+connections that leave a path write six lines.  With log level debug every line is logged.
 """
 
 import logging
@@ -91,7 +90,8 @@ class Bursts:
         largest = sorted(waiting.values(), key=lambda kind: -kind.count)
         room = SUMMARIES if len(largest) <= SUMMARIES else SUMMARIES - 1
         others = largest[room:]
-        for kind in waiting.values():
+        # Commands before the answers that warn of them.
+        for kind in sorted(waiting.values(), key=lambda kind: kind.level):
             if not any(kind is other for other in others):
                 log.log(kind.level, "%s", kind.first if kind.count == 1 else kind.many(kind.count))
         if others:
