@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Requests on many connections at once, each at a fixed pace: ``_crowd.py ROLE IP PORT …``.
 
-``server IP PORT`` answers what it gets.  ``client IP PORT LOCAL NUMBER INTERVAL`` makes NUMBER
-connections from address LOCAL, sends one request on each every INTERVAL seconds, spread over it,
+``server IP PORT`` prints ``listening`` and answers what it gets.
+
+``client IP PORT LOCAL NUMBER INTERVAL`` makes NUMBER connections from address LOCAL, sends one request on each every INTERVAL seconds, spread over it,
 and prints ``open`` when all are open.  When its standard input ends it prints, as JSON, the longest
 time that each connection waited for something to come back, in seconds.
 """
@@ -21,6 +22,7 @@ def serve(ip: str, port: int) -> None:
     listener = _mptcp()
     listener.bind((ip, port))
     listener.listen(4096)
+    print("listening", flush=True)
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN)
     connections: dict[int, socket.socket] = {}

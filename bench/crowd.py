@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path as File
-from typing import IO
+from typing import IO, Any
 
 from bench._figures import Figure, table
 from bench._machine import resident_mib
@@ -65,7 +65,7 @@ def _measure(number: int, within: float) -> list[Figure]:
         raise_limits(lab.server)
         with (
             _daemon(lab, folder) as (process, control, lines),
-            _crowd(lab, number, interval) as crowd,
+            crowd(lab, number, interval) as asking,
         ):
             _wait_for_subflows(control, number)
             time.sleep(2 * interval)
@@ -75,10 +75,7 @@ def _measure(number: int, within: float) -> list[Figure]:
             time.sleep(WATCHED_S)
             busy = cpu_seconds(process.pid) - busy
             resident = resident_mib(process.pid)
-            assert crowd.stdin is not None
-            crowd.stdin.close()
-            assert crowd.stdout is not None
-            waits = json.loads(crowd.stdout.readline())
+            waits = asking.longest_waits()
         left = _left(File(folder) / "record", lab.paths[0].client_ip, begin)
     rates = Counter(int((at - begin) / 1e9) for at in lines if at >= begin)
     last = max(left, default=float("inf"))
@@ -138,25 +135,46 @@ def _answers(control: str) -> bool:
     return True
 
 
-@contextmanager
-def _crowd(lab: Lab, number: int, interval: float) -> Iterator[subprocess.Popen[bytes]]:
-    path = lab.paths[0]
-    server = lab.server.popen([sys.executable, SCRIPT, "server", path.server_ip, str(PORT)])
-    time.sleep(0.5)
-    asks = ["client", path.server_ip, str(PORT), path.client_ip, str(number), str(interval)]
-    process = lab.client.popen(
-        [sys.executable, SCRIPT, *asks], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
+class Crowd:
+    """Connections that are open and send requests."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def longest_waits(self) -> list[float]:
+        """Ends the requests; for how long each connection waited for an answer, seconds."""
+        process = self._process
+        assert process.stdin is not None
         assert process.stdout is not None
-        if process.stdout.readline() != b"open\n":
-            raise LabError("the connections were not opened")
-        yield process
+        process.stdin.close()
+        waits: list[float] = json.loads(process.stdout.readline())
+        return waits
+
+
+@contextmanager
+def crowd(lab: Lab, number: int, interval: float) -> Iterator[Crowd]:
+    """`number` connections over the first path, with a request every `interval` seconds on each."""
+    path = lab.paths[0]
+    where = [path.server_ip, str(PORT)]
+    asks = [path.client_ip, str(number), str(interval)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    script = [sys.executable, SCRIPT]
+    server = lab.server.popen([*script, "server", *where], **pipes)
+    _expect(server, b"listening\n")
+    process = lab.client.popen([*script, "client", *where, *asks], **pipes)
+    try:
+        _expect(process, b"open\n")
+        yield Crowd(process)
     finally:
-        process.kill()
-        process.wait()
-        server.kill()
-        server.wait()
+        for each in (process, server):
+            each.kill()
+            each.communicate()
+
+
+def _expect(process: subprocess.Popen[bytes], line: bytes) -> None:
+    assert process.stdout is not None
+    if process.stdout.readline() != line:
+        raise LabError(f"the traffic did not print {line.decode().strip()!r}")
 
 
 def _wait_for_subflows(control: str, number: int) -> None:
