@@ -3,9 +3,10 @@
 
 ``server IP PORT`` prints ``listening`` and answers what it gets.
 
-``client IP PORT LOCAL NUMBER INTERVAL`` makes NUMBER connections from address LOCAL, sends one request on each every INTERVAL seconds, spread over it,
-and prints ``open`` when all are open.  When its standard input ends it prints, as JSON, the longest
-time that each connection waited for something to come back, in seconds.
+``client IP PORT LOCAL NUMBER INTERVAL`` makes NUMBER connections from address LOCAL, sends one
+request on each every INTERVAL seconds, spread over it, and prints ``open`` when all are open.  When
+its standard input ends it prints, as JSON, the longest time that each connection waited for
+something to come back, in seconds.
 """
 
 import json

@@ -38,7 +38,7 @@ LINES = 10
 """Lines that may be logged within one second."""
 REQUESTS = 1500
 """Requests a second over all connections, so that the two processors of a small host suffice."""
-WATCHED_S = 20.0
+WATCHED_S = 12.0
 PORT = 4000
 SCRIPT = str(File(__file__).with_name("_crowd.py"))
 
@@ -167,8 +167,8 @@ def crowd(lab: Lab, number: int, interval: float) -> Iterator[Crowd]:
         yield Crowd(process)
     finally:
         for each in (process, server):
-            each.kill()
-            each.communicate()
+            with each:  # waits for its end and closes the pipes
+                each.kill()
 
 
 def _expect(process: subprocess.Popen[bytes], line: bytes) -> None:
