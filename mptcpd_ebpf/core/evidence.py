@@ -11,10 +11,11 @@ from enum import Enum
 
 from mptcpd_ebpf.core.events import AlarmRaised
 from mptcpd_ebpf.core.measurement import AlarmKind
-from mptcpd_ebpf.core.model import MS, SECOND, Subflow, SubflowKey, World
+from mptcpd_ebpf.core.model import SECOND, Subflow, SubflowKey, World
 
-LATE = 500 * MS
-"""Nanoseconds after which evidence of silence is checked with a new measurement before use."""
+LATE = 2 * SECOND
+"""Nanoseconds after which evidence of silence is checked with a new measurement before use.  Alarms
+of five thousand connections at once take nearly as long to be handled."""
 
 HARMS_FOR = 10 * SECOND
 """Nanoseconds for which an alarm about loss, delay or blocked data is evidence."""

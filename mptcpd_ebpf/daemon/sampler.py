@@ -15,8 +15,8 @@ from mptcpd_ebpf.core.model import MS
 CHEAP = 10 * MS
 """Nanoseconds: a sample that takes no longer needs no pause."""
 
-PAUSE = 4
-"""How much longer than a sample the pause after it is: samples take a fifth of the time."""
+PAUSE = 3
+"""How much longer than a sample the pause after it is: samples take a quarter of the time."""
 
 
 class Sampler:
