@@ -17,6 +17,8 @@ import time
 from collections import deque
 
 SIZE = 64
+AT_ONCE = 100
+"""Connections that are opened at the same time."""
 
 
 def serve(ip: str, port: int) -> None:
@@ -48,14 +50,19 @@ def serve(ip: str, port: int) -> None:
 def ask(ip: str, port: int, local: str, number: int, interval: float) -> list[float]:
     poll = select.epoll()
     sockets: dict[int, socket.socket] = {}
-    for _ in range(number):
-        made = _mptcp()
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        made.bind((local, 0))
-        made.connect((ip, port))
-        made.setblocking(False)
-        sockets[made.fileno()] = made
-        poll.register(made, select.EPOLLIN)
+    while len(sockets) < number:
+        opening = [_mptcp() for _ in range(min(AT_ONCE, number - len(sockets)))]
+        for made in opening:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.bind((local, 0))
+            made.setblocking(False)
+            made.connect_ex((ip, port))
+        for made in opening:
+            opened = select.poll()
+            opened.register(made, select.POLLOUT)
+            opened.poll(5000)
+            sockets[made.fileno()] = made
+            poll.register(made, select.EPOLLIN)
     print("open", flush=True)
     poll.register(sys.stdin.fileno(), select.EPOLLIN | select.EPOLLHUP)
     begin = time.monotonic()
