@@ -196,6 +196,8 @@ class RequestSample(Command, frozen=True):
 
     with_owners: bool = False
     """Also find the owner of each connection, which reads every process."""
+    urgent: bool = False
+    """Commands wait for it: it is taken at once, also if the last one took long."""
 
 
 class ReadEndpoints(Command, frozen=True):

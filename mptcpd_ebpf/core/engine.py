@@ -397,7 +397,7 @@ class Engine:
         turn.outcome.held += self._admission.summaries(self.world, turn.now)
         if self._admission.asks_for_sample(turn.now):
             reason = "has the path recovered for which commands wait?"
-            command = RequestSample(reason=reason, routine=True)
+            command = RequestSample(reason=reason, routine=True, urgent=True)
             self._decide(turn, VERIFIER, "held-back", command)
 
     def _wake(self, turn: _Turn) -> None:

@@ -281,7 +281,7 @@ class Loop:
     def _execute(self, decision: Decision) -> None:
         command = decision.command
         if isinstance(command, RequestSample):
-            self._sampler.request(with_owners=command.with_owners)
+            self._sampler.request(with_owners=command.with_owners, urgent=command.urgent)
             return
         if isinstance(command, ReadEndpoints):
             self._queue.extend(self.read_table())

@@ -95,6 +95,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             new_connections,
             budget,
         )
+        budget.connections = lambda: len(loop.engine.world.connections)
         reloader = Reloader(settings, config, loop, path_manager)
 
         def take_signals() -> None:

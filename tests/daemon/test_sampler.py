@@ -58,9 +58,11 @@ def test_dear_ones_have_pauses(stage: Stage) -> None:
         stage.sampler._due()
         assert stage.taken == [False] * 2
         assert stage.handled == 1
+        stage.sampler.request(with_owners=False, urgent=True)
+        assert stage.taken == [False] * 3
         stage.clock.now += PAUSE * 50 * MS
         stage.request()
-        assert stage.taken == [False] * 3
+        assert stage.taken == [False] * 4
 
     asyncio.run(play())
 
