@@ -44,6 +44,7 @@ from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.new_connections import NewConnections
 from mptcpd_ebpf.daemon.observers import Observers
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
+from mptcpd_ebpf.daemon.repeated_alarms import without_repeated
 from mptcpd_ebpf.daemon.resync_scheduler import ResyncScheduler
 from mptcpd_ebpf.daemon.sampler import Sampler
 from mptcpd_ebpf.kernel.errors import KernelError
@@ -198,7 +199,7 @@ class Loop:
     # --- events in
 
     def _read(self, source: EventSource) -> None:
-        self.dispatch(source.read())
+        self.dispatch(without_repeated(source.read()))
 
     def dispatch(self, events: Sequence[ev.Event]) -> None:
         """Handles events, and all events that follow from them."""
