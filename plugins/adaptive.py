@@ -361,6 +361,8 @@ class Adaptive(JoiningPlugin):
         on_backup = subflow.backup or subflow.backup_by_peer
         if not subflow.usable or (on_backup and EVIDENCE[alarm.kind] is not Evidence.DEAD):
             return
+        if self.reconciler.is_leaving(subflow):
+            return
         others = [
             other
             for other in self.reconciler.carrying(ctx.world, connection)

@@ -119,7 +119,8 @@ class Metrics(_Section, frozen=True):
 
 class RateLimits(_Section, frozen=True):
     destructive_per_second: Annotated[int, Meta(ge=0, le=1000)] = 10
-    """Subflows destroyed or demoted and endpoints removed, per second, over all plugins."""
+    """Subflows destroyed or demoted, per second, by one plugin on one path, for which no
+    measurement calls (docs/architecture.md); endpoints removed, by one plugin."""
 
 
 class Config(_Section, frozen=True):

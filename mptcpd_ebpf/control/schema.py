@@ -128,6 +128,8 @@ class DecisionView(TypedDict):
     """The reason, in one line."""
     refused: str | None
     """Why the daemon did not send it to the kernel; null if it did."""
+    waited: float
+    """Seconds for which the budget held it back before it was sent or refused."""
     command: dict[str, Any]
     """All fields of the command."""
 

@@ -19,12 +19,14 @@ from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
     ActingCommand,
     AnnounceAddress,
+    ConnectionCommand,
     Decision,
     ProbePath,
     ReadEndpoints,
     RequestSample,
 )
 from mptcpd_ebpf.core.recording import Head, Record, encode
+from mptcpd_ebpf.daemon.log_bursts import Bursts, Later
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 log = logging.getLogger("mptcpd-ebpf")
@@ -59,13 +61,19 @@ class Observers:
 
 
 class LogObserver:
-    """Logs decisions, the kernel's refusals, and changes of the daemon's state."""
+    """Logs decisions, the kernel's refusals, and changes of the daemon's state.
 
-    def __init__(self) -> None:
+    Equal decisions for many connections become one line a second (`Bursts`).
+    """
+
+    def __init__(self, later: Later | None = None) -> None:
+        self._bursts = Bursts(later)
+        self._now = 0
         self._unanswered: dict[int, Decision] = {}
         self._lost: dict[str, int] = {}
 
     def publish(self, record: Record) -> None:
+        self._now = record.now
         line = _LINES.get(type(record.event))
         if line is not None:
             line(self, record.event)
@@ -73,9 +81,30 @@ class LogObserver:
             if isinstance(decision.command, RequestSample | ReadEndpoints):
                 continue
             level = logging.DEBUG if decision.command.routine else logging.INFO
-            log.log(level, "%s", describe.decision(decision))
+            self._log(decision, level, describe.decision(decision), describe.decisions)
             if decision.refused is None:
                 self._unanswered[decision.id] = decision
+        for held in record.held:
+            log.warning("%s", describe.held_back(held))
+
+    def flush(self) -> None:
+        """Logs what waits for the end of the second."""
+        self._bursts.flush()
+
+    def _log(
+        self,
+        decision: Decision,
+        level: int,
+        line: str,
+        many: Callable[[Decision, int], str],
+        *kind: object,
+    ) -> None:
+        """Logs a line about a decision; `many` makes one about equal decisions."""
+        if not isinstance(decision.command, ConnectionCommand):
+            log.log(level, "%s", line)
+            return
+        same = (describe.kind(decision), *kind)
+        self._bursts.add(self._now, same, level, line, lambda count: many(decision, count))
 
     def _answered(self, event: ev.CommandAnswered) -> None:
         decision = self._unanswered.pop(event.decision_id, None)
@@ -85,7 +114,15 @@ class LogObserver:
         if event.errno:
             # A path that is gone for good would fill the log.
             level = logging.DEBUG if isinstance(command, ProbePath) else logging.WARNING
-            log.log(level, "not done: %s: %s", describe.action(command), event.explanation)
+            why = event.explanation
+            line = f"not done: {describe.action(command)}: {why}"
+            self._log(
+                decision,
+                level,
+                line,
+                lambda made, count: f"not done: {describe.actions(made.command, count)}: {why}",
+                event.errno,
+            )
         elif isinstance(command, AnnounceAddress) and command.listen:
             log.info("announce %s: listening on port %d", command.ip, event.port)
 

@@ -72,7 +72,8 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
     plugins = plugin_set.build(config)
     statistics = Statistics()
     memory = Memory()
-    observers = Observers(LogObserver(), statistics, memory)
+    log_observer = LogObserver(asyncio.get_running_loop().call_later)
+    observers = Observers(log_observer, statistics, memory)
     folder = run_folder.own()
     with ExitStack() as stack:
         if settings.record is not None:
@@ -94,6 +95,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             new_connections,
             budget,
         )
+        budget.connections = lambda: len(loop.engine.world.connections)
         reloader = Reloader(settings, config, loop, path_manager)
 
         def take_signals() -> None:
@@ -125,6 +127,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             finally:
                 asyncio.get_running_loop().remove_reader(signals)
                 loop.stop()
+                log_observer.flush()
         finally:
             control.close()
             startup_signals.shut()
