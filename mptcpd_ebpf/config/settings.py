@@ -14,6 +14,7 @@ Only a document without mistakes becomes a `Config`; the others end in one
 `ConfigError` that lists all of them as ``file:line:column: key: reason``.
 """
 
+import ipaddress
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -52,6 +53,8 @@ PluginName = Annotated[str, Meta(min_length=1, max_length=64)]
 
 Pattern = Annotated[str, Meta(min_length=1, max_length=64)]
 """An interface name; ``*`` and ``?`` match as in a shell."""
+
+HostName = Annotated[str, Meta(min_length=1, max_length=253)]
 
 
 class ProbeBackend(StrEnum):
@@ -115,6 +118,8 @@ class Metrics(_Section, frozen=True):
     """Answer ``GET /metrics`` on the control socket."""
     listen: str | None = None
     """Also answer it on this TCP address, ``ip:port``; needs `enabled`."""
+    hosts: list[HostName] = []
+    """Names of this host in the requests there, besides its host name and its addresses."""
 
 
 class RateLimits(_Section, frozen=True):
@@ -240,9 +245,16 @@ class Settings(Struct, frozen=True, kw_only=True):
             document.lay_over(tuple(key.split(".")), value, origin)
         return _checked(document, self.overrides, options_of)
 
-    def warnings(self) -> list[str]:
-        """What mptcpd's file or command line sets and does not apply here."""
+    def warnings(self, config: Config) -> list[str]:
+        """What mptcpd's file or command line sets and does not apply here, and what `config`, read
+        from them, exposes."""
         found = []
+        listen = config.metrics.listen
+        if listen is not None and ipaddress.ip_address(parse_sockaddr(listen).ip).is_unspecified:
+            found.append(
+                f"metrics.listen: {listen} is reachable from every network of this host, and "
+                "answers without authentication: name one address, such as 127.0.0.1:9464"
+            )
         if self.mptcpd_conf is not None:
             found += mptcpd_conf.read(self.mptcpd_conf, self.overrides).warnings
         folder = self.overrides.get("plugin_dir")

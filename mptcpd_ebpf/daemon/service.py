@@ -54,7 +54,7 @@ def run(settings: Settings) -> int:
     """
     config = settings.load(plugin_loader.options_of)
     logging_setup.prepare(config.log, config.log_level).apply()
-    for warning in settings.warnings():
+    for warning in settings.warnings(config):
         log.warning("%s", warning)
     try:
         with NamespaceLock(), HandlerBudget() as budget:
