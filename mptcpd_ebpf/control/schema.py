@@ -286,3 +286,5 @@ class Status(TypedDict):
     decisions: int
     """Since the start."""
     decisions_refused: int
+    log_messages_dropped: int
+    """Because nothing read the log."""

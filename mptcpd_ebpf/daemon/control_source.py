@@ -30,6 +30,7 @@ from mptcpd_ebpf.daemon.observers import Memory, Statistics
 from mptcpd_ebpf.daemon.reload import Reloader
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
+from mptcpd_ebpf.runtime.log_sinks import NonBlockingHandler
 
 
 class DaemonControl:
@@ -81,6 +82,7 @@ class DaemonControl:
             "events_lost": self._statistics.events_lost,
             "decisions": self._statistics.decided,
             "decisions_refused": self._statistics.refused,
+            "log_messages_dropped": NonBlockingHandler.dropped_in_all,
         }
 
     def _why_excluded(self, name: str) -> str | None:

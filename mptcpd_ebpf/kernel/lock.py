@@ -39,8 +39,8 @@ class NamespaceLock:
             _raise_taken()
         except OSError as error:
             raise NotPermitted(
-                f"{self._path}: {error.strerror}; the daemon locks its network namespace there: run "
-                "as root, or set XDG_RUNTIME_DIR to a directory of your own"
+                f"{self._path}: {error.strerror}; the daemon locks its network namespace there: "
+                "run as root, or set XDG_RUNTIME_DIR to a directory of your own"
             ) from None
         return self
 

@@ -2,6 +2,7 @@
 """The configuration reader: valid files, and every mistake with its place."""
 
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -350,3 +351,23 @@ def refusals(text: str) -> list[Mistake]:
 def test_a_plugin_name_cannot_lead_out_of_the_plugin_folder() -> None:
     with pytest.raises(ConfigError, match="a plugin's name is its file's"):
         parse("path_manager: ../plugins/adaptive", "F", options_of=plugin_loader.options_of)
+
+
+def test_the_work_grows_with_the_number_of_mistakes_and_not_with_its_square() -> None:
+    def calls(keys: int) -> int:
+        count = 0
+
+        def profile(_frame: object, event: str, _argument: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(profile)
+        try:
+            with pytest.raises(ConfigError) as caught:
+                parse("".join(f"k{number}: 1\n" for number in range(keys)), "F")
+        finally:
+            sys.setprofile(None)
+        assert len(caught.value.mistakes) == keys
+        return count
+
+    assert calls(8000) < 5 * calls(2000)

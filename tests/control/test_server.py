@@ -109,6 +109,7 @@ class Source:
             "events_lost": {"mptcp_pm": 1},
             "decisions": 5,
             "decisions_refused": 1,
+            "log_messages_dropped": 0,
         }
 
     def decisions(self) -> list[DecisionView]:
