@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 
 from mptcpd_ebpf.core.measurement import Owner
+from mptcpd_ebpf.core.names import name_of
 from mptcpd_ebpf.runtime import netns
 
 MAX_LINKS = 200_000
@@ -48,29 +49,34 @@ def describe(pid: int) -> Owner:
 
 def comm(pid: int) -> str | None:
     try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\n")
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return name_of(file.read().removesuffix(b"\n"))
     except OSError:
         return None
 
 
 def _cgroup(pid: int) -> int | None:
     """The cgroup v2 id: inode of the folder; None without a v2 hierarchy in its usual places."""
-    path = cgroup_path(pid)
+    path = _cgroup_path(pid)
     root = next((root for root in _CGROUP2 if os.path.exists(f"{root}/cgroup.controllers")), None)
     try:
-        return os.stat(root + path).st_ino if root and path is not None else None
+        return os.stat(root.encode() + path).st_ino if root and path is not None else None
     except OSError:
         return None
 
 
 def cgroup_path(pid: int) -> str | None:
     """The path of a process's cgroup below the v2 root; None if it has ended, or without v2."""
+    path = _cgroup_path(pid)
+    return None if path is None else name_of(path)
+
+
+def _cgroup_path(pid: int) -> bytes | None:
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
             for line in file:
-                if line.startswith("0::"):
-                    return line[3:].rstrip("\n")
+                if line.startswith(b"0::"):
+                    return line[3:].removesuffix(b"\n")
     except OSError:
         pass
     return None

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from mptcpd_ebpf.core.names import printable
+
 PIPE_BUF = 4096
 """Bytes for which a pipe that is writable according to poll(2) has room (pipe(7))."""
 
@@ -50,7 +52,7 @@ class NonBlockingHandler(logging.Handler):
                 note = f"{self._dropped} log messages were dropped: nothing read the log"
                 if self._write(note, logging.WARNING):
                     self._dropped = 0
-            if self._dropped or not self._write(self.format(record), record.levelno):
+            if self._dropped or not self._write(_shown(self.format(record)), record.levelno):
                 self._drop()
         except Exception:  # such as a message whose arguments do not fit
             self._drop()
@@ -68,6 +70,12 @@ class NonBlockingHandler(logging.Handler):
     def close(self) -> None:
         self._writer.close()
         super().close()
+
+
+def _shown(message: str) -> str:
+    """A message without what a terminal would obey.  What follows a line end is indented, so that
+    nothing in a message looks like a message of its own."""
+    return printable(message, keep="\n\t").replace("\n", "\n    ")
 
 
 class DescriptorWriter:

@@ -154,3 +154,11 @@ def test_a_listener_that_was_restarted_gets_the_next_message(tmp_path: Path) -> 
         assert second.recv(4096) == b"WARNING 1 log messages were dropped: nothing read the log\n"
         assert second.recv(4096) == b"INFO kept\n"
     handler.close()
+
+
+def test_a_message_neither_commands_the_terminal_nor_looks_like_two(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb", buffering=0) as file:
+        handler = NonBlockingHandler(DescriptorWriter(file.fileno()), stderr_line)
+        say(handler, "\x1b[2J evil\nERROR forged\r\udcff")
+        handler.close()
+    assert (tmp_path / "log").read_text() == "INFO \\x1b[2J evil\n    ERROR forged\\x0d\\xff\n"
