@@ -45,6 +45,8 @@ class NonBlockingHandler(logging.Handler):
         self._writer = writer
         self._encode = encode
         self._dropped = 0
+        # Otherwise logging.basicConfig sets one that repeats the level.
+        self.setFormatter(logging.Formatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -12,6 +12,8 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 
+from mptcpd_ebpf.runtime import open_files
+
 THREAD_NET = "/proc/thread-self/net"
 """The calling thread's view of /proc/net."""
 _SO_NETNS_COOKIE = 71
@@ -80,6 +82,6 @@ def _mounted(process: str) -> Iterator[int]:
 
 
 def _opened(process: str) -> Iterator[int]:
-    for entry in os.scandir(f"{process}/fd"):
-        if found := _NAME.fullmatch(os.readlink(entry.path)):
-            yield int(found[1])
+    # Also inodes of other file systems: one that equals a namespace's only keeps its files.
+    for _mount, inode in open_files.required(process.rpartition("/")[2]):
+        yield inode

@@ -5,7 +5,13 @@ import logging
 
 import pytest
 
-from mptcpd_ebpf.runtime.logging_setup import journal_entry, stderr_line, syslog_entry
+from mptcpd_ebpf.runtime.logging_setup import (
+    LogDestination,
+    journal_entry,
+    prepare,
+    stderr_line,
+    syslog_entry,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +28,18 @@ def test_an_entry_has_priority_identifier_and_message(level: int, priority: int)
 def test_a_message_cannot_forge_fields() -> None:
     entry = journal_entry("a\nPRIORITY=0", logging.INFO)
     assert entry.endswith(b"MESSAGE\n\x0c\0\0\0\0\0\0\0a\nPRIORITY=0\n")
+
+
+def test_a_message_has_its_level_once(capfd: pytest.CaptureFixture[str]) -> None:
+    before = logging.root.handlers[:]
+    try:
+        prepare(LogDestination.STDERR, "info").apply()
+        logging.getLogger("any").info("%d paths", 2)
+        assert capfd.readouterr().err == "INFO 2 paths\n"
+    finally:
+        prepare(LogDestination.NULL, "warning").apply()
+        for handler in before:
+            logging.root.addHandler(handler)
 
 
 def test_bytes_that_are_not_utf_8_reach_the_log_as_they_are() -> None:
