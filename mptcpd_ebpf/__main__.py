@@ -17,9 +17,12 @@ def main() -> NoReturn:
     """Runs the command line and exits."""
     if sys.argv[1:2] in (["daemon"], ["trace"]):
         startup_signals.take(hangup=sys.argv[1] == "daemon")
-    from mptcpd_ebpf import cli
+    try:
+        from mptcpd_ebpf import cli
 
-    cli.main(serve=_serve)
+        cli.main(serve=_serve)
+    except MemoryError:
+        sys.exit("mptcpd-ebpf: out of memory: raise the limit (ulimit -v; a service: MemoryMax=)")
 
 
 def _serve(settings: "Settings") -> int:

@@ -15,8 +15,6 @@ Only a document without mistakes becomes a `Config`; the others end in one
 """
 
 import ipaddress
-import os
-import stat
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from operator import attrgetter
@@ -28,7 +26,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from mptcpd_ebpf.config import mptcpd_conf
-from mptcpd_ebpf.config.file_trust import refuse_writable_by_others
+from mptcpd_ebpf.config.file_trust import read_trusted, refuse_writable_by_others
 from mptcpd_ebpf.config.yaml_document import Document, KeyPath, Mistake
 from mptcpd_ebpf.core.address import parse_sockaddr
 from mptcpd_ebpf.core.measurement import Thresholds
@@ -378,15 +376,9 @@ def _read(file: Path) -> str:
         return ConfigError([Mistake(str(file), line, column, "", reason)])
 
     try:
-        with file.open("rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            raw = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise refused(f"cannot be read: {error.strerror}") from None
-    if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
-        raise refused(f"everyone can write this file; run 'chmod o-w {file}'")
-    if len(raw) > MAX_BYTES:
-        raise refused(f"is larger than {MAX_BYTES // 1024} KiB")
+        raw = read_trusted(file, MAX_BYTES)
+    except Failure as failure:
+        raise refused(str(failure)) from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -15,10 +15,11 @@ from pathlib import Path
 from mptcpd_ebpf import __version__
 from mptcpd_ebpf.config import plugin_loader, plugin_set
 from mptcpd_ebpf.config.plugin_set import PluginSet
-from mptcpd_ebpf.config.settings import Config, Settings
+from mptcpd_ebpf.config.settings import Config, ProbeBackend, Settings
 from mptcpd_ebpf.control.client import SOCKET
 from mptcpd_ebpf.control.server import ControlServer, epoch_ns
 from mptcpd_ebpf.core.recording import Head
+from mptcpd_ebpf.daemon import privileges
 from mptcpd_ebpf.daemon.announced_listeners import AnnouncedListeners
 from mptcpd_ebpf.daemon.command_executor import CommandExecutor
 from mptcpd_ebpf.daemon.control_source import DaemonControl
@@ -56,6 +57,8 @@ def run(settings: Settings) -> int:
     logging_setup.prepare(config.log, config.log_level).apply()
     for warning in settings.warnings(config):
         log.warning("%s", warning)
+    privileges.require_files()
+    privileges.require_capabilities()
     try:
         with NamespaceLock(), HandlerBudget() as budget:
             return asyncio.run(_serve(settings, config, budget))
@@ -109,8 +112,9 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
         observers.add(control)
         await control.start(config.control or str(run_folder.here(SOCKET)))
         try:
-            _log_surroundings(sources, plugins)
+            _log_surroundings(sources, config.probes.backend, plugins)
             loop.start()
+            privileges.drop()
             # The objects of the start stay: the garbage collector need not visit them again.
             gc.freeze()
             try:
@@ -137,14 +141,15 @@ def _executor(pm: PmClient, folder: Path) -> CommandExecutor:
     return CommandExecutor(pm, ledger, listeners, None if joins_marked() else detour)
 
 
-def _log_surroundings(sources: EventSources, plugins: PluginSet) -> None:
+def _log_surroundings(sources: EventSources, wanted: ProbeBackend, plugins: PluginSet) -> None:
     """Logs what the daemon finds in its network namespace.
 
     Also removes the files of namespaces that do not exist any more.
     """
     for file in run_folder.sweep():
         log.info("removed %s: its network namespace does not exist any more", file)
-    log.info("probes: %s", sources.choice)
+    blind = sources.backend is ProbeBackend.NETLINK and wanted is not ProbeBackend.NETLINK
+    log.log(logging.WARNING if blind else logging.INFO, "probes: %s", sources.choice)
     if plugins.specs and Capability.CAP_NET_RAW not in effective():
         log.warning(
             "CAP_NET_RAW is missing: a path that a plugin left cannot be probed, and is used again "

@@ -118,7 +118,7 @@ def test_files_that_cannot_be_trusted_or_read(tmp_path: Path) -> None:
     found = settings(tmp_path, WHOLE)
     assert found.mptcpd_conf is not None
     found.mptcpd_conf.chmod(0o666)
-    with pytest.raises(ConfigError, match="everyone can write"):
+    with pytest.raises(ConfigError, match="somebody else could write"):
         found.load()
     found.mptcpd_conf.unlink()
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The configuration reader: valid files, and every mistake with its place."""
 
+import os
 import stat
 import sys
 from pathlib import Path
@@ -282,9 +283,30 @@ def test_a_file_that_everyone_can_write_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("")
     file.chmod(0o666)
-    with pytest.raises(ConfigError, match="everyone can write this file; run 'chmod o-w"):
+    with pytest.raises(ConfigError, match=r"c\.yaml: somebody else could write it"):
         load(file)
     file.chmod(stat.S_IRUSR)
+    assert load(file) == Config()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_or_in_his_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    file = folder / "c.yaml"
+    file.write_text("")
+    os.chown(file, 65534, 65534)
+    with pytest.raises(ConfigError, match=r"c\.yaml: somebody else could write it"):
+        load(file)
+    os.chown(file, 0, 0)
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(ConfigError, match="theirs: somebody else could write it"):
+        load(file)
+    folder.chmod(0o777)
+    os.chown(folder, 0, 0)
+    with pytest.raises(ConfigError, match="theirs: somebody else could write it"):
+        load(file)
+    folder.chmod(0o755)
     assert load(file) == Config()
 
 

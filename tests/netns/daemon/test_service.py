@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mptcpd_ebpf.daemon.privileges import KEPT
 from tests.netns.daemon_process import NEW_NAMESPACE, daemon
 from tests.netns.own_plugins import plugin_folder
 from tests.waiting import until
@@ -104,3 +105,14 @@ def test_a_plugin_that_hangs_in_c_stops_the_keep_alive_messages(
         manager.discard()
         assert manager.receive(within_s=10 * INTERVAL_US / 1e6) is None
         running.process.kill()
+
+
+def test_a_ready_daemon_holds_only_the_capabilities_that_it_still_needs(tmp_path: Path) -> None:
+    with daemon(tmp_path) as running:
+        lines = Path(f"/proc/{running.process.pid}/status").read_text().splitlines()
+        fields = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        needed = f"{sum(1 << each for each in KEPT):016x}"
+        assert (fields["CapEff"], fields["CapPrm"], fields["CapBnd"]) == (needed,) * 3
+        assert fields["NoNewPrivs"] == "1"
+        answer = running.ask("ls", "--json")
+        assert answer.returncode == 0, "a probe can still be read"
