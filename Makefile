@@ -42,7 +42,7 @@ COMPLETION_fish := $(PREFIX)/share/fish/vendor_completions.d/mptcpd-ebpf.fish
 # Debian's own Python: bcc's module exists only for it.
 SYSTEM_PYTHON ?= /usr/bin/python3
 
-.PHONY: setup demo test test-kernels check bench bpf preload dist wheel deb docs coverage install uninstall clean
+.PHONY: setup demo test test-kernels test-system check bench bpf preload dist wheel deb docs coverage install uninstall clean
 
 setup:
 	@scripts/setup
@@ -61,6 +61,11 @@ test: check
 
 test-kernels: setup
 	@$(PYTHON) -m tests.kernels $(ARGS)
+
+# Boots a Debian with systemd and installs the package in it.
+test-system: deb
+	@scripts/system-tree
+	$(PYTHON) -m pytest -m booted tests/booted $(ARGS)
 
 bench: setup
 	$(PYTHON) -m bench $(ARGS)
