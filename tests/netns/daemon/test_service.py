@@ -116,3 +116,12 @@ def test_a_ready_daemon_holds_only_the_capabilities_that_it_still_needs(tmp_path
         assert fields["NoNewPrivs"] == "1"
         answer = running.ask("ls", "--json")
         assert answer.returncode == 0, "a probe can still be read"
+
+
+def test_a_daemon_that_sees_less_than_it_could_warns(tmp_path: Path) -> None:
+    kept = "-all,+net_admin"
+    limited = ("setpriv", f"--bounding-set={kept}", f"--inh-caps={kept}", "--")
+    with daemon(tmp_path, prefix=(*NEW_NAMESPACE, *limited)) as running:
+        assert "WARNING CAP_SYS_PTRACE is missing" in running.log
+        assert "WARNING probes: none" in running.log
+        assert "ready:" in running.log
