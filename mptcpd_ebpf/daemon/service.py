@@ -23,6 +23,7 @@ from mptcpd_ebpf.daemon import privileges
 from mptcpd_ebpf.daemon.announced_listeners import AnnouncedListeners
 from mptcpd_ebpf.daemon.command_executor import CommandExecutor
 from mptcpd_ebpf.daemon.control_source import DaemonControl
+from mptcpd_ebpf.daemon.descriptor_store import subscribe
 from mptcpd_ebpf.daemon.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
@@ -80,7 +81,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
     with ExitStack() as stack:
         if settings.record is not None:
             observers.add(_recorder(settings.record, stack))
-        sources = stack.enter_context(EventSources.open(config.probes))
+        sources = stack.enter_context(EventSources.open(config.probes, subscribe))
         new_connections = stack.enter_context(NewConnections.open(config))
         sources.sources += new_connections.sources
         pm = stack.enter_context(PmClient())

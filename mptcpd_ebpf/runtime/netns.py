@@ -27,10 +27,20 @@ def inode() -> int:
 def cookie() -> int:
     """A number that no other network namespace of this boot has; 0 before Linux 5.14."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
-            raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        except OSError:
-            return 0
+        return _cookie_of(sock)
+
+
+def is_of(descriptor: int) -> bool:
+    """Whether a socket belongs to the calling thread's network namespace."""
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        return _cookie_of(sock) == cookie()
+
+
+def _cookie_of(sock: socket.socket) -> int:
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError:
+        return 0
     return int.from_bytes(raw, sys.byteorder)
 
 

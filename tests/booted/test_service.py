@@ -138,6 +138,36 @@ def test_reload_stop_and_kill(with_package: System) -> None:
     )
 
 
+SUBSCRIBED = "from mptcpd_ebpf.kernel.others import others; print(*others(), sep='\\n')"
+
+
+def test_the_subscription_outlives_a_killed_daemon(with_package: System) -> None:
+    late = "[Service]\nRestartSec=3\n"
+    with_package.write("etc/systemd/system/mptcpd-ebpf.service.d/late.conf", late)
+    with_package.run(
+        INSTALL
+        + f"""
+        subscribed() {{
+            /usr/lib/mptcpd-ebpf/bin/python -I -c "{SUBSCRIBED}" | grep 'subscribed=True'
+        }}
+        [ "$(property NFileDescriptorStore)" = 1 ]
+        kill -9 "$(property MainPID)"
+        waits() {{ [ "$(property SubState)" = auto-restart ]; }}
+        eventually waits
+        subscribed | grep "comm='systemd'"
+        eventually state active
+        [ "$(property NFileDescriptorStore)" = 1 ]
+        journalctl --no-pager -u mptcpd-ebpf | grep 'was kept since the former daemon'
+        # Nobody else is subscribed: the daemon does not take systemd for another manager.
+        if journalctl --no-pager -u mptcpd-ebpf | grep 'manages or monitors'; then exit 1; fi
+        systemctl restart mptcpd-ebpf
+        [ "$(journalctl --no-pager -u mptcpd-ebpf | grep -c 'was kept since')" = 2 ]
+        systemctl stop mptcpd-ebpf
+        if subscribed; then exit 1; fi
+        """
+    )
+
+
 def test_strangers_can_neither_stop_it_nor_keep_it_from_starting(with_package: System) -> None:
     with_package.write("root/stranger.py", STRANGER)
     with_package.run(

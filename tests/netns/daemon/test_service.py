@@ -14,6 +14,8 @@ from tests.netns.own_plugins import plugin_folder
 from tests.waiting import until
 
 INTERVAL_US = 200_000
+STORED = "FDSTORE=1\nFDNAME=pm-events\nFDPOLL=0"
+"""The subscription, for the manager to keep (`descriptor_store`)."""
 
 # sum() over integers checks no signal until it returns, here after some hours.
 BLOCKS = """
@@ -75,6 +77,7 @@ def test_it_reports_when_it_is_ready_and_when_it_stops(
     monkeypatch.setenv("WATCHDOG_USEC", "1000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     with daemon(tmp_path) as running:
+        assert manager.receive() == STORED
         assert manager.receive() == "READY=1"
         assert running.stop() == 0
         assert manager.receive() == "STOPPING=1"
@@ -85,6 +88,7 @@ def test_the_watchdog_gets_keep_alive_messages(
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", str(INTERVAL_US))
     with daemon(tmp_path):
+        assert manager.receive() == STORED
         assert manager.receive() == "READY=1"
         for _ in range(5):
             assert manager.receive() == "WATCHDOG=1"
