@@ -85,6 +85,8 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
         new_connections = stack.enter_context(NewConnections.open(config))
         sources.sources += new_connections.sources
         pm = stack.enter_context(PmClient())
+        # Before any thread starts, because each thread has capabilities of its own.
+        privileges.drop()
         signals = stack.enter_context(PendingSignals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         setting = PathManagerSetting()
         path_manager = PathManagerSysctl(folder, setting)
@@ -115,7 +117,6 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
         try:
             _log_surroundings(sources, config.probes.backend, plugins)
             loop.start()
-            privileges.drop()
             # The objects of the start stay: the garbage collector need not visit them again.
             gc.freeze()
             try:

@@ -2,6 +2,7 @@
 """Which capabilities this process holds, and giving them up (capabilities(7))."""
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Collection
@@ -44,8 +45,10 @@ _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 23, 24, 38
 def keep_only(kept: Collection[Capability]) -> None:
     """Gives up all other capabilities of the calling thread for good, also for its children.
 
-    Call it while the process has one thread.  Raises OSError.
+    Raises OSError, also while the process has other threads, which would keep theirs.
     """
+    if len(os.listdir("/proc/self/task")) > 1:
+        raise OSError(errno.EBUSY, "other threads are running")
     libc = ctypes.CDLL(None, use_errno=True)
 
     def call(name: str, *arguments: object) -> int:

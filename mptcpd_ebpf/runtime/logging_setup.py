@@ -68,11 +68,23 @@ def _handler(destination: LogDestination) -> logging.Handler:
         case LogDestination.SYSLOG:
             return NonBlockingHandler(DatagramWriter(SYSLOG_SOCKET), syslog_entry)
         case LogDestination.STDERR:
-            return NonBlockingHandler(DescriptorWriter(STDERR), stderr_line)
+            line = journal_line if _is_journal(STDERR) else stderr_line
+            return NonBlockingHandler(DescriptorWriter(STDERR), line)
 
 
 def stderr_line(message: str, level: int) -> bytes:
     return _bytes(f"{logging.getLevelName(level)} {message}\n")
+
+
+def journal_line(message: str, level: int) -> bytes:
+    """A line of a service's stderr, with the priority for the journal (sd-daemon(3))."""
+    return b"<%d>%s" % (_priority(level), stderr_line(message, level))
+
+
+def _is_journal(descriptor: int) -> bool:
+    """Whether it is a stream of the systemd journal (systemd.exec(5), JOURNAL_STREAM)."""
+    status = os.fstat(descriptor)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def syslog_entry(message: str, level: int) -> bytes:

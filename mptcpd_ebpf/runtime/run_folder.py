@@ -62,10 +62,23 @@ def open_file(path: Path, flags: int) -> int:
     daemon that root started.  Raises OSError, also if the file is a link.
     """
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    owner = path.parent.stat()
-    if os.geteuid() == 0 and os.fstat(descriptor).st_uid != owner.st_uid:
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    give(path)
     return descriptor
+
+
+def give(path: Path) -> None:
+    """Gives a file of this folder that root has made to the folder's owner.  Raises OSError."""
+    if os.geteuid() != 0:
+        return
+    owner = path.parent.stat()
+    # The owner can replace the file at any time, and must not get one that he has linked here.
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != owner.st_uid and status.st_nlink == 1:
+            os.chown(f"/proc/self/fd/{descriptor}", owner.st_uid, owner.st_gid)
+    finally:
+        os.close(descriptor)
 
 
 def sweep() -> list[Path]:

@@ -101,6 +101,8 @@ def test_a_blocked_loop_is_restarted_by_the_watchdog(with_package: System) -> No
         eventually restarted
         [ "$(property MainPID)" != "$before" ]
         journalctl --no-pager -u mptcpd-ebpf | grep 'Watchdog timeout'
+        journalctl --no-pager -u mptcpd-ebpf -p info | grep 'INFO ready'
+        if journalctl --no-pager -u mptcpd-ebpf -p warning | grep INFO; then exit 1; fi
         mptcpd-ebpf status | grep blocks
         """
     )

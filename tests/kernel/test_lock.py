@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mptcpd_ebpf.control.socket_file import SocketFile
 from mptcpd_ebpf.kernel import lock
 from mptcpd_ebpf.kernel.errors import NamespaceTaken, NotPermitted
 from mptcpd_ebpf.kernel.lock import NamespaceLock
@@ -109,9 +110,11 @@ def test_a_file_that_root_makes_belongs_to_the_folders_owner(folder: Path) -> No
     run_folder.make()
     os.chown(folder, 1234, 1234)
     with NamespaceLock():
-        (file,) = folder.iterdir()
-        assert file.stat().st_uid == 1234
-        assert file.stat().st_mode & 0o777 == 0o600
+        control = SocketFile(str(folder / "x.sock"))
+        for file in folder.iterdir():
+            assert file.stat().st_uid == 1234
+            assert file.stat().st_mode & 0o777 == 0o600
+        control.close()
 
 
 def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
@@ -120,3 +123,15 @@ def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NotPermitted), NamespaceLock():
         pass
     assert not (tmp_path / "target").exists()
+
+
+@needs_root
+def test_a_file_that_the_folders_owner_has_linked_there_is_not_given_to_him(
+    folder: Path, tmp_path: Path
+) -> None:
+    run_folder.make()
+    (tmp_path / "precious").touch()
+    os.link(tmp_path / "precious", folder / "x.kind")
+    os.chown(folder, 1234, 1234)
+    os.close(run_folder.open_file(folder / "x.kind", os.O_RDWR | os.O_CREAT))
+    assert (tmp_path / "precious").stat().st_uid == 0

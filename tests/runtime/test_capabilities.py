@@ -3,10 +3,11 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from mptcpd_ebpf.runtime.capabilities import Capability
+from mptcpd_ebpf.runtime.capabilities import Capability, effective, keep_only
 from tests.tree import ROOT
 
 ASK = "from mptcpd_ebpf.runtime.capabilities import *; print(sorted(effective()), may_load_bpf())"
@@ -58,3 +59,15 @@ def test_what_is_given_up_does_not_come_back_in_a_child(held: str) -> None:
         if "setpcap" in held:
             assert bounding == net_admin
     assert len(done.stdout.splitlines()) == 2, done.stderr
+
+
+def test_a_process_with_threads_gives_up_nothing() -> None:
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    try:
+        with pytest.raises(OSError, match="other threads"):
+            keep_only(effective())
+    finally:
+        stop.set()
+        other.join()

@@ -2,6 +2,7 @@
 """Log entries have the format of their destination."""
 
 import logging
+import os
 
 import pytest
 
@@ -36,6 +37,22 @@ def test_a_message_has_its_level_once(capfd: pytest.CaptureFixture[str]) -> None
         prepare(LogDestination.STDERR, "info").apply()
         logging.getLogger("any").info("%d paths", 2)
         assert capfd.readouterr().err == "INFO 2 paths\n"
+    finally:
+        prepare(LogDestination.NULL, "warning").apply()
+        for handler in before:
+            logging.root.addHandler(handler)
+
+
+def test_in_a_service_a_line_has_the_priority_for_the_journal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    before = logging.root.handlers[:]
+    try:
+        prepare(LogDestination.STDERR, "info").apply()
+        logging.getLogger("any").warning("a path")
+        assert capfd.readouterr().err == "<4>WARNING a path\n"
     finally:
         prepare(LogDestination.NULL, "warning").apply()
         for handler in before:
