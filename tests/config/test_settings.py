@@ -393,3 +393,14 @@ def test_the_work_grows_with_the_number_of_mistakes_and_not_with_its_square() ->
         return count
 
     assert calls(8000) < 5 * calls(2000)
+
+
+@pytest.mark.parametrize(
+    ("listen", "warned"),
+    [("0.0.0.0:9464", True), ("[::]:9464", True), ("127.0.0.1:9464", False), ("[::1]:1", False)],
+)
+def test_metrics_on_all_addresses_are_warned_about(listen: str, warned: bool) -> None:
+    config = parse(f"metrics: {{enabled: true, listen: '{listen}'}}", "F")
+    warnings = Settings().warnings(config)
+    assert bool(warnings) is warned
+    assert all(f"metrics.listen: {listen} is reachable from every" in each for each in warnings)
