@@ -167,8 +167,7 @@ uninstall:
 		"$(DESTDIR)$(MAN_DIR)/man8/mptcpd-ebpf.8" "$(DESTDIR)$(MAN_DIR)/man5/mptcpd-ebpf.yaml.5" \
 		$(foreach shell,$(SHELLS),"$(DESTDIR)$(COMPLETION_$(shell))")
 
-# dpkg-buildpackage writes beside the tree, so it gets a copy.  -d: the compilers are those of
-# `make setup`.
+# dpkg-buildpackage writes beside the tree, so it gets a copy.
 deb: setup
 	@scripts/apt-install scripts/apt-packages-deb
 	rm -rf build/deb
