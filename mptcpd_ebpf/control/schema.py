@@ -290,3 +290,5 @@ class Status(TypedDict):
     decisions: int
     """Since the start."""
     decisions_refused: int
+    log_messages_dropped: int
+    """Because nothing read the log."""

@@ -8,6 +8,7 @@ The daemon provides the data through `ControlSource`, and events through `Contro
 import asyncio
 import logging
 import time
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import msgspec
 
 from mptcpd_ebpf.config.settings import Metrics
 from mptcpd_ebpf.control import views
+from mptcpd_ebpf.control.host_header import names_this_host
 from mptcpd_ebpf.control.http import (
     STREAM,
     HttpServer,
@@ -34,6 +36,7 @@ from mptcpd_ebpf.control.schema import (
     Status,
     Story,
 )
+from mptcpd_ebpf.control.scrapes import Scrapes
 from mptcpd_ebpf.control.socket_file import SocketFile
 from mptcpd_ebpf.core.commands import ReadEndpoints, RequestSample
 from mptcpd_ebpf.core.recording import Record
@@ -41,6 +44,9 @@ from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 log = logging.getLogger(__name__)
+
+MAX_SCRAPERS = 16
+"""Clients of `metrics.listen`."""
 
 _STATUS = {
     ExitCode.CONFIG: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -94,10 +100,10 @@ class ControlServer:
     def __init__(self, source: ControlSource, metrics: Metrics) -> None:
         self._source = source
         self._metrics = metrics
-        self._http = HttpServer()
+        self._scrapes = Scrapes(source)
         self._listeners: list[asyncio.Server] = []
         self._file: SocketFile | None = None
-        self._routes: Routes = {
+        routes: Routes = {
             ("GET", "/v1/connections"): self._connections,
             ("GET", "/v1/status"): self._status,
             ("GET", "/v1/decisions"): self._decisions,
@@ -111,7 +117,14 @@ class ControlServer:
             ("POST", "/v1/reload"): self._reload,
         }
         if metrics.enabled:
-            self._routes["GET", "/metrics"] = self._scrape
+            routes["GET", "/metrics"] = self._scrapes.answer
+        self._http = HttpServer(routes, greeting=server_sent_event("hello", {"schema": SCHEMA}))
+        # Anyone who reaches the address may connect: a server, and bounds, of its own.
+        self._exposed = HttpServer(
+            {("GET", "/metrics"): self._scrapes.answer},
+            accepts_host=partial(names_this_host, metrics.hosts),
+            max_clients=MAX_SCRAPERS,
+        )
 
     async def start(self, path: str) -> None:
         """Listens at `path`, and for metrics on TCP if configured.
@@ -121,11 +134,8 @@ class ControlServer:
         """
         loop = asyncio.get_running_loop()
         self._file = SocketFile(path)
-        greeting = server_sent_event("hello", {"schema": SCHEMA})
         self._listeners.append(
-            await loop.create_unix_server(
-                lambda: self._http.client(self._routes, greeting), sock=self._file.socket
-            )
+            await loop.create_unix_server(self._http.client, sock=self._file.socket)
         )
         if self._metrics.listen is not None:
             try:
@@ -136,10 +146,9 @@ class ControlServer:
 
     async def _listen_tcp(self, where: str) -> None:
         host, _, port = where.rpartition(":")
-        routes: Routes = {("GET", "/metrics"): self._scrape}
         try:
             server = await asyncio.get_running_loop().create_server(
-                lambda: self._http.client(routes), host.strip("[]"), int(port)
+                self._exposed.client, host.strip("[]"), int(port)
             )
         except (OSError, OverflowError) as error:
             raise Failure(
@@ -152,6 +161,7 @@ class ControlServer:
         for listener in self._listeners:
             listener.close()
         self._http.close()
+        self._exposed.close()
         if self._file is not None:
             self._file.close()
 
@@ -188,8 +198,13 @@ class ControlServer:
     async def _command(self, body: bytes) -> Response:
         try:
             fields = msgspec.json.decode(body, type=dict[str, Any])
-            return json_response(await self._source.carry_out(fields))
+        except RecursionError:
+            return error_response(HTTPStatus.BAD_REQUEST, "JSON is nested too deep")
         except (msgspec.DecodeError, ValueError) as error:
+            return error_response(HTTPStatus.BAD_REQUEST, str(error))
+        try:
+            return json_response(await self._source.carry_out(fields))
+        except ValueError as error:
             return error_response(HTTPStatus.BAD_REQUEST, str(error))
         except KernelError as error:
             return error_response(HTTPStatus.CONFLICT, str(error))
@@ -208,9 +223,3 @@ class ControlServer:
         except Failure as failure:
             return error_response(_STATUS[failure.exit_code], str(failure))
         return json_response(self._source.status())
-
-    async def _scrape(self, _body: bytes) -> Response:
-        from mptcpd_ebpf.control import metrics  # prometheus_client is slow to import
-
-        body = metrics.exposition(self._source.status(), await self._source.connections())
-        return Response(HTTPStatus.OK, body, metrics.CONTENT_TYPE)

@@ -31,6 +31,7 @@ from mptcpd_ebpf.daemon.observers import Memory, Statistics
 from mptcpd_ebpf.daemon.reload import Reloader
 from mptcpd_ebpf.kernel.pm_client import PmClient
 from mptcpd_ebpf.kernel.sysctl import PathManagerSetting
+from mptcpd_ebpf.runtime.log_sinks import NonBlockingHandler
 
 TOLD_AT_ONCE = 250
 """Records whose story is told in one turn of the loop: some 4 ms."""
@@ -85,6 +86,7 @@ class DaemonControl:
             "events_lost": self._statistics.events_lost,
             "decisions": self._statistics.decided,
             "decisions_refused": self._statistics.refused,
+            "log_messages_dropped": NonBlockingHandler.dropped_in_all,
         }
 
     def _why_excluded(self, name: str) -> str | None:

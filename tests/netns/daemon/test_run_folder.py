@@ -104,7 +104,7 @@ def test_a_daemon_of_an_ordinary_user_needs_only_ambient_capabilities(
         )
         assert client.sysctl("mptcp.pm_type") == "1"
         mine = tmp_path / run_folder.SYSTEM.name
-        assert sorted(file.suffix for file in mine.iterdir()) == [".path-manager", ".sock"]
+        assert sorted(file.suffix for file in mine.iterdir()) == [".lock", ".path-manager", ".sock"]
         prefix = ("env", f"XDG_RUNTIME_DIR={tmp_path}", *inside, *WITH_CAPABILITIES)
         status = command("status", "--json", prefix=prefix)
         assert status.returncode == 0, status.stderr
