@@ -157,9 +157,10 @@ class Admission:
         taken = self.guard.taken_anew(command, connection)
         grounds = self._grounds(taken, world, now)
         held = Held(now, author, cause, command, path, grounds)
-        before = self._before(held, connection)
-        if before is not None and before.command == command:
+        earlier = self._before(held, connection)
+        if any(other.command == command for other in earlier):
             return Verdict(held=True)
+        before = earlier[0] if earlier else None
         held.unverified = before.unverified if before else self._is_late(held, taken, now)
         if held.unverified:
             self._unverified.append(held)
@@ -172,14 +173,16 @@ class Admission:
         self._held.setdefault(command.token, []).append(held)
         return Verdict(held=True)
 
-    def _before(self, held: Held, connection: Connection) -> Held | None:
+    def _before(self, held: Held, connection: Connection) -> list[Held]:
         """What already waits of the same author for the same subflow: the order is kept."""
-        names = affected(held.command, connection)
-        for other in self._held.get(held.command.token, ()):
-            same = other.author == held.author and other.void is None
-            if same and names.keys() & affected(other.command, connection).keys():
-                return other
-        return None
+        names = affected(held.command, connection).keys()
+        return [
+            other
+            for other in self._held.get(held.command.token, ())
+            if other.author == held.author
+            and other.void is None
+            and names & affected(other.command, connection).keys()
+        ]
 
     def _grounds(self, taken: list[Subflow], world: World, now: int) -> Grounds | None:
         """The weakest evidence among the subflows; None if one is taken without any."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Whatever a plugin decides: the rate holds, and every command that waits is sent or void."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mptcpd_ebpf.core.address import SockAddr
@@ -115,6 +115,7 @@ class Run:
 
 
 @given(ALL)
+@example([("destroy", 1, 0, 0)] * 7 + [("withdraw", 2, 0, 0)] + [("destroy", 2, 0, 0)] * 2)
 def test_every_command_that_waits_is_sent_or_void_in_time(
     steps: Steps,
 ) -> None:
