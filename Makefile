@@ -3,6 +3,7 @@
 # make test   set up, then every check and test (root)
 # make test-kernels  the tests on Debian's kernels, in virtual machines: docs/kernels.md
 # make bench  set up, then the measurements of docs/benchmarks.md (root)
+# make bench-decisions  path managers compared over many conditions: docs/decisions.md (root)
 # make dist   a source archive and a wheel under dist/
 # make docs, make coverage, make install, make uninstall: docs/development.md
 
@@ -33,7 +34,7 @@ DOC_DIR  := $(PREFIX)/share/doc/mptcpd-ebpf
 # Debian's own Python: bcc's module exists only for it.
 SYSTEM_PYTHON ?= /usr/bin/python3
 
-.PHONY: setup demo test test-kernels check bench bpf preload dist wheel docs coverage install uninstall clean
+.PHONY: setup demo test test-kernels check bench bench-decisions bpf preload dist wheel docs coverage install uninstall clean
 
 setup:
 	@scripts/setup
@@ -55,6 +56,9 @@ test-kernels: setup
 
 bench: setup
 	$(PYTHON) -m bench $(ARGS)
+
+bench-decisions: setup
+	$(PYTHON) -m bench decisions $(ARGS)
 
 bpf: $(BPF_OBJECTS)
 
