@@ -13,7 +13,7 @@ from mptcpd_ebpf.control.schema import SCHEMA
 TREE = Path(__file__).resolve().parents[2]
 FOLDER = TREE / "build" / "bench-decisions"
 _MEASURED = ("mptcpd_ebpf", "plugins", "bpf")
-"""What a run measures; the commit alone does not name it while these have changes."""
+"""What a run measures."""
 
 
 Key = tuple[str, str, str, int, float]
@@ -143,7 +143,7 @@ class Records:
 
 
 def commit() -> str:
-    """The commit that is measured, with a hash of the uncommitted changes if there are any."""
+    """The newest commit that changed what is measured, with a hash of uncommitted changes."""
 
     def git(*words: str, text: str | None = None) -> str:
         done = subprocess.run(
@@ -152,7 +152,7 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
-        name = git("rev-parse", "--short=12", "HEAD")
+        name = git("log", "-1", "--abbrev=12", "--format=%h", "--", *_MEASURED)
         changes = git("diff", "HEAD", "--", *_MEASURED)
         return f"{name}+{git('hash-object', '--stdin', text=changes)[:8]}" if changes else name
     except (OSError, subprocess.CalledProcessError):
