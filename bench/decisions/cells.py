@@ -142,6 +142,7 @@ def _variants(seconds: float) -> Iterator[Cell]:
         Path(delay_ms=80, rate_mbit=10, loss_percent=0.5),
     ]
     sets: list[tuple[str, list[Path], dict[str, Any]]] = [
+        ("similar", [useful, Path(delay_ms=15, rate_mbit=30, loss_percent=0.1)], {}),
         ("lagging", lagging, {}),
         ("three_one_harmful", [_FAST, useful, _ANCHOR], {}),
         ("four_one_harmful", [_FAST, useful, slow, _ANCHOR], {}),
