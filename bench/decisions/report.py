@@ -328,7 +328,10 @@ def _calm_table(quiet: list[Calm]) -> str:
 
 def _errors(runs: Sequence[Run]) -> str:
     failed = [run for run in runs if run.error is not None]
-    lines = [f"- {run.cell}, {run.arm}, #{run.repetition}: {run.error}" for run in failed]
+    lines = [
+        f"- {run.cell}, {run.arm}, #{run.repetition}: {(run.error or '').strip().splitlines()[-1]}"
+        for run in failed
+    ]
     return "### Runs without an outcome\n\n" + "\n".join(lines) if lines else ""
 
 
