@@ -14,6 +14,10 @@ _T95 += [2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
 _Z95 = 1.960
 
 
+SURE = 3
+"""Values from which an interval is worth showing: that of two is 18 times their distance."""
+
+
 class Estimate(Struct, frozen=True):
     """A mean and its 95 % interval; the interval is infinite for one value."""
 
@@ -25,7 +29,7 @@ class Estimate(Struct, frozen=True):
     def __str__(self) -> str:
         if self.n == 0:
             return "–"
-        if self.n == 1:
+        if self.n < SURE:
             return f"{self.mean:.2f}"
         return f"{self.mean:.2f} ({max(0.0, self.low):.2f}…{self.high:.2f})"
 

@@ -17,13 +17,14 @@ from typing import Literal
 
 from msgspec import Struct
 
-from bench.decisions.estimates import Estimate, paired
-from bench.decisions.records import Act, Run, switches
+from bench.decisions.estimates import SURE, Estimate, paired
+from bench.decisions.records import Run, switches
 
 Kind = Literal["harmful", "useful", "neutral"]
 HARMFUL, USEFUL = 0.95, 1.05
 LASTING_MS = 3000
-"""A demotion that is undone sooner was a trial, and is not counted as wrong."""
+"""A demotion that is undone sooner was a trial, and is not counted as wrong; nor is one that was
+made so shortly before the end."""
 
 Rates = dict[int, float]
 """Mbit/s by repetition, the sum of the transfers."""
@@ -87,7 +88,7 @@ def _compare(cell: str, arms: dict[str, list[Run]]) -> Compared:
             continue
         rates = {run.repetition: _total(run.flows) for run in runs}
         reached = mean(rates.values())
-        judged = [_judge(run.acts, kind, best_path) for run in runs]
+        judged = [_judge(run, kind, best_path) for run in runs]
         outcomes.append(
             Outcome(
                 arm,
@@ -105,7 +106,7 @@ def _compare(cell: str, arms: dict[str, list[Run]]) -> Compared:
 
 def kind_of(ratio: Estimate) -> Kind:
     """The kind of a cell, from the in-kernel path manager's ratio."""
-    certain = ratio.n >= 3
+    certain = ratio.n >= SURE
     if ratio.mean < HARMFUL and not (certain and ratio.high >= 1):
         return "harmful"
     if ratio.mean > USEFUL and not (certain and ratio.low <= 1):
@@ -117,21 +118,22 @@ def _total(flows: Iterable[object]) -> float:
     return sum(getattr(flow, "mbit", None) or 0.0 for flow in flows)
 
 
-def _judge(acts: list[Act], kind: Kind, best_path: int) -> tuple[float | None, int, int]:
+def _judge(run: Run, kind: Kind, best_path: int) -> tuple[float | None, int, int]:
     """The time of the first right demotion, and the number of right and of wrong ones.
 
     Right is to leave another path than the best one where the paths together are harmful.  Wrong
     is to leave the best path, or one that helps, for longer than a trial.
     """
-    made = switches(acts)
+    made = switches(run.acts)
     first, right, wrong = None, 0, 0
     for number, each in enumerate(made):
         if not each.leaves:
             continue
-        back = next((later.at_ms for later in made[number + 1 :] if later.path == each.path), None)
+        later = (after.at_ms for after in made[number + 1 :] if after.path == each.path)
+        back = next(later, run.length_s * 1000)
         if kind == "harmful" and each.path != best_path:
             first = each.at_ms if first is None else first
             right += 1
         elif kind == "useful" or each.path == best_path:
-            wrong += back is None or back - each.at_ms >= LASTING_MS
+            wrong += back - each.at_ms >= LASTING_MS
     return first, right, wrong

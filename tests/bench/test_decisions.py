@@ -75,6 +75,8 @@ def test_one_value_has_no_interval_and_none_no_mean() -> None:
     assert (estimate([2.0]).low, estimate([2.0]).high) == (-math.inf, math.inf)
     assert math.isnan(estimate([]).mean)
     assert str(estimate([])) == "–"
+    assert str(estimate([1.0, 2.0])) == "1.50"
+    assert str(estimate([1.0, 2.0, 3.0])) == "2.00 (0.00…4.48)"
 
 
 @given(st.lists(st.floats(0.1, 1e3), min_size=2, max_size=60))
@@ -241,6 +243,12 @@ def test_a_useful_path_that_is_left_for_longer_than_a_trial_is_a_false_positive(
     assert cell.kind == "useful"
     assert adaptive.gain_lost == pytest.approx(0.2)
     assert (adaptive.right, adaptive.wrong) == (0, wrong)
+
+
+def test_a_demotion_just_before_the_end_is_no_false_positive() -> None:
+    late = [joins(10, 1), demotes(8000, 1)]
+    runs = [alone(UP, 10), transfer(UP, "kernel", 20), transfer(UP, "adaptive", 19, acts=late)]
+    assert compared(runs)[0].outcomes[0].wrong == 0
 
 
 def test_to_leave_the_best_path_is_wrong_everywhere() -> None:
