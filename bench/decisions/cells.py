@@ -45,8 +45,9 @@ class Cell(Struct, frozen=True, kw_only=True):
     """The path of the faults."""
     fault_at: float = 0.0
     heal_at: float = 0.0
-    changes: int = 0
-    """Real changes of a path, each of which justifies one switch."""
+    worsens: int = 0
+    """How often a path becomes worse, each of which justifies that each path is left once: the one
+    for another, and that one again when the first has recovered."""
     quick: bool = False
     """In the subset of ``--quick``."""
 
@@ -236,7 +237,7 @@ def _faults() -> Iterator[Cell]:
             faulty=faulty,
             fault_at=SETTLE_S,
             heal_at=heal_at,
-            changes=2,
+            worsens=1,
             quick=f"{kind}/{fault}/{where}" in _QUICK_FAULTS,
         )
 
@@ -287,5 +288,5 @@ def _calm(quiet_s: float) -> Iterator[Cell]:
             faults=flaps,
             fault_at=SETTLE_S,
             heal_at=SETTLE_S + 7.0 * cycles,
-            changes=2 * cycles,
+            worsens=cycles,
         )

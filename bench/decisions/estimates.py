@@ -15,7 +15,7 @@ _Z95 = 1.960
 
 
 SURE = 3
-"""Values from which an interval is worth showing: that of two is 18 times their distance."""
+"""Values from which an interval is worth showing: that of two is 13 times their distance."""
 
 
 class Estimate(Struct, frozen=True):

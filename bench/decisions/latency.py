@@ -2,8 +2,8 @@
 """What the records of messages say: latency after a fault, time to act and to return, switches."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
-from statistics import median
 
 from msgspec import Struct
 
@@ -49,12 +49,8 @@ class Calm(Struct, frozen=True):
     seconds: float
     leaves: int
     """Decisions that took a path out of use."""
-    changes: int
-    """Real changes of a path: each justifies one switch."""
-
-    @property
-    def needless(self) -> int:
-        return max(0, self.leaves - self.changes)
+    needless: int
+    """Those of a path beyond the number of times that one became worse."""
 
 
 def faulted(runs: Iterable[Run], cells: dict[str, Cell]) -> list[Faulted]:
@@ -108,23 +104,23 @@ def calm(runs: Iterable[Run], cells: dict[str, Cell]) -> list[Calm]:
     """Every arm with a daemon that decides, in every calm cell."""
     by_cell = _by_cell(run for run in runs if run.part == "calm" and run.error is None)
     return [
-        Calm(
-            cell=name,
-            arm=arm,
-            runs=len(of_arm),
-            seconds=sum(run.length_s for run in of_arm),
-            leaves=sum(each.leaves for run in of_arm for each in switches(run.acts)),
-            changes=cells[name].changes * len(of_arm) if name in cells else 0,
-        )
+        _calm(cells[name], arm, of_arm)
         for name, arms in by_cell.items()
         for arm, of_arm in arms.items()
-        if arm != "kernel"
+        if arm != "kernel" and name in cells
     ]
 
 
-def worst_median(values: list[float]) -> float:
-    """The median, infinite ones included; NaN of nothing."""
-    return median(values) if values else math.nan
+def _calm(cell: Cell, arm: str, runs: list[Run]) -> Calm:
+    left = [Counter(each.path for each in switches(run.acts) if each.leaves) for run in runs]
+    return Calm(
+        cell=cell.id,
+        arm=arm,
+        runs=len(runs),
+        seconds=sum(run.length_s for run in runs),
+        leaves=sum(paths.total() for paths in left),
+        needless=sum(max(0, n - cell.worsens) for paths in left for n in paths.values()),
+    )
 
 
 def _by_cell(runs: Iterable[Run]) -> dict[str, dict[str, list[Run]]]:

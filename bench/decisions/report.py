@@ -227,7 +227,7 @@ def _calm_figures(quiet: list[Calm]) -> list[Figure]:
     minutes = sum(each.seconds for each in quiet) / 60
     return [
         Figure(
-            "needless switches: in quiet, or more than one for each change of a flapping path",
+            "needless switches: in quiet, or of a path more often than one became worse",
             f"{needless} in {minutes:.0f} minutes",
             "0",
             needless == 0,
@@ -311,14 +311,13 @@ def _fault_table(faults: list[Faulted]) -> str:
 def _calm_table(quiet: list[Calm]) -> str:
     if not quiet:
         return ""
-    head = ["cell", "arm", "minutes", "paths left", "real changes", "needless"]
+    head = ["cell", "arm", "minutes", "paths left", "needless"]
     lines = [
         [
             each.cell.partition("/")[2],
             each.arm,
             f"{each.seconds / 60:.1f}",
             str(each.leaves),
-            str(each.changes),
             str(each.needless),
         ]
         for each in quiet
