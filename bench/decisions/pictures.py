@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 
 from bench.decisions.cells import Cell
+from bench.decisions.estimates import SURE
 from bench.decisions.goodput import Compared, compared
 from bench.decisions.latency import Faulted, faulted
 from bench.decisions.records import Run
@@ -53,7 +54,7 @@ def _goodput(rows: list[Compared], direction: str, file: Path) -> None:
             if each.arm == arm
         ]
         means = [ratio.mean for ratio, _ in found]
-        bars = [0.0 if math.isinf(r.high) else r.high - r.mean for r, _ in found]
+        bars = [r.high - r.mean if r.n >= SURE else 0.0 for r, _ in found]
         axes.errorbar(means, [place for _, place in found], xerr=bars, fmt="o", ms=4, label=arm)
     axes.axvline(1.0, color="black", lw=0.8)
     axes.axvline(LEAST_RATIO, color="black", lw=0.8, ls=":")
