@@ -2,6 +2,7 @@
 """``python -m bench decisions``: runs cells by arms by repetitions, then reports."""
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,7 +70,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
-    """What the options ask for.  Raises ValueError for an unknown arm."""
+    """What the options ask for.  Raises ValueError for an unknown arm or a wrong expression."""
+    try:
+        re.compile(options.cells)
+    except re.error as error:
+        raise ValueError(f"--cells {options.cells}: {error}") from None
     arms = (options.arms or ",".join(QUICK_ARMS if options.quick else ARMS)).split(",")
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise ValueError(f"no arm {', '.join(unknown)}; there are {', '.join(ARMS)}")
@@ -103,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     store = records.Records(options.results or records.FOLDER / f"{commit}.jsonl")
     if not options.report:
         run(plan, store, commit, resume=options.resume)
-    _report(list(store.read()), all_cells(10.0, 600.0), write=options.write)
+    _report(records.comparable(store.read()), all_cells(10.0, 600.0), write=options.write)
     return ExitCode.OK
 
 

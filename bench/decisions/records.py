@@ -2,7 +2,7 @@
 """Raw results: one JSON line for each run of an arm in a cell."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -140,6 +140,19 @@ class Records:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("ab") as out:
             out.write(msgspec.json.encode(run) + b"\n")
+
+
+def comparable(runs: Iterable[Run]) -> list[Run]:
+    """Of each cell, the runs of one commit and one length: of those with the most, the newest."""
+    groups: dict[str, dict[tuple[str, float], list[Run]]] = {}
+    for run in runs:
+        by_kind = groups.setdefault(run.cell, {})
+        by_kind.setdefault((run.commit, run.length_s), []).append(run)
+    return [
+        run
+        for by_kind in groups.values()
+        for run in max(by_kind.values(), key=lambda group: (len(group), group[-1].at))
+    ]
 
 
 def commit() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from bench.decisions import command, report
 from bench.decisions.arms import ARMS
@@ -15,7 +16,7 @@ from bench.decisions.cells import PARTS, all_cells, chosen
 from bench.decisions.estimates import estimate, paired
 from bench.decisions.goodput import compared
 from bench.decisions.latency import calm, faulted
-from bench.decisions.records import Act, Alone, Flow, Records, Run, Switch, switches
+from bench.decisions.records import Act, Alone, Flow, Records, Run, Switch, comparable, switches
 
 CELLS = all_cells(10.0, 600.0)
 
@@ -132,6 +133,8 @@ def test_every_repetition_of_a_cell_runs_all_arms_in_a_row_in_another_order() ->
 def test_an_unknown_arm_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--arms", "alone,best"]) == 64
     assert re.search(r"no arm best; there are alone, kernel", capsys.readouterr().err)
+    assert command.main(["--cells", "("]) == 64
+    assert "--cells (" in capsys.readouterr().err
 
 
 def test_faults_begin_after_the_settling_and_end_before_the_traffic() -> None:
@@ -180,6 +183,14 @@ def test_resume_runs_only_what_has_no_outcome(
     assert asked == ["adaptive"]
     command.run(plan, records, "another", resume=True)
     assert sorted(asked[1:]) == ["adaptive", "kernel"]
+
+
+def test_runs_of_several_commits_or_lengths_are_not_mixed() -> None:
+    runs = [transfer(UP, "kernel", 1.0), transfer(UP, "adaptive", 1.0)]
+    quick = [replace(runs[0], length_s=5.0)]
+    old = [replace(each, commit="old", at="2025-01-01T00:00:00Z") for each in runs]
+    assert comparable([*old, *quick, *runs]) == runs
+    assert comparable([*quick, *old]) == old
 
 
 def test_switches_are_changes_of_use() -> None:
