@@ -3,6 +3,7 @@
 # make test   set up, then every check and test (root)
 # make test-kernels  the tests on Debian's kernels, in virtual machines: docs/kernels.md
 # make bench  set up, then the measurements of docs/benchmarks.md (root)
+# make bench-decisions  path managers compared over many conditions: docs/decisions.md (root)
 # make dist   a source archive and a wheel under dist/
 # make deb    a Debian package under build/deb
 # make test-system  the service on a booted Debian (root): docs/reliability.md
@@ -42,7 +43,7 @@ COMPLETION_fish := $(PREFIX)/share/fish/vendor_completions.d/mptcpd-ebpf.fish
 # Debian's own Python: bcc's module exists only for it.
 SYSTEM_PYTHON ?= /usr/bin/python3
 
-.PHONY: setup demo test test-kernels test-system check bench bpf preload dist wheel deb docs coverage install uninstall clean
+.PHONY: setup demo test test-kernels test-system check bench bench-decisions bpf preload dist wheel deb docs coverage install uninstall clean
 
 setup:
 	@scripts/setup
@@ -69,6 +70,9 @@ test-system: deb
 
 bench: setup
 	$(PYTHON) -m bench $(ARGS)
+
+bench-decisions: setup
+	$(PYTHON) -m bench decisions $(ARGS)
 
 bpf: $(BPF_OBJECTS)
 
