@@ -5,6 +5,8 @@ A measurement is a module here whose name does not begin with an underscore.  It
 NAME, and `run(quick)`, which returns markdown.  They run one after the other, never at
 the same time.  Each has a section in the document, which a full run of it replaces; the others
 stay. `--quick` takes few samples and only prints.
+
+`python -m bench decisions` compares path managers instead; it has options of its own.
 """
 
 import argparse
@@ -38,6 +40,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main() -> int:
+    # SIGTERM removes labs and daemons like any other exit.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    if sys.argv[1:2] == ["decisions"]:
+        return int(import_module("bench.decisions.command").main(sys.argv[2:]))
     names = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
     parser = _Parser(prog="python -m bench", description="Measure, into docs/benchmarks.md.")
     parser.add_argument("--quick", action="store_true", help="few samples, print only")
@@ -45,8 +51,6 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := [name for name in options.name if name not in names]:
         parser.error(f"no measurement {', '.join(unknown)}; there are {', '.join(names)}")
-    # SIGTERM removes labs and daemons like any other exit.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     failed = False
     for name in options.name or names:
         print(f"{name} …", file=sys.stderr, flush=True)

@@ -235,8 +235,7 @@ def _daemon() -> Iterator[Finding]:
 
 def _others() -> Iterator[Finding]:
     holder = lock.holder()
-    ours = {os.getpid(), holder[0] if holder else None}
-    found = [manager for manager in others.others() if manager.pid not in ours]
+    found = others.others([holder[0]] if holder else [])
     unseen = next((manager for manager in found if manager.pid is None), None)
     if holder and unseen and not os.access(f"/proc/{holder[0]}/fd", os.R_OK):
         found.remove(unseen)  # whose sockets our daemon's are is as hidden as all others'

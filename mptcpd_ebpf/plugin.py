@@ -53,7 +53,7 @@ from mptcpd_ebpf.core.model import (
 from mptcpd_ebpf.core.paths import report_path
 from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin
 from mptcpd_ebpf.core.reconciler import SHORT_LIFE, STRAY, Reconciler, Want, mark, tell_peer
-from mptcpd_ebpf.core.roles import Answer, Preset, Role, answer
+from mptcpd_ebpf.core.roles import EVIDENCE, Answer, Evidence, Preset, Role, answer
 from mptcpd_ebpf.core.trials import (
     AwayPath,
     Trials,
@@ -65,6 +65,7 @@ from mptcpd_ebpf.core.trials import (
 
 __all__ = [
     "CHANGEABLE",
+    "EVIDENCE",
     "HIGHEST_LIMIT",
     "MS",
     "SECOND",
@@ -89,6 +90,7 @@ __all__ = [
     "DestroySubflow",
     "Endpoint",
     "EndpointFlag",
+    "Evidence",
     "FlagNames",
     "FlushEndpoints",
     "JoiningPlugin",

@@ -23,6 +23,7 @@ from typing import Annotated, ClassVar
 from msgspec import Meta
 
 from mptcpd_ebpf.plugin import (
+    EVIDENCE,
     MS,
     SECOND,
     AlarmKind,
@@ -35,6 +36,7 @@ from mptcpd_ebpf.plugin import (
     Decision,
     Demotions,
     DestroySubflow,
+    Evidence,
     JoiningPlugin,
     LocalAddress,
     Options,
@@ -184,7 +186,7 @@ class Adaptive(JoiningPlugin):
             else:
                 why = f"{interface} is usable and has no subflow"
                 if not carrying:
-                    left = "works" if connection.usable_subflows() else "left"
+                    left = "that works" if connection.usable_subflows() else "left"
                     why = f"the connection has no subflow {left}; {interface} is usable"
                 yield Want(local_ip, target, why, backup=False)
 
@@ -362,7 +364,11 @@ class Adaptive(JoiningPlugin):
     def alarm(
         self, ctx: Context, connection: Connection, subflow: Subflow, alarm: AlarmRaised
     ) -> Iterator[Command]:
-        if subflow.backup or subflow.backup_by_peer or not subflow.usable:
+        # On backup it carries what was in flight, which a dead path never delivers.
+        on_backup = subflow.backup or subflow.backup_by_peer
+        if not subflow.usable or (on_backup and EVIDENCE[alarm.kind] is not Evidence.DEAD):
+            return
+        if self.reconciler.is_leaving(subflow):
             return
         others = [
             other

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from mptcpd_ebpf import __version__
+from mptcpd_ebpf.core.names import printable
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 PROGRAM = "mptcpd-ebpf"
@@ -124,5 +125,5 @@ def main(
 
 
 def _say(message: str, code: ExitCode) -> ExitCode:
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    print(PROGRAM, printable(message, keep="\n"), sep=": ", file=sys.stderr)
     return code

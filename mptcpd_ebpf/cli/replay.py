@@ -3,8 +3,9 @@
 
 import json
 from collections import Counter
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import msgspec
@@ -16,9 +17,11 @@ from mptcpd_ebpf.config.recorded_plugin import recorded_plugin
 from mptcpd_ebpf.control import describe, views
 from mptcpd_ebpf.control.schema import SCHEMA
 from mptcpd_ebpf.core import events as ev
-from mptcpd_ebpf.core.commands import Decision
+from mptcpd_ebpf.core.commands import AnyCommand, Decision
 from mptcpd_ebpf.core.configuration import PluginSpec
-from mptcpd_ebpf.core.recording import Record, RecordingError, read, replay
+from mptcpd_ebpf.core.model import World
+from mptcpd_ebpf.core.plugin_host import Fault
+from mptcpd_ebpf.core.recording import Head, Record, RecordingError, read, replay
 from mptcpd_ebpf.core.rehearsal import Change, rehearse
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
@@ -58,21 +61,23 @@ def command(
 
     With --plugin, --preset or --set, the decisions that would have differed are listed: '-' was
     decided in the recorded run only, '+' in the replay only. The measurements are those that the
-    recorded decisions led to, so only the first difference is certain.
+    recorded decisions led to (an open loop), so only the first difference is certain; what follows
+    shows the tendency.
     """
     if preset is not None:
         changes = (*changes, f"preset={preset}")
-    records = _records(file)
+    head, records = _recording(file)
     if plugin is None and not changes:
         _same_again(records, plugin_dir, as_json)
     else:
-        _rehearse(records, plugin, changes, plugin_dir, as_json)
+        _rehearse(head, records, plugin, changes, plugin_dir, as_json)
 
 
-def _records(file: Path) -> list[Record]:
+def _recording(file: Path) -> tuple[Head, list[Record]]:
     try:
         with file.open("rb") as lines:
-            return list(read(lines)[1])
+            head, records = read(lines)
+            return head, list(records)
     except OSError as error:
         raise Failure(f"{file}: {error.strerror}", ExitCode.USAGE) from None
     except RecordingError as error:
@@ -101,6 +106,7 @@ def _words(decisions: list[Decision]) -> str:
 
 
 def _rehearse(
+    head: Head,
     records: list[Record],
     plugin: str | None,
     changes: tuple[str, ...],
@@ -113,31 +119,108 @@ def _rehearse(
     _check(name, options, plugin_dir)
     spec = PluginSpec(name=name, options=options)
     start = records[0].now if records else 0
-    count: Counter[str] = Counter()
     steps = rehearse(
         records,
         lambda each: plugin_set.make(each.name, each.options, plugin_dir)[0],
         _change(spec, serves_all=plugin is not None),
     )
+    differences: list[Difference] = []
+    faults: list[Fault] = []
+    equal = 0
     for step in steps:
-        count["recorded"] += len(step.record.decisions)
-        count["rehearsed"] += len(step.decided)
-        for sign, decisions in (("-", step.only_recorded), ("+", step.only_rehearsed)):
+        equal += step.equal
+        faults += step.faults
+        for only, decisions in (
+            ("recorded", step.only_recorded),
+            ("replayed", step.only_rehearsed),
+        ):
             for decision in decisions:
-                count[sign] += 1
-                seconds = (decision.at - start) / 1e9
-                if as_json:
-                    shown = views.decision(decision, 0)
-                    click.echo(
-                        json.dumps({"schema": SCHEMA, "only": sign, "after_s": seconds} | shown)
-                    )
-                else:
-                    click.echo(f"{sign} {seconds:9.3f}  {describe.decision(decision)}")
-    if not as_json:
-        click.echo(
-            f"{count['-']} of the recorded decisions would not have been made, "
-            f"{count['+']} others would"
+                path = _path(decision, step.world)
+                differences.append(Difference(only, (decision.at - start) / 1e9, path, decision))
+    if as_json:
+        _print_json(head, spec, differences, equal, faults)
+    else:
+        _print_text(differences, equal)
+    if faults:
+        first = faults[0]
+        raise Failure(
+            f"plugin {first.plugin}: {first.handler}() raised {first.error}; "
+            "it decided nothing from then on",
+            ExitCode.CHECK_FAILED,
         )
+
+
+class Difference(NamedTuple):
+    """A decision that is in one of the runs only."""
+
+    only: str
+    """``recorded`` or ``replayed``."""
+    after_s: float
+    """Seconds since the first event."""
+    path: str | None
+    """The name of the interface, or the local address if it is not known."""
+    decision: Decision
+
+
+def _path(decision: Decision, world: World) -> str | None:
+    local = getattr(decision.command, "local", None)
+    ip = local.ip if local is not None else getattr(decision.command, "local_ip", None)
+    return None if ip is None else world.interface_name(world.interface_of(ip)) or ip
+
+
+def _print_text(differences: list[Difference], equal: int) -> None:
+    width = max((len(each.path or "") for each in differences), default=0)
+    alike: dict[tuple[str, AnyCommand], list[Difference]] = {}
+    for each in differences:
+        command = replace(each.decision.command, reason="")
+        alike.setdefault((each.only, command), []).append(each)
+    for each, *others in alike.values():
+        sign = _SIGNS[each.only]
+        rule = f"({each.decision.cause.event}, rule {each.decision.cause.rule})"
+        text = describe.decision(each.decision)
+        click.echo(f"{sign} {each.after_s:9.3f}  {each.path or '':<{width}}  {text} {rule}")
+        if others:
+            last = f"{others[-1].after_s:.3f}"
+            click.echo(f"{sign} {'':9}  {'':<{width}}  and {len(others)} more until {last}")
+    for only, sign in _SIGNS.items():
+        verbs = Counter(_verb(each.decision) for each in differences if each.only == only)
+        shown = ", ".join(f"{count} {verb}" for verb, count in verbs.items()) or "none"
+        click.echo(f"{sign} in the {only} run only: {shown}")
+    click.echo(f"= in both: {equal}")
+
+
+_SIGNS = {"recorded": "-", "replayed": "+"}
+
+
+def _verb(decision: Decision) -> str:
+    """``create backup subflow``: a command without its addresses."""
+    words = describe.action(decision.command).split()
+    verb = takewhile(str.isalpha, words)
+    return " ".join(verb) + (" (refused)" if decision.refused is not None else "")
+
+
+def _print_json(
+    head: Head,
+    spec: PluginSpec,
+    differences: list[Difference],
+    equal: int,
+    faults: list[Fault],
+) -> None:
+    shown = {
+        "schema": SCHEMA,
+        "plugin": spec.name,
+        "options": spec.options,
+        "equal": equal,
+        "differences": [
+            {"only": each.only, "after_s": round(each.after_s, 6), "path": each.path}
+            | views.decision(each.decision, head.epoch_ns)
+            for each in differences
+        ],
+        "faults": [
+            {"plugin": each.plugin, "handler": each.handler, "error": each.error} for each in faults
+        ],
+    }
+    click.echo(json.dumps(shown))
 
 
 def _deciding(records: list[Record]) -> str:

@@ -26,6 +26,8 @@ def text(status: Status) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status["started_at"]))
     lost = {cause: n for cause, n in status["events_lost"].items() if n}
     lost |= {cause: n for cause, n in (status["probes"]["lost"] or {}).items() if n}
+    if status["log_messages_dropped"]:
+        lost["log messages"] = status["log_messages_dropped"]
     lines = [
         ("daemon", f"{status['version']}, process {status['pid']}, since {since}"),
         ("namespace", str(status["netns"])),

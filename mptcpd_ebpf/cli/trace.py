@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mptcpd_ebpf.cli import Group
+from mptcpd_ebpf.core.names import name_of
 from mptcpd_ebpf.kernel.errors import KernelError, MptcpMissing, NotPermitted
 from mptcpd_ebpf.probes import BpfUnavailable
 from mptcpd_ebpf.runtime.capabilities import may_load_bpf
@@ -153,7 +155,7 @@ def _scope(
     from mptcpd_ebpf.trace.scope import Scope, cgroups_below, parse_address, parse_token
 
     if comm is not None:  # TASK_COMM_LEN: the kernel cuts names by bytes, not characters
-        comm = comm.encode()[:15].decode(errors="replace")
+        comm = name_of(os.fsencode(comm)[:15])
     option = ""
     try:
         option = "--token"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whether a place in the file system is ours alone: the daemon runs what it finds there.
+"""Whether a place in the file system is ours alone: the daemon does what it finds there.
 
 A name is as good as the weakest place on the way to it: whoever can write a folder puts
 something else under the name, and whoever owns a link points it elsewhere.
@@ -11,6 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+
+
+def read_trusted(file: Path, max_bytes: int) -> bytes:
+    """The content of a configuration file; what is no regular file, such as a pipe, is trusted.
+
+    Raises `Failure` (CONFIG), with a reason that does not repeat the name, if it cannot be read, is
+    larger than `max_bytes`, or if users other than root and the daemon's own could write it.
+    """
+    try:
+        with file.open("rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            raw = stream.read(max_bytes + 1)
+    except OSError as error:
+        raise Failure(f"cannot be read: {error.strerror}", ExitCode.CONFIG) from None
+    if stat.S_ISREG(mode):
+        refuse_writable_by_others(file)
+    if len(raw) > max_bytes:
+        raise Failure(f"is larger than {max_bytes // 1024} KiB", ExitCode.CONFIG)
+    return raw
 
 
 def refuse_writable_by_others(path: Path) -> None:
@@ -38,8 +57,8 @@ def _look(path: Path) -> None:
         sticky = found.st_mode & stat.S_ISVTX and place != end
         if foreign or (writable and not sticky):
             raise Failure(
-                f"{place}: somebody else could write it, and a plugin runs with the daemon's "
-                f"privileges; make it root's own (chown root, chmod go-w)",
+                f"{place}: somebody else could write it, and what it says is done with the "
+                f"daemon's privileges; make it root's own (chown root, chmod go-w)",
                 ExitCode.CONFIG,
             )
 

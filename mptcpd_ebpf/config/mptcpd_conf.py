@@ -6,8 +6,6 @@ The file is what ELL's l_settings reads: groups in brackets, ``key=value``, comm
 default here, not ours: `MPTCPD_DEFAULTS`.
 """
 
-import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,9 +13,11 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from mptcpd_ebpf.config.file_trust import read_trusted
 from mptcpd_ebpf.config.yaml_document import Mistake
 from mptcpd_ebpf.core.endpoints import endpoint_flags
 from mptcpd_ebpf.core.model import AddressPolicy
+from mptcpd_ebpf.runtime.exit_codes import Failure
 
 MAX_BYTES = 64 * 1024
 
@@ -94,15 +94,9 @@ def read(file: Path, beaten: Mapping[str, Any] = MappingProxyType({})) -> Import
     or leaves out, is worth no warning.
     """
     try:
-        with file.open("rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            raw = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        return _unusable(file, f"cannot be read: {error.strerror}")
-    if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
-        return _unusable(file, f"everyone can write this file; run 'chmod o-w {file}'")
-    if len(raw) > MAX_BYTES:
-        return _unusable(file, f"is larger than {MAX_BYTES // 1024} KiB")
+        raw = read_trusted(file, MAX_BYTES)
+    except Failure as failure:
+        return _unusable(file, str(failure))
     return parse(raw.decode("utf-8", "replace"), str(file), beaten)
 
 

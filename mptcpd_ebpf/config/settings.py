@@ -14,8 +14,7 @@ Only a document without mistakes becomes a `Config`; the others end in one
 `ConfigError` that lists all of them as ``file:line:column: key: reason``.
 """
 
-import os
-import stat
+import ipaddress
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from operator import attrgetter
@@ -27,7 +26,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from mptcpd_ebpf.config import mptcpd_conf
-from mptcpd_ebpf.config.file_trust import refuse_writable_by_others
+from mptcpd_ebpf.config.file_trust import read_trusted, refuse_writable_by_others
 from mptcpd_ebpf.config.yaml_document import Document, KeyPath, Mistake
 from mptcpd_ebpf.core.address import parse_sockaddr
 from mptcpd_ebpf.core.measurement import Thresholds
@@ -52,6 +51,8 @@ PluginName = Annotated[str, Meta(min_length=1, max_length=64)]
 
 Pattern = Annotated[str, Meta(min_length=1, max_length=64)]
 """An interface name; ``*`` and ``?`` match as in a shell."""
+
+HostName = Annotated[str, Meta(min_length=1, max_length=253)]
 
 
 class ProbeBackend(StrEnum):
@@ -115,6 +116,8 @@ class Metrics(_Section, frozen=True):
     """Answer ``GET /metrics`` on the control socket."""
     listen: str | None = None
     """Also answer it on this TCP address, ``ip:port``; needs `enabled`."""
+    hosts: list[HostName] = []
+    """Names of this host in the requests there, besides its host name and its addresses."""
 
 
 class JournalSettings(_Section, frozen=True):
@@ -132,7 +135,8 @@ class JournalSettings(_Section, frozen=True):
 
 class RateLimits(_Section, frozen=True):
     destructive_per_second: Annotated[int, Meta(ge=0, le=1000)] = 10
-    """Subflows destroyed or demoted and endpoints removed, per second, over all plugins."""
+    """Subflows destroyed or demoted, per second, by one plugin on one path, for which no
+    measurement calls (docs/architecture.md); endpoints removed, by one plugin."""
 
 
 class Config(_Section, frozen=True):
@@ -255,9 +259,16 @@ class Settings(Struct, frozen=True, kw_only=True):
             document.lay_over(tuple(key.split(".")), value, origin)
         return _checked(document, self.overrides, options_of)
 
-    def warnings(self) -> list[str]:
-        """What mptcpd's file or command line sets and does not apply here."""
+    def warnings(self, config: Config) -> list[str]:
+        """What mptcpd's file or command line sets and does not apply here, and what `config`, read
+        from them, exposes."""
         found = []
+        listen = config.metrics.listen
+        if listen is not None and ipaddress.ip_address(parse_sockaddr(listen).ip).is_unspecified:
+            found.append(
+                f"metrics.listen: {listen} is reachable from every network of this host, and "
+                "answers without authentication: name one address, such as 127.0.0.1:9464"
+            )
         if self.mptcpd_conf is not None:
             found += mptcpd_conf.read(self.mptcpd_conf, self.overrides).warnings
         folder = self.overrides.get("plugin_dir")
@@ -381,15 +392,9 @@ def _read(file: Path) -> str:
         return ConfigError([Mistake(str(file), line, column, "", reason)])
 
     try:
-        with file.open("rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            raw = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise refused(f"cannot be read: {error.strerror}") from None
-    if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
-        raise refused(f"everyone can write this file; run 'chmod o-w {file}'")
-    if len(raw) > MAX_BYTES:
-        raise refused(f"is larger than {MAX_BYTES // 1024} KiB")
+        raw = read_trusted(file, MAX_BYTES)
+    except Failure as failure:
+        raise refused(str(failure)) from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

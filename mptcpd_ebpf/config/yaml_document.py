@@ -12,6 +12,7 @@ has: aliases (a few lines can expand to gigabytes), tags, merge keys, endless ne
 
 import difflib
 import re
+from collections.abc import Collection
 from enum import Enum
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -22,6 +23,9 @@ from msgspec import Struct
 
 MAX_DEPTH = 32
 """Nesting above this depth is refused."""
+
+MAX_ADVICE = 200
+"""Unknown keys with advice, which takes more time than all the rest."""
 
 KeyPath = tuple[str | int, ...]
 """The way from the top of a document to a value: keys and list positions."""
@@ -71,6 +75,8 @@ class Document:
     def __init__(self, text: str, file: str) -> None:
         self.file = file
         self.mistakes: list[Mistake] = []
+        self._mistaken: set[str] = set()
+        """The keys of `mistakes`."""
         # What has no text has no first line either.
         self._top = (file, 1, 1) if text else (file, None, None)
         self._places: dict[KeyPath, tuple[str, int | None, int | None]] = {}
@@ -81,13 +87,18 @@ class Document:
 
         A key with a mistake gets no second one: the first may have caused it.
         """
-        if any(dotted(path) == known.key for known in self.mistakes):
+        key = dotted(path)
+        if key in self._mistaken:
             return
         at = path
         while at and at not in self._places:
             at = at[:-1]
         file, line, column = self._places.get(at, self._top)
-        self.mistakes.append(Mistake(file, line, column, dotted(path), reason))
+        self._append(Mistake(file, line, column, key, reason))
+
+    def _append(self, mistake: Mistake) -> None:
+        self.mistakes.append(mistake)
+        self._mistaken.add(mistake.key)
 
     def lay_over(self, path: KeyPath, value: Any, origin: str) -> None:
         """Sets a value that did not come from the text; mistakes in it name `origin`."""
@@ -180,12 +191,12 @@ class Document:
 
     def _add(self, mark: Any, reason: str, path: KeyPath = ()) -> None:
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        self.mistakes.append(Mistake(self.file, line, column, dotted(path), reason))
+        self._append(Mistake(self.file, line, column, dotted(path), reason))
 
     def _add_at(self, text: str, position: int, reason: str) -> None:
         line_start = text.rfind("\n", 0, position) + 1
         line = text.count("\n", 0, position) + 1
-        self.mistakes.append(Mistake(self.file, line, position - line_start + 1, "", reason))
+        self._append(Mistake(self.file, line, position - line_start + 1, "", reason))
 
     # --- from data to mistakes
 
@@ -237,13 +248,18 @@ class Document:
             if key in fields:
                 self.check(value, fields[key].type, (*path, key))
                 continue
-            close = difflib.get_close_matches(key, fields, n=1)
-            known = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}"
-            self.mistake((*path, key), f"unknown key; {known}")
+            self.mistake((*path, key), f"unknown key{self._advice(key, fields)}")
         missing = [key for key, field in fields.items() if field.required and key not in data]
         if missing:
             # One mistake for all: it stands at the struct, which has no place for a second.
             self.mistake(path, f"missing: {', '.join(missing)}")
+
+    def _advice(self, key: str, known: Collection[str]) -> str:
+        """What else a key could be; nothing if there are so many mistakes that nobody reads it."""
+        if len(self.mistakes) >= MAX_ADVICE:
+            return ""
+        close = difflib.get_close_matches(key, known, n=1)
+        return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
 def _fits(data: Any, wanted: Any) -> bool:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Decisions and commands as one line of text, for the log and the terminal."""
 
+import re
+from collections.abc import Hashable
+
 from mptcpd_ebpf.core.commands import (
     AddEndpoint,
     AnnounceAddress,
@@ -10,6 +13,7 @@ from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
     FlushEndpoints,
+    HeldBack,
     ProbePath,
     ReadEndpoints,
     RemoveEndpoint,
@@ -20,13 +24,41 @@ from mptcpd_ebpf.core.commands import (
     SteerNewConnections,
     WithdrawAddress,
 )
+from mptcpd_ebpf.core.engine import DRY_RUN
 from mptcpd_ebpf.core.roles import Role
 
 
 def decision(made: Decision) -> str:
     """``adaptive: destroy 10.0.1.1:4000 → 10.0.9.1:80 of 1a2b3c4d: nothing came back …``."""
+    if made.refused == DRY_RUN:
+        return f"dry run: {made.plugin} would {action(made.command)}: {made.command.reason}"
     text = f"{made.plugin}: {action(made.command)}: {made.command.reason}"
-    return f"{text} [not done: {made.refused}]" if made.refused else text
+    after = f" after {made.waited / 1e9:.1f} s" if made.waited else ""
+    if made.refused:
+        return f"{text} [not done{after}: {made.refused}]"
+    return f"{text} [held back, sent{after}]" if after else text
+
+
+def decisions(first: Decision, count: int) -> str:
+    """`count` decisions of one `kind`, with the first of them as the example."""
+    text = f"{first.plugin}: {actions(first.command, count)}: {first.command.reason}"
+    return f"{text} [not done: {first.refused}]" if first.refused else text
+
+
+def kind(made: Decision) -> Hashable:
+    """Equal for decisions that differ only in their connection and in numbers."""
+    command = made.command
+    texts = (_without_numbers(command.reason), _without_numbers(made.refused or ""))
+    return (made.plugin, type(command), _what(command), texts)
+
+
+def held_back(held: HeldBack) -> str:
+    """Commands that wait, in one line for one second and path."""
+    return (
+        f"{held.plugin}: {held.count} commands on {held.path} held back: more than "
+        f"{held.per_second} a second for which no measurement calls; {held.waiting} wait and are "
+        "retried"
+    )
 
 
 def action(command: AnyCommand) -> str:
@@ -89,6 +121,36 @@ def path_state(report: ReportPath) -> str:
         probes = f"{report.probes_answered} of {report.probes_needed} probes answered"
         return f"{name} is {report.state}, {probes}"
     return f"{name} is {report.state}"
+
+
+def actions(command: AnyCommand, count: int) -> str:
+    """What `count` commands of one kind do; `command` is the first of them."""
+    token = getattr(command, "token", None)
+    first = f" (first: {token:08x})" if token is not None else ""
+    return f"{_what(command).format(count=count)}{first}"
+
+
+def _what(command: AnyCommand) -> str:
+    """What commands of one kind do, with `{count}` for their number."""
+    match command:
+        case CreateSubflow():
+            kind = "backup subflows" if command.backup else "subflows"
+            return f"create {{count}} more {kind} {command.local_ip} → {command.remote}"
+        case DestroySubflow():
+            return f"destroy {{count}} more subflows {command.local.ip} → {command.remote.ip}"
+        case SetBackup():
+            verb = "demote" if command.backup else "restore"
+            return f"{verb} {{count}} more subflows {command.local.ip} → {command.remote.ip}"
+        case AnnounceAddress():
+            return f"announce {command.ip} to {{count}} more connections"
+        case WithdrawAddress():
+            return f"withdraw address id {command.address_id} of {{count}} more connections"
+        case _:
+            return f"{action(command)}, {{count}} more times"
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\d[\d.]*", "#", text)
 
 
 def _of(token: int) -> str:

@@ -4,7 +4,8 @@
 h11 implements the protocol.  This module does the input and output, and enforces the limits:
 connections, streams, the size of a request, the time to send it and to read its answer, the backlog
 of a stream.  The server never waits for a client: one that does not read fills its own socket, and
-the server closes the connection.
+the server closes the connection.  Pipelined requests are answered one in each turn of the loop, and
+only while the client reads the answers.
 
 The handler of a path returns a whole `Response`.  A path whose handler is `STREAM` answers with
 server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), which come from
@@ -23,6 +24,8 @@ import msgspec
 log = logging.getLogger(__name__)
 
 MAX_CLIENTS = 64
+"""Of one server.  Another client takes the place of the one that has waited longest without a
+request."""
 MAX_STREAMS = 32
 """Fewer than clients, so that streams leave room for requests."""
 MAX_HEAD_BYTES = 16 * 1024
@@ -48,6 +51,8 @@ STREAM = "stream"
 
 Routes = dict[tuple[str, str], Handler | str]
 """Handlers by method and path."""
+AcceptsHost = Callable[[str], bool]
+"""Whether a Host header may name this server (RFC 9110 section 7.4)."""
 
 
 def json_response(data: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
@@ -65,16 +70,28 @@ def server_sent_event(name: str, data: Any) -> bytes:
 
 
 class HttpServer:
-    """The clients of any number of listeners; `client` is asyncio's protocol factory."""
+    """The clients of a listener; `client` is asyncio's protocol factory."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        *,
+        greeting: bytes = b"",
+        accepts_host: AcceptsHost = lambda _host: True,
+        max_clients: int = MAX_CLIENTS,
+    ) -> None:
+        """A stream begins with `greeting`."""
+        self.routes = routes
+        self.greeting = greeting
+        self.accepts_host = accepts_host
+        self.max_clients = max_clients
         self._clients: dict[_Client, None] = {}
         self._streams: dict[_Client, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def client(self, routes: Routes, greeting: bytes = b"") -> asyncio.Protocol:
-        """A new client, which can request `routes`; its stream begins with `greeting`."""
-        return _Client(self, routes, greeting)
+    def client(self) -> asyncio.Protocol:
+        """A new client, which can request `routes`."""
+        return _Client(self)
 
     @property
     def has_streams(self) -> bool:
@@ -93,8 +110,12 @@ class HttpServer:
     # --- called by the clients
 
     def admit(self, client: "_Client") -> bool:
-        if len(self._clients) >= MAX_CLIENTS:
-            return False
+        if len(self._clients) >= self.max_clients:
+            idle = next((each for each in self._clients if each.idle), None)
+            if idle is None:
+                return False
+            self.forget(idle)
+            idle.abort()
         self._clients[client] = None
         return True
 
@@ -117,10 +138,8 @@ class HttpServer:
 class _Client(asyncio.Protocol):
     """One connection: reads a request, answers it, reads the next."""
 
-    def __init__(self, server: HttpServer, routes: Routes, greeting: bytes) -> None:
+    def __init__(self, server: HttpServer) -> None:
         self._server = server
-        self._routes = routes
-        self._greeting = greeting
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._transport: asyncio.Transport
         self._deadline: asyncio.TimerHandle | None = None
@@ -128,6 +147,16 @@ class _Client(asyncio.Protocol):
         self._body = bytearray()
         self._answering = False
         self._streaming = False
+        self._unread = False
+        """The client has left so many answers unread that it gets no more of them."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether the server waits for a request."""
+        return not self._answering
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     # --- asyncio's side
 
@@ -139,7 +168,8 @@ class _Client(asyncio.Protocol):
         else:
             self._send(
                 error_response(
-                    HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_CLIENTS} connections are open already"
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    f"{self._server.max_clients} connections are open already",
                 )
             )
             transport.close()
@@ -150,6 +180,13 @@ class _Client(asyncio.Protocol):
         self._http.receive_data(data)
         self._advance()
 
+    def pause_writing(self) -> None:
+        self._unread = True
+
+    def resume_writing(self) -> None:
+        self._unread = False
+        self._advance()
+
     def connection_lost(self, error: Exception | None) -> None:
         self._disarm()
         self._server.forget(self)
@@ -157,7 +194,10 @@ class _Client(asyncio.Protocol):
     # --- requests
 
     def _advance(self) -> None:
-        while not self._answering and not self._transport.is_closing():
+        """Handles at most one request.  Reading stops until the rest of what was read is handled,
+        so that a client's unhandled bytes are bounded, and an end of file does not close the
+        connection before the answer."""
+        while not (self._answering or self._unread or self._transport.is_closing()):
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as error:
@@ -178,35 +218,45 @@ class _Client(asyncio.Protocol):
             elif isinstance(event, h11.EndOfMessage):
                 assert self._request is not None
                 self._disarm()
+                self._transport.pause_reading()
                 self._dispatch(self._request)
+                return
             elif isinstance(event, h11.ConnectionClosed):
                 self._transport.close()
                 return
             else:  # NEED_DATA, or PAUSED until the answer is sent
+                self._transport.resume_reading()
                 return
 
     def _dispatch(self, request: h11.Request) -> None:
         method = request.method.decode("ascii")
         path = request.target.decode("ascii", "replace").partition("?")[0]
-        handler = self._routes.get((method, path))
+        host = next((value for name, value in request.headers if name == b"host"), None)
+        if host is not None and not self._server.accepts_host(host.decode("ascii", "replace")):
+            reason = "the Host header does not name this host: see metrics.hosts"
+            self._answer(error_response(HTTPStatus.MISDIRECTED_REQUEST, reason))
+            return
+        handler = self._server.routes.get((method, path))
         if isinstance(handler, str):
             self._begin_stream()
         elif handler is not None:
             self._answering = True
-            # Reading stops, so that an end of file does not close the connection before the answer.
-            self._transport.pause_reading()
             self._server.run(self._respond(handler, bytes(self._body), f"{method} {path}"))
         else:
-            self._send(self._no_such(method, path))
-            self._next()
+            self._answer(self._no_such(method, path))
+
+    def _answer(self, response: Response) -> None:
+        self._send(response)
+        self._next()
+        asyncio.get_running_loop().call_soon(self._advance)
 
     def _no_such(self, method: str, path: str) -> Response:
-        allowed = sorted(known for known, at in self._routes if at == path)
+        allowed = sorted(known for known, at in self._server.routes if at == path)
         if allowed:
             reason = f"{path} allows {', '.join(allowed)}, not {method}"
             response = error_response(HTTPStatus.METHOD_NOT_ALLOWED, reason)
             return response._replace(headers=(("Allow", ", ".join(allowed)),))
-        paths = ", ".join(sorted({at for _, at in self._routes}))
+        paths = ", ".join(sorted({at for _, at in self._server.routes}))
         return error_response(HTTPStatus.NOT_FOUND, f"no such path; the paths are {paths}")
 
     async def _respond(self, handler: Handler, body: bytes, what: str) -> None:
@@ -220,10 +270,7 @@ class _Client(asyncio.Protocol):
         self._answering = False
         if self._transport.is_closing():
             return
-        self._send(response)
-        self._transport.resume_reading()
-        self._next()
-        self._advance()
+        self._answer(response)
 
     def _next(self) -> None:
         """After an answer: waits for the client's next request, or closes the connection."""
@@ -263,13 +310,13 @@ class _Client(asyncio.Protocol):
     def _begin_stream(self) -> None:
         if not self._server.admit_stream(self):
             reason = f"{MAX_STREAMS} streams are open already"
-            self._send(error_response(HTTPStatus.SERVICE_UNAVAILABLE, reason))
-            self._next()
+            self._answer(error_response(HTTPStatus.SERVICE_UNAVAILABLE, reason))
             return
         self._answering = self._streaming = True
+        self._transport.resume_reading()  # to see the end of the connection
         headers = [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")]
         self._write(h11.Response(status_code=HTTPStatus.OK, headers=headers))
-        self.send_chunk(self._greeting)
+        self.send_chunk(self._server.greeting)
 
     def send_chunk(self, chunk: bytes) -> None:
         """Sends a part of the stream, or closes it if its backlog is too large."""

@@ -59,6 +59,11 @@ def _daemon(status: Status) -> Iterator[Family]:
         "Commands that the daemon did not send to the kernel.",
         status["decisions_refused"],
     )
+    yield CounterMetricFamily(
+        "mptcpd_ebpf_log_messages_dropped",
+        "Log messages dropped because nothing read the log.",
+        status["log_messages_dropped"],
+    )
     lost = CounterMetricFamily(
         "mptcpd_ebpf_event_overflows", "Overflows of an event source.", labels=["source"]
     )

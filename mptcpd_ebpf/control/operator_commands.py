@@ -22,6 +22,7 @@ from mptcpd_ebpf.core.address import SockAddr, canonical, parse_sockaddr
 from mptcpd_ebpf.core.address_ids import HIGHEST_ID
 from mptcpd_ebpf.core.commands import AddEndpoint, ChangeEndpoint, KernelCommand, SetLimits
 from mptcpd_ebpf.core.endpoints import Endpoint, EndpointFlag, Limits, endpoint_flags
+from mptcpd_ebpf.core.names import printable
 from mptcpd_ebpf.core.token import token_of
 from mptcpd_ebpf.kernel import diag, sysctl
 from mptcpd_ebpf.kernel.errors import NetlinkRefused
@@ -146,7 +147,7 @@ def _interface_name(if_index: int) -> str | None:
     if not if_index:
         return None
     try:
-        return socket.if_indextoname(if_index)
+        return printable(socket.if_indextoname(if_index))
     except OSError:
         return None
 

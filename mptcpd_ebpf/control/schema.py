@@ -201,6 +201,8 @@ class DecisionView(TypedDict):
     """The reason, in one line."""
     refused: str | None
     """Why the daemon did not send it to the kernel; null if it did."""
+    waited: float
+    """Seconds for which the budget held it back before it was sent or refused."""
     command: dict[str, Any]
     """All fields of the command."""
 
@@ -228,9 +230,11 @@ class StoryEntry(TypedDict):
     text: str
     """In words, with numbers and units."""
     outcome: str | None
-    """What came of a decision."""
+    """What came of a decision: the kernel's answer and the effect.  What a closed subflow
+    carried."""
     data: dict[str, Any]
-    """The fields of the event or of the decision."""
+    """The fields of the event or of the decision, with `effect` (`effects.Effect`) if it was
+    measured."""
 
 
 class Story(TypedDict):
@@ -376,3 +380,5 @@ class Status(TypedDict):
     """Those that are away or on standby, the newest last."""
     journal: JournalView | None
     """Null if it is switched off."""
+    log_messages_dropped: int
+    """Because nothing read the log."""

@@ -8,6 +8,7 @@ The daemon provides the data through `ControlSource`, and events through `Contro
 import asyncio
 import logging
 import time
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import msgspec
 
 from mptcpd_ebpf.config.settings import Metrics
 from mptcpd_ebpf.control import views
+from mptcpd_ebpf.control.host_header import names_this_host
 from mptcpd_ebpf.control.http import (
     STREAM,
     HttpServer,
@@ -35,6 +37,7 @@ from mptcpd_ebpf.control.schema import (
     Status,
     Story,
 )
+from mptcpd_ebpf.control.scrapes import Scrapes
 from mptcpd_ebpf.control.socket_file import SocketFile
 from mptcpd_ebpf.core.commands import ReadEndpoints, RequestSample
 from mptcpd_ebpf.core.recording import Record
@@ -42,6 +45,9 @@ from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 log = logging.getLogger(__name__)
+
+MAX_SCRAPERS = 16
+"""Clients of `metrics.listen`."""
 
 _STATUS = {
     ExitCode.CONFIG: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -69,7 +75,7 @@ class ControlSource(Protocol):
     def decisions(self) -> list[DecisionView]:
         """The newest decisions, oldest first, at most 1000 (`views.decision`)."""
 
-    def story(self) -> Story:
+    async def story(self) -> Story:
         """What was seen and done lately (`story.tell`)."""
 
     async def endpoints(self) -> Endpoints:
@@ -98,10 +104,10 @@ class ControlServer:
     def __init__(self, source: ControlSource, metrics: Metrics) -> None:
         self._source = source
         self._metrics = metrics
-        self._http = HttpServer()
+        self._scrapes = Scrapes(source)
         self._listeners: list[asyncio.Server] = []
         self._file: SocketFile | None = None
-        self._routes: Routes = {
+        routes: Routes = {
             ("GET", "/v1/connections"): self._connections,
             ("GET", "/v1/paths"): self._paths,
             ("GET", "/v1/status"): self._status,
@@ -116,7 +122,14 @@ class ControlServer:
             ("POST", "/v1/reload"): self._reload,
         }
         if metrics.enabled:
-            self._routes["GET", "/metrics"] = self._scrape
+            routes["GET", "/metrics"] = self._scrapes.answer
+        self._http = HttpServer(routes, greeting=server_sent_event("hello", {"schema": SCHEMA}))
+        # Anyone who reaches the address may connect: a server, and bounds, of its own.
+        self._exposed = HttpServer(
+            {("GET", "/metrics"): self._scrapes.answer},
+            accepts_host=partial(names_this_host, metrics.hosts),
+            max_clients=MAX_SCRAPERS,
+        )
 
     async def start(self, path: str) -> None:
         """Listens at `path`, and for metrics on TCP if configured.
@@ -126,11 +139,8 @@ class ControlServer:
         """
         loop = asyncio.get_running_loop()
         self._file = SocketFile(path)
-        greeting = server_sent_event("hello", {"schema": SCHEMA})
         self._listeners.append(
-            await loop.create_unix_server(
-                lambda: self._http.client(self._routes, greeting), sock=self._file.socket
-            )
+            await loop.create_unix_server(self._http.client, sock=self._file.socket)
         )
         if self._metrics.listen is not None:
             try:
@@ -141,10 +151,9 @@ class ControlServer:
 
     async def _listen_tcp(self, where: str) -> None:
         host, _, port = where.rpartition(":")
-        routes: Routes = {("GET", "/metrics"): self._scrape}
         try:
             server = await asyncio.get_running_loop().create_server(
-                lambda: self._http.client(routes), host.strip("[]"), int(port)
+                self._exposed.client, host.strip("[]"), int(port)
             )
         except (OSError, OverflowError) as error:
             raise Failure(
@@ -157,6 +166,7 @@ class ControlServer:
         for listener in self._listeners:
             listener.close()
         self._http.close()
+        self._exposed.close()
         if self._file is not None:
             self._file.close()
 
@@ -185,7 +195,7 @@ class ControlServer:
         return json_response({"schema": SCHEMA, "decisions": self._source.decisions()})
 
     async def _story(self, _body: bytes) -> Response:
-        return json_response(self._source.story())
+        return json_response(await self._source.story())
 
     async def _endpoints(self, _body: bytes) -> Response:
         return json_response(await self._source.endpoints())
@@ -196,8 +206,13 @@ class ControlServer:
     async def _command(self, body: bytes) -> Response:
         try:
             fields = msgspec.json.decode(body, type=dict[str, Any])
-            return json_response(await self._source.carry_out(fields))
+        except RecursionError:
+            return error_response(HTTPStatus.BAD_REQUEST, "JSON is nested too deep")
         except (msgspec.DecodeError, ValueError) as error:
+            return error_response(HTTPStatus.BAD_REQUEST, str(error))
+        try:
+            return json_response(await self._source.carry_out(fields))
+        except ValueError as error:
             return error_response(HTTPStatus.BAD_REQUEST, str(error))
         except KernelError as error:
             return error_response(HTTPStatus.CONFLICT, str(error))
@@ -216,9 +231,3 @@ class ControlServer:
         except Failure as failure:
             return error_response(_STATUS[failure.exit_code], str(failure))
         return json_response(self._source.status())
-
-    async def _scrape(self, _body: bytes) -> Response:
-        from mptcpd_ebpf.control import metrics  # prometheus_client is slow to import
-
-        body = metrics.exposition(self._source.status(), await self._source.connections())
-        return Response(HTTPStatus.OK, body, metrics.CONTENT_TYPE)

@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import stat
+from pathlib import Path
 
 from mptcpd_ebpf.control.client import check_length
 from mptcpd_ebpf.runtime import run_folder
@@ -29,6 +30,8 @@ class SocketFile:
                 run_folder.make()
             _clear(path)
             self.socket = _bind(path)
+            if os.path.dirname(path) == str(run_folder.own()):
+                run_folder.give(Path(path))
             self._identity = _identity(path)
         except OSError as error:
             if error.errno in _NOT_ALLOWED:

@@ -4,23 +4,30 @@
 A pure function over records (`core.recording.Record`), of a running daemon or of a recording.
 Each entry is one line with its time, the connection and the path that it is about, and the same as
 data.  The kernel's answer to a command and the time until its effect are part of the command's
-entry.  Samples, probes of paths and timers make no entries of their own.
+entry, as is what was measured of the connection before and after it (`control.effects`).  Samples,
+probes of paths and timers make no entries of their own.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from mptcpd_ebpf.control import describe, views
+from mptcpd_ebpf.control.effects import Effects, effect_text
 from mptcpd_ebpf.control.schema import StoryEntry
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
-from mptcpd_ebpf.core.alarm_text import alarm_text
+from mptcpd_ebpf.core.alarm_text import alarm_text, limit_text
 from mptcpd_ebpf.core.commands import (
+    ActingCommand,
     ConnectionCommand,
     CreateSubflow,
     Decision,
-    KernelCommand,
+    DestroySubflow,
+    SetBackup,
 )
+from mptcpd_ebpf.core.engine import DRY_RUN
+from mptcpd_ebpf.core.measurement import Measurement
+from mptcpd_ebpf.core.model import SubflowKey
 from mptcpd_ebpf.core.recording import Record
 from mptcpd_ebpf.core.token import token_text
 
@@ -34,22 +41,37 @@ def tell(
 
     `interfaces`: names of interfaces by local address, as far as known before the first record.
     """
-    teller = _Teller(epoch_ns, dict(interfaces or {}))
+    teller = Teller(epoch_ns, interfaces)
     for record in records:
         teller.take(record)
-    return teller.entries
+    return teller.finish()
 
 
-class _Teller:
-    def __init__(self, epoch_ns: int, interfaces: dict[str, str]) -> None:
+class Teller:
+    """`tell`, one record at a time."""
+
+    def __init__(self, epoch_ns: int, interfaces: dict[str, str] | None = None) -> None:
         self._epoch_ns = epoch_ns
-        self._interface_of = interfaces
+        self._interface_of = dict(interfaces or {})
         self._links: dict[int, str] = {}
         self._decisions: dict[int, StoryEntry] = {}
         self._joins: dict[tuple[int, str, SockAddr], tuple[int, StoryEntry]] = {}
         self._opened: dict[tuple[int, SockAddr, SockAddr], int] = {}
+        self._effects = Effects()
+        self._effective: list[tuple[StoryEntry, int, int]] = []
+        self._closings: dict[tuple[int, SubflowKey], StoryEntry] = {}
+        self._finals: dict[tuple[int, SubflowKey], str] = {}
         self._now = 0
-        self.entries: list[StoryEntry] = []
+        self._entries: list[StoryEntry] = []
+
+    def finish(self) -> list[StoryEntry]:
+        """The entries, oldest first, with the effects of the decisions."""
+        for entry, token, at in self._effective:
+            effect = self._effects.of(token, at)
+            if effect is not None:
+                entry["outcome"] = "; ".join(filter(None, (entry["outcome"], effect_text(effect))))
+                entry["data"]["effect"] = effect
+        return self._entries
 
     def take(self, record: Record) -> None:
         self._now = record.now
@@ -57,7 +79,7 @@ class _Teller:
         if handler is not None:
             handler(self, record.event)
         for decision in record.decisions:
-            if isinstance(decision.command, KernelCommand) and not decision.command.routine:
+            if isinstance(decision.command, ActingCommand):
                 self._decided(decision)
 
     def _add(
@@ -80,7 +102,7 @@ class _Teller:
             "outcome": None,
             "data": data,
         }
-        self.entries.append(entry)
+        self._entries.append(entry)
         return entry
 
     def _path(self, local_ip: str) -> str:
@@ -93,10 +115,15 @@ class _Teller:
         local = getattr(command, "local", None)
         local_ip = local.ip if local is not None else getattr(command, "local_ip", None)
         rule = f"{decision.plugin}, rule {decision.cause.rule}"
+        token = command.token if isinstance(command, ConnectionCommand) else None
+        action = describe.action(command)
+        if token is not None:
+            action = action.removesuffix(f" of {token_text(token)}")
+        would = "dry run: would " if decision.refused == DRY_RUN else ""
         entry = self._add(
             "decision",
-            f"{describe.action(command)}: {command.reason} ({rule})",
-            token=command.token if isinstance(command, ConnectionCommand) else None,
+            f"{would}{action}: {command.reason} ({rule})",
+            token=token,
             local_ip=local_ip,
             data=dict(views.decision(decision, self._epoch_ns)),
         )
@@ -104,6 +131,9 @@ class _Teller:
             entry["outcome"] = f"not sent: {decision.refused}"
             return
         self._decisions[decision.id] = entry
+        if isinstance(command, CreateSubflow | DestroySubflow | SetBackup):
+            self._effects.decided(command.token, self._now)
+            self._effective.append((entry, command.token, self._now))
         if isinstance(command, CreateSubflow):
             name = (command.token, command.local_ip, command.remote)
             self._joins[name] = (self._now, entry)
@@ -136,14 +166,32 @@ class _Teller:
             text += f", MP_TCPRST reason {event.reset_reason}"
         elif event.error:
             text += f", errno {event.error}"
-        self._subflow(text, event)
+        entry = self._subflow(text, event)
+        name = (event.token, (event.local, event.remote))
+        entry["outcome"] = self._finals.pop(name, None)
+        if entry["outcome"] is None:
+            self._closings[name] = entry
+
+    def _ended(self, event: ev.SubflowEnded) -> None:
+        measured = event.measurement
+        self._effects.note(measured)
+        name = (measured.token, (measured.local, measured.remote))
+        text = _carried_text(measured)
+        if (entry := self._closings.pop(name, None)) is not None:
+            entry["outcome"] = text
+        else:
+            self._finals[name] = text
+
+    def _sampled(self, event: ev.Sampled) -> None:
+        for measured in event.measurements:
+            self._effects.note(measured)
 
     def _subflow(
         self, text: str, event: ev.SubflowEstablished | ev.SubflowClosed | ev.SubflowPriority
-    ) -> None:
+    ) -> StoryEntry:
         if event.if_index in self._links:
             self._interface_of.setdefault(event.local.ip, self._links[event.if_index])
-        self._add(
+        return self._add(
             "subflow", text, token=event.token, local_ip=event.local.ip, data=views.event(event)
         )
 
@@ -163,6 +211,7 @@ class _Teller:
             data=views.event(event),
         )
         self._opened[event.token, event.local, event.remote] = self._now
+        self._effects.established(event.token, self._now)
 
     def _connection_closed(self, event: ev.ConnectionClosed) -> None:
         self._add("connection", "connection closed", token=event.token, data=views.event(event))
@@ -177,12 +226,21 @@ class _Teller:
 
     def _alarm(self, event: ev.AlarmRaised) -> None:
         measured = event.measurement
+        self._effects.note(measured)
         text = f"alarm {event.kind}: {alarm_text(event)}"
+        if (measured.token, (measured.local, measured.remote)) in self._closings:
+            text = f"alarm {event.kind} of the closed subflow: {alarm_text(event)}"
+        if event.limit:
+            text += f"; limit {limit_text(event)}"
         if measured.srtt_us is not None:
             text += f"; srtt {measured.srtt_us / 1000:.0f} ms, {measured.in_flight or 0} in flight"
         self._add(
             "alarm", text, token=measured.token, local_ip=measured.local.ip, data=views.event(event)
         )
+
+    def _unanswered(self, event: ev.StartUnanswered) -> None:
+        text = f"a new connection to {event.remote} got no answer"
+        self._add("alarm", text, local_ip=event.local_ip, data=views.event(event))
 
     def _link(self, event: ev.LinkChanged) -> None:
         known = event.if_index in self._links
@@ -240,25 +298,52 @@ _DAEMON: dict[type[ev.Event], Callable[[Any], str]] = {
     ev.Stopping: lambda _: "the daemon stops",
 }
 
-_TELL: dict[type[ev.Event], Callable[[_Teller, Any], None]] = {
-    ev.ConnectionEstablished: _Teller._connection,
-    ev.ConnectionClosed: _Teller._connection_closed,
-    ev.AddressAnnounced: _Teller._announced,
-    ev.AddressWithdrawn: _Teller._withdrawn,
-    ev.SubflowEstablished: _Teller._established,
-    ev.SubflowClosed: _Teller._closed,
-    ev.SubflowPriority: _Teller._priority,
-    ev.AlarmRaised: _Teller._alarm,
-    ev.LinkChanged: _Teller._link,
-    ev.LinkRemoved: _Teller._link_removed,
-    ev.LocalAddressChanged: _Teller._address,
-    ev.LocalAddressRemoved: _Teller._address_removed,
-    ev.DefaultRouteAdded: _Teller._route,
-    ev.DefaultRouteRemoved: _Teller._route,
-    ev.Resynchronised: _Teller._whole_state,
-    ev.CommandAnswered: _Teller._answered,
-    **dict.fromkeys(_DAEMON, _Teller._daemon),
+_TELL: dict[type[ev.Event], Callable[[Teller, Any], None]] = {
+    ev.ConnectionEstablished: Teller._connection,
+    ev.ConnectionClosed: Teller._connection_closed,
+    ev.AddressAnnounced: Teller._announced,
+    ev.AddressWithdrawn: Teller._withdrawn,
+    ev.SubflowEstablished: Teller._established,
+    ev.SubflowClosed: Teller._closed,
+    ev.SubflowPriority: Teller._priority,
+    ev.SubflowEnded: Teller._ended,
+    ev.Sampled: Teller._sampled,
+    ev.AlarmRaised: Teller._alarm,
+    ev.StartUnanswered: Teller._unanswered,
+    ev.LinkChanged: Teller._link,
+    ev.LinkRemoved: Teller._link_removed,
+    ev.LocalAddressChanged: Teller._address,
+    ev.LocalAddressRemoved: Teller._address_removed,
+    ev.DefaultRouteAdded: Teller._route,
+    ev.DefaultRouteRemoved: Teller._route,
+    ev.Resynchronised: Teller._whole_state,
+    ev.CommandAnswered: Teller._answered,
+    **dict.fromkeys(_DAEMON, Teller._daemon),
 }
+
+
+def _carried_text(measured: Measurement) -> str:
+    """What a subflow did in its life, from its final record."""
+    parts = []
+    if measured.bytes_acked is not None and measured.bytes_received is not None:
+        parts.append(
+            f"sent {measured.bytes_acked / 1e3:.0f} kB, "
+            f"received {measured.bytes_received / 1e3:.0f} kB"
+        )
+    if measured.srtt_us is not None:
+        parts.append(f"srtt {measured.srtt_us / 1000:.0f} ms")
+    if measured.retransmits and measured.segments_out:
+        parts.append(f"{measured.retransmits} of {measured.segments_out} segments retransmitted")
+    waited_us = (measured.stalled_us or 0) + (measured.holes_us or 0)
+    if waited_us >= 1000:
+        parts.append(f"the connection waited {waited_us / 1e6:.3f} s for it")
+    return "; ".join(parts)
+
+
+def tokens(entries: Iterable[StoryEntry], prefix: str) -> list[str]:
+    """The connections whose token begins with `prefix`, in the order of their first entry."""
+    found = (each["token"] for each in entries)
+    return list(dict.fromkeys(token for token in found if token and token.startswith(prefix)))
 
 
 def about(

@@ -99,6 +99,7 @@ def decision(made: Decision, epoch_ns: int) -> DecisionView:
         "subflow": f"{local} → {remote}" if local is not None and remote is not None else None,
         "reason": made.command.reason,
         "refused": made.refused,
+        "waited": made.waited / 1e9,
         "command": fields_of,
     }
 

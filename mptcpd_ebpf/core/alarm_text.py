@@ -25,3 +25,14 @@ def alarm_text(alarm: AlarmRaised) -> str:
             return f"received data waited for it for {alarm.value / 1000:.0f} ms of the last second"
         case AlarmKind.SILENCE:
             return f"nothing came on it for {alarm.value / 1000:.0f} ms while received data waits"
+
+
+def limit_text(alarm: AlarmRaised) -> str:
+    """The threshold that an alarm crossed, with its unit."""
+    match alarm.kind:
+        case AlarmKind.TIMEOUTS:
+            return str(alarm.limit)
+        case AlarmKind.LOSS:
+            return f"{alarm.limit} %"
+        case _:
+            return f"{alarm.limit / 1000:.0f} ms"

@@ -197,6 +197,8 @@ class RequestSample(Command, frozen=True):
 
     with_owners: bool = False
     """Also find the owner of each connection, which reads every process."""
+    urgent: bool = False
+    """Commands wait for it: it is taken at once, also if the last one took long."""
 
 
 class ReadEndpoints(Command, frozen=True):
@@ -274,6 +276,9 @@ ConnectionCommand = CreateSubflow | DestroySubflow | SetBackup | AnnounceAddress
 
 KernelCommand = ConnectionCommand | TableCommand
 
+ActingCommand = KernelCommand | SteerNewConnections
+"""What changes something in the kernel, and is answered at once."""
+
 OwnCommand = RequestSample | ReadEndpoints | ReportPath
 """Commands that become decisions and never leave the daemon: no `CommandAnswered` follows."""
 
@@ -302,3 +307,19 @@ class Decision(Struct, frozen=True, kw_only=True):
     command: AnyCommand
     refused: str | None = None
     """Why the engine did not send it to the kernel; None if it did."""
+    waited: int = 0
+    """Nanoseconds for which the budget held it back before that."""
+
+
+class HeldBack(Struct, frozen=True, kw_only=True):
+    """Commands of one author on one path that had to wait, within one second."""
+
+    plugin: str
+    path: str
+    """In words, with the interface if it is known."""
+    count: int
+    """Held back within that second."""
+    waiting: int
+    """All that wait now."""
+    per_second: int
+    """What the budget lets pass."""

@@ -34,4 +34,5 @@ class CoreConfig(Struct, frozen=True, kw_only=True):
     dry_run: bool = False
     """Plugins decide, and none of their commands is sent."""
     destructive_per_second: int = 200
-    """Subflows destroyed or demoted and endpoints removed, per second, over all connections."""
+    """Subflows destroyed or demoted, per second, by one plugin on one path, for which no
+    measurement calls; endpoints removed, by one plugin."""

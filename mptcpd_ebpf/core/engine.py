@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The engine: one event in, decisions and the next deadline out.
 
-    event ─▶ tracker ─▶ notices ─▶ plugins ─▶ commands ─▶ guard ─▶ decisions
+    event ─▶ tracker ─▶ notices ─▶ plugins ─▶ commands ─▶ admission ─▶ decisions
 
 `Engine.handle` is the only way in.  The engine holds no socket and reads no clock: the same
 events at the same times give the same decisions, which unit tests and `replay` depend on.
@@ -17,14 +17,16 @@ from typing import Any
 from msgspec import Struct
 
 from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.admission import MARKER, Admission
 from mptcpd_ebpf.core.assignments import Assignments
 from mptcpd_ebpf.core.commands import (
     MANUAL,
+    ActingCommand,
     AnyCommand,
     Cause,
     Decision,
     DestroySubflow,
-    KernelCommand,
+    HeldBack,
     OwnCommand,
     ProbePath,
     ReportPath,
@@ -33,7 +35,6 @@ from mptcpd_ebpf.core.commands import (
     SteerNewConnections,
     WakeAt,
 )
-from mptcpd_ebpf.core.guard import Guard
 from mptcpd_ebpf.core.model import State, Subflow, World
 from mptcpd_ebpf.core.path_probes import PathProbes
 from mptcpd_ebpf.core.plugin import Context, Notice, Plugin
@@ -54,8 +55,8 @@ RULES = "rules"
 """The author of decisions that serve the choice of plugins."""
 STEERING = "new connections"
 """The author of decisions on where new connections start."""
-MARKER = "backup flag"
-"""The author of decisions that set the backup flag of a join where the kernel does not."""
+VERIFIER = "budget"
+"""The author of samples that show whether a path for which commands wait has recovered."""
 
 DRY_RUN = "dry run"
 """Why a command of a plugin is not sent while the configuration says dry_run."""
@@ -73,6 +74,8 @@ class Outcome(Struct, kw_only=True):
     faults: list[Fault]
     finals: list[Subflow]
     """Subflows that every source has closed."""
+    held: list[HeldBack]
+    """Summaries of the commands that wait."""
 
 
 class _Turn:
@@ -81,7 +84,7 @@ class _Turn:
     def __init__(self, seq: int, event: ev.Event, now: int) -> None:
         self.now = now
         self.event = type(event).__name__
-        self.outcome = Outcome(seq=seq, decisions=[], faults=[], finals=[])
+        self.outcome = Outcome(seq=seq, decisions=[], faults=[], finals=[], held=[])
 
         self.failed: dict[str, None] = {}
         """Plugins that failed in this turn and are not called any more."""
@@ -99,7 +102,7 @@ class Engine:
 
     def __init__(self, make: MakePlugin = _no_plugin, run: RunHandler = run_handler) -> None:
         self._tracker = Tracker()
-        self._guard = Guard()
+        self._admission = Admission()
         self._host = PluginHost(make, run)
         self._assignments = Assignments(self._tracker.world)
         self._timers = Timers()
@@ -136,7 +139,7 @@ class Engine:
     @property
     def deadline(self) -> int | None:
         """When a Tick is due, CLOCK_MONOTONIC nanoseconds; None if nothing waits."""
-        parts = (self._tracker, self._timers, self._probes, self.steering)
+        parts = (self._tracker, self._timers, self._probes, self.steering, self._admission)
         times = [part.deadline for part in parts]
         return min((at for at in times if at is not None), default=None)
 
@@ -156,6 +159,7 @@ class Engine:
             for decision in self._probes.due(now):
                 self._path_probed(turn, decision, None)
             self._wake(turn)
+            self._retry(turn)
             self._steer(turn, event)
             self._report_refusals(turn)
         return turn.outcome
@@ -206,10 +210,11 @@ class Engine:
         self._dry_run = event.config.dry_run
         # Not before: which interfaces may be used is known from here on.
         self.steering.enabled = self._steers
-        self._guard.set_rate(event.config.destructive_per_second)
+        self._admission.set_rate(event.config.destructive_per_second)
         kept = {} if self.paused else self._host.survivors(event.plugins)
         for name in self._assignments.losing(event.config):
             kept.pop(name, None)
+        self._admission.drop([] if self._dry_run else list(kept))
         staying = {spec.name for spec in event.plugins}
         for plugin in self.installed:
             if plugin.name not in kept:
@@ -229,9 +234,11 @@ class Engine:
         )
         self._timers.keep_plugins(self.plugins)
         self._tracker.forget_paths(event.plugin)
+        self._admission.drop(self.plugins)
 
     def _paused(self, _turn: _Turn, _event: ev.Paused) -> None:
         self.paused = True
+        self._admission.drop([])
 
     def _resumed(self, turn: _Turn, _event: ev.Resumed) -> None:
         if self.paused:
@@ -255,7 +262,7 @@ class Engine:
             self._tracker.apply(endpoints, turn.now)
 
     def _exit(self, turn: _Turn, plugin: Plugin, *, keep: bool) -> None:
-        with self._guard.without_rate():
+        with self._admission.without_rate():
             self._call(turn, plugin, Plugin.exit, (), keep=keep, while_stopping=True)
 
     def _begin(self, turn: _Turn, kept: dict[str, Plugin]) -> None:
@@ -286,7 +293,7 @@ class Engine:
             self._tracker.answered(command, event.errno, turn.now)
         if isinstance(command, SetBackup) or (event.errno and isinstance(command, DestroySubflow)):
             # A destruction that succeeded counts until netlink reports it.
-            self._guard.settled(command.token, (command.local, command.remote))
+            self._admission.guard.settled(command.token, (command.local, command.remote))
         if decision.plugin == MANUAL and not event.errno:
             for each in self.installed:
                 self._call(turn, each, Plugin.manual_command, (command,))
@@ -340,6 +347,7 @@ class Engine:
         if change.handler is Plugin.connection_closed:
             self._assignments.remove(change.connection.token)
             self._timers.cancel_connection(change.connection.token)
+            self._admission.connection_closed(change.connection.token)
 
     def _before_new_connection(self, turn: _Turn, notice: Notice) -> None:
         assert notice.connection is not None
@@ -349,9 +357,21 @@ class Engine:
 
     def _before_subflow_closed(self, _turn: _Turn, notice: Notice) -> None:
         subflow: Subflow = notice.args[1]
-        self._guard.settled(subflow.token, subflow.key)
+        self._admission.subflow_closed(subflow)
+
+    def _before_alarm(self, _turn: _Turn, notice: Notice) -> None:
+        _, subflow, alarm = notice.args
+        self._admission.evidence.alarm(subflow, alarm)
+
+    def _before_cut(self, turn: _Turn, _notice: Notice) -> None:
+        """An address or a carrier may be gone."""
+        self._admission.evidence.cut_off(self.world, turn.now)
 
     def _before_sampled(self, turn: _Turn, _notice: Notice) -> None:
+        self._admission.sampled(turn.now)
+        self._assign_owned(turn)
+
+    def _assign_owned(self, turn: _Turn) -> None:
         """Assigns the connections whose owner is known now, and tells the plugins of them."""
         for token in self._assignments.undecided:
             connection = self.world.connections[token]
@@ -363,15 +383,6 @@ class Engine:
             if connection.state is State.ESTABLISHED:
                 self._call(turn, plugin, Plugin.connection_established, (connection,))
 
-    def _refusal(self, author: str, command: AnyCommand, now: int) -> str | None:
-        acts = isinstance(command, KernelCommand | SteerNewConnections)
-        if self._dry_run and author != MANUAL and acts:
-            return DRY_RUN
-        if author == STEERING:
-            # It takes nothing from a connection, and probes where applications connect to.
-            return None
-        return self._guard.refusal(command, self.world, now)
-
     def _ask_for_owners(self, turn: _Turn) -> None:
         reason = "the rules for a connection depend on its owner"
         self._decide(turn, RULES, "owner-lookup", RequestSample(with_owners=True, reason=reason))
@@ -382,6 +393,17 @@ class Engine:
             plugin = self._host.plugins.get(decision.plugin)
             if plugin is not None:
                 self._call(turn, plugin, Plugin.refused, (decision,))
+
+    def _retry(self, turn: _Turn) -> None:
+        """Sends what the budget held back and has room for, after another look at it."""
+        for held, refused in self._admission.retry(self.world, turn.now):
+            waited = turn.now - held.at
+            self._record(turn, held.author, held.cause, held.command, refused, waited=waited)
+        turn.outcome.held += self._admission.summaries(self.world, turn.now)
+        if self._admission.asks_for_sample(turn.now):
+            reason = "has the path recovered for which commands wait?"
+            command = RequestSample(reason=reason, routine=True, urgent=True)
+            self._decide(turn, VERIFIER, "held-back", command)
 
     def _wake(self, turn: _Turn) -> None:
         for name, token in self._timers.due(turn.now):
@@ -423,18 +445,42 @@ class Engine:
             if command.token is None or command.token in self.world.connections:
                 self._timers.add(author, command.token, max(command.at, turn.now + SHORTEST_SLEEP))
             return
+        cause = Cause(seq=turn.outcome.seq, event=turn.event, rule=rule)
+        acts = isinstance(command, ActingCommand)
+        if self._dry_run and author != MANUAL and acts:
+            self._record(turn, author, cause, command, DRY_RUN)
+            return
+        if author == STEERING:
+            # It takes nothing from a connection, and probes where applications connect to.
+            self._record(turn, author, cause, command, None)
+            return
+        verdict = self._admission.admit(author, cause, command, self.world, turn.now)
+        if not verdict.held:
+            self._record(turn, author, cause, command, verdict.refused)
+
+    def _record(
+        self,
+        turn: _Turn,
+        author: str,
+        cause: Cause,
+        command: AnyCommand,
+        refused: str | None,
+        *,
+        waited: int = 0,
+    ) -> None:
         decision = Decision(
             id=self._next_id,
             at=turn.now,
             plugin=author,
-            cause=Cause(seq=turn.outcome.seq, event=turn.event, rule=rule),
+            cause=cause,
             command=command,
-            refused=self._refusal(author, command, turn.now),
+            refused=refused,
+            waited=waited,
         )
         self._next_id += 1
         if isinstance(command, ReportPath):
             self._tracker.path_reported(author, command, turn.now)
-        elif decision.refused is None and not isinstance(command, OwnCommand):
+        elif refused is None and not isinstance(command, OwnCommand):
             self._unanswered[decision.id] = decision
             if isinstance(command, ProbePath):
                 self._probes.add(decision, turn.now + command.within)
@@ -459,6 +505,9 @@ _HANDLE: dict[type[ev.Event], Callable[[Engine, _Turn, Any], None]] = {
 _BEFORE: dict[Handler, Callable[[Engine, _Turn, Notice], None]] = {
     Plugin.new_connection: Engine._before_new_connection,
     Plugin.subflow_closed: Engine._before_subflow_closed,
+    Plugin.alarm: Engine._before_alarm,
+    Plugin.update_interface: Engine._before_cut,
+    Plugin.delete_local_address: Engine._before_cut,
     Plugin.sampled: Engine._before_sampled,
 }
 """What the engine does itself before plugins are told."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What no plugin may do: take a connection's last usable subflow, or exceed the command rate.
+"""What nobody may do: take a connection's last usable subflow.
 
-The guard checks each destructive command before it is sent. It takes into account those that it
-has passed and the kernel has not yet carried out, so that two commands in one turn cannot together
+The guard checks each destructive command before it is sent. It takes into account those that
+passed and that the kernel has not yet carried out, so that two commands in one turn cannot together
 do what neither may do alone.
 
 Commands on endpoints touch every connection of the namespace: the kernel closes or demotes
@@ -11,9 +11,8 @@ an address that is no longer on this host carries nothing that could be lost, an
 connection that the userspace path manager has is passed over.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from math import inf
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from mptcpd_ebpf.core.commands import (
     ChangeEndpoint,
@@ -32,106 +31,130 @@ from mptcpd_ebpf.core.model import SECOND, Connection, Subflow, SubflowKey, Worl
 SETTLE = SECOND
 """Nanoseconds after which a destruction that no event confirmed is no longer counted."""
 
+Taking = SetBackup | DestroySubflow | WithdrawAddress
+"""Commands that take subflows of one connection off their path."""
+
+TableTaking = RemoveEndpoint | FlushEndpoints | ChangeEndpoint
+"""Commands that do so in every connection of the namespace."""
+
+
+def is_destructive(command: Command) -> bool:
+    """Whether a command can make a connection worse; restoring and joining cannot."""
+    match command:
+        case SetBackup():
+            return command.backup
+        case ChangeEndpoint():
+            return EndpointFlag.BACKUP in command.flags
+        case _:
+            return isinstance(
+                command, DestroySubflow | WithdrawAddress | RemoveEndpoint | FlushEndpoints
+            )
+
+
+_OTHER: dict[type[Command], type[Command]] = {
+    DestroySubflow: WithdrawAddress,
+    WithdrawAddress: DestroySubflow,
+}
+"""Of the two commands that together close a subflow and tell the peer: the other one."""
+
+
+@dataclass(slots=True)
+class _Leaving:
+    """A subflow that a command which has passed takes off its path."""
+
+    until: int
+    taken_by: dict[type[Command], None] = field(default_factory=dict)
+
 
 class Guard:
     """Refuses what would make a connection worse."""
 
-    def __init__(self, destructive_per_second: int = 200) -> None:
-        self._rate = destructive_per_second
-        self._tokens = inf
-        self._filled_at = 0
-        self._limited = True
-        self._leaving: dict[tuple[int, SubflowKey], int] = {}
-        self._paid: dict[tuple[int, SubflowKey], None] = {}
-        """Subflows that close because their address id was withdrawn, and are not destroyed yet."""
-
-    def set_rate(self, destructive_per_second: int) -> None:
-        """Commands a second; what was saved up beyond the new rate is lost."""
-        self._rate = destructive_per_second
-        self._tokens = min(self._tokens, float(destructive_per_second))
-
-    @contextmanager
-    def without_rate(self) -> Iterator[None]:
-        """Within, no rate applies: a plugin that ends puts back all that it created."""
-        self._limited = False
-        try:
-            yield
-        finally:
-            self._limited = True
+    def __init__(self) -> None:
+        self._leaving: dict[tuple[int, SubflowKey], _Leaving] = {}
 
     def refusal(self, command: Command, world: World, now: int) -> str | None:
         """Why `command` must not be carried out; None if it may."""
-        match command:
-            case SetBackup(backup=True) | DestroySubflow() | WithdrawAddress():
-                return self._refusal_for_one(command, world, now)
-            case RemoveEndpoint() | FlushEndpoints():
-                return self._refusal_for_all(command, world, now)
-            case ChangeEndpoint() if EndpointFlag.BACKUP in command.flags:
-                return self._refusal_for_all(command, world, now)
-            case SteerNewConnections():
-                return "no plugin decides where new connections start"
-            case ProbePath():
-                led = any(_leads_to(each, command.remote.ip) for each in world.connections.values())
-                return None if led else "no connection leads there"
-            case _:
-                return None
+        if isinstance(command, SteerNewConnections):
+            return "no plugin decides where new connections start"
+        if isinstance(command, ProbePath):
+            led = any(_leads_to(each, command.remote.ip) for each in world.connections.values())
+            return None if led else "no connection leads there"
+        if not is_destructive(command):
+            return None
+        self._settle_due(now)
+        if isinstance(command, Taking):
+            return self._refusal_for_one(command, world)
+        assert isinstance(command, TableTaking)
+        return self._refusal_for_all(command, world)
 
-    def _refusal_for_one(
-        self, command: SetBackup | DestroySubflow | WithdrawAddress, world: World, now: int
-    ) -> str | None:
+    def passed(self, command: Command, world: World, now: int) -> None:
+        """Counts what a command takes, until the kernel has reported it."""
+        if not is_destructive(command):
+            return
+        kind = type(command)
+        if isinstance(command, Taking):
+            connection = world.connections[command.token]
+            self._let_go(command.token, affected(command, connection), kind, now)
+        elif isinstance(command, TableTaking):
+            for connection, subflows in self._of_table(command, world):
+                self._let_go(connection.token, subflows, kind, now)
+
+    def taken_anew(self, command: Taking, connection: Connection) -> list[Subflow]:
+        """The usable subflows that a command takes and no other command has just taken: destroying
+        a subflow and withdrawing its address id, in either order, takes it once."""
+        return [
+            subflow
+            for key, subflow in affected(command, connection).items()
+            if subflow.usable and not self._is_taken_by_other(command, key)
+        ]
+
+    def _is_taken_by_other(self, command: Taking, key: SubflowKey) -> bool:
+        leaving = self._leaving.get((command.token, key))
+        other = _OTHER.get(type(command))
+        return (
+            leaving is not None
+            and other in leaving.taken_by
+            and type(command) not in leaving.taken_by
+        )
+
+    def _refusal_for_one(self, command: Taking, world: World) -> str | None:
         connection = world.connections.get(command.token)
         if connection is None:
             return "the connection is gone"
-        self._settle_due(now)
-        affected = _affected(command, connection)
-        if not isinstance(command, WithdrawAddress) and not affected:
+        taken = affected(command, connection)
+        if not isinstance(command, WithdrawAddress) and not taken:
             return "the subflow is gone"
-        if self._takes_the_last(connection, affected, demoting=isinstance(command, SetBackup)):
+        if self._takes_the_last(connection, taken, demoting=isinstance(command, SetBackup)):
             return "it is the last usable subflow of the connection"
-        if not self._is_paid(command) and not self._take_token(now):
-            return f"more than {self._rate} destructive commands a second"
-        self._let_go(command.token, affected, now)
-        if isinstance(command, WithdrawAddress):
-            self._paid |= {(command.token, key): None for key in affected}
         return None
 
-    def _is_paid(self, command: SetBackup | DestroySubflow | WithdrawAddress) -> bool:
-        """Whether the subflow's address id was just withdrawn: both commands count once."""
-        if not isinstance(command, DestroySubflow):
-            return False
-        name = (command.token, (command.local, command.remote))
-        return self._paid.pop(name, name) is None
-
-    def _refusal_for_all(
-        self,
-        command: RemoveEndpoint | FlushEndpoints | ChangeEndpoint,
-        world: World,
-        now: int,
-    ) -> str | None:
-        self._settle_due(now)
+    def _refusal_for_all(self, command: TableTaking, world: World) -> str | None:
         demoting = isinstance(command, ChangeEndpoint)
+        for connection, taken in self._of_table(command, world):
+            if self._takes_the_last(connection, taken, demoting=demoting):
+                return (
+                    f"connection {connection.token:08x} has its last usable subflow "
+                    f"on {next(iter(taken))[0].ip}"
+                )
+        return None
+
+    def _of_table(
+        self, command: TableTaking, world: World
+    ) -> list[tuple[Connection, dict[SubflowKey, Subflow]]]:
+        """Which subflows of which connections a command on endpoints takes."""
         affects = _of_endpoints(command, world)
         here = {address.ip for address in world.addresses.values()}
-        leaving = {}
+        found = []
         for connection in world.connections.values():
             if connection.in_kernel is False and not _of_all_modes(command):
                 continue
-            affected = {
+            taken = {
                 subflow.key: subflow
                 for subflow in connection.subflows.values()
                 if affects(subflow) and subflow.local.ip in here
             }
-            if self._takes_the_last(connection, affected, demoting=demoting):
-                return (
-                    f"connection {connection.token:08x} has its last usable subflow "
-                    f"on {next(iter(affected))[0].ip}"
-                )
-            leaving[connection.token] = affected
-        if not self._take_token(now):
-            return f"more than {self._rate} destructive commands a second"
-        for token, affected in leaving.items():
-            self._let_go(token, affected, now)
-        return None
+            found.append((connection, taken))
+        return found
 
     def _takes_the_last(
         self, connection: Connection, affected: dict[SubflowKey, Subflow], *, demoting: bool
@@ -144,35 +167,25 @@ class Guard:
             if other.key not in affected
         )
 
-    def _let_go(self, token: int, affected: dict[SubflowKey, Subflow], now: int) -> None:
-        for key in affected:
-            self._leaving.pop((token, key), None)
-            self._leaving[token, key] = now + SETTLE
+    def _let_go(
+        self, token: int, taken: dict[SubflowKey, Subflow], kind: type[Command], now: int
+    ) -> None:
+        for key in taken:
+            before = self._leaving.pop((token, key), None)
+            taken_by = before.taken_by if before is not None else {}
+            self._leaving[token, key] = _Leaving(now + SETTLE, taken_by | {kind: None})
 
     def settled(self, token: int, key: SubflowKey) -> None:
         """The kernel answered, and the model shows the result."""
         self._leaving.pop((token, key), None)
-        self._paid.pop((token, key), None)
 
     def _settle_due(self, now: int) -> None:
         # All entries expire SETTLE after they were added, so the earliest come first.
         while self._leaving:
-            name, until = next(iter(self._leaving.items()))
-            if until > now:
+            name, leaving = next(iter(self._leaving.items()))
+            if leaving.until > now:
                 return
             del self._leaving[name]
-            self._paid.pop(name, None)
-
-    def _take_token(self, now: int) -> bool:
-        if not self._limited:
-            return True
-        refill = (now - self._filled_at) / SECOND * self._rate
-        self._tokens = min(float(self._rate), self._tokens + refill)
-        self._filled_at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 def _leads_to(connection: Connection, ip: str) -> bool:
@@ -183,28 +196,35 @@ def _leads_to(connection: Connection, ip: str) -> bool:
     )
 
 
-def _of_endpoints(
-    command: RemoveEndpoint | ChangeEndpoint | FlushEndpoints, world: World
-) -> Callable[[Subflow], bool]:
+def _of_endpoints(command: TableTaking, world: World) -> Callable[[Subflow], bool]:
     """Which subflows a command on endpoints touches, as far as the table was read."""
-    table = world.endpoints
-    if isinstance(command, FlushEndpoints):
-        ids, ips = {e.address_id for e in table}, {e.ip for e in table}
-    else:
-        ids = {command.address_id}
-        ips = {e.ip for e in table if e.address_id in ids} | {command.ip}
+    ids, ips = _named(command, world)
     return lambda subflow: subflow.local.ip in ips or subflow.local_id in ids
 
 
-def _of_all_modes(command: RemoveEndpoint | FlushEndpoints | ChangeEndpoint) -> bool:
+def _named(command: TableTaking, world: World) -> tuple[set[int], set[str]]:
+    """Address ids and addresses of the endpoints."""
+    table = world.endpoints
+    if isinstance(command, FlushEndpoints):
+        return {e.address_id for e in table}, {e.ip for e in table}
+    ids = {command.address_id}
+    return ids, {e.ip for e in table if e.address_id in ids} | {command.ip}
+
+
+def are_gone(command: TableTaking, world: World) -> bool:
+    """Whether this host has none of the endpoints' addresses any more."""
+    _, ips = _named(command, world)
+    return not any(address.ip in ips for address in world.addresses.values())
+
+
+def _of_all_modes(command: TableTaking) -> bool:
     """Address id 0 belongs to no endpoint, and older kernels apply its removal to every
     connection."""
     return isinstance(command, RemoveEndpoint) and command.address_id == 0
 
 
-def _affected(
-    command: SetBackup | DestroySubflow | WithdrawAddress, connection: Connection
-) -> dict[SubflowKey, Subflow]:
+def affected(command: Taking, connection: Connection) -> dict[SubflowKey, Subflow]:
+    """The subflows that a command takes, also those that cannot carry data."""
     if isinstance(command, WithdrawAddress):
         # An unknown address id may be this one.
         return {

@@ -111,6 +111,8 @@ class _State:
     """Subflows that answered after all, and until when they are no suspects again."""
     pinned: dict[SubflowKey, None] = field(default_factory=dict)
     """Subflows whose backup flag an operator set."""
+    manual_backup: dict[Pair, None] = field(default_factory=dict)
+    """Between which addresses an operator joined on backup."""
     flagging: dict[SubflowKey, bool] = field(default_factory=dict)
     """Flags that were sent to the kernel and are not answered yet."""
 
@@ -263,7 +265,8 @@ class Reconciler:
         }
         for subflow, want in sorted(flags, key=lambda each: bool(each[1].backup)):
             flag = state.flagging.get(subflow.key, subflow.backup)
-            if flag == want.backup or subflow.key in state.pinned:
+            by_operator = subflow.key in state.pinned or _pair(subflow) in state.manual_backup
+            if flag == want.backup or by_operator:
                 continue
             if want.backup:
                 if not any(key != subflow.key for key in regular):
@@ -348,6 +351,9 @@ class Reconciler:
                 state.slots.setdefault((command.local.ip, command.remote), _Slot()).declined += 1
                 state.leaving[command.local, command.remote] = None
             case CreateSubflow():
+                if command.backup:
+                    pair = (command.local_ip, command.remote)
+                    self._state(command.token).manual_backup[pair] = None
                 slot = self._slot(command.token, (command.local_ip, command.remote))
                 if slot is not None and slot.declined:
                     slot.declined -= 1
@@ -362,6 +368,8 @@ class Reconciler:
                     slot.declined = 0
             for key in [key for key in state.pinned if local_ip in (key[0].ip, None)]:
                 del state.pinned[key]
+            for pair in [pair for pair in state.manual_backup if local_ip in (pair[0], None)]:
+                del state.manual_backup[pair]
 
     # --- what happened
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import msgspec
 from msgspec import Struct
 
-from mptcpd_ebpf.core.commands import AnyCommand, Decision
+from mptcpd_ebpf.core.commands import AnyCommand, Decision, HeldBack
 from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.events import AnyEvent, PluginExcluded
 from mptcpd_ebpf.core.plugin_host import MakePlugin
@@ -41,7 +41,9 @@ class Record(Struct, frozen=True, kw_only=True):
     """CLOCK_MONOTONIC nanoseconds."""
     event: AnyEvent
     decisions: list[Decision]
-    """Also those that the guard refused."""
+    """Also those that were refused."""
+    held: list[HeldBack] = []
+    """Summaries of commands that wait and of which no decision tells yet."""
 
 
 class RecordingError(ValueError):

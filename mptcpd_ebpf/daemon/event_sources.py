@@ -68,7 +68,9 @@ class EventSources:
         self._read_all = read_all
 
     @classmethod
-    def open(cls, settings: ProbeSettings) -> Self:
+    def open(
+        cls, settings: ProbeSettings, subscribe: Callable[[], PmEvents] = PmEvents.open
+    ) -> Self:
         """Opens the sources in the calling thread's network namespace.
 
         Raises KernelError, or `Failure` if the configuration requires probes that this kernel
@@ -76,7 +78,7 @@ class EventSources:
         """
         here = netns.inode()
         with ExitStack() as stack:
-            events = stack.enter_context(PmEvents.open())
+            events = stack.enter_context(subscribe())
             routes = stack.enter_context(RouteEvents.open())
             prober = stack.enter_context(PathProber())
             sources: list[EventSource] = [events, routes, prober]

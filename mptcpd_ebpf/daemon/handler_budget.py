@@ -19,15 +19,17 @@ from types import FrameType, TracebackType
 from mptcpd_ebpf.core.commands import AnyCommand
 
 SECONDS = 0.25
-"""Processor time of one handler."""
+"""Processor time of one handler, and for each connection…"""
+CONNECTION_SECONDS = 0.0005
+"""…so much more, since a path that returns concerns all of them."""
 WAITING_SECONDS = 1.0
-"""Wall-clock time of one handler."""
+"""Wall-clock time of one handler, and for each connection twice the processor time more."""
 AGAIN_SECONDS = 0.01
 """Pause before a handler that continued is interrupted again."""
 
 
 class HandlerTooSlow(BaseException):
-    """A plugin handler used `SECONDS` of the processor, or did not return in `WAITING_SECONDS`.
+    """A plugin handler used too much of the processor, or did not return in time.
 
     Not an Exception (as KeyboardInterrupt), so that the plugin's own ``except Exception`` does not
     catch it.
@@ -36,6 +38,10 @@ class HandlerTooSlow(BaseException):
 
 class HandlerBudget:
     """Runs handlers with the limit.  A context manager for the main thread."""
+
+    def __init__(self) -> None:
+        self.connections: Callable[[], int] = lambda: 0
+        """Returns how many connections there are."""
 
     def __enter__(self) -> "HandlerBudget":
         self._previous = signal.signal(signal.SIGALRM, self._on_alarm)
@@ -51,6 +57,8 @@ class HandlerBudget:
 
     def __call__(self, _call: int, handler: Callable[[], list[AnyCommand]]) -> list[AnyCommand]:
         """Runs a handler.  Raises HandlerTooSlow if it takes too long, or what it raises."""
+        more = self.connections() * CONNECTION_SECONDS
+        self._limit, self._waiting_limit = SECONDS + more, WAITING_SECONDS + 2 * more
         self._called, self._ran = time.monotonic(), time.thread_time()
         signal.setitimer(signal.ITIMER_REAL, SECONDS, AGAIN_SECONDS)
         try:
@@ -67,10 +75,10 @@ class HandlerBudget:
             frame = frame.f_back
 
     def _check(self) -> None:
-        if time.thread_time() - self._ran >= SECONDS:
-            raise HandlerTooSlow(f"it ran longer than {SECONDS * 1000:.0f} ms")
-        if time.monotonic() - self._called >= WAITING_SECONDS:
-            raise HandlerTooSlow(f"it did not return for {WAITING_SECONDS * 1000:.0f} ms")
+        if time.thread_time() - self._ran >= self._limit:
+            raise HandlerTooSlow(f"it ran longer than {self._limit * 1000:.0f} ms")
+        if time.monotonic() - self._called >= self._waiting_limit:
+            raise HandlerTooSlow(f"it did not return for {self._waiting_limit * 1000:.0f} ms")
 
 
 def _limited(handler: Callable[[], list[AnyCommand]]) -> list[AnyCommand]:

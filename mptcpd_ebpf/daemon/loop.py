@@ -45,7 +45,9 @@ from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.new_connections import NewConnections
 from mptcpd_ebpf.daemon.observers import Observers
 from mptcpd_ebpf.daemon.pm_sysctl import PathManagerSysctl
+from mptcpd_ebpf.daemon.repeated_alarms import without_repeated
 from mptcpd_ebpf.daemon.resync_scheduler import ResyncScheduler
+from mptcpd_ebpf.daemon.sampler import Sampler
 from mptcpd_ebpf.kernel.errors import KernelError
 from mptcpd_ebpf.kernel.event_source import EventSource
 from mptcpd_ebpf.kernel.pm import joins_marked
@@ -80,6 +82,7 @@ class Loop:
         self._queue: deque[ev.Event] = deque()
         self._resync_due = False
         self._resync = ResyncScheduler(self._resynchronise, sees_ends=sources.sees_ends)
+        self._sampler = Sampler(self._sample, lambda: self.dispatch(()))
         self._timer: asyncio.TimerHandle | None = None
         self._manual: tuple[KernelCommand, CommandAnswer] | Decision | None = None
 
@@ -126,6 +129,7 @@ class Loop:
         self.dispatch([ev.Stopped(keep=keep, endpoints=self._endpoints_if_managed())])
         # asyncio may run one more turn, in which the timer must not fire.
         self._resync.stop()
+        self._sampler.stop()
         if self._timer is not None:
             self._timer.cancel()
         self._executor.save()
@@ -196,7 +200,7 @@ class Loop:
     # --- events in
 
     def _read(self, source: EventSource) -> None:
-        self.dispatch(source.read())
+        self.dispatch(without_repeated(source.read()))
 
     def dispatch(self, events: Sequence[ev.Event]) -> None:
         """Handles events, and all events that follow from them."""
@@ -217,6 +221,8 @@ class Loop:
     def _handle(self, event: ev.Event) -> None:
         now = time.monotonic_ns()
         outcome = self.engine.handle(event, now)
+        if isinstance(event, ev.Sampled):
+            self._sampler.spent(time.monotonic_ns() - now)
         for fault in reversed(outcome.faults):
             self._queue.appendleft(
                 ev.PluginExcluded(
@@ -230,7 +236,13 @@ class Loop:
                 self._manual = decision
         happened = cast(ev.AnyEvent, event)
         self._observers.publish(
-            Record(seq=outcome.seq, now=now, event=happened, decisions=outcome.decisions)
+            Record(
+                seq=outcome.seq,
+                now=now,
+                event=happened,
+                decisions=outcome.decisions,
+                held=outcome.held,
+            )
         )
         self._resync.look_at(outcome.finals, self.engine.world)
         if isinstance(event, ev.ConnectionClosed | ev.Resynchronised):
@@ -271,7 +283,7 @@ class Loop:
     def _execute(self, decision: Decision) -> None:
         command = decision.command
         if isinstance(command, RequestSample):
-            self._sample(with_owners=command.with_owners)
+            self._sampler.request(with_owners=command.with_owners, urgent=command.urgent)
             return
         if isinstance(command, ReadEndpoints):
             self._queue.extend(self.read_table())
@@ -314,16 +326,18 @@ class Loop:
         assert self._manual is not None
         return self._manual
 
-    def _sample(self, *, with_owners: bool) -> None:
+    def _sample(self, with_owners: bool) -> None:
         """Answers a request for a sample.
 
         A failure is not answered, because an empty sample would mean that no subflow is left.
         """
         connections = self.engine.world.connections
         unasked = {token: None for token, c in connections.items() if not c.owner_asked}
+        began = time.monotonic_ns()
         try:
             measured = self._sources.sample(owners_of=unasked if with_owners else None)
         except (OSError, KernelError) as error:
             log.error("subflows cannot be read, so the plugins get no sample: %s", error)
             return
+        self._sampler.spent(time.monotonic_ns() - began)
         self._queue.append(ev.Sampled(measurements=measured, with_owners=with_owners))

@@ -17,7 +17,9 @@ from msgspec.structs import replace
 from mptcpd_ebpf.control import describe
 from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.commands import (
+    ActingCommand,
     AnnounceAddress,
+    ConnectionCommand,
     Decision,
     OwnCommand,
     ProbePath,
@@ -27,6 +29,7 @@ from mptcpd_ebpf.core.commands import (
 )
 from mptcpd_ebpf.core.recording import Head, Record, encode
 from mptcpd_ebpf.core.roles import Role
+from mptcpd_ebpf.daemon.log_bursts import Bursts, Later
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 log = logging.getLogger("mptcpd-ebpf")
@@ -109,15 +112,21 @@ def _level(state: Role | None) -> int:
 
 
 class LogObserver:
-    """Logs decisions, the kernel's refusals, and changes of the daemon's state."""
+    """Logs decisions, the kernel's refusals, and changes of the daemon's state.
 
-    def __init__(self) -> None:
+    Equal decisions for many connections become one line a second (`Bursts`).
+    """
+
+    def __init__(self, later: Later | None = None) -> None:
+        self._bursts = Bursts(later)
+        self._now = 0
         self._unanswered: dict[int, Decision] = {}
         self._lost: dict[str, int] = {}
         self._paths = PathLines()
 
     def publish(self, record: Record) -> None:
         self._paths.summarise(record.now)
+        self._now = record.now
         line = _LINES.get(type(record.event))
         if line is not None:
             line(self, record.event)
@@ -128,9 +137,30 @@ class LogObserver:
                 self._paths.log(decision.command, record.now)
                 continue
             level = logging.DEBUG if decision.command.routine else logging.INFO
-            log.log(level, "%s", describe.decision(decision))
+            self._log(decision, level, describe.decision(decision), describe.decisions)
             if decision.refused is None:
                 self._unanswered[decision.id] = decision
+        for held in record.held:
+            log.warning("%s", describe.held_back(held))
+
+    def flush(self) -> None:
+        """Logs what waits for the end of the second."""
+        self._bursts.flush()
+
+    def _log(
+        self,
+        decision: Decision,
+        level: int,
+        line: str,
+        many: Callable[[Decision, int], str],
+        *kind: object,
+    ) -> None:
+        """Logs a line about a decision; `many` makes one about equal decisions."""
+        if not isinstance(decision.command, ConnectionCommand):
+            log.log(level, "%s", line)
+            return
+        same = (describe.kind(decision), *kind)
+        self._bursts.add(self._now, same, level, line, lambda count: many(decision, count))
 
     def _answered(self, event: ev.CommandAnswered) -> None:
         decision = self._unanswered.pop(event.decision_id, None)
@@ -140,7 +170,15 @@ class LogObserver:
         if event.errno:
             # A path that is gone for good would fill the log.
             level = logging.DEBUG if isinstance(command, ProbePath) else logging.WARNING
-            log.log(level, "not done: %s: %s", describe.action(command), event.explanation)
+            why = event.explanation
+            line = f"not done: {describe.action(command)}: {why}"
+            self._log(
+                decision,
+                level,
+                line,
+                lambda made, count: f"not done: {describe.actions(made.command, count)}: {why}",
+                event.errno,
+            )
         elif isinstance(command, AnnounceAddress) and command.listen:
             log.info("announce %s: listening on port %d", command.ip, event.port)
 
@@ -226,22 +264,44 @@ class Memory:
     """Keeps the newest records that are part of the story (`control.story`)."""
 
     KEPT = 5000
+    MEASUREMENTS = 2000
+    """In samples, of some 2 kB each.  They show what a decision led to."""
 
     def __init__(self) -> None:
-        self.records: deque[Record] = deque(maxlen=self.KEPT)
+        self._records: deque[Record] = deque(maxlen=self.KEPT)
+        self._samples: deque[tuple[int, int, ev.Sampled]] = deque()
+        self._measurements = 0
+
+    @property
+    def records(self) -> list[Record]:
+        """In order; those of samples have no decisions of their own."""
+        samples = [
+            Record(seq=seq, now=now, event=event, decisions=[]) for seq, now, event in self._samples
+        ]
+        return sorted([*samples, *self._records], key=lambda each: each.seq)
 
     def publish(self, record: Record) -> None:
         event = record.event
-        if isinstance(event, _NO_STORY):
-            decisions = [each for each in record.decisions if not each.command.routine]
+        if type(event) in _NO_STORY:
+            if isinstance(event, ev.Sampled):
+                self._keep(record, event)
+            decisions = [
+                each for each in record.decisions if isinstance(each.command, ActingCommand)
+            ]
             if not decisions:
                 return
             # Without the event, which may hold the measurements of every subflow.
             record = replace(record, event=ev.Tick(), decisions=decisions)
-        self.records.append(record)
+        self._records.append(record)
+
+    def _keep(self, record: Record, event: ev.Sampled) -> None:
+        self._samples.append((record.seq, record.now, event))
+        self._measurements += len(event.measurements)
+        while self._measurements > self.MEASUREMENTS:
+            self._measurements -= len(self._samples.popleft()[2].measurements)
 
 
-_NO_STORY = (ev.Tick, ev.Sampled, ev.SubflowEnded, ev.EndpointsRead, ev.ModesRead)
+_NO_STORY = frozenset([ev.Tick, ev.Sampled, ev.EndpointsRead, ev.ModesRead])
 
 
 class Recorder:

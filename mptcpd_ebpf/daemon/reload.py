@@ -52,7 +52,7 @@ class Reloader:
         Raises `Failure`, and the old configuration stays in force.
         """
         config = self._settings.load(plugin_loader.options_of)
-        warnings = self._settings.warnings()
+        warnings = self._settings.warnings(config)
         plugins = plugin_set.build(config)
         switch_log = self._prepare_log(config.log, config.log_level)
         try:

@@ -11,15 +11,19 @@ import os
 import socket
 
 
-def notify(state: str) -> None:
-    """Sends one assignment, such as ``READY=1``, to ``$NOTIFY_SOCKET``."""
+def notify(state: str, *descriptors: int) -> None:
+    """Sends assignments, such as ``READY=1``, one a line, and descriptors to ``$NOTIFY_SOCKET``."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.sendto(state.encode(), address)
+            sock.connect(address)
+            if descriptors:
+                socket.send_fds(sock, [state.encode()], list(descriptors))
+            else:
+                sock.send(state.encode())
     except OSError:
         pass  # the daemon works without a service manager
 

@@ -15,15 +15,17 @@ from pathlib import Path
 from mptcpd_ebpf import __version__
 from mptcpd_ebpf.config import plugin_loader, plugin_set
 from mptcpd_ebpf.config.plugin_set import PluginSet
-from mptcpd_ebpf.config.settings import Config, Settings
+from mptcpd_ebpf.config.settings import Config, ProbeBackend, Settings
 from mptcpd_ebpf.control import describe
 from mptcpd_ebpf.control.client import SOCKET
 from mptcpd_ebpf.control.server import ControlServer, epoch_ns
 from mptcpd_ebpf.core.measurement import Measurement
 from mptcpd_ebpf.core.recording import Head
+from mptcpd_ebpf.daemon import privileges
 from mptcpd_ebpf.daemon.announced_listeners import AnnouncedListeners
 from mptcpd_ebpf.daemon.command_executor import CommandExecutor
 from mptcpd_ebpf.daemon.control_source import DaemonControl
+from mptcpd_ebpf.daemon.descriptor_store import subscribe
 from mptcpd_ebpf.daemon.endpoint_ledger import EndpointLedger
 from mptcpd_ebpf.daemon.event_sources import EventSources
 from mptcpd_ebpf.daemon.handler_budget import HandlerBudget
@@ -58,8 +60,10 @@ def run(settings: Settings) -> int:
     """
     config = settings.load(plugin_loader.options_of)
     logging_setup.prepare(config.log, config.log_level).apply()
-    for warning in settings.warnings():
+    for warning in settings.warnings(config):
         log.warning("%s", warning)
+    privileges.require_files()
+    privileges.require_capabilities()
     try:
         with NamespaceLock(), HandlerBudget() as budget:
             return asyncio.run(_serve(settings, config, budget))
@@ -76,15 +80,18 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
     plugins = plugin_set.build(config)
     statistics = Statistics()
     memory = Memory()
-    observers = Observers(LogObserver(), statistics, memory)
+    log_observer = LogObserver(asyncio.get_running_loop().call_later)
+    observers = Observers(log_observer, statistics, memory)
     folder = run_folder.own()
     with ExitStack() as stack:
         if settings.record is not None:
             observers.add(_recorder(settings.record, stack))
-        sources = stack.enter_context(EventSources.open(config.probes))
+        sources = stack.enter_context(EventSources.open(config.probes, subscribe))
         new_connections = stack.enter_context(NewConnections.open(config))
         sources.sources += new_connections.sources
         pm = stack.enter_context(PmClient())
+        # Before any thread starts, because each thread has capabilities of its own.
+        privileges.drop()
         signals = stack.enter_context(PendingSignals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         setting = PathManagerSetting()
         path_manager = PathManagerSysctl(folder, setting)
@@ -98,6 +105,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             new_connections,
             budget,
         )
+        budget.connections = lambda: len(loop.engine.world.connections)
         reloader = Reloader(settings, config, loop, path_manager)
 
         def take_signals() -> None:
@@ -116,7 +124,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
         observers.add(control)
         await control.start(config.control or str(run_folder.here(SOCKET)))
         try:
-            _log_surroundings(sources, plugins)
+            _log_surroundings(sources, config.probes.backend, plugins)
             loop.start()
             # The objects of the start stay: the garbage collector need not visit them again.
             gc.freeze()
@@ -132,6 +140,7 @@ async def _serve(settings: Settings, config: Config, budget: HandlerBudget) -> i
             finally:
                 asyncio.get_running_loop().remove_reader(signals)
                 loop.stop()
+                log_observer.flush()
         finally:
             control.close()
             startup_signals.shut()
@@ -168,14 +177,15 @@ def _executor(pm: PmClient, folder: Path) -> CommandExecutor:
     return CommandExecutor(pm, ledger, listeners, None if joins_marked() else detour)
 
 
-def _log_surroundings(sources: EventSources, plugins: PluginSet) -> None:
+def _log_surroundings(sources: EventSources, wanted: ProbeBackend, plugins: PluginSet) -> None:
     """Logs what the daemon finds in its network namespace.
 
     Also removes the files of namespaces that do not exist any more.
     """
     for file in run_folder.sweep():
         log.info("removed %s: its network namespace does not exist any more", file)
-    log.info("probes: %s", sources.choice)
+    blind = sources.backend is ProbeBackend.NETLINK and wanted is not ProbeBackend.NETLINK
+    log.log(logging.WARNING if blind else logging.INFO, "probes: %s", sources.choice)
     if plugins.specs and Capability.CAP_NET_RAW not in effective():
         log.warning(
             "CAP_NET_RAW is missing: a path that a plugin left cannot be probed, and is used again "

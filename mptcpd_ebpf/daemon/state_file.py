@@ -5,6 +5,7 @@ The next start restores what a killed daemon could not.  A file names the namesp
 and the boot by its id, because the kernel uses inode numbers again.
 """
 
+import os
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -51,7 +52,9 @@ class StateFile(Generic[T]):
         new = self._path.with_name(f"{self._path.name}.new")
         try:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            new.write_bytes(msgspec.json.encode(_Document(*self._here, content)))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            with open(run_folder.open_file(new, flags), "wb") as file:
+                file.write(msgspec.json.encode(_Document(*self._here, content)))
             new.rename(self._path)
         except OSError as error:
             raise NotPermitted(

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from mptcpd_ebpf.control import client
 from mptcpd_ebpf.control.schema import Connections, DecisionView
-from mptcpd_ebpf.lab import Bulk, Lab, LabError, Path, RequestResponse
+from mptcpd_ebpf.lab import Bulk, Host, Lab, LabError, Path, RequestResponse
 from mptcpd_ebpf.lab.kernel_path_manager import allow_joins, raise_limits
 from mptcpd_ebpf.lab.live import LivePath
 from mptcpd_ebpf.lab.traffic import BulkResult, Message
@@ -111,14 +111,20 @@ def stage(manager: ManagerName, paths: Sequence[Path] = (FAST, SLOW)) -> Iterato
 @contextmanager
 def daemon(lab: Lab, manager: ManagerName, control: str, *options: str) -> Iterator[str]:
     """A daemon in the client's namespace, ready; yields the path of its control socket."""
-    argv = [sys.executable, "-m", "mptcpd_ebpf", "daemon", "--control", control, *options]
-    if manager != "kernel":
-        argv.append(f"--path-manager={manager}")
+    arguments = [] if manager == "kernel" else [f"--path-manager={manager}"]
+    with daemon_in(lab.client, control, *arguments, *options):
+        yield control
+
+
+@contextmanager
+def daemon_in(host: Host, control: str, *arguments: str) -> Iterator[None]:
+    """A daemon in a host's namespace, ready, with its control socket at `control`."""
+    argv = [sys.executable, "-m", "mptcpd_ebpf", "daemon", "--control", control, *arguments]
     with tempfile.TemporaryFile("w+") as log:
-        process = lab.client.popen(argv, stderr=log)
+        process = host.popen(argv, stderr=log)
         try:
             _wait_until_ready(process, control, log)
-            yield control
+            yield
         finally:
             process.terminate()
             process.wait()

@@ -11,6 +11,7 @@ import errno
 import socket
 
 from mptcpd_ebpf.core.commands import CreateSubflow
+from mptcpd_ebpf.core.names import printable
 from mptcpd_ebpf.kernel import route_messages as rt
 from mptcpd_ebpf.kernel.pm_client import CommandAnswer
 from mptcpd_ebpf.kernel.transport import NETLINK_ROUTE, Requester
@@ -37,6 +38,6 @@ def detour(command: CreateSubflow) -> CommandAnswer | None:
 
 def _name(if_index: int | None) -> str:
     try:
-        return socket.if_indextoname(if_index or 0)
+        return printable(socket.if_indextoname(if_index or 0))
     except OSError:  # it went meanwhile
         return f"interface {if_index}"

@@ -7,7 +7,7 @@ shows the first 32 (kernel: net/netlink/diag.c, af_netlink.c).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from struct import Struct
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from mptcpd_ebpf.kernel.netlink import Request, attributes
 from mptcpd_ebpf.kernel.owners import comm, owners
 from mptcpd_ebpf.kernel.pm import EVENT_GROUP, FAMILY
 from mptcpd_ebpf.kernel.transport import NETLINK_GENERIC, NETLINK_SOCK_DIAG, Requester
-from mptcpd_ebpf.runtime import netns
+from mptcpd_ebpf.runtime import netns, open_files
 
 _SOCK_DIAG_BY_FAMILY = 20
 _AF_NETLINK = 16
@@ -49,19 +49,23 @@ class Manager(NamedTuple):
     """What to do about it, one line."""
 
 
-def others() -> list[Manager]:
-    """All that can be seen, this process left out.  Empty on a kernel without MPTCP."""
+def others(ours: Collection[int] = ()) -> list[Manager]:
+    """All that can be seen, without this process and those in `ours`, and without their sockets,
+    which the service manager may hold too.  Empty on a kernel without MPTCP."""
     with Requester(NETLINK_GENERIC) as requester:
         found = requester.run(family(FAMILY))
     if found is None:
         return []
     managers = {}
+    known_pids = {os.getpid(), *ours}
     inodes = _subscribed_inodes(found)
+    for each in known_pids:
+        inodes -= {inode for _mount, inode in open_files.visible(each)}
     known = owners(inodes)
     for inode in sorted(inodes):
         owner = known.get(inode)
         pid = owner.pid if owner else None
-        if pid != os.getpid():
+        if pid not in known_pids:
             name = owner.comm if owner else None
             managers[pid if pid is not None else -inode] = Manager(
                 pid, name, True, _KNOWN.get(name or "", "it may give orders of its own")

@@ -277,6 +277,10 @@ class PmEvents:
         """Goes on with a subscription that was kept for us; owns `fd` from now on."""
         return cls(Subscription.adopt(fd))
 
+    def discard(self) -> None:
+        """Discards the events that wait, before the state of the kernel is read."""
+        self._subscription.discard()
+
     def fileno(self) -> int:
         """Readable when events wait."""
         return self._subscription.fileno()

@@ -17,6 +17,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from mptcpd_ebpf.core.events import DefaultRouteAdded, LinkChanged, LocalAddressChanged
+from mptcpd_ebpf.core.names import name_of
 from mptcpd_ebpf.kernel.netlink import (
     Buffer,
     Request,
@@ -96,7 +97,7 @@ def link(data: Buffer, start: int, end: int) -> LinkChanged | None:
     found = attributes(data, start + IFINFOMSG.size, end)
     return LinkChanged(
         if_index=index,
-        name=found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "surrogateescape"),
+        name=name_of(found.get(_IFLA_IFNAME, b"")),
         up=bool(flags & _IFF_UP),
         running=bool(flags & _IFF_RUNNING),
         loopback=bool(flags & _IFF_LOOPBACK),

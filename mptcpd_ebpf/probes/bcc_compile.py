@@ -119,7 +119,7 @@ def compile_functions(
     )
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __spec__.name],
+            [sys.executable, "-IP", "-m", __spec__.name],
             input=msgspec.json.encode(job),
             capture_output=True,
             timeout=_COMPILE_SECONDS,

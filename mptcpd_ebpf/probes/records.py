@@ -12,6 +12,7 @@ from typing import Any
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.events import AlarmRaised, SubflowEnded
 from mptcpd_ebpf.core.measurement import AlarmKind, Measurement, Owner
+from mptcpd_ebpf.core.names import name_of
 from mptcpd_ebpf.probes.btf import Btf, BtfError
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
@@ -91,7 +92,7 @@ class Decoder:
                 pid=values[at["owner_pid"]],
                 uid=values[at["owner_uid"]],
                 cgroup=values[at["owner_cgroup"]],
-                comm=values[at["owner_comm"]].split(b"\0", 1)[0].decode(errors="replace"),
+                comm=name_of(values[at["owner_comm"]]),
             )
         return Measurement(
             local=address(values[at["local_ip"]], values[at["local_port"]]),

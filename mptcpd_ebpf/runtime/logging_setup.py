@@ -6,14 +6,15 @@ and identifier in one datagram per message, so no library is needed.
 """
 
 import logging
-import logging.handlers
 import os
-import socket
-import sys
+import time
 from enum import StrEnum
+from logging.handlers import SysLogHandler
 
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
+from mptcpd_ebpf.runtime.log_sinks import DatagramWriter, DescriptorWriter, NonBlockingHandler
 
+STDERR = 2
 SYSLOG_SOCKET = "/dev/log"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "mptcpd-ebpf"
@@ -64,64 +65,55 @@ def _handler(destination: LogDestination) -> logging.Handler:
         case LogDestination.NULL:
             return logging.NullHandler()
         case LogDestination.JOURNAL:
-            return JournalHandler(JOURNAL_SOCKET)
+            return NonBlockingHandler(DatagramWriter(JOURNAL_SOCKET), journal_entry)
         case LogDestination.SYSLOG:
-            # The standard library's handler does not report that nothing listens there.
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-                probe.connect(SYSLOG_SOCKET)
-            syslog = logging.handlers.SysLogHandler(
-                SYSLOG_SOCKET, logging.handlers.SysLogHandler.LOG_DAEMON
-            )
-            syslog.ident = f"{IDENTIFIER}[{os.getpid()}]: "
-            return syslog
+            return NonBlockingHandler(DatagramWriter(SYSLOG_SOCKET), syslog_entry)
         case LogDestination.STDERR:
-            stderr = logging.StreamHandler(sys.stderr)
-            stderr.setFormatter(_formatter(sys.stderr.fileno()))
-            return stderr
+            line = journal_line if _is_journal(STDERR) else timed_line
+            return NonBlockingHandler(DescriptorWriter(STDERR), line)
 
 
-def _formatter(descriptor: int) -> logging.Formatter:
-    """With the time, unless the descriptor is a stream of the systemd journal, which adds it."""
+def stderr_line(message: str, level: int) -> bytes:
+    return _bytes(f"{logging.getLevelName(level)} {message}\n")
+
+
+def timed_line(message: str, level: int) -> bytes:
+    """A line for a terminal or a file, which add no time."""
+    now = time.time()
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+    return _bytes(f"{clock}.{int(now % 1 * 1000):03d} ") + stderr_line(message, level)
+
+
+def journal_line(message: str, level: int) -> bytes:
+    """A line of a service's stderr, with the priority for the journal (sd-daemon(3))."""
+    return b"<%d>%s" % (_priority(level), stderr_line(message, level))
+
+
+def _is_journal(descriptor: int) -> bool:
+    """Whether it is a stream of the systemd journal (systemd.exec(5), JOURNAL_STREAM)."""
     status = os.fstat(descriptor)
-    if os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
-        return logging.Formatter("%(levelname)s %(message)s")
-    form = "%(asctime)s.%(msecs)03d %(levelname)s %(message)s"
-    return logging.Formatter(form, "%Y-%m-%d %H:%M:%S")
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-class JournalHandler(logging.Handler):
-    """Sends each message as one datagram to the journal's socket."""
-
-    def __init__(self, path: str) -> None:
-        """Raises OSError if nothing listens at `path`."""
-        super().__init__()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            self._socket.connect(path)
-        except OSError:
-            self._socket.close()
-            raise
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._socket.send(journal_entry(self.format(record), record.levelno))
-        except OSError:
-            self.handleError(record)
-
-    def close(self) -> None:
-        self._socket.close()
-        super().close()
+def syslog_entry(message: str, level: int) -> bytes:
+    """One entry of syslog(3), as the C library sends it to its socket, without the time."""
+    priority = SysLogHandler.LOG_DAEMON << 3 | _priority(level)
+    return _bytes(f"<{priority}>{IDENTIFIER}[{os.getpid()}]: {message}")
 
 
 def journal_entry(message: str, level: int) -> bytes:
     """One entry; a message of several lines is preceded by its length."""
-    raw = message.encode("utf-8", "surrogateescape")
+    raw = _bytes(message)
     text = b"MESSAGE\n" + len(raw).to_bytes(8, "little") + raw
     return b"PRIORITY=%d\nSYSLOG_IDENTIFIER=%s\n%s\n" % (
         _priority(level),
         IDENTIFIER.encode(),
         text,
     )
+
+
+def _bytes(message: str) -> bytes:
+    return message.encode("utf-8", "surrogateescape")
 
 
 def _priority(level: int) -> int:

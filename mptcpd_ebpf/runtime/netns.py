@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 
+from mptcpd_ebpf.runtime import open_files
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
 
 THREAD_NET = "/proc/thread-self/net"
@@ -29,10 +30,20 @@ def inode() -> int:
 def cookie() -> int:
     """A number that no other network namespace of this boot has; 0 before Linux 5.14."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
-            raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        except OSError:
-            return 0
+        return _cookie_of(sock)
+
+
+def is_of(descriptor: int) -> bool:
+    """Whether a socket belongs to the calling thread's network namespace."""
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        return _cookie_of(sock) == cookie()
+
+
+def _cookie_of(sock: socket.socket) -> int:
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError:
+        return 0
     return int.from_bytes(raw, sys.byteorder)
 
 
@@ -111,6 +122,6 @@ def _mounted(process: str) -> Iterator[int]:
 
 
 def _opened(process: str) -> Iterator[int]:
-    for entry in os.scandir(f"{process}/fd"):
-        if found := _NAME.fullmatch(os.readlink(entry.path)):
-            yield int(found[1])
+    # Also inodes of other file systems: one that equals a namespace's only keeps its files.
+    for _mount, inode in open_files.required(process.rpartition("/")[2]):
+        yield inode

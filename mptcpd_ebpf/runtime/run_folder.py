@@ -8,7 +8,9 @@ daemon uses a folder below $XDG_RUNTIME_DIR, to which only that user has access.
 Files outlive their namespace: `sweep` removes those of namespaces that no longer exist.
 """
 
+import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,8 +40,45 @@ def find(kind: str) -> Path:
 
 
 def make() -> None:
-    """Creates this user's folder.  Raises OSError."""
-    own().mkdir(mode=0o755, parents=True, exist_ok=True)
+    """Creates this user's folder, mode 0755.
+
+    Raises OSError, also if users other than root and its daemon's could put files there.
+    """
+    folder = own()
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    status = folder.lstat()
+    # Only root can make `SYSTEM`; it belongs to the service's user.
+    trusted = folder == SYSTEM or status.st_uid in (0, os.geteuid())
+    if not stat.S_ISDIR(status.st_mode) or not trusted or status.st_mode & 0o022:
+        raise PermissionError(
+            errno.EPERM, f"{folder} is no folder that only root and the daemon's user can write"
+        )
+
+
+def open_file(path: Path, flags: int) -> int:
+    """A descriptor of a file of this folder, which only its owner and root can open.
+
+    A file that root makes belongs to the folder's owner, so that the service's user can replace a
+    daemon that root started.  Raises OSError, also if the file is a link.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    give(path)
+    return descriptor
+
+
+def give(path: Path) -> None:
+    """Gives a file of this folder that root has made to the folder's owner.  Raises OSError."""
+    if os.geteuid() != 0:
+        return
+    owner = path.parent.stat()
+    # The owner can replace the file at any time, and must not get one that he has linked here.
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != owner.st_uid and status.st_nlink == 1:
+            os.chown(f"/proc/self/fd/{descriptor}", owner.st_uid, owner.st_gid)
+    finally:
+        os.close(descriptor)
 
 
 def sweep() -> list[Path]:

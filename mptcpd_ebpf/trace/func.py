@@ -12,6 +12,7 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 
+from mptcpd_ebpf.core.names import name_of
 from mptcpd_ebpf.core.token import token_text
 from mptcpd_ebpf.probes.records import address
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
@@ -105,7 +106,6 @@ class Functions:
             text += f") = {result.words(record['returned'])}"
         else:
             text += ")"
-        comm = record["comm"].split(b"\0", 1)[0].decode(errors="replace")
         known = subject.local.port or subject.remote.port
         fields = subject.fields()
         self._trace.emit(
@@ -118,7 +118,7 @@ class Functions:
                 types={each.name: each.type.text for each, _ in given},
                 returned=result.plain(record["returned"]) if result and result.size else None,
                 duration_ns=record["duration_ns"] if self._wanted.ends else None,
-                task=Task(pid=record["pid"], comm=comm),
+                task=Task(pid=record["pid"], comm=name_of(record["comm"])),
             )
         )
 

@@ -18,6 +18,7 @@ from mptcpd_ebpf.core.address import SockAddr, unmapped
 from mptcpd_ebpf.core.endpoints import EndpointFlag
 from mptcpd_ebpf.core.events import Event, EventsLost
 from mptcpd_ebpf.core.measurement import Owner
+from mptcpd_ebpf.core.names import name_of
 from mptcpd_ebpf.core.token import token_text
 from mptcpd_ebpf.kernel.netlink import GENERIC_HEADER, HEADER, attributes, number
 from mptcpd_ebpf.kernel.pm import AddrAttr, Attr, Cmd
@@ -120,7 +121,7 @@ class PmTrace:
             pid=record["pid"],
             uid=record["uid"],
             cgroup=record["cgroup"],
-            comm=record["comm"].split(b"\0", 1)[0].decode(errors="replace"),
+            comm=name_of(record["comm"]),
         )
         if not self._allowed(owner, command):
             return

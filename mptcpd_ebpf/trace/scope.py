@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from mptcpd_ebpf.core.address import SockAddr, parse_sockaddr
 from mptcpd_ebpf.core.measurement import Measurement, Owner
+from mptcpd_ebpf.core.names import name_of
 from mptcpd_ebpf.core.token import token_of, token_text
 from mptcpd_ebpf.kernel import diag
 from mptcpd_ebpf.probes.records import address
@@ -187,7 +188,7 @@ class Directory:
                 pid=record["pid"],
                 uid=record["uid"],
                 cgroup=record["cgroup"],
-                comm=record["comm"].split(b"\0", 1)[0].decode(errors="replace"),
+                comm=name_of(record["comm"]),
             )
             _put_last(self.owners, token, owner)
         return self._learn(

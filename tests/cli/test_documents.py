@@ -167,9 +167,8 @@ def test_a_manual_page_is_set_without_warnings(page: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    program = Path(sys.executable).parent / "mptcpd-ebpf"
     unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/usr/bin/mptcpd-ebpf", str(program)))
+    unit.write_text(UNIT.read_text().replace("/usr/lib/mptcpd-ebpf/bin/python", sys.executable))
     ended = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)],
         capture_output=True,

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The configuration reader: valid files, and every mistake with its place."""
 
+import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -281,9 +283,30 @@ def test_a_file_that_everyone_can_write_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("")
     file.chmod(0o666)
-    with pytest.raises(ConfigError, match="everyone can write this file; run 'chmod o-w"):
+    with pytest.raises(ConfigError, match=r"c\.yaml: somebody else could write it"):
         load(file)
     file.chmod(stat.S_IRUSR)
+    assert load(file) == Config()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_or_in_his_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    file = folder / "c.yaml"
+    file.write_text("")
+    os.chown(file, 65534, 65534)
+    with pytest.raises(ConfigError, match=r"c\.yaml: somebody else could write it"):
+        load(file)
+    os.chown(file, 0, 0)
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(ConfigError, match="theirs: somebody else could write it"):
+        load(file)
+    folder.chmod(0o777)
+    os.chown(folder, 0, 0)
+    with pytest.raises(ConfigError, match="theirs: somebody else could write it"):
+        load(file)
+    folder.chmod(0o755)
     assert load(file) == Config()
 
 
@@ -350,3 +373,34 @@ def refusals(text: str) -> list[Mistake]:
 def test_a_plugin_name_cannot_lead_out_of_the_plugin_folder() -> None:
     with pytest.raises(ConfigError, match="a plugin's name is its file's"):
         parse("path_manager: ../plugins/adaptive", "F", options_of=plugin_loader.options_of)
+
+
+def test_the_work_grows_with_the_number_of_mistakes_and_not_with_its_square() -> None:
+    def calls(keys: int) -> int:
+        count = 0
+
+        def profile(_frame: object, event: str, _argument: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(profile)
+        try:
+            with pytest.raises(ConfigError) as caught:
+                parse("".join(f"k{number}: 1\n" for number in range(keys)), "F")
+        finally:
+            sys.setprofile(None)
+        assert len(caught.value.mistakes) == keys
+        return count
+
+    assert calls(8000) < 5 * calls(2000)
+
+
+@pytest.mark.parametrize(
+    ("listen", "warned"),
+    [("0.0.0.0:9464", True), ("[::]:9464", True), ("127.0.0.1:9464", False), ("[::1]:1", False)],
+)
+def test_metrics_on_all_addresses_are_warned_about(listen: str, warned: bool) -> None:
+    config = parse(f"metrics: {{enabled: true, listen: '{listen}'}}", "F")
+    warnings = Settings().warnings(config)
+    assert bool(warnings) is warned
+    assert all(f"metrics.listen: {listen} is reachable from every" in each for each in warnings)

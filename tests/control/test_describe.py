@@ -18,6 +18,7 @@ from mptcpd_ebpf.core.commands import (
     Decision,
     DestroySubflow,
     FlushEndpoints,
+    HeldBack,
     ProbePath,
     ReadEndpoints,
     RemoveEndpoint,
@@ -30,6 +31,7 @@ from mptcpd_ebpf.core.commands import (
     WithdrawAddress,
 )
 from mptcpd_ebpf.core.endpoints import EndpointFlag
+from mptcpd_ebpf.core.engine import DRY_RUN
 from mptcpd_ebpf.core.roles import Role
 
 TOKEN = 0x1A2B3C4D
@@ -123,3 +125,19 @@ def test_the_text_of_a_decision_has_author_reason_and_refusal() -> None:
     assert describe.decision(made) == text
     refused = replace(made, refused="the last one")
     assert describe.decision(refused) == f"{text} [not done: the last one]"
+    rehearsed = replace(made, refused=DRY_RUN)
+    assert describe.decision(rehearsed) == (
+        "dry run: adaptive would destroy 10.0.1.2:4000 → [2001:db8::1]:80 of 1a2b3c4d: why"
+    )
+    late = replace(made, waited=1_500_000_000)
+    assert describe.decision(late) == f"{text} [held back, sent after 1.5 s]"
+    void = replace(late, refused="the subflow is gone")
+    assert describe.decision(void) == f"{text} [not done after 1.5 s: the subflow is gone]"
+
+
+def test_commands_that_wait_have_a_text() -> None:
+    held = HeldBack(plugin="p", path="wan0 (a → b)", count=247, waiting=300, per_second=10)
+    assert describe.held_back(held) == (
+        "p: 247 commands on wan0 (a → b) held back: more than 10 a second for which no "
+        "measurement calls; 300 wait and are retried"
+    )

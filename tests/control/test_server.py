@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from mptcpd_ebpf.config.settings import ConfigError, Metrics
 from mptcpd_ebpf.config.yaml_document import Mistake
-from mptcpd_ebpf.control import client, http, metrics, operator_commands
+from mptcpd_ebpf.control import client, http, metrics, operator_commands, scrapes
+from mptcpd_ebpf.control import server as server_module
 from mptcpd_ebpf.control.schema import (
     CarriedOut,
     Connections,
@@ -128,12 +129,13 @@ class Source:
             "decisions_refused": 1,
             "paths": [AWAY, {**AWAY, "remote_ip": "10.0.9.2"}],
             "journal": {"path": "/j.db", "bytes": 4096, "records_dropped": 6, "problem": None},
+            "log_messages_dropped": 0,
         }
 
     def decisions(self) -> list[DecisionView]:
         return []
 
-    def story(self) -> Story:
+    async def story(self) -> Story:
         return {"schema": 1, "entries": []}
 
     async def endpoints(self) -> Endpoints:
@@ -391,21 +393,95 @@ def test_the_stream_of_a_slow_client_is_closed_and_the_others_are_not(path: Path
 
 
 def test_streams_and_connections_are_bounded(path: Path) -> None:
-    async def use(path: str, _source: Source, _server: ControlServer) -> None:
+    async def use(path: str, source: Source, _server: ControlServer) -> None:
         streams = [await stream(path) for _ in range(http.MAX_STREAMS)]
         refused = await ask(path, b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
         assert head_and_json(refused)[0].split()[1] == b"503"
-        idle = [
+        source.hold.clear()
+        busy = [
             await asyncio.open_unix_connection(path)
             for _ in range(http.MAX_CLIENTS - http.MAX_STREAMS)
         ]
+        for _, writer in busy:
+            writer.write(b"GET /v1/connections HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until_async(lambda: len(source.asked) == len(busy), "all requests are read")
         reader, writer = await asyncio.open_unix_connection(path)
         answer = await asyncio.wait_for(reader.read(), 10)
         assert head_and_json(answer)[1] == {
             "error": f"{http.MAX_CLIENTS} connections are open already"
         }
-        for _, each in [*streams, *idle, (reader, writer)]:
+        for _, each in [*streams, *busy, (reader, writer)]:
             each.close()
+
+    serve(path, use)
+
+
+def test_a_new_client_takes_the_place_of_the_one_that_has_waited_longest(path: Path) -> None:
+    async def use(path: str, source: Source, _server: ControlServer) -> None:
+        idle = [await asyncio.open_unix_connection(path) for _ in range(http.MAX_CLIENTS)]
+        assert await asyncio.to_thread(client.get, path, "/v1/status") == source.status()
+        assert await asyncio.wait_for(idle[0][0].read(), 10) == b""
+        for _, writer in idle:
+            writer.close()
+
+    serve(path, use)
+
+
+def test_pipelined_requests_wait_while_their_answers_are_not_read(path: Path) -> None:
+    requests = 20_000
+
+    async def use(path: str, _source: Source, server: ControlServer) -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * requests)
+        await until_async(lambda: server._http._clients, "the client is connected")
+        (served,) = server._http._clients
+        await until_async(lambda: served._unread, "the answers fill the socket")
+        buffered = served._transport.get_write_buffer_size()
+        received = len(served._http.trailing_data[0])
+        assert buffered + received < 1024 * 1024
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(requests):
+            await asyncio.wait_for(reader.readuntil(b"HTTP/1.1 404"), 10)
+        writer.close()
+
+    serve(path, use)
+
+
+def test_one_client_gets_one_answer_in_a_turn_of_the_loop(path: Path) -> None:
+    """A loop that answers a thousand pipelined requests at once would do nothing else meanwhile."""
+
+    async def use(path: str, _source: Source, server: ControlServer) -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        await until_async(lambda: server._http._clients, "the client is connected")
+        (served,) = server._http._clients
+        sent: list[int] = []
+        send = served._send
+        turn = 0
+
+        def count(response: http.Response) -> None:
+            sent.append(turn)
+            send(response)
+
+        served._send = count  # type: ignore[method-assign]
+        while len(sent) < 50:
+            turn += 1
+            await asyncio.sleep(0)
+        assert len(set(sent)) == len(sent)
+        writer.close()
+        assert await asyncio.wait_for(reader.read(12), 10) == b"HTTP/1.1 404"
+
+    serve(path, use)
+
+
+def test_deeply_nested_json_is_refused(path: Path) -> None:
+    async def use(path: str, _source: Source, _server: ControlServer) -> None:
+        body = b'{"a":' + b"[" * 60_000
+        head = b"POST /v1/command HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        status, answer = head_and_json(await ask(path, head % len(body) + body))
+        assert b"400" in status
+        assert answer["error"] == "JSON is nested too deep"
 
     serve(path, use)
 
@@ -460,14 +536,85 @@ def test_metrics_are_served_when_enabled(path: Path) -> None:
     serve(path, use, ON)
 
 
-def test_over_tcp_only_metrics_are_served(path: Path) -> None:
+@pytest.fixture
+def port() -> int:
+    """A TCP port of 127.0.0.1 that is free."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        found: int = free.getsockname()[1]
+        return found
+
+
+def test_idle_clients_of_the_metrics_address_keep_nobody_from_the_control_socket(
+    path: Path, port: int
+) -> None:
+    async def use(path: str, source: Source, server: ControlServer) -> None:
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(70)]
+        assert await asyncio.to_thread(client.get, path, "/v1/status") == source.status()
+        assert len(server._exposed._clients) <= server_module.MAX_SCRAPERS
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 200")
+        for _, each in [*idle, (reader, writer)]:
+            each.close()
+
+    serve(path, use, Metrics(enabled=True, listen=f"127.0.0.1:{port}"))
+
+
+def test_scrapes_of_one_second_are_one_measurement(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(path: str, source: Source, server: ControlServer) -> None:
+        request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+        monkeypatch.setattr(scrapes, "MAX_AGE_SECONDS", 1e6)
+        source.hold.clear()
+        waiting = [asyncio.create_task(ask(path, request)) for _ in range(5)]
+        await until_async(lambda: source.asked, "the first request is read")
+        source.hold.set()
+        answers = await asyncio.gather(*waiting)
+        assert all(b"mptcpd_ebpf_decisions_total" in answer for answer in answers)
+        await ask(path, request)
+        assert source.asked == ["connections"]
+        server._scrapes._until = 0  # as if the time had passed
+        await ask(path, request)
+        assert source.asked == ["connections"] * 2
+
+    serve(path, use, ON)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("[::1]:9464", 200),
+        ("::1", 200),
+        (socket.gethostname().upper(), 200),
+        ("Metrics.example:9464", 200),
+        ("evil.example", 421),
+        (f"{socket.gethostname()}.evil.example", 421),
+        ("", 421),
+    ],
+)
+def test_a_name_that_is_not_this_hosts_is_refused(
+    path: Path, port: int, host: str, status: int
+) -> None:
+    async def use(_path: str, _source: Source, _server: ControlServer) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = f"GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert int(answer.split()[1]) == status
+        writer.close()
+
+    listen = f"127.0.0.1:{port}"
+    serve(path, use, Metrics(enabled=True, listen=listen, hosts=["metrics.EXAMPLE"]))
+
+
+def test_over_tcp_only_metrics_are_served(path: Path, port: int) -> None:
 
     async def use(_path: str, source: Source, _server: ControlServer) -> None:
         for target, status in ((b"GET /metrics", b"200"), (b"POST /v1/pause", b"404")):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            writer.write(target + b" HTTP/1.1\r\nHost: localhost:9\r\nConnection: close\r\n\r\n")
             answer = await asyncio.wait_for(reader.read(), 10)
             assert answer.split(b" ")[1] == status
             writer.close()

@@ -2,6 +2,7 @@
 """A replay gives the recorded decisions, also in another process and under another hash seed."""
 
 import os
+import re
 import subprocess
 import sys
 from random import Random
@@ -23,7 +24,9 @@ from tests.core.scenario import StartedEngine
 from tests.core.test_storms import Vandal
 
 decode = msgspec.json.Decoder(tuple[int, AnyEvent]).decode
-engine = StartedEngine(Vandal(), default_plugin=Vandal.name, seed=42)
+engine = StartedEngine(
+    Vandal(), default_plugin=Vandal.name, seed=42, destructive_per_second=5
+)
 for line in sys.stdin.buffer:
     now, event = decode(line)
     outcome = engine.handle(event, now)
@@ -96,6 +99,7 @@ def test_two_hash_seeds_the_same_decisions() -> None:
     first = replay(recorded, "1")
     assert first.count(b"\n") > 1000
     assert b"DestroySubflow" in first
+    assert re.search(rb'"waited":[1-9]', first)  # held back and sent later
     assert replay(recorded, "2") == first
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mptcpd_ebpf.core import events as ev
+from mptcpd_ebpf.core.admission import MARKER
 from mptcpd_ebpf.core.commands import (
     AddEndpoint,
     AnyCommand,
@@ -20,7 +21,7 @@ from mptcpd_ebpf.core.commands import (
     WakeAt,
 )
 from mptcpd_ebpf.core.endpoints import EndpointFlag
-from mptcpd_ebpf.core.engine import MARKER, SHORTEST_SLEEP
+from mptcpd_ebpf.core.engine import SHORTEST_SLEEP
 from mptcpd_ebpf.core.model import Connection, Subflow
 from mptcpd_ebpf.core.pairing import GRACE
 from mptcpd_ebpf.core.plugin import Commands, Context, Options, Plugin

@@ -79,8 +79,7 @@ def test_an_interface_that_is_renamed_to_one_denied(engine: StartedEngine) -> No
     ]
 
 
-def test_of_many_connections_as_many_leave_as_the_ration_allows() -> None:
-    """Each is withdrawn and destroyed in turn, and both count once."""
+def test_all_connections_leave_a_lost_carrier_whatever_the_ration() -> None:
     plugin = load("fullmesh")()
     engine = StartedEngine(plugin, default_plugin=plugin.name, destructive_per_second=3)
     for number, (local, _) in enumerate((FIBRE, RADIO), start=1):
@@ -89,5 +88,24 @@ def test_of_many_connections_as_many_leave_as_the_ration_allows() -> None:
     for token in range(1, 6):
         connect(engine, RADIO, token=token)
     outcome = engine.handle(link(2, running=False), START)
-    left = [decision for decision in outcome.decisions if decision.refused is None]
-    assert [type(decision.command) for decision in left] == [WithdrawAddress, DestroySubflow] * 3
+    assert [decision.refused for decision in outcome.decisions] == [None] * 10
+    kinds = [type(decision.command) for decision in outcome.decisions]
+    assert kinds == [WithdrawAddress, DestroySubflow] * 5
+
+
+def test_strays_leave_at_once() -> None:
+    plugin = load("fullmesh")()
+    engine = StartedEngine(plugin, default_plugin=plugin.name, destructive_per_second=1)
+    for number, (local, _) in enumerate((FIBRE, RADIO), start=1):
+        engine.handle(link(number), START)
+        engine.handle(ev.LocalAddressChanged(if_index=number, ip=local.ip, prefix_len=24), START)
+    for token in range(1, 6):
+        connect(engine, RADIO, token=token)
+    again = load("fullmesh")()
+    outcome = engine.configure(
+        again,
+        default_plugin=plugin.name,
+        destructive_per_second=1,
+        denied_interfaces=["wan2"],
+    )
+    assert [decision.refused for decision in outcome.decisions] == [None] * 10

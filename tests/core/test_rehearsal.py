@@ -16,8 +16,8 @@ from mptcpd_ebpf.core.engine import Engine
 from mptcpd_ebpf.core.model import SECOND, Connection
 from mptcpd_ebpf.core.plugin import Commands, Context, Plugin
 from mptcpd_ebpf.core.recording import Record
-from mptcpd_ebpf.core.rehearsal import Step, rehearse
-from tests.core.scenario import SERVER, START, TOKEN, created, established
+from mptcpd_ebpf.core.rehearsal import ANSWERED, Step, rehearse
+from tests.core.scenario import RADIO, SERVER, START, TOKEN, created, established
 
 
 class Joiner(Plugin):
@@ -35,7 +35,7 @@ class Joiner(Plugin):
             token=TOKEN, local_ip=self.ip, local_id=1, remote=SERVER, reason=f"at {ctx.now}"
         )
 
-    def answered(self, ctx: Context, decision: object, errno: int, explanation: str) -> Commands:
+    def answered(self, ctx: Context, decision: Decision, errno: int, explanation: str) -> Commands:
         self.answers.append(errno)
         return ()
 
@@ -96,7 +96,8 @@ def test_another_configuration_shows_what_is_in_one_run_only() -> None:
 
 
 class Prober(Plugin):
-    """Probes a path; with the option `sample` it asks for something else before."""
+    """Probes a path; with the option `sample` it asks for something else before, and probes with
+    another size."""
 
     name = "prober"
 
@@ -108,7 +109,13 @@ class Prober(Plugin):
     def connection_established(self, ctx: Context, connection: Connection) -> Commands:
         if self.sample:
             yield RequestSample(reason="a test")
-        yield ProbePath(local_ip="10.0.2.2", remote=SERVER, within=SECOND, reason="a test")
+        yield ProbePath(
+            local_ip="10.0.2.2",
+            remote=SERVER,
+            within=SECOND,
+            full_size=self.sample,
+            reason="a test",
+        )
 
     def path_probed(self, ctx: Context, decision: Decision, rtt_us: int | None) -> Commands:
         self.results.append(rtt_us)
@@ -116,7 +123,7 @@ class Prober(Plugin):
 
 
 def test_the_answer_of_a_probe_reaches_the_equal_one() -> None:
-    """Their decisions have other numbers."""
+    """Their decisions have other numbers, and the size of a probe does not matter."""
     made: list[Prober] = []
 
     def make(spec: PluginSpec) -> Plugin:
@@ -174,3 +181,50 @@ def test_where_new_connections_start_differs_when_an_interface_is_denied() -> No
 
 def _none(spec: PluginSpec) -> Plugin:
     raise AssertionError(f"no plugin is configured, but {spec}")
+
+
+class Follower(Joiner):
+    """Sends another command for each answer, or fails at it."""
+
+    def __init__(self, ip: str, *, fails: bool) -> None:
+        super().__init__(ip)
+        self.fails = fails
+
+    def answered(self, ctx: Context, decision: Decision, errno: int, explanation: str) -> Commands:
+        super().answered(ctx, decision, errno, explanation)
+        if self.fails:
+            raise ValueError("a test")
+        return self.connection_established(ctx, ctx.world.connections[TOKEN])
+
+
+def followed(*, fails: bool) -> tuple[list[Step], Follower]:
+    made: list[Follower] = []
+
+    def make(_spec: PluginSpec) -> Plugin:
+        made.append(Follower("10.0.3.2", fails=fails))
+        return made[-1]
+
+    records = recorded("10.0.2.2")
+    for event in (created(TOKEN + 1, RADIO), established(TOKEN + 1, RADIO)):
+        seq = len(records) + 1
+        records.append(Record(seq=seq, now=START + seq, event=event, decisions=[]))
+    return list(rehearse(records, make, lambda event: event)), made[-1]
+
+
+def test_a_plugin_that_sends_a_command_at_each_answer_comes_to_an_end() -> None:
+    steps, plugin = followed(fails=False)
+    first, second = [step for step in steps if step.only_rehearsed]
+    assert len(first.only_rehearsed) == len(second.only_rehearsed) == ANSWERED + 1
+    assert len(plugin.answers) == 2 * ANSWERED
+
+
+def test_a_plugin_that_fails_is_excluded_from_then_on() -> None:
+    steps, plugin = followed(fails=True)
+    assert [fault.error for step in steps for fault in step.faults] == ["ValueError: a test"]
+    assert plugin.answers == [0]
+    assert len([step for step in steps if step.only_rehearsed]) == 1
+
+
+def test_what_is_in_both_runs_is_counted() -> None:
+    steps, _ = rehearsed(recorded("10.0.2.2"), "10.0.2.2")
+    assert sum(step.equal for step in steps) == 1

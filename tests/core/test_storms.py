@@ -52,8 +52,12 @@ class Vandal(Plugin):
     new_interface = update_interface = answered = RAGE
 
 
-def vandalised() -> Engine:
-    return StartedEngine(Vandal(), default_plugin=Vandal.name, destructive_per_second=10**6)
+RATES = st.sampled_from([0, 2, 10**6])
+"""Destructive commands a second for which no measurement calls."""
+
+
+def vandalised(rate: int) -> Engine:
+    return StartedEngine(Vandal(), default_plugin=Vandal.name, destructive_per_second=rate)
 
 
 def let_through(outcome: Outcome) -> list[Command]:
@@ -65,12 +69,12 @@ def usable(world: World, token: int) -> list[Subflow]:
     return connection.usable_subflows() if connection else []
 
 
-@given(TIMED)
+@given(TIMED, RATES)
 def test_no_connection_loses_its_last_usable_subflow_to_us(
-    storm: list[tuple[ev.Event, int]],
+    storm: list[tuple[ev.Event, int]], rate: int
 ) -> None:
     """The kernel's view: all commands of one event are carried out."""
-    engine, now = vandalised(), START
+    engine, now = vandalised(rate), START
     for event, pause in storm:
         now += pause
         commands = let_through(engine.handle(event, now))
@@ -90,12 +94,12 @@ def takes(command: Command, subflow: Subflow) -> bool:
     return False
 
 
-@given(TIMED)
+@given(TIMED, RATES)
 def test_carried_out_over_many_turns_something_usable_is_left(
-    storm: list[tuple[ev.Event, int]],
+    storm: list[tuple[ev.Event, int]], rate: int
 ) -> None:
     """A kernel with delay: commands count until its events report their effect."""
-    engine, now = vandalised(), START
+    engine, now = vandalised(rate), START
     doomed: dict[tuple[int, Any], int] = {}
     for event, pause in storm:
         now += pause
@@ -114,11 +118,11 @@ def test_carried_out_over_many_turns_something_usable_is_left(
                 assert spared or name not in live, (event, command)
 
 
-@given(TIMED)
+@given(TIMED, RATES)
 def test_a_storm_excludes_no_sound_plugin_and_leaves_no_trace(
-    storm: list[tuple[ev.Event, int]],
+    storm: list[tuple[ev.Event, int]], rate: int
 ) -> None:
-    engine, now = vandalised(), START
+    engine, now = vandalised(rate), START
     finals: list[Subflow] = []
     for event, pause in storm:
         now += pause
@@ -142,19 +146,19 @@ def test_a_storm_excludes_no_sound_plugin_and_leaves_no_trace(
     assert set(kept) - network <= configured | {"_host._random", "_known"}
 
 
-@given(TIMED)
-def test_the_deadline_is_never_in_the_past(storm: list[tuple[ev.Event, int]]) -> None:
+@given(TIMED, RATES)
+def test_the_deadline_is_never_in_the_past(storm: list[tuple[ev.Event, int]], rate: int) -> None:
     """Else the daemon's timer would spin."""
-    engine, now = vandalised(), START
+    engine, now = vandalised(rate), START
     for event, pause in storm:
         now += pause
         engine.handle(event, now)
         assert engine.deadline is None or engine.deadline > now
 
 
-@given(TIMED)
-def test_the_model_agrees_with_itself(storm: list[tuple[ev.Event, int]]) -> None:
-    engine, now = vandalised(), START
+@given(TIMED, RATES)
+def test_the_model_agrees_with_itself(storm: list[tuple[ev.Event, int]], rate: int) -> None:
+    engine, now = vandalised(rate), START
     for event, pause in storm:
         now += pause
         engine.handle(event, now)

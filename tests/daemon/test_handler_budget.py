@@ -105,3 +105,11 @@ def test_a_late_alarm_interrupts_nothing(limited: HandlerBudget) -> None:
 
 def test_except_exception_does_not_catch_it() -> None:
     assert not issubclass(HandlerTooSlow, Exception)
+
+
+def test_the_limit_grows_with_the_connections(limited: HandlerBudget) -> None:
+    limited.connections = lambda: 200
+    with pytest.raises(HandlerTooSlow, match="longer than 120 ms"):
+        limited(1, spin)
+    with pytest.raises(HandlerTooSlow, match="did not return for 300 ms"):
+        limited(2, asleep)

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import stat
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from mptcpd_ebpf.core.commands import (
 from mptcpd_ebpf.core.model import SECOND
 from mptcpd_ebpf.core.recording import Head, Record, read
 from mptcpd_ebpf.core.roles import Role
-from mptcpd_ebpf.daemon.observers import LogObserver, Observers, Recorder, Statistics
+from mptcpd_ebpf.daemon.observers import LogObserver, Memory, Observers, Recorder, Statistics
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
-from tests.core.scenario import RADIO, TOKEN
+from tests.core.scenario import RADIO, TOKEN, measured
 
 HEAD = Head(version="0", epoch_ns=1, netns=2)
 DEMOTE = SetBackup(token=TOKEN, local=RADIO[0], remote=RADIO[1], backup=True, reason="slow")
@@ -344,3 +345,23 @@ def test_states_of_paths_are_no_decisions_to_count() -> None:
     statistics = Statistics()
     statistics.publish(record(ev.Tick(), decision(1, path(Role.AWAY))))
     assert (statistics.decided, statistics.decisions) == (0, [])
+
+
+def test_the_memory_keeps_what_matters_in_order_and_forgets_the_oldest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Memory, "MEASUREMENTS", 3)
+    memory = Memory()
+    memory._records = deque(maxlen=2)
+    sample = ev.Sampled(measurements=[measured(), measured()])
+    asked = decision(1, RequestSample(reason="test"))
+    for each in (
+        record(ev.Paused(), seq=1),
+        record(sample, seq=2),
+        record(ev.Tick(), asked, seq=3),
+        record(sample, decision(2), seq=4),
+        record(ev.Resumed(), seq=5),
+    ):
+        memory.publish(each)
+    kept = [(each.seq, type(each.event), len(each.decisions)) for each in memory.records]
+    assert kept == [(4, ev.Sampled, 0), (4, ev.Tick, 1), (5, ev.Resumed, 0)]

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Log entries have the journal's format."""
+"""Log entries have the format of their destination."""
 
 import logging
 import os
 import re
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from mptcpd_ebpf.runtime.logging_setup import JournalHandler, journal_entry
+from mptcpd_ebpf.runtime.logging_setup import (
+    LogDestination,
+    journal_entry,
+    prepare,
+    stderr_line,
+    syslog_entry,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,30 +32,37 @@ def test_a_message_cannot_forge_fields() -> None:
     assert entry.endswith(b"MESSAGE\n\x0c\0\0\0\0\0\0\0a\nPRIORITY=0\n")
 
 
-def test_the_handler_sends_one_datagram_per_message(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    with pytest.raises(OSError, match="No such file"):
-        JournalHandler(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
-        journal.bind(path)
-        journal.settimeout(5)
-        handler = JournalHandler(path)
-        handler.handle(logging.LogRecord("x", logging.INFO, "", 0, "%d paths", (2,), None))
-        assert journal.recv(4096) == journal_entry("2 paths", logging.INFO)
-        handler.close()
+def test_a_message_has_its_level_once(capfd: pytest.CaptureFixture[str]) -> None:
+    before = logging.root.handlers[:]
+    try:
+        prepare(LogDestination.STDERR, "info").apply()
+        logging.getLogger("any").info("%d paths", 2)
+        time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
+        assert re.fullmatch(f"{time} INFO 2 paths\n", capfd.readouterr().err)
+    finally:
+        prepare(LogDestination.NULL, "warning").apply()
+        for handler in before:
+            logging.root.addHandler(handler)
 
 
-@pytest.mark.parametrize("to_journal", [False, True])
-def test_stderr_has_the_time_unless_the_journal_adds_it(tmp_path: Path, to_journal: bool) -> None:
-    log = tmp_path / "log"
-    code = (
-        "import logging; from mptcpd_ebpf.runtime import logging_setup as s; "
-        "s.prepare(s.LogDestination.STDERR, 'info').apply(); logging.warning('full')"
-    )
-    with log.open("w") as stderr:
-        status = os.fstat(stderr.fileno())
-        stream = f"{status.st_dev}:{status.st_ino if to_journal else 0}"
-        environment = {**os.environ, "JOURNAL_STREAM": stream}
-        subprocess.run([sys.executable, "-c", code], stderr=stderr, env=environment, check=True)
-    time = "" if to_journal else r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} "
-    assert re.fullmatch(f"{time}WARNING full\n", log.read_text())
+def test_in_a_service_a_line_has_the_priority_for_the_journal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    before = logging.root.handlers[:]
+    try:
+        prepare(LogDestination.STDERR, "info").apply()
+        logging.getLogger("any").warning("a path")
+        assert capfd.readouterr().err == "<4>WARNING a path\n"
+    finally:
+        prepare(LogDestination.NULL, "warning").apply()
+        for handler in before:
+            logging.root.addHandler(handler)
+
+
+def test_bytes_that_are_not_utf_8_reach_the_log_as_they_are() -> None:
+    message = b"\xff".decode("utf-8", "surrogateescape")
+    assert stderr_line(message, logging.INFO) == b"INFO \xff\n"
+    assert syslog_entry(message, logging.ERROR).startswith(b"<27>mptcpd-ebpf[")
+    assert syslog_entry(message, logging.ERROR).endswith(b"]: \xff")

@@ -105,7 +105,7 @@ def test_a_daemon_of_an_ordinary_user_needs_only_ambient_capabilities(
         assert client.sysctl("mptcp.pm_type") == "1"
         mine = tmp_path / run_folder.SYSTEM.name
         files = [file for file in mine.iterdir() if "journal" not in file.name]
-        assert sorted(file.suffix for file in files) == [".path-manager", ".sock"]
+        assert sorted(file.suffix for file in files) == [".lock", ".path-manager", ".sock"]
         prefix = ("env", f"XDG_RUNTIME_DIR={tmp_path}", *inside, *WITH_CAPABILITIES)
         status = command("status", "--json", prefix=prefix)
         assert status.returncode == 0, status.stderr
