@@ -53,7 +53,7 @@ BODIES = {
         "            except Exception: pass",
         TOO_SLOW,
     ),
-    "sleeps": ("time.sleep(3600)", "HandlerTooSlow: it did not return for 1000 ms"),
+    "sleeps": ("time.sleep(3600)", "HandlerTooSlow: it did not return for 100"),
     "yields for ever": (
         "while True: yield WakeAt(at=1, reason='')",
         TOO_SLOW,
