@@ -40,6 +40,9 @@ LARGE_SHARE = 0.4
 measured (bench/), none carried a third."""
 DRAINED = 0.1
 """A demoted path that blocks less than this part of the time has delivered what was in flight."""
+FALLEN = 0.5
+"""A goodput below so many times the one that a path left behind when it was demoted: the other
+paths have become worse."""
 WORSE = 0.95
 """A goodput below so many times another one is worse."""
 
@@ -120,6 +123,15 @@ class Readings:
             return None
         last = self.kept[-1]
         return (last.carried - first.carried) * SECOND / (last.at - first.at)
+
+    def latest(self) -> float | None:
+        """Bytes per second between the newest two readings."""
+        if len(self.kept) < 2:
+            return None
+        before, last = self.kept[-2], self.kept[-1]
+        if last.at - before.at < SHORTEST_WINDOW:
+            return None
+        return (last.carried - before.carried) * SECOND / (last.at - before.at)
 
     def _before(self, now: int) -> Reading | None:
         """The oldest reading within `WINDOW`, else the newest older one."""

@@ -13,7 +13,7 @@ brings the subflows to what `why_standby` says.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mptcpd_ebpf.core.assessment import WORSE, Comparison, Readings, Worth, compare
+from mptcpd_ebpf.core.assessment import FALLEN, WORSE, Comparison, Readings, Worth, compare
 from mptcpd_ebpf.core.commands import WakeAt
 from mptcpd_ebpf.core.model import MS, SECOND, Connection, PathName, Subflow
 from mptcpd_ebpf.core.plugin import Context
@@ -23,6 +23,10 @@ READING_PAUSE = SECOND
 """Nanoseconds between the readings of a connection that transfers data over several paths."""
 TRANSFERS = 125_000
 """Bytes per second above which a connection transfers data."""
+SOME = 10_000
+"""Bytes per second below which a connection is idle, and its goodput says nothing of its paths."""
+LOW_READINGS = 2
+"""Consecutive readings far below the former goodput that end a demotion."""
 FORGOTTEN = 11
 """A path that behaves for so many times its last hold has not relapsed."""
 
@@ -43,6 +47,10 @@ class _Demotion:
     until: int
     reason: str
     comparison: Comparison | None
+    goodput: float | None
+    """Of the connection around the demotion, bytes per second; None: not known."""
+    low: int = 0
+    """Consecutive readings far below that."""
 
 
 @dataclass(slots=True)
@@ -98,8 +106,8 @@ class Demotions:
         state = self._state(connection.token)
         name = path_name(subflow)
         comparison = None
+        worth = self.worth(ctx, connection, subflow)
         if compared:
-            worth = self.worth(ctx, connection, subflow)
             if state.useful_until.get(name, 0) > ctx.now or (worth is not None and worth.helps):
                 return
             if worth is not None:
@@ -107,7 +115,8 @@ class Demotions:
                 comparison = compare(worth.goodput, ctx.now, slowest)
         hold = self._next_hold(ctx.now, name)
         reason = f"{words}; on backup for {hold // SECOND} s"
-        state.demoted[name] = _Demotion(ctx.now + hold, reason, comparison)
+        goodput = worth.goodput if worth is not None else None
+        state.demoted[name] = _Demotion(ctx.now + hold, reason, comparison, goodput)
         yield _wake(connection.token, ctx.now + hold)
         if comparison is not None:
             yield _wake(connection.token, comparison.begins)
@@ -142,6 +151,7 @@ class Demotions:
                 continue
             demotion.comparison = None
             if after is None or after >= WORSE * comparison.before:
+                demotion.goodput = after or demotion.goodput
                 continue
             del state.demoted[name]
             state.useful_until[name] = ctx.now + self._next_hold(ctx.now, name)
@@ -169,12 +179,32 @@ class Demotions:
         """A sample was taken: notes it, and plans the next while the connection transfers data."""
         state = self._state(connection.token)
         state.readings.note(connection, ctx.now)
+        self._restore_if_fallen(state)
         goodput = state.readings.goodput(ctx.now - 2 * READING_PAUSE)
         several = len(connection.usable_subflows()) > 1
+        falling = any(demotion.low for demotion in state.demoted.values())
         state.reading_at = 0
-        if several and (goodput is None or goodput > TRANSFERS):
+        if several and (falling or goodput is None or goodput > TRANSFERS):
             state.reading_at = ctx.now + READING_PAUSE
             yield _wake(connection.token, state.reading_at)
+
+    def _restore_if_fallen(self, state: _State) -> None:
+        """Ends demotions when the goodput has fallen since: the other paths have become worse."""
+        latest = state.readings.latest()
+        for name, demotion in list(state.demoted.items()):
+            fell = (
+                latest is not None
+                and demotion.comparison is None
+                and demotion.goodput is not None
+                and SOME < latest < FALLEN * demotion.goodput
+            )
+            demotion.low = demotion.low + 1 if fell else 0
+            if demotion.low >= LOW_READINGS and latest is not None:
+                del state.demoted[name]
+                self._holds.pop(name, None)
+                state.restored[name] = (
+                    f"the goodput fell from {_mbit(demotion.goodput or 0)} to {_mbit(latest)}"
+                )
 
     def needs_sample(self, now: int, token: int) -> bool:
         """Whether a reading is due, or the bounds of a comparison are."""

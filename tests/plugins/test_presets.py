@@ -65,6 +65,30 @@ def test_a_demotion_that_helps_lasts() -> None:
     assert flags(simulation, began) == [True]
 
 
+def test_a_demotion_ends_when_the_other_path_has_become_worse() -> None:
+    simulation = uploading({FIBRE: Flow(MBYTE), MOBILE: Flow(MBYTE / 10, 0.6)}, 2 * MBYTE)
+    began = simulation.now
+    stall(simulation)
+    simulation.wait(4 * SECOND)
+    assert flags(simulation, began) == [True]
+    simulation.rates = lambda _: {FIBRE: Flow(MBYTE / 8)}
+    simulation.wait(4 * SECOND)
+    assert flags(simulation, began) == [True, False]
+    assert simulation.actions(began)[-1].command.reason == (
+        "the goodput fell from 16.0 Mbit/s to 1.0 Mbit/s"
+    )
+
+
+def test_a_demotion_lasts_while_the_application_sends_nothing() -> None:
+    simulation = uploading({FIBRE: Flow(MBYTE), MOBILE: Flow(MBYTE / 10, 0.6)}, 2 * MBYTE)
+    began = simulation.now
+    stall(simulation)
+    simulation.wait(4 * SECOND)
+    simulation.rates = lambda _: {}
+    simulation.wait(4 * SECOND)
+    assert flags(simulation, began) == [True]
+
+
 def test_a_refused_demotion_is_no_relapse() -> None:
     simulation = Simulation()
     simulation.wait(SECOND)

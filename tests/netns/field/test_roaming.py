@@ -16,6 +16,7 @@ import pytest
 from mptcpd_ebpf.lab import Lab, LivePath, RequestResponse
 from mptcpd_ebpf.lab import Path as LabPath
 from mptcpd_ebpf.lab.kernel_path_manager import raise_limits
+from mptcpd_ebpf.lab.wire import DSS, Wire
 from tests.netns.daemon_host import daemon_in, subflows
 from tests.netns.daemon_process import RunningDaemon
 from tests.netns.field.uplink import Uplink
@@ -149,9 +150,14 @@ def test_all_paths_die_and_the_slower_returns_first(
 ) -> None:
     lab = make_mptcp_lab([LabPath(delay_ms=5), LabPath(delay_ms=40)])
     fast, slow = lab.paths
-    with managed(lab, tmp_path, "adaptive") as running:
+    with (
+        Wire(lab.client.name, snap=200) as wire,
+        managed(lab, tmp_path, "adaptive") as running,
+    ):
         traffic = lab.start(TALK)
         until_both_carry(running, traffic.token, lab.paths)
+        # The peer has confirmed the join: the subflow is used from now on.
+        wire.expect(DSS, interface=slow.client_if, direction="in", within=10)
         for path in lab.paths:
             path.blackhole()
         until(lambda: running.log.count("create subflow") > 1, "a join beside the last", 10)

@@ -218,7 +218,10 @@ def test_connections_go_to_one_plugin_and_the_network_to_all_by_priority(
 def test_every_handler_is_tested() -> None:
     """Those in `own` follow a plugin's own commands; the tests of the shipped plugins call them."""
     text = Path(__file__).read_text()
-    own = {"alarm", "sampled", "wake", "wake_connection", "answered", "refused", "endpoints_read"}
+    own = {
+        "alarm", "sampled", "wake", "wake_connection", "answered", "refused", "endpoints_read",
+        "path_probed",
+    }  # fmt: skip
     handlers = {
         name
         for name, value in vars(Plugin).items()
