@@ -72,6 +72,9 @@ def _in_full(argument: str, names: list[str], context: click.Context) -> str:
     if len(short) < len("--x") or not short.startswith("--") or short in names:
         return argument
     fits = [name for name in names if name.startswith(short)]
+    # mptcpd has no --dry-run: what abbreviates one of its options still does.
+    if len(fits) > 1 and "--dry-run" in fits:
+        fits.remove("--dry-run")
     if len(fits) > 1:
         raise click.UsageError(f"Option {short!r} could be {', '.join(fits)}.", context)
     return f"{fits[0]}{equals}{value}" if fits else argument
