@@ -124,6 +124,11 @@ class Admission:
         """When `retry` has something to do, CLOCK_MONOTONIC nanoseconds."""
         return self._retry_at
 
+    @property
+    def idle(self) -> bool:
+        """Nothing waits, no summary is due, and nothing has passed lately."""
+        return not (self._held or self._counts or self._budget.used)
+
     # --- one command
 
     def admit(self, author: str, cause: Cause, command: Command, world: World, now: int) -> Verdict:

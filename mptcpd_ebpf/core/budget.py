@@ -38,6 +38,11 @@ class Budget:
         self._left: dict[int, dict[tuple[str, Path], list[int]]] = {}
         """By token, and by what was done to which path: when, within the last minute."""
 
+    @property
+    def used(self) -> bool:
+        """Whether something has passed at a rate within the last second, as far as expired."""
+        return bool(self._passed)
+
     def take_allowance(self, token: int, what: str, path: Path, times: int, now: int) -> bool:
         """Takes one of `times` a minute; False if they are used up."""
         of_one = self._left.setdefault(token, {})

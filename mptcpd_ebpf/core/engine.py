@@ -396,6 +396,8 @@ class Engine:
 
     def _retry(self, turn: _Turn) -> None:
         """Sends what the budget held back and has room for, after another look at it."""
+        if self._admission.idle:
+            return  # as after most events
         for held, refused in self._admission.retry(self.world, turn.now):
             waited = turn.now - held.at
             self._record(turn, held.author, held.cause, held.command, refused, waited=waited)

@@ -28,6 +28,8 @@ class PathProbes:
 
     def due(self, now: int) -> list[Decision]:
         """Takes out those that were not answered by `now`."""
+        if not self._waiting:
+            return []  # as after most events
         late = [decision for decision, at in self._waiting.values() if at <= now]
         for decision in late:
             del self._waiting[decision.id]
