@@ -58,15 +58,21 @@ def connections(function: F) -> F:
     return function
 
 
+def duration(text: str) -> int | None:
+    """Seconds of ``90s``, ``15m``, ``2h`` or ``7d``; None if the text is no duration."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    number, unit = text[:-1], text[-1:]
+    return int(number) * units[unit] if number.isdecimal() and unit in units else None
+
+
 def duration_or_time(text: str) -> float:
     """Seconds since 1970 of a moment: ``90s``, ``15m``, ``2h``, ``7d`` ago, or a local time.
 
     Raises ValueError.
     """
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-    number, unit = text[:-1], text[-1:]
-    if number.isdecimal() and unit in units:
-        return time.time() - int(number) * units[unit]
+    ago = duration(text)
+    if ago is not None:
+        return time.time() - ago
     for form in ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d"):
         try:
             return time.mktime(time.strptime(text, form))

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import click
 
-from mptcpd_ebpf.cli import _options
+from mptcpd_ebpf.cli import _filters, _options
 from mptcpd_ebpf.control import client, story
 from mptcpd_ebpf.control.schema import SCHEMA, Story, StoryEntry
 from mptcpd_ebpf.runtime.exit_codes import ExitCode, Failure
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @click.command()
@@ -95,11 +93,11 @@ def _of_recording(file: Path) -> Story:
         raise Failure(f"{file}: {error}", ExitCode.CHECK_FAILED) from None
 
 
-def _duration(text: str) -> float:
-    number, unit = text[:-1], text[-1:]
-    if unit not in _SECONDS or not number.isdecimal():
+def _duration(text: str) -> int:
+    seconds = _filters.duration(text)
+    if seconds is None:
         raise click.BadParameter(f"{text!r}: write it as 90s, 10m, 2h or 1d", param_hint="--since")
-    return int(number) * _SECONDS[unit]
+    return seconds
 
 
 def lines(entries: list[StoryEntry]) -> list[str]:

@@ -80,7 +80,7 @@ class Evidence:
         seen = self._seen.get(subflow.token, {}).get(subflow.key)
         if seen is None:
             return None
-        if seen.silent_at and not _heard_since(subflow, seen.silent_at):
+        if seen.silent_at and not subflow.answered_since(seen.silent_at):
             return Grounds.SILENT
         if seen.harmed_at and now - seen.harmed_at < HARMS_FOR:
             return Grounds.HARMS
@@ -106,11 +106,3 @@ def _cut_off(world: World, subflow: Subflow) -> bool:
     if_index = world.interface_of(subflow.local.ip)
     address = world.addresses.get((if_index, subflow.local.ip)) if if_index is not None else None
     return address is not None and address.deprecated
-
-
-def _heard_since(subflow: Subflow, at: int) -> bool:
-    """Whether something came back after `at`, as far as measured."""
-    measured = subflow.measured
-    if measured is None or measured.idle_us is None or measured.timeouts:
-        return False
-    return measured.at - measured.idle_us * 1000 > at

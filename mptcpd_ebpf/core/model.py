@@ -81,6 +81,13 @@ class Subflow:
         """It can carry data now; one whose socket holds an error is about to close."""
         return self.state is State.ESTABLISHED and not self.error
 
+    def answered_since(self, at: int) -> bool:
+        """Whether something came back after `at` (CLOCK_MONOTONIC nanoseconds), as measured."""
+        measured = self.measured
+        if measured is None or measured.idle_us is None or measured.timeouts:
+            return False
+        return measured.at - measured.idle_us * 1000 > at
+
     def __str__(self) -> str:
         return f"{self.local} → {self.remote}"
 

@@ -507,7 +507,7 @@ class Reconciler:
     def _end_suspicions(self, connection: Connection, state: _State) -> Iterator[Command]:
         for key, since in list(state.suspects.items()):
             subflow = connection.subflows.get(key)
-            if subflow is None or _has_answered(subflow, since):
+            if subflow is None or subflow.answered_since(since):
                 del state.suspects[key]
                 state.trusted[key] = since + TRUST
             elif state.replaced:
@@ -548,14 +548,6 @@ def _routed_at(world: World, local_ip: str) -> int:
     ):
         return 0
     return address.since + ROUTE_WITHIN
-
-
-def _has_answered(subflow: Subflow, since: int) -> bool:
-    """Whether something came back on a subflow after `since`, as far as measured."""
-    measured = subflow.measured
-    if measured is None or measured.idle_us is None or measured.timeouts:
-        return False
-    return measured.at - measured.idle_us * 1000 > since
 
 
 def _wake(token: int, at: int) -> WakeAt:
