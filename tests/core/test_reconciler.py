@@ -14,7 +14,7 @@ from mptcpd_ebpf.core.engine import Outcome
 from mptcpd_ebpf.core.joining_plugin import JoiningPlugin
 from mptcpd_ebpf.core.model import MS, SECOND, Connection
 from mptcpd_ebpf.core.plugin import Context
-from mptcpd_ebpf.core.reconciler import ANSWER_WITHIN, SHORT_LIFE, Want
+from mptcpd_ebpf.core.reconciler import ANSWER_WITHIN, ROUTE_WITHIN, SHORT_LIFE, Want
 from mptcpd_ebpf.core.serving import Rule
 from tests.core.scenario import (
     FIBRE,
@@ -43,7 +43,8 @@ class Two(JoiningPlugin):
     number = 1
 
     def wants(self, ctx: Context, connection: Connection) -> Iterable[Want]:
-        yield Want(RADIO[0].ip, SERVER, "it is missing", number=self.number)
+        if any(address.ip == RADIO[0].ip for address in ctx.world.usable_addresses()):
+            yield Want(RADIO[0].ip, SERVER, "it is missing", number=self.number)
 
 
 class Changed(Two):
@@ -295,3 +296,35 @@ def test_nothing_is_kept_of_connections_of_others() -> None:
     scene.tell(ev.CommandAsked(command=destroy))
     scene.tell(left(token=7), gone(7), gone())
     assert not {name for name in leftovers(scene.plugin.reconciler) if "_ids" not in name}
+
+
+# --- routes
+
+
+def without_route() -> Scene:
+    """An established connection, and a second address that has just come without a route."""
+    scene = Scene()
+    scene.tell(joined(), ev.LocalAddressRemoved(if_index=3, ip=RADIO[0].ip), left())
+    scene.tell(ev.DefaultRouteRemoved(if_index=3, ipv6=False))
+    scene.tell(ev.LocalAddressChanged(if_index=3, ip=RADIO[0].ip, prefix_len=24))
+    return scene
+
+
+def test_a_new_address_waits_for_its_route() -> None:
+    scene = without_route()
+    before = scene.joins
+    scene.wait(ROUTE_WITHIN // 2)
+    assert scene.joins == before
+    scene.tell(ev.DefaultRouteAdded(if_index=3, ipv6=False))
+    assert scene.joins == before + 1
+
+
+def test_without_a_route_it_is_joined_after_a_while_and_again_when_the_route_comes() -> None:
+    scene = without_route()
+    before = scene.joins
+    scene.wait(ROUTE_WITHIN + SECOND)
+    assert scene.joins == before + 1
+    scene.tell(ev.DefaultRouteAdded(if_index=3, ipv6=False))
+    assert scene.joins == before + 2, "the first may have left by another interface"
+    scene.tell(ev.DefaultRouteAdded(if_index=3, ipv6=False, table=100))
+    assert scene.joins == before + 2

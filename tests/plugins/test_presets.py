@@ -7,7 +7,7 @@ from mptcpd_ebpf.core import events as ev
 from mptcpd_ebpf.core.address import SockAddr
 from mptcpd_ebpf.core.commands import CreateSubflow, DestroySubflow, RequestSample, SetBackup
 from mptcpd_ebpf.core.measurement import AlarmKind
-from mptcpd_ebpf.core.model import SECOND
+from mptcpd_ebpf.core.model import SECOND, Subflow
 from mptcpd_ebpf.core.roles import Preset
 from mptcpd_ebpf.core.serving import Rule
 from tests.plugins.simulation import FIBRE, MOBILE, TOKEN, Flow, Simulation
@@ -195,3 +195,56 @@ def test_a_rule_names_the_preset_of_its_connections() -> None:
     simulation.wait(SECOND)
     assert simulation.regular(FIBRE)
     assert not simulation.regular(MOBILE)
+
+
+def second_of(simulation: Simulation) -> Subflow:
+    (subflow,) = [s for s in simulation.connection.usable_subflows() if s.local.ip == MOBILE]
+    return subflow
+
+
+def test_a_flag_that_an_operator_set_stays() -> None:
+    simulation = Simulation()
+    simulation.wait(SECOND)
+    subflow = second_of(simulation)
+    by_operator = SetBackup(
+        token=TOKEN, local=subflow.local, remote=subflow.remote, backup=True, reason="manual"
+    )
+    simulation.tell(ev.CommandAsked(command=by_operator))
+    simulation.wait(SECOND)
+    simulation.tell(ev.DefaultRouteAdded(if_index=2, ipv6=False, table=100))
+    simulation.wait(5 * SECOND)
+    assert second_of(simulation).backup
+
+
+def test_a_dead_path_is_left_also_while_it_stands_by() -> None:
+    simulation = Simulation()
+    simulation.wait(SECOND)
+    stall(simulation)
+    simulation.wait(SECOND)
+    subflow = second_of(simulation)
+    assert subflow.backup
+    measured = simulation._measure(subflow, in_flight=4)
+    for kind, left in ((AlarmKind.STALL, False), (AlarmKind.TIMEOUTS, True)):
+        simulation.tell(ev.AlarmRaised(kind=kind, measurement=measured, value=2))
+        gone = [d for d in simulation.actions() if isinstance(d.command, DestroySubflow)]
+        assert bool(gone) is left
+
+
+def test_a_backup_join_of_an_operator_stays_backup() -> None:
+    simulation = Simulation(mobile=False)
+    simulation.wait(SECOND)
+    simulation.tell(ev.LinkChanged(if_index=2, name="mobile", up=True, running=False))
+    join = CreateSubflow(
+        token=TOKEN,
+        local_ip=MOBILE,
+        local_id=1,
+        remote=simulation.connection.remote,
+        backup=True,
+        reason="manual",
+    )
+    simulation.tell(ev.CommandAsked(command=join))
+    simulation.wait(SECOND)
+    simulation.tell(ev.LinkChanged(if_index=2, name="mobile", up=True, running=True))
+    simulation.tell(ev.LocalAddressChanged(if_index=2, ip=MOBILE, prefix_len=24))
+    simulation.wait(5 * SECOND)
+    assert second_of(simulation).backup
