@@ -51,6 +51,10 @@ class RunningDaemon:
     def log(self) -> str:
         return self._log.read_text()
 
+    def until_logged(self, words: str) -> None:
+        """Waits for a line: one beyond the first of a second comes at the second's end."""
+        until(lambda: words in self.log, lambda: f"{words!r} in the log:\n{self.log}")
+
     @property
     def inside(self) -> tuple[str, ...]:
         """Prefix that runs a command in the daemon's network namespace."""

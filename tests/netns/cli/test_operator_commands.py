@@ -284,7 +284,7 @@ def test_a_daemon_keeps_the_last_subflow_and_remembers_who_asked(
         assert json.loads(refused.stdout)["errno"] is None
         assert "it is the last usable subflow of the connection" in refused.stderr
         assert "--direct" in refused.stderr
-        assert "manual command: destroy" in running.log
+        running.until_logged("manual command: destroy")
         pair.exchange()
         # Paused are the plugins, not people.
         assert running.ask("pause").returncode == 0

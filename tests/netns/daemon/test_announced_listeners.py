@@ -75,8 +75,8 @@ def test_an_announced_port_has_a_listener_until_the_address_is_withdrawn(
     with served(mptcp_lab, tmp_path) as (running, client, pair):
         sent = announce(running, pair, ip, "--port", "any")
         assert listening_ports(mptcp_lab, ip) == {sent["port"]}
-        assert f"manual command: announce {ip} as id" in running.log
-        assert f"announce {ip}: listening on port {sent['port']}" in running.log
+        running.until_logged(f"manual command: announce {ip} as id")
+        running.until_logged(f"announce {ip}: listening on port {sent['port']}")
         assert (sent["listen"], sent["port"] > 1023) == (True, True)
         heard = client.log.wait(AddressAnnounced)
         assert (heard.ip, heard.port) == (ip, sent["port"])

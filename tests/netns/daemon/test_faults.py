@@ -110,7 +110,7 @@ def test_a_bad_path_is_abandoned_and_rejoined_when_it_has_recovered(
         assert re.search(WHY, decision["reason"]), decision["reason"]
         assert decision["token"] == f"{traffic.token:08x}"
         assert decision["subflow"] == f"{flow.source} → {flow.destination}"
-        assert f"adaptive: destroy {decision['subflow']}" in running.log
+        running.until_logged(f"adaptive: destroy {decision['subflow']}")
         # REMOVE_ADDR goes over the good path, because the FIN goes over the bad one, behind the
         # data in flight: possibly only after that path has healed.
         left = wire.expect(
@@ -155,7 +155,7 @@ def test_a_bad_path_is_abandoned_and_rejoined_when_it_has_recovered(
         assert answered is not None, first["reason"]
         assert len(probes) >= int(answered[1])
         assert {probe.payload_length for probe in probes[-2:]} == {1500 - SMALLEST[False]}
-        assert f"adaptive: create subflow {bad.client_ip} → " in running.log
+        running.until_logged(f"adaptive: create subflow {bad.client_ip} → ")
         assert traffic.stop().unanswered == 0
 
 
@@ -276,7 +276,7 @@ def test_no_plugin_can_remove_the_last_usable_subflow(
     ):
         traffic = lab.start(TALK)
         until(lambda: status(running)["decisions_refused"] == 3, "three refusals", PATIENCE_S)
-        assert "it is the last usable subflow of the connection" in running.log
+        running.until_logged("it is the last usable subflow of the connection")
         assert traffic.stop().unanswered == 0
         assert decisions(running) == []
         assert not wire.matching(RemoveAddr)

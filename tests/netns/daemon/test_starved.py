@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from mptcpd_ebpf.lab import Lab
-from tests.netns.daemon_host import PATIENCE_S, daemon_in
+from tests.netns.daemon_host import daemon_in
 from tests.netns.own_plugins import plugin_folder
 from tests.netns.plugin_host import plugin_host
-from tests.waiting import until
 
 # Removing endpoints that do not exist shows in the log that a command was carried out.
 ASKS = """
@@ -52,18 +51,14 @@ def test_a_sample_that_fails_stops_nothing_else(
     folder = plugin_folder(tmp_path, asks=ASKS)
     options = (f"--probes={probes}", "--plugin-dir", str(folder), "--path-manager=asks")
     with daemon_in(mptcp_lab.client, tmp_path, *options) as running:
-
-        def until_logged(words: str) -> None:
-            until(lambda: words in running.log, f"{words!r}\n{running.log}", PATIENCE_S)
-
         add = ["ip", "address", "add", "dev", mptcp_lab.paths[0].client_if]
         with no_more_descriptors(running.process.pid):
             mptcp_lab.client.run([*add, "192.0.2.1/32"])
-            until_logged("remove endpoint 77: after the request for a sample")
-            until_logged("subflows cannot be read, so the plugins get no sample: ")
+            running.until_logged("remove endpoint 77: after the request for a sample")
+            running.until_logged("subflows cannot be read, so the plugins get no sample: ")
             assert "remove endpoint 78" not in running.log
         mptcp_lab.client.run([*add, "192.0.2.2/32"])
-        until_logged("remove endpoint 78: the sample has come")
+        running.until_logged("remove endpoint 78: the sample has come")
         assert "Traceback" not in running.log
         assert "is excluded" not in running.log
 

@@ -74,10 +74,6 @@ def carries_data(path: LivePath, running: RunningDaemon, traffic: Traffic) -> bo
     )
 
 
-def until_logged(running: RunningDaemon, words: str) -> None:
-    until(lambda: words in running.log, words, PATIENCE_S)
-
-
 def until_replaced(
     path: LivePath, old: list[str], running: RunningDaemon, traffic: Traffic
 ) -> None:
@@ -100,8 +96,8 @@ def test_a_nat_that_lost_its_state(nat_lab: Lab, tmp_path: Path) -> None:
         assert second.expire_nat() > 0
         until_replaced(second, old, running, traffic)
         # A line that exceeds those of its second is logged at the second's end.
-        until_logged(running, "is silent; is a new handshake answered?")
-        until_logged(running, "a NAT or firewall lost its state")
+        running.until_logged("is silent; is a new handshake answered?")
+        running.until_logged("a NAT or firewall lost its state")
         # At the first attempt, unless out-of-order data waits there (Linux 6.1 and 6.12).
         assert "failed" not in running.log or "closed it at once" in running.log
 
@@ -116,7 +112,7 @@ def test_a_nat_that_lost_its_state_and_creates_a_new_binding(nat_lab: Lab, tmp_p
         old = subflows_from(second, running, traffic)
         assert second.expire_nat() > 0
         until_replaced(second, old, running, traffic)
-        until_logged(running, "a reset without a reason, perhaps by a NAT that lost its binding")
+        running.until_logged("a reset without a reason, perhaps by a NAT that lost its binding")
 
 
 def test_a_path_that_is_down_is_retried_with_pauses(
@@ -202,4 +198,4 @@ def test_the_reset_reason_of_the_peer_decides(mptcp_lab: Lab, tmp_path: Path) ->
         ):
             subflow.reset(reason, transient=transient)
             subflow = peer.accept_join()
-            until_logged(running, f"the peer reset it (reason {reason})")
+            running.until_logged(f"the peer reset it (reason {reason})")

@@ -191,7 +191,7 @@ def test_backup_takes_over_and_returns_to_the_primary(make_mptcp_lab: Made, tmp_
     with managed(lab, tmp_path, "backup") as running:
         traffic = lab.start(RequestResponse(interval_ms=INTERVAL_MS))
         expect(running, primary, standby)
-        assert f"create backup subflow {two.client_ip}" in running.log
+        running.until_logged(f"create backup subflow {two.client_ip}")
         one.carrier(False)
         expect(running, standby)
         one.carrier(True)
